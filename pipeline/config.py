@@ -99,7 +99,7 @@ class Preprocess(Section):
     kind: Literal["center", "standardize", "pca", "zca"] = Field(description="what to do")
     n_components: int | None = Field(None, ge=1, description="pca: how many components are kept")
     whiten: bool = Field(False, description="pca: unit variance along each component")
-    epsilon: float = Field(1e-6, ge=0, description="zca and whitening: added to each eigenvalue's share of the mean one")
+    epsilon: float = Field(1e-6, ge=0, description="zca: added to each eigenvalue, as a share of their mean")
 
 
 class Model(Section):

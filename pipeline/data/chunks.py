@@ -1,0 +1,133 @@
+"""Chunks: a source's rows as the models see them.
+
+Reads a chunk, sets bad rows aside (weight 0, so that row numbers keep their meaning), looks up weights and
+applies the preprocessing map. Small and picklable; what it returns does not depend on who asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.data.arrays import RowColumn
+from pipeline.data.preprocess import Affine
+from pipeline.data.source import Source
+from pipeline.errors import InputError
+from pipeline.models.stats import Array, Rows
+
+N_HASHED = 16  # chunks whose bytes enter the fingerprint
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows. x : (n, d).  weight : (n,) or None for ones.  start : global index of the first row.
+    bad : (n,) bool, rows with NaN or inf, whose weight is 0 and whose values are 0; None when there are none.
+    """
+
+    x: Rows
+    weight: Array | None
+    start: int
+    bad: Array | None = None
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The rows of a source with their weights and preprocessing, chunk by chunk."""
+
+    source: Source
+    weights: RowColumn | None = None
+    affine: Affine | None = None
+
+    @property
+    def n_chunks(self) -> int:
+        """How many chunks a pass reads."""
+        return self.source.n_chunks
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in all, bad ones included."""
+        return self.source.n_rows
+
+    @property
+    def n_features(self) -> int:
+        """Columns that the models see."""
+        return self.source.n_features if self.affine is None else self.affine.n_out
+
+    def raw(self) -> Chunks:
+        """The same rows without the preprocessing."""
+        return replace(self, affine=None)
+
+    def load(self, i: int) -> Chunk:
+        """Chunk i, ready for an E-step. Raises StorageError or InputError naming chunk or row."""
+        start, stop = int(self.source.bounds[i]), int(self.source.bounds[i + 1])
+        x = self.source.read(i)
+        weight = None if self.weights is None else self._checked(self.weights.read(start, stop), start)
+        bad = _bad_rows(x)
+        if bad is not None:
+            weight = np.where(bad, 0.0, 1.0 if weight is None else weight)
+            x = _zeroed(x, bad)
+        return Chunk(x if self.affine is None else self.affine.apply(x), weight, start, bad)
+
+    def chunk_bytes(self) -> int:
+        """Decoded bytes of the largest chunk."""
+        rows = int(np.diff(self.source.bounds).max())
+        return rows * self.source.n_features * self.source.dtype.itemsize if not self.source.sparse else 2**23
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the input without its path or times: shape, dtype, grid, object sizes, bytes of 16 chunks."""
+        source = self.source
+        content = hashlib.sha256()
+        for i in np.unique(np.linspace(0, source.n_chunks - 1, N_HASHED).round().astype(int)):
+            x = source.read(int(i))
+            for part in (x.indptr, x.indices, x.data) if sp.issparse(x) else (x,):
+                content.update(np.ascontiguousarray(part).data)
+        return {
+            "shape": [source.n_rows, source.n_features],
+            "dtype": str(source.dtype),
+            "n_chunks": source.n_chunks,
+            "grid": _digest(np.asarray(source.bounds, dtype=np.int64)),
+            "object_sizes": _digest(np.asarray(source.object_sizes(), dtype=np.int64)),
+            "sha256": content.hexdigest(),
+        }
+
+    def _checked(self, weight: Array, start: int) -> Array:
+        weight = weight.astype(np.float64)
+        wrong = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+        if len(wrong):
+            raise InputError(
+                f"data.weights: row {start + wrong[0]} has weight {weight[wrong[0]]}; expected finite, non-negative weights."
+            )
+        return weight
+
+
+def _digest(numbers: Array) -> str:
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
+
+
+def _bad_rows(x: Rows) -> Array | None:
+    """(n,) bool mask of rows with NaN or inf, or None when there are none."""
+    if x.dtype.kind != "f":
+        return None
+    if sp.issparse(x):
+        if np.isfinite(x.data).all():
+            return None
+        return np.asarray((sp.csr_array((~np.isfinite(x.data), x.indices, x.indptr), shape=x.shape)).sum(axis=1) > 0)
+    # One sum finds any NaN or inf without a mask of the whole chunk.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(x.sum(axis=1, dtype=np.float64)).all():
+            return None
+    bad = ~np.isfinite(x).all(axis=1)
+    return bad if bad.any() else None
+
+
+def _zeroed(x: Rows, bad: Array) -> Rows:
+    if sp.issparse(x):
+        keep = np.repeat(~bad, np.diff(x.indptr))
+        return sp.csr_array((np.where(keep, x.data, 0), x.indices, x.indptr), shape=x.shape)
+    x = x.copy()
+    x[bad] = 0
+    return x

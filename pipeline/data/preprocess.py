@@ -1,0 +1,123 @@
+"""Preprocessing: a chain of affine maps, fitted from the mean and covariance of one streaming pass.
+
+Centre, scale, PCA and ZCA are all x -> (x - offset) @ matrix, and the moments of a mapped row follow from
+those of the row; so the whole chain is one map, and one pass over the data fits it.
+[PCA: Jolliffe 2002; ZCA: Bell and Sejnowski 1997]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import Preprocess
+from pipeline.errors import InputError
+from pipeline.models.base import compute_dtype
+from pipeline.models.stats import Array
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x -> (x - offset) @ matrix. offset : (D,).  matrix : (D, d), or (D,) for one factor a feature.  float64."""
+
+    offset: Array
+    matrix: Array
+
+    @property
+    def n_out(self) -> int:
+        """d, the columns of a mapped row."""
+        return self.matrix.shape[-1]
+
+    def apply(self, x: Array) -> Array:
+        """Mapped rows in x's compute dtype. x : (n, D) -> (n, d)."""
+        dtype = compute_dtype(x.dtype)
+        # The difference is formed in float64: the offset's rounding would shift every row of float32 data.
+        centred = np.subtract(x, self.offset, dtype=np.float64).astype(dtype, copy=False)
+        matrix = self.matrix.astype(dtype)
+        return centred * matrix if matrix.ndim == 1 else centred @ matrix
+
+    def full_matrix(self) -> Array:
+        """(D, d)."""
+        return np.diag(self.matrix) if self.matrix.ndim == 1 else self.matrix
+
+    def inverse(self) -> Array:
+        """(d, D): mapped @ inverse + offset is the closest row of the data's space."""
+        if self.matrix.ndim == 1:
+            return np.diag(1.0 / self.matrix)
+        return np.linalg.pinv(self.matrix)
+
+    def log_jacobian(self) -> float:
+        """log |det matrix|: log-density in the data's space = log-density + this; NaN if dimensions were dropped."""
+        if self.matrix.ndim == 1:
+            return float(np.log(np.abs(self.matrix)).sum())
+        if self.matrix.shape[0] != self.matrix.shape[1]:
+            return float("nan")
+        return float(np.linalg.slogdet(self.matrix)[1])
+
+    def then(self, offset: Array, matrix: Array) -> Affine:
+        """This map followed by x -> (x - offset) @ matrix, whose matrix may be (d,) for a diagonal."""
+        if self.matrix.ndim == 1:
+            new_offset = self.offset + offset / self.matrix
+            product = self.matrix * matrix if matrix.ndim == 1 else self.matrix[:, None] * matrix
+            return Affine(new_offset, product)
+        # (x - o) M - c = (x - o - c M⁺) M: c lies in the row space of M.
+        shifted = self.offset + (offset @ np.linalg.pinv(self.matrix) if offset.any() else 0.0)
+        return Affine(shifted, self.matrix * matrix if matrix.ndim == 1 else self.matrix @ matrix)
+
+
+def fit_preprocess(steps: Sequence[Preprocess], mean: Array, covariance: Array) -> Affine | None:
+    """The chain of steps as one map. mean : (D,).  covariance : (D, D) or, where only scales matter, (D,).
+
+    Raises InputError when a step asks for more dimensions than vary.
+    """
+    if not steps:
+        return None
+    d = len(mean)
+    affine = Affine(np.zeros(d), np.ones(d))
+    for step in steps:
+        offset, matrix = _fit_step(step, mean, covariance)
+        affine = affine.then(offset, matrix)
+        mean, covariance = mapped_moments(Affine(offset, matrix), mean, covariance)
+    return affine
+
+
+def mapped_moments(affine: Affine, mean: Array, covariance: Array) -> tuple[Array, Array]:
+    """Mean and covariance of the mapped rows."""
+    centred = mean - affine.offset
+    mapped = centred * affine.matrix if affine.matrix.ndim == 1 else centred @ affine.matrix
+    return mapped, _mapped_covariance(covariance, affine.matrix)
+
+
+def _mapped_covariance(covariance: Array, matrix: Array) -> Array:
+    if matrix.ndim == 1:
+        outer = matrix * matrix if covariance.ndim == 1 else np.outer(matrix, matrix)
+        return covariance * outer
+    full = np.diag(covariance) if covariance.ndim == 1 else covariance
+    return matrix.T @ full @ matrix
+
+
+def _fit_step(step: Preprocess, mean: Array, covariance: Array) -> tuple[Array, Array]:
+    """(offset, matrix) of one step."""
+    variances = covariance if covariance.ndim == 1 else np.diagonal(covariance)
+    if step.kind == "center":
+        return mean, np.ones(len(mean))
+    if step.kind == "standardize":
+        # A constant feature stays as it is, as in scikit-learn: there is nothing to scale.
+        return mean, 1.0 / np.sqrt(np.where(variances > 0, variances, 1.0))
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    # The sign of an eigenvector is arbitrary; its largest entry is made positive, so that it is always the same.
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
+    if step.kind == "zca":
+        floor = step.epsilon * values.mean()
+        return mean, (vectors / np.sqrt(values + floor)) @ vectors.T
+    kept = step.n_components or len(mean)
+    varying = int((values > values[0] * 1e-14 * len(mean)).sum())
+    if kept > (varying if step.whiten else len(mean)):
+        raise InputError(
+            f"preprocess pca: n_components {kept}, but only {varying} of {len(mean)} dimensions vary. "
+            f"Set n_components to at most {varying}."
+        )
+    return mean, vectors[:, :kept] / np.sqrt(values[:kept]) if step.whiten else vectors[:, :kept]

@@ -1,0 +1,153 @@
+"""The profiling pass: how many rows, their mean and covariance, bad rows, and a sample; one read of everything.
+
+Means and scatters of two sets merge as M = M_a + M_b + (n_a n_b / n) (m_b - m_a)(m_b - m_a)ᵀ, which needs no
+reference point and loses nothing far from the origin. [Chan, Golub and LeVeque 1983, eq. 2.1]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.data.chunks import Chunk
+from pipeline.errors import InputError
+from pipeline.keyed import race
+from pipeline.models.base import tiles
+from pipeline.models.stats import Array, LowestRows
+
+PROFILE_TILE = 4096
+SAMPLE_STREAM = 1
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one pass learns of the rows; profiles of chunks merge by +.
+
+    n_rows : rows in all.  n_bad, first_bad : rows with NaN or inf.  total : sum of weights.
+    mean : (d,).  scatter : (d, d), (d,) or (0,), weighted sums about the mean.  low, high : (d,) extremes.
+    sample : rows drawn without replacement in proportion to their weights.
+    """
+
+    n_rows: int
+    n_bad: int
+    first_bad: int
+    total: float
+    mean: Array
+    scatter: Array
+    low: Array
+    high: Array
+    sample: LowestRows
+
+    def __add__(self, other: Profile) -> Profile:
+        total = self.total + other.total
+        apart = other.mean - self.mean
+        share = other.total / total if total > 0 else 0.0
+        return Profile(
+            self.n_rows + other.n_rows,
+            self.n_bad + other.n_bad,
+            min(self.first_bad, other.first_bad),
+            total,
+            self.mean + share * apart,
+            self.scatter + other.scatter + self.total * share * _square(apart, self.scatter.ndim, len(self.scatter)),
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.sample + other.sample,
+        )
+
+    @property
+    def covariance(self) -> Array:
+        """(d, d) or (d,), of the population (ddof 0), weighted."""
+        return self.scatter / self.total
+
+    @property
+    def variance(self) -> Array:
+        """(d,), of the population."""
+        return self.covariance if self.scatter.ndim == 1 else np.diagonal(self.covariance).copy()
+
+    def check(self, bad_rows: str) -> None:
+        """Refuse what no model can use: bad rows (unless they are dropped), no weight at all, squares that overflow."""
+        if self.n_bad and bad_rows == "error":
+            raise InputError(
+                f"{self.n_bad} of {self.n_rows} rows hold NaN or inf, the first is row {self.first_bad}. "
+                "Clean them, or set data.bad_rows: drop."
+            )
+        if not self.total > 0:
+            raise InputError(
+                f"{self.n_rows} rows came, none with a positive weight and finite values; expected at least one."
+            )
+        if not np.isfinite(self.scatter).all() or not np.isfinite(self.mean).all():
+            peak = max(np.abs(self.low).max(), np.abs(self.high).max())
+            raise InputError(f"values reach {peak:.3g}: their squares overflow float64. Rescale the data.")
+        flat = (self.high > self.low) & (self.variance == 0) if len(self.scatter) else np.zeros(0, bool)
+        if flat.any():
+            raise InputError(
+                f"feature {int(flat.argmax())} varies by {(self.high - self.low)[flat.argmax()]:.3g}, "
+                "so little that its square underflows float64. Rescale the data."
+            )
+
+    def constant_features(self) -> Array:
+        """Indices of features with one value only."""
+        return np.flatnonzero(self.low == self.high)
+
+    def distinct_sample_rows(self) -> int:
+        """Distinct rows in the sample: fewer than K of them means that K components cannot all differ."""
+        x = self.sample.x
+        return len(np.unique(x.toarray() if sp.issparse(x) else x, axis=0))
+
+
+@dataclass(frozen=True)
+class ProfileJob:
+    """The job of the profiling pass. scatter : full, diag or none.  sample_size : rows kept."""
+
+    scatter: str
+    sample_size: int
+    seed: int
+
+    def __call__(self, chunk: Chunk) -> Profile:
+        """The profile of one chunk, tile by tile."""
+        total: Profile | None = None
+        for rows in tiles(chunk.x.shape[0], PROFILE_TILE):
+            tile = self._tile(chunk, rows)
+            total = tile if total is None else total + tile
+        assert total is not None, "a chunk has at least one row"
+        return total
+
+    def _tile(self, chunk: Chunk, rows: slice) -> Profile:
+        x = chunk.x[rows]
+        n = x.shape[0]
+        index = np.arange(chunk.start + rows.start, chunk.start + rows.stop)
+        weight = np.ones(n) if chunk.weight is None else chunk.weight[rows]
+        bad = np.flatnonzero(chunk.bad[rows]) if chunk.bad is not None else np.empty(0, dtype=int)
+        sample = LowestRows.of(self.sample_size, race(self.seed, SAMPLE_STREAM, index, weight), index, x, weight)
+        first_bad = int(index[bad[0]]) if len(bad) else np.iinfo(np.int64).max
+        moments = self._sparse_moments if sp.issparse(x) else self._dense_moments
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported by check()
+            return Profile(n, len(bad), first_bad, float(weight.sum()), *moments(x, weight), sample)
+
+    def _dense_moments(self, x: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
+        live = weight > 0
+        x = x.astype(np.float64)
+        total = weight.sum()
+        mean = weight @ x / total if total > 0 else np.zeros(x.shape[1])
+        diff = x - mean
+        if self.scatter == "full":
+            scatter = (diff * weight[:, None]).T @ diff
+        else:
+            scatter = weight @ (diff * diff) if self.scatter == "diag" else np.zeros(0)
+        low = x[live].min(axis=0, initial=np.inf)
+        return mean, scatter, low, x[live].max(axis=0, initial=-np.inf)
+
+    def _sparse_moments(self, x: Any, weight: Array) -> tuple[Array, Array, Array, Array]:
+        total = weight.sum()
+        mean = x.T @ weight / total if total > 0 else np.zeros(x.shape[1])
+        extremes = x.min(axis=0).toarray().ravel(), x.max(axis=0).toarray().ravel()
+        return mean, np.zeros(0), extremes[0].astype(np.float64), extremes[1].astype(np.float64)
+
+
+def _square(apart: Array, ndim: int, size: int) -> Array:
+    if size == 0:
+        return np.zeros(0)
+    return np.outer(apart, apart) if ndim == 2 else apart * apart

@@ -1,0 +1,138 @@
+"""The EM loop, as a generator over passes.
+
+    E-step: the sum of partial statistics over all chunks (one pass, shared by all restarts)
+    M-step: the parameters that maximise the free energy given that sum
+    log p(X | theta) = F(q, theta) + KL(q || p(z | X, theta))
+[Dempster, Laird and Rubin 1977; Neal and Hinton 1998]
+
+Resuming is the same generator started from loaded runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.em.stopping import Limits, stop_reason
+from pipeline.models.base import Mixture, Model, Reset
+from pipeline.models.stats import Array, Partial
+
+
+class Entry(NamedTuple):
+    """What one iteration left behind.
+
+    objective : at the E-step, what the iterations raise (K-means: minus the inertia), total nats
+    log_likelihood, entropy : at the E-step, total nats; NaN for K-means
+    lower_bound : F(q_t, theta_{t+1}), after the M-step; NaN for K-means
+    n_effective : (k,) soft counts at the E-step.  rows : rows read.  phase : which part of the fit this was
+    """
+
+    objective: float
+    log_likelihood: float
+    entropy: float
+    lower_bound: float
+    n_effective: Array
+    rows: int
+    phase: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One restart: its model, parameters and history so far.
+
+    resets : (k,) how often each component was reset.  settled : no reset in the last iteration.
+    label_key : key of the last hard labels (K-means), None before the first pass.
+    stop_reason : why it stopped, None while it goes on.  final : the E-step of the stored parameters.
+    """
+
+    restart: int
+    model: Model
+    params: Any
+    history: tuple[Entry, ...] = ()
+    resets: Array | None = None
+    settled: bool = True
+    label_key: int | None = None
+    stop_reason: str | None = None
+    final: Partial | None = None
+
+    @property
+    def objective(self) -> float:
+        """That of the stored parameters once finished, else of the last E-step; -inf before the first."""
+        if self.final is not None:
+            return self.model.objective(self.final.stats, self.params)
+        return self.history[-1].objective if self.history else -np.inf
+
+
+class ResetEvent(NamedTuple):
+    """A reset, with the restart and iteration it happened in."""
+
+    restart: int
+    iteration: int
+    reset: Reset
+
+
+@dataclass(frozen=True)
+class EStep:
+    """The job of a pass: a model's E-step under fixed parameters. final: collect exemplars too."""
+
+    model: Model
+    params: Any
+    final: bool = False
+
+    def __call__(self, chunk: Any) -> Partial:
+        """Partial statistics of one chunk."""
+        return self.model.e_step(self.params, chunk.x, chunk.weight, chunk.start, self.final)
+
+
+Evaluate = Callable[[Sequence[EStep]], Sequence[Partial]]
+
+
+def em(runs: Sequence[Run], evaluate: Evaluate, limits: Limits, n_rows: int) -> Iterator[tuple[list[Run], list[ResetEvent]]]:
+    """Advance all runs together, one pass at a time, until each has stopped and been evaluated once more.
+
+    evaluate : sums each job's partial statistics over all chunks.  n_rows : rows that a pass reads.
+    Yields the runs after each pass, with the resets that happened in it.
+    """
+    current = list(runs)
+    while live := [i for i, run in enumerate(current) if run.final is None]:
+        jobs = [EStep(current[i].model, current[i].params, current[i].stop_reason is not None) for i in live]
+        events: list[ResetEvent] = []
+        for i, partial in zip(live, evaluate(jobs), strict=True):
+            if current[i].stop_reason is not None:
+                current[i] = replace(current[i], final=partial)
+            else:
+                current[i], resets = advance(current[i], partial, limits, n_rows)
+                events += resets
+        yield list(current), events
+
+
+def advance(run: Run, partial: Partial, limits: Limits, n_rows: int) -> tuple[Run, list[ResetEvent]]:
+    """One M-step: new parameters, one more entry of history, and whether to stop."""
+    model, old = run.model, run.params
+    counts = np.zeros(model.n_components, dtype=np.int64) if run.resets is None else run.resets
+    params, resets = model.revive(model.m_step(partial.stats, old), old, partial, counts)
+    iteration = len(run.history)
+    entry = _entry(model, partial, old, params, n_rows)
+    moved = np.bincount([r.component for r in resets if r.done], minlength=model.n_components)
+    advanced = replace(
+        run,
+        params=params,
+        history=(*run.history, entry),
+        resets=counts + moved,
+        settled=not moved.any(),
+        label_key=int(partial.label_key),
+    )
+    reason = stop_reason(run, advanced, limits)
+    return replace(advanced, stop_reason=reason), [ResetEvent(run.restart, iteration, reset) for reset in resets]
+
+
+def _entry(model: Model, partial: Partial, before: Any, after: Any, n_rows: int) -> Entry:
+    stats = partial.stats
+    objective = model.objective(stats, before)
+    if not isinstance(model, Mixture):
+        return Entry(objective, np.nan, np.nan, np.nan, stats.sum_w, n_rows, "em")
+    bound = model.free_energy(stats, after)
+    return Entry(objective, float(stats.log_likelihood), float(stats.entropy), bound, stats.sum_w, n_rows, "em")

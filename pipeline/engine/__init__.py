@@ -1,0 +1,1 @@
+"""Where passes run: Dask graphs, clusters, BLAS threads and memory."""

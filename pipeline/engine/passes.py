@@ -1,0 +1,95 @@
+"""Passes over the chunks on Dask: the only graph code.
+
+A task is a shard, not a chunk: it streams its chunks one by one, gives each to every job (so one read feeds
+all restarts) and sums what they return along the canonical tree. What is above the shards is summed by a
+few tasks more. Jobs reach the tasks as the result of one small task, never as an argument of each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import dask
+from dask.delayed import delayed
+
+from pipeline.data.chunks import Chunk, Chunks
+from pipeline.engine.tree import shard_level, shards, tree_sum
+
+Job = Callable[[Chunk], Any]
+
+
+class Engine:
+    """Threads of this process (client None), or a Dask cluster behind a client."""
+
+    def __init__(self, client: Any = None, workers: int = 1) -> None:
+        self.client = client
+        self.workers = workers
+        self._chunk_seconds = 0.0
+
+    def sum_over(self, chunks: Chunks, jobs: Sequence[Job]) -> list[Any]:
+        """For each job, the sum of job(chunk) over all chunks: one read of the data, the same bits on any workers."""
+        began = time.perf_counter()
+        level = shard_level(chunks.n_chunks, self.workers, self._chunk_seconds)
+        source = delayed(_same, pure=False)(_Opaque(chunks))
+        shared_jobs = delayed(_same, pure=False)(_Opaque(list(jobs)))
+        remote = self.client is not None
+        parts = [
+            delayed(_sum_shard, pure=False)(source, shared_jobs, run.start, run.stop, remote)
+            for run in shards(chunks.n_chunks, level)
+        ]
+        total = self._compute(tree_sum(parts, delayed(_add_lists, pure=False)))
+        self._chunk_seconds = (time.perf_counter() - began) * self.workers / chunks.n_chunks
+        return total  # type: ignore[no-any-return]
+
+    def map_in_order(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """function(*a) for each a, in order, a bounded number of results at a time."""
+        waiting = iter(arguments)
+        while wave := list(islice(waiting, 2 * self.workers)):
+            yield from self._compute(delayed(list)([delayed(function, pure=False)(*a) for a in wave]))
+
+    def _compute(self, root: Any) -> Any:
+        if self.client is not None:
+            future = self.client.compute(root, retries=3)
+            try:
+                return future.result()
+            finally:
+                future.release()
+        return dask.compute(root, scheduler="threads", num_workers=self.workers)[0]
+
+
+class _Opaque:
+    """A value that Dask neither looks into nor copies into each task."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _same(opaque: _Opaque) -> _Opaque:
+    return opaque
+
+
+def _sum_shard(chunks: _Opaque, jobs: _Opaque, start: int, stop: int, remote: bool) -> list[Any]:
+    if remote:
+        _one_blas_thread()
+    return tree_sum((_on_chunk(chunks.value, jobs.value, i) for i in range(start, stop)), _add_lists)
+
+
+def _on_chunk(chunks: Chunks, jobs: list[Job], i: int) -> list[Any]:
+    chunk = chunks.load(i)
+    return [job(chunk) for job in jobs]
+
+
+def _add_lists(a: list[Any], b: list[Any]) -> list[Any]:
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+@cache
+def _one_blas_thread() -> None:
+    """In a worker process, for good: a limit that each task set and restored would race with its neighbours."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)

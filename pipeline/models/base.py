@@ -1,0 +1,237 @@
+"""What every model is: an E-step that gives statistics that add, and an M-step that uses their sum.
+
+A model is a frozen record of hyperparameters. It holds no data and knows no Dask; parameters and
+statistics are values that it is given and returns. [Dempster, Laird and Rubin 1977]
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.models.posterior import POSTERIORS, Posterior
+from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
+
+TILE_BYTES = 2**22  # of working arrays: about the caches that one core can use
+N_EXEMPLARS = 5
+MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
+
+
+class Labels(NamedTuple):
+    """What prediction says of each row. label : (n,) int32.  log_density : (n,) float64, nats
+    (K-means: the squared distance to the centre).  log_resp : (n, k) float64.
+    """
+
+    label: Array
+    log_density: Array
+    log_resp: Array
+
+
+class Reset(NamedTuple):
+    """One component that was found empty or collapsed. done: False when it stays as it is."""
+
+    component: int
+    reason: str
+    done: bool
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float32 where it holds every value exactly (float16, float32, integers to 16 bits), else float64."""
+    return np.result_type(dtype, np.float32)
+
+
+def tiles(n: int, height: int) -> Iterator[slice]:
+    """Consecutive row ranges of at most `height` rows."""
+    for start in range(0, n, height):
+        yield slice(start, min(start + height, n))
+
+
+def tile_height(n_features: int, n_components: int) -> int:
+    """Rows in a tile: a power of two that depends on the model alone, so that bits do not follow memory or workers."""
+    row_bytes = 8 * (2 * n_features + 4 * n_components)
+    return 1 << int(np.clip(np.log2(TILE_BYTES / row_bytes), 6, 13))
+
+
+class Model(ABC):
+    """A family with its hyperparameters.
+
+    shift : (d,) float64, the fixed reference point of all statistics (the data mean): moments about a
+    far-away origin would cancel.
+    """
+
+    family: ClassVar[str]
+    n_components: int
+    shift: Array
+
+    @property
+    def n_features(self) -> int:
+        """d, the columns of a row."""
+        return len(self.shift)
+
+    @property
+    def n_worst(self) -> int:
+        """How many worst-fit rows travel beside the statistics, as places for resets."""
+        return min(self.n_components, 8)
+
+    @abstractmethod
+    def e_step(self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False) -> Partial:
+        """Expected sufficient statistics of one chunk, tile by tile in constant extra memory.
+
+        x : (n, d), finite.  weight : (n,) non-negative, or None for ones.  start : global index of the first row.
+        exemplars : whether to collect each component's best rows too.
+        """
+
+    @abstractmethod
+    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> Any:
+        """Statistics of a given hard assignment. labels : (n,) int; rows with label -1 are left out."""
+
+    @abstractmethod
+    def m_step(self, stats: Any, params: Any | None) -> Any:
+        """The parameters that maximise the objective given the statistics.
+
+        params : where fixed parts, and those of components without rows, are taken from.
+        """
+
+    @abstractmethod
+    def revive(self, new: Any, params: Any, partial: Partial, resets: Array) -> tuple[Any, list[Reset]]:
+        """Parameters in which empty and collapsed components have been reset, and what was done.
+
+        new, params : after and before the M-step.  resets : (k,) int, how often each has been reset already.
+        """
+
+    @abstractmethod
+    def objective(self, stats: Any, params: Any) -> float:
+        """What the iterations raise, in total nats, from an E-step's statistics under the same parameters."""
+
+    @abstractmethod
+    def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
+        """Labels and log-densities of a chunk, tile by tile."""
+
+    @abstractmethod
+    def n_free_parameters(self) -> int:
+        """How many numbers are learned, for BIC and AIC."""
+
+    @abstractmethod
+    def params_from_arrays(self, arrays: Mapping[str, Array]) -> Any:
+        """Parameters from named arrays, checked. Raises InputError naming what is wrong."""
+
+    @abstractmethod
+    def reorder(self, params: Any, order: Array) -> Any:
+        """The same parameters with components in another order."""
+
+    @abstractmethod
+    def positions(self, params: Any) -> Array:
+        """(k, d): where each component is, to break ties of the canonical order."""
+
+
+@dataclass(frozen=True)
+class MixtureStats(Additive):
+    """What all mixtures sum. sum_w : (k,) soft counts N_k.  log_likelihood, entropy : total nats."""
+
+    sum_w: Array
+    log_likelihood: np.float64
+    entropy: np.float64
+
+
+class Mixture(Model):
+    """A model with a density: log p(x) = log sum_k pi_k p(x | k)."""
+
+    assignment: str
+
+    @abstractmethod
+    def log_joint(self, params: Any, x: Rows) -> Array:
+        """(n, k) float64: log pi_k + log p(x | k), nats."""
+
+    @abstractmethod
+    def tile_stats(self, centres: Any, x: Rows, resp: Array, weight: Array, post: Posterior) -> Any:
+        """Statistics of one tile. resp : (n, k), already times the weights.
+
+        centres : (k, d), points near the components, about which sums lose least; or None.
+        """
+
+    @abstractmethod
+    def expected_log_joint(self, stats: Any, params: Any) -> float:
+        """E_q[log p(x, z | params)], total nats; linear in the statistics."""
+
+    def log_prior(self, params: Any) -> float:
+        """Log of the prior density of the parameters, up to a constant; 0 without a prior."""
+        return 0.0
+
+    def free_energy(self, stats: Any, params: Any) -> float:
+        """F(q, params) = expected log joint + entropy of q, total nats, without the prior.
+
+        [Neal and Hinton 1998, eq. 7]
+        """
+        return self.expected_log_joint(stats, params) + float(stats.entropy)
+
+    def objective(self, stats: Any, params: Any) -> float:
+        """log p(X) + log prior; for hard assignment the free energy of the labels + log prior."""
+        soft = self.assignment == "soft"
+        value = float(stats.log_likelihood) if soft else self.free_energy(stats, params)
+        return value + self.log_prior(params)
+
+    def e_step(self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False) -> Partial:
+        posterior = POSTERIORS[self.assignment]
+        weights = np.ones(x.shape[0]) if weight is None else weight
+        total: Partial | None = None
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+            tile, w, index = x[rows], weights[rows], np.arange(start + rows.start, start + rows.stop)
+            log_joint = self.log_joint(params, tile)
+            post = posterior(log_joint)
+            self._refuse_impossible(post, index, w)
+            stats = self.tile_stats(params, tile, post.resp * w[:, None], w, post)
+            score = np.where(w > 0, post.log_norm, np.inf)
+            best = None
+            if exemplars and w.any():
+                log_resp = log_joint - post.log_norm[:, None]
+                best = Exemplars.of(N_EXEMPLARS, *(a[w > 0] for a in (index, log_resp, log_joint, tile)))
+            partial = Partial(stats, LowestRows.of(self.n_worst, score, index, tile, w), exemplars=best)
+            total = partial if total is None else total + partial
+        assert total is not None, "a chunk has at least one row"
+        return total
+
+    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> Any:
+        weights = np.ones(x.shape[0]) if weight is None else weight
+        total = None
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+            w = np.where(labels[rows] >= 0, weights[rows], 0.0)
+            resp = np.zeros((len(w), self.n_components))
+            resp[np.arange(len(w)), np.maximum(labels[rows], 0)] = w
+            none = np.zeros(len(w))
+            stats = self.tile_stats(None, x[rows], resp, w, Posterior(resp, none, none))
+            total = stats if total is None else total + stats
+        return total
+
+    def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+            log_joint = self.log_joint(params, x[rows])
+            log_norm = POSTERIORS["soft"](log_joint).log_norm
+            log_resp = log_joint - log_norm[:, None]
+            yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
+
+    def _refuse_impossible(self, post: Posterior, index: Array, weight: Array) -> None:
+        bad = np.flatnonzero(~np.isfinite(post.log_norm) & (weight > 0))
+        if len(bad):
+            raise InputError(
+                f"row {index[bad[0]]}: log-density {post.log_norm[bad[0]]}; no component can produce it. {self.impossible_advice}"
+            )
+
+    impossible_advice: ClassVar[str] = ""
+
+
+def checked_arrays(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """The named arrays as float64, or InputError saying which is missing or has which shape."""
+    values: dict[str, Array] = {}
+    for name, shape in shapes.items():
+        if name not in arrays:
+            raise InputError(f"initial parameters: found {sorted(arrays)}, expected {sorted(shapes)}; {name} is missing.")
+        value = np.asarray(arrays[name], dtype=np.float64)
+        if value.shape != shape or not np.isfinite(value).all():
+            raise InputError(f"initial {name}: shape {value.shape}, expected finite values of shape {shape}.")
+        values[name] = value
+    return values

@@ -1,0 +1,174 @@
+"""The four shapes of a Gaussian's covariance, as a table of functions.
+
+A shape says how its second moments are formed (`outer`), how they become covariances, and how a
+covariance whitens a row. For every shape, moments about another point follow from
+
+    M(a + b) = M(a) - outer(b, s) - outer(s, b) + N outer(b, b)
+
+where s and N are the first and zeroth moments about a. [Bishop 2006, sec. 9.2; scikit-learn's shapes]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from pipeline.models.stats import Array
+
+
+class Shape(NamedTuple):
+    """Functions of one covariance type; k components, d features.
+
+    outer : ((k, d), (k, d)) -> the shape's product of two vectors, per component
+    tile_moment : (diff (n, d), r (n,)) -> the weighted second moment of one component
+    mahalanobis : (diff (n, d), factor of one component) -> (n,) squared distances
+    factor : covariances -> precision factors, NaN for a component without one
+    log_det : (factors, d) -> (k,) log determinants of the factors (half those of the precisions)
+    trace : (factors, moments) -> (k,) tr(precision @ moment)
+    covariances : (moments about the means, N (k,), d, reg) -> covariances
+    largest : (covariances, k) -> (k,) largest eigenvalues
+    n_parameters : (k, d) -> int
+    array_shape : (k, d) -> shape of the covariances array
+    per_component : False if one covariance serves all (tied)
+    min_rows : d -> effective rows below which a component counts as collapsed
+    """
+
+    outer: Callable[[Array, Array], Array]
+    tile_moment: Callable[[Array, Array], Array]
+    mahalanobis: Callable[[Array, Array], Array]
+    factor: Callable[[Array], Array]
+    log_det: Callable[[Array, int], Array]
+    trace: Callable[[Array, Array], Array]
+    covariances: Callable[[Array, Array, int, float], Array]
+    largest: Callable[[Array, int], Array]
+    n_parameters: Callable[[int, int], int]
+    array_shape: Callable[[int, int], tuple[int, ...]]
+    per_component: bool
+    min_rows: Callable[[int], int]
+
+
+def _cholesky_factor(covariance: Array) -> Array:
+    """Upper triangular P with P Pᵀ = covariance⁻¹, or NaN where there is no Cholesky factor."""
+    try:
+        lower = np.linalg.cholesky(covariance)
+        return solve_triangular(lower, np.eye(len(covariance)), lower=True).T
+    except (np.linalg.LinAlgError, ValueError):
+        return np.full_like(covariance, np.nan)
+
+
+def _inverse_root(variances: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(variances > 0, 1.0 / np.sqrt(variances), np.nan)
+
+
+def _ratio(moments: Array, counts: Array) -> Array:
+    """moments / counts along the first axis; components without rows give NaN, replaced by the M-step."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return moments / counts.reshape((-1,) + (1,) * (moments.ndim - 1))
+
+
+def _full_moment(diff: Array, r: Array) -> Array:
+    return (diff * r[:, None]).T @ diff
+
+
+def _full_covariances(moments: Array, counts: Array, d: int, reg: float) -> Array:
+    covariances = _ratio(moments, counts)
+    covariances[:, np.arange(d), np.arange(d)] += reg
+    return covariances
+
+
+def _matrix_mahalanobis(diff: Array, factor: Array) -> Array:
+    white = diff @ factor
+    return np.einsum("nd,nd->n", white, white)
+
+
+def _log_diagonal(factors: Array, d: int) -> Array:
+    return np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1)
+
+
+def _matrix_trace(factors: Array, moments: Array) -> Array:
+    return np.einsum("...ij,...ij->...", np.swapaxes(factors, -1, -2) @ moments, np.swapaxes(factors, -1, -2))
+
+
+def _tied_covariances(moments: Array, counts: Array, d: int, reg: float) -> Array:
+    return moments / counts.sum() + reg * np.eye(d)
+
+
+FULL = Shape(
+    outer=lambda a, b: a[:, :, None] * b[:, None, :],
+    tile_moment=_full_moment,
+    mahalanobis=_matrix_mahalanobis,
+    factor=lambda covariances: np.stack([_cholesky_factor(c) for c in covariances]),
+    log_det=_log_diagonal,
+    trace=_matrix_trace,
+    covariances=_full_covariances,
+    largest=lambda covariances, k: np.array([_largest_eigenvalue(c) for c in covariances]),
+    n_parameters=lambda k, d: k * d * (d + 1) // 2,
+    array_shape=lambda k, d: (k, d, d),
+    per_component=True,
+    min_rows=lambda d: d + 1,
+)
+TIED = Shape(
+    outer=lambda a, b: a.T @ b,
+    tile_moment=_full_moment,
+    mahalanobis=_matrix_mahalanobis,
+    factor=_cholesky_factor,
+    log_det=_log_diagonal,
+    trace=_matrix_trace,
+    covariances=_tied_covariances,
+    largest=lambda covariance, k: np.full(k, _largest_eigenvalue(covariance)),
+    n_parameters=lambda k, d: d * (d + 1) // 2,
+    array_shape=lambda k, d: (d, d),
+    per_component=False,
+    min_rows=lambda d: 1,
+)
+DIAG = Shape(
+    outer=lambda a, b: a * b,
+    tile_moment=lambda diff, r: r @ (diff * diff),
+    mahalanobis=lambda diff, factor: (diff * diff) @ (factor * factor),
+    factor=_inverse_root,
+    log_det=lambda factors, d: np.log(factors).sum(axis=1),
+    trace=lambda factors, moments: (factors * factors * moments).sum(axis=1),
+    covariances=lambda moments, counts, d, reg: _ratio(moments, counts) + reg,
+    largest=lambda covariances, k: covariances.max(axis=1),
+    n_parameters=lambda k, d: k * d,
+    array_shape=lambda k, d: (k, d),
+    per_component=True,
+    min_rows=lambda d: 2,
+)
+SPHERICAL = Shape(
+    outer=lambda a, b: np.einsum("kd,kd->k", a, b),
+    tile_moment=lambda diff, r: r @ np.einsum("nd,nd->n", diff, diff),
+    mahalanobis=lambda diff, factor: np.einsum("nd,nd->n", diff, diff) * (factor * factor),
+    factor=_inverse_root,
+    log_det=lambda factors, d: d * np.log(factors),
+    trace=lambda factors, moments: factors * factors * moments,
+    covariances=lambda moments, counts, d, reg: _ratio(moments, counts) / d + reg,
+    largest=lambda covariances, k: covariances,
+    n_parameters=lambda k, d: k,
+    array_shape=lambda k, d: (k,),
+    per_component=True,
+    min_rows=lambda d: 2,
+)
+SHAPES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
+
+
+def _largest_eigenvalue(covariance: Array) -> float:
+    return float(np.linalg.eigvalsh(covariance)[-1]) if np.isfinite(covariance).all() else np.nan
+
+
+def identity(shape: Shape, k: int, d: int) -> Array:
+    """Unit covariances in the shape's array."""
+    return from_covariance(shape, np.eye(d), k)
+
+
+def from_covariance(shape: Shape, covariance: Array, k: int) -> Array:
+    """One full covariance (d, d), given to all k components in the shape's array."""
+    d = len(covariance)
+    narrow = {2: covariance, 1: np.diagonal(covariance), 0: np.trace(covariance) / d}
+    target = shape.array_shape(k, d)
+    per_component = target[1:] if shape.per_component else target
+    return np.broadcast_to(narrow[len(per_component)], target).copy()

@@ -1,0 +1,166 @@
+"""K-means (Lloyd): each row goes to its nearest centre, each centre to the mean of its rows.
+
+With scikit-learn's stopping and its rule for empty centres: each takes the row farthest from its own
+centre, which leaves its old cluster. [Lloyd 1982; MacQueen 1967]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.keyed import hashes
+from pipeline.models.base import N_EXEMPLARS, Labels, Model, Reset, checked_arrays, compute_dtype, tile_height, tiles
+from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
+
+
+@dataclass(frozen=True)
+class KMeansParams:
+    """centers : (k, d) float64."""
+
+    centers: Array
+
+    def arrays(self) -> dict[str, Array]:
+        """The parameters by name."""
+        return {"centers": self.centers}
+
+
+@dataclass(frozen=True)
+class KMeansStats(Additive):
+    """sum_w : (k,).  sum_x : (k, d), about the model's shift.  inertia : sum of weighted squared distances."""
+
+    sum_w: Array
+    sum_x: Array
+    inertia: np.float64
+
+
+@dataclass(frozen=True)
+class KMeans(Model):
+    """Hyperparameters of K-means. variance : mean variance of the features, which scales the tolerance."""
+
+    n_components: int
+    shift: Array
+    variance: float = 1.0
+
+    family: ClassVar[str] = "kmeans"
+
+    @property
+    def n_worst(self) -> int:
+        """Every centre but one can be empty."""
+        return self.n_components
+
+    def e_step(self, params: KMeansParams, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False) -> Partial:
+        weights = np.ones(x.shape[0]) if weight is None else weight
+        total: Partial | None = None
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+            tile, w, index = x[rows], weights[rows], np.arange(start + rows.start, start + rows.stop)
+            label, d2 = nearest(tile, params.centers, self.shift)
+            best = None
+            if exemplars and w.any():
+                keep = w > 0
+                own = np.where(label[keep, None] == np.arange(self.n_components), 0.0, -np.inf)
+                best = Exemplars.of(N_EXEMPLARS, index[keep], own, own - d2[keep, None], tile[keep])
+            partial = Partial(
+                self._tile_stats(tile, label, w, d2),
+                LowestRows.of(self.n_worst, np.where(w > 0, -d2, np.inf), index, tile, w, label),
+                np.add.reduce(hashes(0, 0, index * self.n_components + label)),
+                best,
+            )
+            total = partial if total is None else total + partial
+        assert total is not None, "a chunk has at least one row"
+        return total
+
+    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> KMeansStats:
+        weights = np.ones(x.shape[0]) if weight is None else weight
+        total = None
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+            w = np.where(labels[rows] >= 0, weights[rows], 0.0)
+            stats = self._tile_stats(x[rows], np.maximum(labels[rows], 0), w, np.zeros(len(w)))
+            total = stats if total is None else total + stats
+        assert total is not None, "a chunk has at least one row"
+        return total
+
+    def _tile_stats(self, x: Rows, label: Array, weight: Array, d2: Array) -> KMeansStats:
+        shape = (self.n_components, len(label))
+        member = sp.csr_array((weight, (label, np.arange(len(label)))), shape=shape)
+        sum_x = member @ np.subtract(x, self.shift, dtype=np.float64)
+        sum_w = np.bincount(label, weights=weight, minlength=self.n_components)
+        return KMeansStats(sum_w, sum_x, np.float64(weight @ d2))
+
+    def m_step(self, stats: KMeansStats, params: KMeansParams | None) -> KMeansParams:
+        live = stats.sum_w > 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            centers = self.shift + stats.sum_x / stats.sum_w[:, None]
+        # An empty centre that no row can fill stays where it is: never at the origin.
+        held = np.tile(self.shift, (self.n_components, 1)) if params is None else params.centers
+        return KMeansParams(np.where(live[:, None], centers, held))
+
+    def revive(
+        self, new: KMeansParams, params: KMeansParams, partial: Partial, resets: Array
+    ) -> tuple[KMeansParams, list[Reset]]:
+        """scikit-learn's relocation: each empty centre takes the farthest row, which leaves its old cluster."""
+        stats, far = partial.stats, partial.worst
+        empty = np.flatnonzero(stats.sum_w == 0)
+        if not len(empty):
+            return new, []
+        sum_w, sum_x = stats.sum_w.copy(), stats.sum_x.copy()
+        done: list[Reset] = []
+        for place, k in enumerate(empty):
+            # No row is away from its centre: there are fewer distinct rows than centres.
+            if place >= len(far.score) or far.score[0] == 0:
+                done.append(Reset(int(k), "no rows, and no row away from its own centre", done=False))
+                continue
+            weight, old = far.weight[place], far.label[place]
+            moved = weight * (np.asarray(far.x[place], dtype=np.float64) - self.shift)
+            sum_w[old] -= weight
+            sum_x[old] -= moved
+            sum_w[k], sum_x[k] = weight, moved
+            done.append(Reset(int(k), f"no rows: took row {far.row[place]}", done=True))
+        return self.m_step(KMeansStats(sum_w, sum_x, stats.inertia), params), done
+
+    def objective(self, stats: KMeansStats, params: KMeansParams) -> float:
+        """Minus the inertia."""
+        return -float(stats.inertia)
+
+    def assign(self, params: KMeansParams, x: Rows) -> Iterator[tuple[slice, Labels]]:
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+            label, d2 = nearest(x[rows], params.centers, self.shift)
+            log_resp = np.where(label[:, None] == np.arange(self.n_components), 0.0, -np.inf)
+            yield rows, Labels(label.astype(np.int32), d2, log_resp)
+
+    def n_free_parameters(self) -> int:
+        return self.n_components * self.n_features
+
+    def params_from_arrays(self, arrays: Mapping[str, Array]) -> KMeansParams:
+        return KMeansParams(checked_arrays(arrays, {"centers": (self.n_components, self.n_features)})["centers"])
+
+    def reorder(self, params: KMeansParams, order: Array) -> KMeansParams:
+        return KMeansParams(params.centers[order])
+
+    def positions(self, params: KMeansParams) -> Array:
+        return params.centers
+
+
+def nearest(x: Rows, centers: Array, shift: Array) -> tuple[Array, Array]:
+    """Nearest centre of each row and the squared distance to it; ties go to the lowest centre.
+
+    x : (n, d), dense, or sparse (shift must be 0 then).  centers : (k, d).
+    The choice comes from |c|² - 2 x.c about `shift` in x's compute dtype; the distance of the chosen one
+    is formed from the difference, in float64. Returns (n,) int64 and (n,) float64.
+    """
+    if sp.issparse(x):
+        cross = x @ centers.T
+        score = np.einsum("kd,kd->k", centers, centers) - 2.0 * cross
+        label = score.argmin(axis=1)
+        return label, np.maximum(score[np.arange(len(label)), label] + x.multiply(x).sum(axis=1), 0.0)
+    dtype = compute_dtype(x.dtype)
+    rows, points = np.subtract(x, shift, dtype=np.float64), centers - shift
+    score = (-2.0 * points).astype(dtype) @ rows.astype(dtype, copy=False).T
+    score += np.einsum("kd,kd->k", points, points).astype(dtype)[:, None]
+    label = score.argmin(axis=0)
+    rows -= points[label]
+    return label, np.einsum("nd,nd->n", rows, rows)

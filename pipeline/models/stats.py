@@ -1,0 +1,147 @@
+"""What an E-step returns: values that add.
+
+Partial statistics of chunks add to those of the whole, so they form a vector space; that is
+what lets one loop serve any chunking and any number of workers. What does not add but must be
+known (the worst-fit rows, the best examples) travels beside them as lists that merge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Rows = Any  # (n, d): a dense array or a scipy.sparse.csr_array
+
+
+class Additive:
+    """A frozen dataclass whose every field adds."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+
+    def __mul__(self, factor: float) -> Self:
+        return type(self)(*(a * factor for a in self._values()))
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other: Self) -> Self:
+        return self + other * -1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(np.asarray(value).nbytes for value in self._values())
+
+    def _values(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+
+
+def stack(a: Rows, b: Rows) -> Rows:
+    """Rows of `a` above rows of `b`, dense or sparse."""
+    return sp.vstack([a, b], format="csr") if sp.issparse(a) else np.concatenate([a, b])
+
+
+@dataclass(frozen=True)
+class LowestRows:
+    """The `limit` rows with the lowest scores, ties to the lowest row index; lists of two sets merge by +.
+
+    score : (m,) float64, ascending.  row : (m,) int64, global.  x : (m, d).  weight : (m,).  label : (m,), -1 if none.
+    """
+
+    limit: int
+    score: Array
+    row: Array
+    x: Rows
+    weight: Array
+    label: Array
+
+    @classmethod
+    def of(cls, limit: int, score: Array, row: Array, x: Rows, weight: Array, label: Array | None = None) -> LowestRows:
+        """The lowest of all rows given; rows whose score is +inf or NaN are left out."""
+        keep = _lowest(score, row, limit)
+        label = np.full(len(score), -1) if label is None else label
+        return cls(limit, score[keep], row[keep], x[keep], weight[keep], label[keep])
+
+    def __add__(self, other: LowestRows) -> LowestRows:
+        score = np.concatenate([self.score, other.score])
+        row = np.concatenate([self.row, other.row])
+        keep = _lowest(score, row, self.limit)
+        merged = (
+            stack(self.x, other.x)[keep],
+            np.concatenate([self.weight, other.weight])[keep],
+            np.concatenate([self.label, other.label])[keep],
+        )
+        return LowestRows(self.limit, score[keep], row[keep], *merged)
+
+
+def _lowest(score: Array, row: Array, limit: int) -> Array:
+    finite = np.flatnonzero(score < np.inf)
+    if len(finite) > 4 * limit > 0:
+        # A cheap cut first: sorting all rows for a handful would cost more than the E-step.
+        cut = np.partition(score[finite], limit - 1)[limit - 1]
+        finite = finite[score[finite] <= cut]
+    return finite[np.lexsort((row[finite], score[finite]))][:limit]
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """For each component, the rows that it is most responsible for; lists of two sets merge by +.
+
+    Ordered by responsibility, then by log joint density (rows deep inside a component all have
+    responsibility 1), then by row index.  row : (k, m) int64, m <= limit.
+    log_resp, log_joint : (k, m).  x : (k, m, d) float64, or (k, m, 0) for sparse rows.
+    """
+
+    limit: int
+    row: Array
+    log_resp: Array
+    log_joint: Array
+    x: Array
+
+    @classmethod
+    def of(cls, limit: int, row: Array, log_resp: Array, log_joint: Array, x: Rows) -> Exemplars:
+        """The best `limit` rows of a tile. row : (n,).  log_resp, log_joint : (n, k).  x : (n, d)."""
+        best = np.lexsort((np.broadcast_to(row[:, None], log_resp.shape), -log_joint, -log_resp), axis=0)[:limit].T
+        component = np.arange(log_resp.shape[1])[:, None]
+        rows = np.empty((len(row), 0)) if sp.issparse(x) else x
+        chosen = (row[best], log_resp[best, component], log_joint[best, component])
+        return cls(limit, *chosen, rows[best].astype(np.float64))
+
+    def __add__(self, other: Exemplars) -> Exemplars:
+        row, log_resp, log_joint = (
+            np.concatenate([getattr(self, name), getattr(other, name)], axis=1)
+            for name in ("row", "log_resp", "log_joint")
+        )
+        best = np.lexsort((row, -log_joint, -log_resp), axis=1)[:, : self.limit]
+        x = np.concatenate([self.x, other.x], axis=1)
+        return Exemplars(
+            self.limit,
+            *(np.take_along_axis(values, best, axis=1) for values in (row, log_resp, log_joint)),
+            np.take_along_axis(x, best[:, :, None], axis=1),
+        )
+
+
+@dataclass(frozen=True)
+class Partial:
+    """One chunk's share of an E-step: statistics that add, and lists that merge beside them."""
+
+    stats: Any
+    worst: LowestRows
+    label_key: np.uint64 = np.uint64(0)  # a sum of keyed hashes of labels, modulo 2^64: equal keys, equal labels
+    exemplars: Exemplars | None = None
+
+    def __add__(self, other: Partial) -> Partial:
+        exemplars = self.exemplars
+        if exemplars is not None and other.exemplars is not None:
+            exemplars = exemplars + other.exemplars
+        return Partial(
+            self.stats + other.stats,
+            self.worst + other.worst,
+            np.add(self.label_key, other.label_key, dtype=np.uint64),
+            exemplars,
+        )

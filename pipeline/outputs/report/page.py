@@ -1,0 +1,164 @@
+"""The page: one context from the record, one template, one file that appears whole.
+
+Jinja2 escapes every value; only our own SVG and style sheet go in as they are. A content security policy in the page
+forbids scripts and network, so that a report from elsewhere is safe to open.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.outputs.report import figures, pictures, projection, story, topics, words
+from pipeline.outputs.report.record import Record, read_record
+from pipeline.outputs.report.timing import timing
+
+_HERE = Path(__file__).parent
+TOPICS_OPEN = 48  # with more topics, the rest is folded away
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run directory, from the run directory alone; returns its path.
+
+    The file appears whole or not at all. Raises InputError if there is no finished model in `run`,
+    StorageError if the model is damaged or the page cannot be written.
+    """
+    from pipeline.errors import StorageError
+
+    run = Path(run)
+    page = render(read_record(run), run.name)
+    path, temporary = run / "report.html", run / f".report-{os.getpid()}.html"
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written ({error}). Make room or mend the permissions, then rerun.") from error
+    return path
+
+
+def render(record: Record, name: str) -> str:
+    """The whole page as text; `name` is what the run is called."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=words.number, percent=words.percent, seconds=words.seconds, size=words.size, moment=words.moment
+    )
+    style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template("report.html.jinja").render(style=style, **_context(record, name))
+
+
+def _context(record: Record, name: str) -> dict[str, Any]:
+    spent = timing(record)
+    curve = figures.read_curve(record)
+    events, more_events = story.happenings(record)
+    start = (record.of("start") or [{}])[0]
+    return {
+        "name": name,
+        "family": record.family,
+        "title": story.title(record),
+        "subtitle": story.subtitle(record),
+        "converged": bool(record.attrs.get("converged")),
+        "why_stopped": story.why_stopped(record),
+        "when": words.moment(start.get("time")),
+        "asked": story.asked(record),
+        "outcome": story.outcome(record, spent),
+        "curves": figures.convergence(record, curve) if curve is not None and len(curve.objective) > 1 else [],
+        "sizes": figures.sizes(record),
+        "components": _COMPONENTS.get(record.family, _dense)(record),
+        "restarts": _restarts(record),
+        "events": events,
+        "more_events": more_events,
+        "spent": spent,
+        "speed": figures.speed(spent.passes),
+        "machine": _machine(start, record),
+        "versions": {str(key): str(value) for key, value in record.versions.items()},
+        "fingerprint": {str(key): _short(value) for key, value in record.fingerprint.items()},
+        "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=88) if record.config else "",
+        "run": record.option("output", "path") or name,
+        "arrays": [(str(key), _shape(array)) for key, array in record.model.data_vars.items()],
+    }
+
+
+def _dense(record: Record) -> dict[str, Any]:
+    """Pictures where rows are pictures; else the components over the data, with a table of means."""
+    gallery = pictures.gallery(record)
+    if gallery is not None:
+        return {"kind": "pictures", "gallery": gallery}
+    rows = record.array("exemplar_row")[:, :5] if record.has("exemplar_row") else None
+    return {
+        "kind": "rows",
+        "charts": [chart for chart in (projection.scene(record), projection.heatmap(record)) if chart is not None],
+        "table": projection.means_table(record),
+        "weights": [float(weight) for weight in record.weights],
+        "closest": [[int(row) for row in line if row >= 0] for line in rows] if rows is not None else [],
+    }
+
+
+def _documents(record: Record) -> dict[str, Any]:
+    every = topics.topics(record)
+    return {"kind": "topics", "topics": every[:TOPICS_OPEN], "more": every[TOPICS_OPEN:]}
+
+
+# A family whose components are not points among the rows shows them in its own way.
+_COMPONENTS: dict[str, Callable[[Record], dict[str, Any]]] = {"multinomial": _documents}
+
+
+def _restarts(record: Record) -> list[dict[str, Any]]:
+    """One line a restart, the objective per row; nothing where there was only one."""
+    restarts = record.attrs.get("restarts") or []
+    if len(restarts) < 2:
+        return []
+    lines = []
+    for i, entry in enumerate(restarts):
+        objective = entry.get("objective")
+        lines.append(
+            {
+                "restart": entry.get("restart", i),
+                "objective": words.number(None if objective is None else float(objective) / record.total_weight, 8),
+                "n_iter": words.number(entry.get("n_iter")),
+                "reason": entry.get("stop_reason") or "",
+                "chosen": bool(entry.get("chosen")),
+            }
+        )
+    return lines
+
+
+def _machine(start: dict[str, Any], record: Record) -> dict[str, str]:
+    told = {"host": start.get("host"), "cores": start.get("cores"), "BLAS": start.get("blas")}
+    machine = {key: _short(value) for key, value in told.items() if value is not None}
+    memory = start.get("memory")
+    if isinstance(memory, (int, float)):
+        machine["memory for the job"] = words.size(memory)
+    if record.numerics is not None:
+        machine["numerics"] = str(record.numerics)
+    return machine
+
+
+def _short(value: Any) -> str:
+    """Plain text of a small value; long lists (sizes, sums of chunks) by their length and first entry."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(inner)}" for key, inner in value.items())
+    if isinstance(value, list) and len(value) > 4:
+        return f"{len(value):,} values, first {_short(value[0])}"
+    if isinstance(value, list):
+        return " × ".join(_short(inner) for inner in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return words.number(value)
+    return str(value)
+
+
+def _shape(array: Any) -> str:
+    return " × ".join(f"{dim} {size:,}" for dim, size in array.sizes.items()) or "one number"

@@ -1,0 +1,305 @@
+"""Components as pictures: a mean, the directions in which it varies most, and the rows closest to it.
+
+A component lives in the model's features. Pixels are affine in them, pixels = features @ matrix + offset, so a mean maps
+as a point and a covariance Σ as matrixᵀ Σ matrix, whose leading eigenvectors are the eigen-patches.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.outputs.report.record import Record
+
+CARDS = 48  # components shown one by one; with more, contact sheets show them all
+CARDS_OF_MANY = 24
+EIGEN = 5
+TILE = 44  # pixels across that a tile is enlarged to, by a whole factor
+LARGEST = 96  # pixels across that a picture is reduced to
+SHEET_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with the size to show it at and what it says to somebody who does not see it."""
+
+    source: str
+    width: int
+    height: int
+    alt: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One component."""
+
+    component: int
+    share: float
+    picture: Picture
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The same view of every component, in reading order."""
+
+    title: str
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The component section of a run on pictures."""
+
+    caption: str
+    cards: list[Card]
+    sheets: list[Sheet]
+    columns: int = SHEET_COLUMNS
+    shared: Picture | None = None
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """pixels = features @ matrix + offset; None stands for the identity."""
+
+    shape: tuple[int, int, int]
+    matrix: np.ndarray | None
+    offset: np.ndarray | None
+    mean_free: bool
+
+    def points(self, x: np.ndarray) -> np.ndarray:
+        """x : (..., d). Returns pictures (..., height, width, channels)."""
+        flat = self._linear(x)
+        return self._fold(flat if self.offset is None else flat + self.offset)
+
+    def directions(self, factor: np.ndarray, count: int) -> np.ndarray:
+        """The leading eigenvectors in pixels of the covariance factor @ factor.T.
+
+        factor : (d, d). Returns (count, height, width, channels), each scaled to a largest absolute value of 1.
+        """
+        spread = self._linear(factor.T)
+        right = np.linalg.svd(spread, full_matrices=False)[2][:count]
+        peak = np.take_along_axis(right, np.abs(right).argmax(axis=1)[:, None], axis=1)
+        return self._fold(right / np.where(peak == 0, 1, peak))
+
+    def _linear(self, x: np.ndarray) -> np.ndarray:
+        return x if self.matrix is None else x @ self.matrix
+
+    def _fold(self, flat: np.ndarray) -> np.ndarray:
+        return flat.reshape(*flat.shape[:-1], *self.shape)
+
+
+def pixel_map(record: Record) -> PixelMap | None:
+    """How the model's features become pixels; None where the rows are not pictures of the size that they say."""
+    size = record.data.get("size")
+    if record.kind not in ("image", "patch") or not size:
+        return None
+    height, width, channels = int(size[0]), int(size[1]), int(record.data.get("channels", 1))
+    matrix = offset = None
+    if record.has("preprocess_inverse"):
+        matrix, offset = record.array("preprocess_inverse"), record.array("preprocess_offset")
+    mean_free = record.kind == "patch" and bool(record.data.get("remove_mean"))
+    if mean_free:
+        basis = _mean_free_basis(height, width, channels)
+        matrix = basis.T if matrix is None else matrix @ basis.T
+        offset = None if offset is None else offset @ basis.T
+    pixels = record.means.shape[1] if matrix is None else matrix.shape[1]
+    if pixels != height * width * channels or channels not in (1, 3):
+        return None
+    return PixelMap((height, width, channels), matrix, offset, mean_free)
+
+
+def _mean_free_basis(height: int, width: int, channels: int) -> np.ndarray:
+    from pipeline.data.images import patch_basis
+
+    return np.asarray(patch_basis((height, width)))
+
+
+def gallery(record: Record) -> Gallery | None:
+    """Every component as pictures; None where the rows are none."""
+    pixels = pixel_map(record)
+    if pixels is None:
+        return None
+    means = pixels.points(record.means)
+    exemplars, rows = _exemplars(record, pixels)
+    many = record.k > CARDS
+    shown = CARDS_OF_MANY if many else record.k
+    # Every component's eigen-patches where that is quick, else those of the components shown one by one.
+    eigen = _eigen(record, pixels, record.k if record.means.shape[1] <= 300 else shown)
+    low, high = _ranges(means, exemplars, pixels)
+    cards = []
+    for k in range(shown):
+        mean = _grey(means[k], low[k], high[k])
+        near = [_grey(tile, low[k], high[k]) if rows[k, r] >= 0 else None for r, tile in enumerate(exemplars[k])]
+        modes = [_grey(tile, -1, 1) for tile in eigen[k]] if k < len(eigen) else []
+        alt = _alt(record, k, len(modes), sum(tile is not None for tile in near))
+        cards.append(Card(k, float(record.weights[k]), _card_picture(mean, modes, near, alt), _known(rows[k])))
+    sheets = _sheets(record, means, exemplars, rows, eigen, low, high) if many else []
+    return Gallery(_caption(record, pixels, eigen, exemplars), cards, sheets, shared=_shared(record, pixels))
+
+
+def _caption(record: Record, pixels: PixelMap, eigen: list[np.ndarray], exemplars: np.ndarray) -> str:
+    centre = "centre" if record.family == "kmeans" else "mean"
+    parts = [f"The large picture is a component's {centre}."]
+    if eigen:
+        parts.append("Upper row: its first eigen-patches, the directions of largest variance, each on its own scale.")
+    if exemplars.shape[1]:
+        where = "Lower row" if eigen else "Beside it"
+        what = "rows closest to it" if record.family == "kmeans" else "rows of highest responsibility"
+        parts.append(f"{where}: the {what}.")
+    parts.append(
+        "Patches are shown without their mean; grey is zero, and a component's mean and rows share one scale."
+        if pixels.mean_free
+        else "All of these share one scale."
+    )
+    if record.has("preprocess_inverse"):
+        parts.append("Rows appear as the model sees them: mapped back to pixels from the preprocessed features.")
+    return " ".join(parts)
+
+
+def _alt(record: Record, k: int, n_modes: int, n_near: int) -> str:
+    parts = ["its centre" if record.family == "kmeans" else "its mean"]
+    parts += [f"{n_modes} eigen-patches"] if n_modes else []
+    parts += [f"its {n_near} closest rows"] if n_near else []
+    return f"Component {k}: {', '.join(parts)}."
+
+
+def _exemplars(record: Record, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
+    """(k, m, height, width, channels) pictures and (k, m) row numbers, -1 where there is none."""
+    if not record.has("exemplars") or not record.has("exemplar_row"):
+        return np.empty((record.k, 0, *pixels.shape)), np.empty((record.k, 0), np.int64)
+    rows = record.array("exemplar_row")[:, :5]
+    features = np.where(rows[..., None] >= 0, record.array("exemplars")[:, :5], 0)
+    return pixels.points(features), rows
+
+
+def _known(rows: np.ndarray) -> list[int]:
+    return [int(row) for row in rows if row >= 0]
+
+
+def _eigen(record: Record, pixels: PixelMap, count: int) -> list[np.ndarray]:
+    """Eigen-patches of the first `count` components; none unless each has a full covariance of its own."""
+    if record.attrs.get("covariance_type") != "full" or not record.has("covariances"):
+        return []
+    covariances = record.array("covariances")[:count]
+    return [pixels.directions(_factor(covariance), EIGEN) for covariance in covariances]
+
+
+def _shared(record: Record, pixels: PixelMap) -> Picture | None:
+    """The eigen-patches of a tied covariance, which all components share."""
+    if record.attrs.get("covariance_type") != "tied" or not record.has("covariances"):
+        return None
+    modes = pixels.directions(_factor(record.array("covariances")), 10)
+    return _sheet_picture([_grey(mode, -1, 1) for mode in modes], 10, "Eigen-patches of the covariance that all share.")
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """(d, d) matrix A with covariance = A Aᵀ; unlike Cholesky's it exists for a singular one too."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
+
+
+def _ranges(means: np.ndarray, exemplars: np.ndarray, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) black and (k,) white of each component: symmetric about zero per component if mean-free, else common."""
+    k = len(means)
+    both = np.concatenate([means[:, None], exemplars], axis=1).reshape(k, -1)
+    if pixels.mean_free:
+        peak = np.abs(both).max(axis=1)
+        return -peak, peak
+    return np.full(k, both.min()), np.full(k, both.max())
+
+
+def _grey(picture: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(height, width, channels) floats to bytes, low to high becoming black to white."""
+    share = (picture - low) / (high - low) if high > low else np.full(picture.shape, 0.5)
+    return np.asarray(np.round(255 * np.clip(share, 0, 1)), dtype=np.uint8)
+
+
+def _enlarge(tile: np.ndarray, factor: int = 1) -> np.ndarray:
+    """A tile at `factor` times the size that all tiles are shown at, without smoothing."""
+    from PIL import Image
+
+    height, width = tile.shape[:2]
+    longest = max(height, width)
+    if longest > LARGEST:
+        squeezed = Image.fromarray(tile[..., 0] if tile.shape[2] == 1 else tile)
+        squeezed = squeezed.resize((max(1, LARGEST * width // longest), max(1, LARGEST * height // longest)))
+        tile = np.asarray(squeezed).reshape(squeezed.height, squeezed.width, -1)
+        longest = LARGEST
+    scale = factor * max(1, TILE // longest)
+    return tile.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _card_picture(
+    mean: np.ndarray, modes: list[np.ndarray], near: list[np.ndarray | None], alt: str, gap: int = 4
+) -> Picture:
+    """The mean, large, at the left; eigen-patches above closest rows beside it."""
+    big = _enlarge(mean, 2)
+    height, width = big.shape[0] // 2, big.shape[1] // 2
+    rows: list[list[np.ndarray | None]] = [list(row) for row in (modes, near) if row]
+    columns = max((len(row) for row in rows), default=0)
+    canvas = _Canvas(2 * height + gap, 2 * width + columns * (width + gap) + gap, mean.shape[2])
+    canvas.paste(big, gap // 2, 0)
+    top = 0 if len(rows) == 2 else (height + gap) // 2
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            if tile is not None:
+                canvas.paste(_enlarge(tile), top + i * (height + gap), 2 * width + 2 * gap + j * (width + gap))
+    return canvas.picture(alt)
+
+
+def _sheets(
+    record: Record,
+    means: np.ndarray,
+    exemplars: np.ndarray,
+    rows: np.ndarray,
+    eigen: list[np.ndarray],
+    low: np.ndarray,
+    high: np.ndarray,
+) -> list[Sheet]:
+    """Contact sheets: the mean, closest row and first eigen-patches of every component."""
+    every = range(record.k)
+    views = [("Centres" if record.family == "kmeans" else "Means", [_grey(means[k], low[k], high[k]) for k in every])]
+    if exemplars.shape[1]:
+        blank = np.full(exemplars.shape[2:], 128, np.uint8)
+        near = [_grey(exemplars[k, 0], low[k], high[k]) if rows[k, 0] >= 0 else blank for k in every]
+        views.append(("Closest row", near))
+    if len(eigen) == record.k:
+        for i, name in enumerate(("First", "Second", "Third")[: len(eigen[0])]):
+            views.append((f"{name} eigen-patch", [_grey(eigen[k][i], -1, 1) for k in every]))
+    alt = f"of all {record.k} components in reading order, {SHEET_COLUMNS} a row."
+    return [Sheet(title, _sheet_picture(tiles, SHEET_COLUMNS, f"{title} {alt}")) for title, tiles in views]
+
+
+def _sheet_picture(tiles: list[np.ndarray], columns: int, alt: str, gap: int = 3) -> Picture:
+    enlarged = [_enlarge(tile) for tile in tiles]
+    height, width, channels = enlarged[0].shape
+    columns = min(columns, len(tiles))
+    lines = -(-len(tiles) // columns)
+    canvas = _Canvas(lines * (height + gap) - gap, columns * (width + gap) - gap, channels)
+    for i, tile in enumerate(enlarged):
+        canvas.paste(tile, i // columns * (height + gap), i % columns * (width + gap))
+    return canvas.picture(alt)
+
+
+class _Canvas:
+    """Tiles on nothing: what no tile covers is transparent, so the page's own colour shows between them."""
+
+    def __init__(self, height: int, width: int, channels: int):
+        self.pixels = np.zeros((height, width, channels + 1), np.uint8)
+
+    def paste(self, tile: np.ndarray, top: int, left: int) -> None:
+        area = self.pixels[top : top + tile.shape[0], left : left + tile.shape[1]]
+        area[..., :-1] = tile
+        area[..., -1] = 255
+
+    def picture(self, alt: str) -> Picture:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(self.pixels).save(buffer, format="PNG", optimize=True)
+        source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return Picture(source, self.pixels.shape[1], self.pixels.shape[0], alt)

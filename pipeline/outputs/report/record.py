@@ -1,0 +1,162 @@
+"""What a run directory says: the stored model, the config it came from, and the events on the way.
+
+The record is read once and never written; arrays stay on disk until a section of the report asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from pipeline.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FAMILIES = ("gaussian", "kmeans", "multinomial")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run."""
+
+    model: xr.Dataset
+    config: dict[str, Any]
+    versions: dict[str, Any]
+    fingerprint: dict[str, Any]
+    numerics: int | None
+    events: list[dict[str, Any]]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The attributes of `model.zarr`."""
+        return {str(key): value for key, value in self.model.attrs.items()}
+
+    @property
+    def family(self) -> str:
+        """gaussian, kmeans or multinomial."""
+        return str(self.model.attrs["family"])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What a row is, as the source described it: `kind` and, for pictures, their size."""
+        return dict(self.attrs.get("data") or {})
+
+    @property
+    def kind(self) -> str:
+        """rows, image, patch or document."""
+        return str(self.data.get("kind", "rows"))
+
+    @property
+    def k(self) -> int:
+        """How many components."""
+        return int(self.model.sizes["component"])
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the row weights: what totals are divided by to be per row."""
+        return float(self.attrs.get("total_weight") or self.attrs.get("n_rows") or 1)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """(k,) share of the rows of each component, in stored order."""
+        return self.array("weights")
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """(k, d) means, centres, or log-probabilities of words."""
+        return self.array({"kmeans": "centers", "multinomial": "log_prob"}.get(self.family, "means"))
+
+    def has(self, name: str) -> bool:
+        """Whether the model stores this array."""
+        return name in self.model.variables
+
+    def array(self, name: str) -> np.ndarray:
+        """One array of the model, read now; StorageError naming it when absent or damaged."""
+        if name not in self.model.variables:
+            raise StorageError(f"model.zarr has no array {name}, which a {self.family} model stores. Run it again.")
+        try:
+            return np.asarray(self.model[name].values)
+        except Exception as error:  # zarr codecs raise what they like: every one of them is a damaged store
+            raise StorageError(f"model.zarr: {name} cannot be read ({error}). Run the job again.") from error
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """The events of one kind, in order."""
+        return [entry for entry in self.events if entry.get("event") == event]
+
+    def option(self, section: str, key: str) -> Any:
+        """One value of the config, None where the section or the key is absent."""
+        part = self.config.get(section)
+        return part.get(key) if isinstance(part, dict) else None
+
+
+def read_record(run: Path) -> Record:
+    """Read a run directory.
+
+    Raises InputError where there is no finished model, StorageError where one is damaged.
+    """
+    store = run / "model.zarr"
+    if not run.is_dir():
+        raise InputError(f"{run}: no such directory. Give the run directory that `em-pipeline run` printed.")
+    if not store.is_dir():
+        raise InputError(
+            f"{run}: no model.zarr in it, and a report needs a finished model. "
+            f"Finish the run with `em-pipeline resume {run}`, or start one with `em-pipeline run CONFIG`."
+        )
+    resolved = _read_yaml(run / "config.yaml")
+    numerics = resolved.get("numerics")
+    return Record(
+        model=_open_model(store),
+        config=resolved.get("config") or {},
+        versions=resolved.get("versions") or {},
+        fingerprint=resolved.get("fingerprint") or {},
+        numerics=numerics if isinstance(numerics, int) else None,
+        events=read_events(run / "events.jsonl"),
+    )
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The event lines that can be read; a line torn by a crash is skipped, an absent file is no events."""
+    if not path.is_file():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            events.append(entry)
+    return events
+
+
+def _open_model(store: Path) -> xr.Dataset:
+    import xarray as xr
+
+    try:
+        model = xr.open_zarr(store, consolidated=False, chunks=None)
+    except Exception as error:  # as above: whatever zarr raises, the store is damaged
+        raise StorageError(f"{store}: cannot be opened ({error}). Run the job again with --overwrite.") from error
+    family = model.attrs.get("family")
+    if family not in FAMILIES or "component" not in model.sizes:
+        raise StorageError(
+            f"{store}: family came as {family!r}, expected one of {', '.join(FAMILIES)} with a component axis. "
+            "Run the job again with --overwrite."
+        )
+    return model
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StorageError(f"{path}: cannot be read ({error}). Restore it, or run the job again.") from error
+    return raw if isinstance(raw, dict) else {}

@@ -1,0 +1,183 @@
+"""The first screen in words: what was asked, what came out, and what happened on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.outputs.report.record import Record
+from pipeline.outputs.report.timing import Timing
+from pipeline.outputs.report.words import moment, number, percent, plural, rate, seconds, size
+
+EVENTS_SHOWN = 100
+# Told elsewhere in the report, or once per pass: not news.
+_ROUTINE = {"start", "profile", "init", "pass", "checkpoint", "finished", "labels"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure of the first screen."""
+
+    name: str
+    value: str
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Happening:
+    """One event worth reading."""
+
+    time: str
+    what: str
+    text: str
+
+
+def title(record: Record) -> str:
+    """What was fitted: `A mixture of 200 Gaussians`."""
+    if record.family == "kmeans":
+        return f"K-means with {plural(record.k, 'cluster')}"
+    if record.family == "multinomial":
+        return f"A mixture of {plural(record.k, 'multinomial')}"
+    return f"A mixture of {plural(record.k, 'Gaussian')}"
+
+
+def subtitle(record: Record) -> str:
+    """What it was fitted to: `530,000 patches of 8 × 8 pixels`."""
+    n, data = int(record.attrs.get("n_rows") or 0), record.data
+    d = int(record.attrs.get("n_features") or record.means.shape[1])
+    pixels = " × ".join(str(side) for side in data.get("size", []))
+    return {
+        "patch": f"{plural(n, 'patch', 'patches')} of {pixels} pixels",
+        "image": f"{plural(n, 'image')} of {pixels} pixels",
+        "document": f"{plural(n, 'document')} over {plural(d, 'word')}",
+    }.get(record.kind, f"{plural(n, 'row')} of {plural(d, 'feature')}")
+
+
+def asked(record: Record) -> list[Fact]:
+    """The question: data, preparation, model, start, and when to stop."""
+    covariances = {
+        "full": "a full covariance each",
+        "tied": "one full covariance for all",
+        "diag": "a diagonal covariance each",
+        "spherical": "one variance each",
+    }
+    facts = [Fact("Data", f"{subtitle(record)}{_source(record)}", note=_preparation(record))]
+    model = title(record).removeprefix("A ")
+    if record.family == "gaussian":
+        model += f", {covariances.get(str(record.attrs.get('covariance_type')), '')}"
+    fixed = record.option("model", "fixed") or []
+    note = [f"{' and '.join(fixed)} held fixed"] if fixed else []
+    note += ["hard assignment"] if record.attrs.get("assignment") == "hard" and record.family != "kmeans" else []
+    reg = record.attrs.get("reg_covar")
+    note += [f"{number(float(reg), 3)} added to each variance"] if record.family == "gaussian" and reg else []
+    facts.append(Fact("Model", model[0].upper() + model[1:], note=", ".join(note)))
+    n_init = record.option("fit", "n_init") or 1
+    init = record.option("fit", "init")
+    if init:
+        facts.append(Fact("Start", str(init), note=f"the best of {n_init} restarts is kept" if n_init > 1 else ""))
+    max_iter, tol = record.option("fit", "max_iter"), record.option("fit", "tol")
+    if max_iter:
+        unit = "" if record.family == "kmeans" else " nats per row"
+        until = f"or until the objective moves less than {tol:g}{unit}" if isinstance(tol, (int, float)) and tol > 0 else ""
+        facts.append(Fact("Effort", f"at most {plural(int(max_iter), 'iteration')}", note=until))
+    return facts
+
+
+def _source(record: Record) -> str:
+    path = record.option("data", "path")
+    return f", from {str(path).rstrip('/').rsplit('/', 1)[-1]}" if path else ""
+
+
+def _preparation(record: Record) -> str:
+    done = []
+    if record.kind == "patch":
+        done += ["each patch's mean removed"] if record.data.get("remove_mean") else []
+        done += ["contrast normalised"] if record.data.get("contrast") else []
+    for step in record.config.get("preprocess") or []:
+        words = {"center": "centred", "standardize": "standardised", "zca": "whitened (ZCA)"}.get(step.get("kind"))
+        kept = step.get("n_components")
+        words = words or f"PCA{f' to {kept} components' if kept else ''}{', whitened' if step.get('whiten') else ''}"
+        done.append(words)
+    dropped = record.attrs.get("dropped_rows")
+    done += [f"{plural(int(dropped), 'row')} with missing values dropped"] if dropped else []
+    features = int(record.attrs.get("n_features") or 0)
+    if features and (record.kind in ("patch", "image") or record.has("preprocess_inverse")):
+        done.append(f"{plural(features, 'feature')} a row")
+    weight = record.attrs.get("total_weight")
+    if weight and weight != record.attrs.get("n_rows"):
+        done.append(f"total weight {number(float(weight))}")
+    return ", ".join(done)
+
+
+def outcome(record: Record, spent: Timing) -> list[Fact]:
+    """The answer: objective, iterations, time, and the criteria to compare models by."""
+    attrs, kmeans = record.attrs, record.family == "kmeans"
+    final = attrs.get("final_inertia" if kmeans else "final_log_likelihood")
+    facts = []
+    if final is not None:
+        name, unit = ("Inertia", "squared distance per row") if kmeans else ("Log-likelihood", "nats per row")
+        total = f"{number(float(final), 10)} in all"
+        facts.append(Fact(name, number(float(final) / record.total_weight), unit, total))
+    facts.append(Fact("Iterations", number(attrs.get("n_iter")), note="" if attrs.get("converged") else "not converged"))
+    if spent.total is not None:
+        note = f"in {spent.sessions} sessions" if spent.sessions > 1 else ""
+        facts.append(Fact("Time", seconds(spent.total), note=note))
+    if spent.rows_per_second is not None:
+        speed, unit = rate(spent.rows_per_second).rsplit(" ", 1)
+        busy = f"on {plural(spent.workers, 'worker')}" if spent.workers else ""
+        facts.append(Fact("Speed", speed, unit, busy))
+    for criterion in ("bic", "aic", "icl"):
+        value = attrs.get(criterion)
+        if value is not None and not kmeans:
+            facts.append(Fact(criterion.upper(), number(round(float(value))), note="lower is better"))
+    if spent.peak_pss:
+        facts.append(Fact("Peak memory", size(spent.peak_pss), note="driver and workers together"))
+    if record.k > 1:
+        facts.append(Fact("Largest component", percent(float(record.weights.max())), "of the rows"))
+    return facts
+
+
+def why_stopped(record: Record) -> str:
+    """The stop reason as a sentence."""
+    reason = str(record.attrs.get("stop_reason") or "").strip()
+    if not reason:
+        return ""
+    return reason[0].upper() + reason[1:] + ("" if reason.endswith((".", "!", "?")) else ".")
+
+
+def happenings(record: Record) -> tuple[list[Happening], int]:
+    """Resets, warnings, resumptions and anything unknown, oldest first; and how many more there were."""
+    news = [entry for entry in record.events if entry.get("event") not in _ROUTINE]
+    order = [int(old) for old in record.attrs.get("order") or []]
+    shown = [_happening(entry, order) for entry in news[:EVENTS_SHOWN]]
+    return shown, len(news) - len(shown)
+
+
+def _happening(entry: dict[str, Any], order: list[int]) -> Happening:
+    event = str(entry.get("event", "event"))
+    tell = {"reset": _reset, "warning": _warning, "resume": _resume}.get(event)
+    text = tell(entry, order) if tell else _plain(entry)
+    return Happening(moment(entry.get("time")), event, text)
+
+
+def _reset(entry: dict[str, Any], order: list[int]) -> str:
+    component = entry.get("component", "?")
+    now = f" (now {order.index(component)})" if component in order and order.index(component) != component else ""
+    where = f"iteration {entry.get('iteration', '?')}"
+    if entry.get("restart"):
+        where, now = f"restart {entry['restart']}, {where}", ""
+    reason = entry.get("reason")
+    return f"Component {component}{now} started anew at {where}{f': {reason}' if reason else ''}."
+
+
+def _warning(entry: dict[str, Any], order: list[int]) -> str:
+    return str(entry.get("message", ""))
+
+
+def _resume(entry: dict[str, Any], order: list[int]) -> str:
+    return f"Went on from checkpoint generation {entry.get('generation', '?')}."
+
+
+def _plain(entry: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in entry.items() if key not in ("event", "time"))

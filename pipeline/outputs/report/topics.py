@@ -1,0 +1,65 @@
+"""Components of word counts as topics: the words that each makes likely.
+
+Words are ranked by probability p(w|k); lift is p(w|k) / p(w), how much likelier a word is here than in all the counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.outputs.report.record import Record
+
+WORDS = 10
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a topic; `bar` is its probability as a share of the topic's largest."""
+
+    text: str
+    probability: float
+    lift: float
+    bar: float
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One component."""
+
+    component: int
+    share: float
+    words: list[Word]
+    rows: list[int]
+
+
+def topics(record: Record) -> list[Topic]:
+    """Every component with its likeliest words, in stored order."""
+    theta = np.exp(record.means)
+    overall = _overall(record, theta)
+    vocabulary = record.attrs.get("vocabulary") or []
+    rows = record.array("exemplar_row")[:, :5] if record.has("exemplar_row") else np.empty((record.k, 0), np.int64)
+    result = []
+    for k in range(record.k):
+        top = np.argsort(-theta[k], kind="stable")[:WORDS]
+        peak = theta[k, top[0]]
+        words = [
+            Word(
+                str(vocabulary[w]) if w < len(vocabulary) else f"word {w}",
+                float(theta[k, w]),
+                float(theta[k, w] / overall[w]),
+                float(theta[k, w] / peak),
+            )
+            for w in top
+        ]
+        result.append(Topic(k, float(record.weights[k]), words, [int(row) for row in rows[k] if row >= 0]))
+    return result
+
+
+def _overall(record: Record, theta: np.ndarray) -> np.ndarray:
+    """(d,) share of each word in all counts; where the data mean was not stored, what the mixture expects."""
+    counts = np.asarray(record.attrs.get("data_mean") or [], dtype=float)
+    overall = counts / counts.sum() if counts.shape == theta.shape[1:] and counts.sum() > 0 else record.weights @ theta
+    # A word that never occurs has a prior probability only: a lift of 1 would be a guess, a division by 0 an error.
+    return np.asarray(np.where(overall > 0, overall, np.inf))

@@ -1,0 +1,446 @@
+"""The report: one readable, self-contained page from the run directory alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+
+from pipeline.errors import InputError, StorageError
+from pipeline.outputs.report import write_report
+from pipeline.outputs.report.words import number, percent, seconds, size
+
+FAMILY_NAMES = {"means": "gaussian", "centers": "kmeans", "log_prob": "multinomial"}
+
+
+def history(k: int, n_iter: int, rows: int) -> dict[str, Any]:
+    """A plausible history: log-likelihoods that rise, a free energy between two of them, sizes that settle."""
+    t = np.arange(n_iter + 1)
+    log_likelihood = rows * (-10 - 4 * np.exp(-0.3 * t) - 1 / (t + 2))
+    between = 0.35 * log_likelihood[:-1] + 0.65 * log_likelihood[1:]
+    sizes = np.random.default_rng(3).dirichlet(np.full(k, 5.0), n_iter) * rows
+    return {
+        "log_likelihood": ("iteration", log_likelihood[:-1]),
+        "lower_bound": ("iteration", between),
+        "entropy": ("iteration", np.full(n_iter, 0.3 * rows)),
+        "n_effective": (("iteration", "component"), sizes),
+        "rows": ("iteration", np.full(n_iter, rows)),
+        "phase": ("iteration", np.full(n_iter, "em", dtype=object)),
+        "final": log_likelihood[-1],
+    }
+
+
+def write_run(folder: Path, centre: str, arrays: dict[str, Any], data: dict[str, Any], **attrs: Any) -> Path:
+    """A finished run directory; `centre` is means, centers or log_prob, and names the family."""
+    folder.mkdir(parents=True, exist_ok=True)
+    family = FAMILY_NAMES[centre]
+    k, d = arrays[centre].shape
+    n_iter, rows = 12, 20_000
+    past = history(k, n_iter, rows)
+    final = past.pop("final")
+    if family == "kmeans":
+        past["inertia"] = ("iteration", -past.pop("log_likelihood")[1])
+        del past["lower_bound"], past["entropy"]
+    variables: dict[str, Any] = past | {
+        "weights": ("component", np.sort(np.random.default_rng(0).dirichlet(np.full(k, 4.0)))[::-1]),
+        centre: (("component", "feature"), arrays[centre]),
+        "exemplar_row": (("component", "rank"), np.arange(5 * k).reshape(k, 5)),
+        "exemplar_responsibility": (("component", "rank"), np.full((k, 5), 0.99)),
+    }
+    dims = {
+        "covariances": {3: ("component", "feature", "feature_2"), 2: ("component", "feature"), 1: ("component",)},
+        "exemplars": {3: ("component", "rank", "feature")},
+        "sample": {2: ("sample_row", "feature")},
+        "preprocess_offset": {1: ("raw_feature",)},
+        "preprocess_matrix": {2: ("raw_feature", "feature")},
+        "preprocess_inverse": {2: ("feature", "raw_feature")},
+    }
+    for name, array in arrays.items():
+        if name != centre:
+            kinds = {2: ("feature", "feature_2")} if attrs.get("covariance_type") == "tied" else dims[name]
+            variables[name] = ((kinds if name == "covariances" else dims[name])[array.ndim], array)
+    objective = {"final_inertia": -final} if family == "kmeans" else {"final_log_likelihood": final}
+    criteria = {} if family == "kmeans" else {"aic": 412345.6, "bic": 423456.7, "icl": 434567.8}
+    stored = {
+        "family": family,
+        "covariance_type": "full" if family == "gaussian" else None,
+        "assignment": "hard" if family == "kmeans" else "soft",
+        "n_components": k,
+        "n_features": d,
+        "n_rows": rows,
+        "total_weight": float(rows),
+        "stop_reason": "the log-likelihood per row moved by 4.1e-4 nats, less than tol = 1e-3",
+        "converged": True,
+        "n_iter": n_iter,
+        "log_jacobian": 0.0,
+        "order": list(range(k)),
+        "data": data,
+        "restarts": [{"restart": 0, "objective": final, "n_iter": n_iter, "stop_reason": "tol", "chosen": True}],
+        "reg_covar": 1e-6,
+        "dropped_rows": 0,
+    }
+    stored |= objective | criteria | attrs
+    dataset = xr.Dataset(variables, attrs={key: value for key, value in stored.items() if value is not None})
+    dataset.to_zarr(folder / "model.zarr", consolidated=False, mode="w")
+    config = {
+        "data": {"source": "zarr", "path": "data/rows.zarr"},
+        "model": {"family": family, "n_components": k},
+        "fit": {"init": "k-means||", "n_init": 1, "max_iter": 100, "tol": 1e-3},
+        "output": {"path": "runs/example"},
+    }
+    resolved = {
+        "config": config,
+        "versions": {"em-pipeline": "0.1.0", "numpy": "2.4.0"},
+        "numerics": 1,
+        "fingerprint": {"shape": [rows, d], "dtype": "float64", "n_chunks": 7, "sha256": ["ab12" * 16] * 16},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    write_events(folder, n_iter, rows)
+    return folder
+
+
+def write_events(folder: Path, n_iter: int, rows: int) -> None:
+    """Events with a reset, a warning, a kind that nobody knows, and a last line torn by a crash."""
+    moment = "2026-03-05T14:{:02d}:{:02d}+00:00"
+    entries: list[dict[str, Any]] = [
+        {"event": "start", "host": "grey", "cores": 2, "blas": "openblas Haswell", "memory": 2**32},
+        {"event": "profile", "rows": rows, "seconds": 0.41, "bytes_read": 10**7},
+        {"event": "init", "method": "k-means||", "seconds": 1.2},
+    ]
+    for t in range(n_iter):
+        speed = {"seconds": 0.02 + 0.003 * (t % 3), "rows": rows, "bytes_read": 10**7, "workers": 2}
+        entries.append({"event": "pass", "iteration": t, **speed})
+    entries += [
+        {"event": "reset", "restart": 0, "iteration": 3, "component": 1, "reason": "1.2 effective rows"},
+        {"event": "warning", "message": "2 <b>rows</b> & more"},
+        {"event": "eclipse", "depth": 3},
+        {"event": "checkpoint", "generation": 4, "seconds": 0.03},
+        {"event": "finished", "seconds": 9.5, "peak_pss": 3 * 10**8},
+    ]
+    lines = [json.dumps({**entry, "time": moment.format(i // 60, i % 60)}) for i, entry in enumerate(entries)]
+    (folder / "events.jsonl").write_text("\n".join(lines) + '\n{"event": "pass", "seco')
+
+
+def spd(rng: np.random.Generator, k: int, d: int) -> np.ndarray:
+    """(k, d, d) covariances."""
+    a = rng.normal(size=(k, d, d)) * np.linspace(1, 0.1, d)
+    return np.asarray(a @ a.transpose(0, 2, 1) / d + 0.01 * np.eye(d))
+
+
+def dense_run(folder: Path, d: int = 2, k: int = 3, covariance_type: str = "full", **attrs: Any) -> Path:
+    """A Gaussian mixture of plain rows."""
+    rng = np.random.default_rng(d)
+    full = spd(rng, k, d)
+    covariances = {
+        "full": full,
+        "tied": full[0],
+        "diag": np.diagonal(full, axis1=1, axis2=2),
+        "spherical": np.trace(full, axis1=1, axis2=2) / d,
+    }[covariance_type]
+    means = 3 * rng.normal(size=(k, d))
+    sample = means[rng.integers(k, size=500)] + rng.normal(size=(500, d))
+    arrays = {"means": means, "covariances": covariances, "sample": sample}
+    return write_run(folder, "means", arrays, {"kind": "rows"}, covariance_type=covariance_type, **attrs)
+
+
+def kmeans_run(folder: Path) -> Path:
+    """K-means of plain rows."""
+    rng = np.random.default_rng(1)
+    arrays = {"centers": rng.normal(size=(4, 5)), "sample": rng.normal(size=(300, 5))}
+    return write_run(folder, "centers", arrays, {"kind": "rows"})
+
+
+def image_run(folder: Path) -> Path:
+    """Small images, spherical; the last component has no closest row."""
+    rng = np.random.default_rng(2)
+    arrays = {
+        "means": rng.uniform(0, 16, (6, 64)),
+        "covariances": np.ones(6),
+        "exemplars": rng.uniform(0, 16, (6, 5, 64)),
+        "sample": rng.uniform(0, 16, (50, 64)),
+    }
+    return write_run(folder, "means", arrays, {"kind": "image", "size": [8, 8]}, covariance_type="spherical")
+
+
+def patch_run(folder: Path, k: int = 200, p: int = 8) -> Path:
+    """Full covariances of mean-free patches."""
+    rng = np.random.default_rng(4)
+    d = p * p - 1
+    arrays = {
+        "means": 0.01 * rng.normal(size=(k, d)),
+        "covariances": spd(rng, k, d),
+        "exemplars": rng.normal(size=(k, 5, d)),
+        "sample": rng.normal(size=(100, d)),
+    }
+    data = {"kind": "patch", "size": [p, p], "channels": 1, "remove_mean": True, "contrast": None}
+    return write_run(folder, "means", arrays, data)
+
+
+def topic_run(folder: Path) -> Path:
+    """A multinomial mixture with a vocabulary that needs escaping."""
+    theta = np.random.default_rng(5).dirichlet(np.full(40, 0.2), 20) + 1e-9
+    words = [f"word&{i}" for i in range(40)]
+    return write_run(folder, "log_prob", {"log_prob": np.log(theta)}, {"kind": "document"}, vocabulary=words)
+
+
+RUNS: dict[str, Callable[[Path], Path]] = {
+    "line": lambda folder: dense_run(folder, d=1),
+    "plane": dense_run,
+    "full": lambda folder: dense_run(folder, d=20),
+    "tied": lambda folder: dense_run(folder, d=4, covariance_type="tied"),
+    "diag": lambda folder: dense_run(folder, d=4, covariance_type="diag"),
+    "spherical": lambda folder: dense_run(folder, d=2, covariance_type="spherical"),
+    "one": lambda folder: dense_run(folder, k=1),
+    "kmeans": kmeans_run,
+    "images": image_run,
+    "patches": lambda folder: patch_run(folder, k=12, p=4),
+    "topics": topic_run,
+}
+
+
+class Page(HTMLParser):
+    """What the tests look at: elements with their attributes, and the text."""
+
+    VOID = {"meta", "img", "br", "hr", "link"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def read(run: Path) -> Page:
+    """Write the report and parse it."""
+    return Page(write_report(run).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_pages_are_whole_and_self_contained(tmp_path: Path, name: str) -> None:
+    """Every family's page is well-formed, needs no script and no network, and says each picture in words."""
+    run = RUNS[name](tmp_path / "run")
+    path = write_report(run)
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert path == run / "report.html" and page.open == []
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert not page.all("script") and not page.all("link")
+    pictures = page.all("img")
+    charts = [svg for svg in page.all("svg") if "aria-label" in svg]
+    assert len(charts) >= 3 and all(chart["aria-label"] for chart in charts)
+    assert all(picture["alt"] and str(picture["src"]).startswith("data:image/png") for picture in pictures)
+    ids = [attrs["id"] for _, attrs in page.elements if attrs.get("id")]
+    assert len(ids) == len(set(ids)), "ids collide"
+    assert "nan" not in re.findall(r"\w+", page.text.lower())
+    assert [child.name for child in run.iterdir() if child.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_first_screen_answers(tmp_path: Path, name: str) -> None:
+    """What was asked and what came out are there before the first chart, with units."""
+    text = " ".join(read(RUNS[name](tmp_path / "run")).text.split())
+    first = text[: text.index("How it converged")]
+    assert "20,000" in first and "Iterations 12" in first and "9.5\u202fs" in first and "rows/s" in first
+    assert "Converged. The log-likelihood per row moved by 4.1e-4 nats" in first
+    assert ("nats per row" in first and "BIC" in first) or name == "kmeans"
+
+
+def test_many_patches_stay_small(tmp_path: Path) -> None:
+    """Two hundred components of 8 x 8 patches fit in 5 MB, all on contact sheets and the largest one by one."""
+    run = patch_run(tmp_path / "run")
+    page = read(run)
+    assert (run / "report.html").stat().st_size < 5e6
+    alts = [str(picture["alt"]) for picture in page.all("img")]
+    assert sum("of all 200 components" in alt for alt in alts) == 5
+    assert sum(alt.startswith("Component ") for alt in alts) == 24
+
+
+def test_patches_map_back_to_pixels(tmp_path: Path) -> None:
+    """A mean-free component, seen through a preprocess, is the picture that it was made from, and so is its covariance."""
+    from pipeline.data.images import patch_basis
+    from pipeline.outputs.report.pictures import pixel_map
+    from pipeline.outputs.report.record import read_record
+
+    rng = np.random.default_rng(0)
+    basis = np.asarray(patch_basis((3, 4)))
+    picture = rng.normal(size=12)
+    picture -= picture.mean()
+    matrix, offset = np.diag(rng.uniform(1, 2, 11)), rng.normal(size=11)
+    feature = (picture @ basis - offset) @ matrix
+    direction = picture @ basis @ matrix
+    arrays = {
+        "means": np.tile(feature, (2, 1)),
+        "covariances": np.tile(np.outer(direction, direction), (2, 1, 1)),
+        "preprocess_offset": offset,
+        "preprocess_matrix": matrix,
+        "preprocess_inverse": np.linalg.inv(matrix),
+    }
+    run = write_run(tmp_path / "run", "means", arrays, {"kind": "patch", "size": [3, 4], "remove_mean": True})
+    pixels = pixel_map(read_record(run))
+    assert pixels is not None
+    np.testing.assert_allclose(pixels.points(feature).ravel(), picture, atol=1e-12)
+    eigen = pixels.directions(direction[:, None], 1).ravel()
+    np.testing.assert_allclose(eigen, picture / picture[np.abs(picture).argmax()], atol=1e-9)
+    assert len(read(run).all("img")) == 2
+
+
+def test_rows_are_shown_in_the_units_of_the_data(tmp_path: Path) -> None:
+    """After a preprocess the table of means is mapped back, means as points and deviations as directions."""
+    from pipeline.outputs.report.projection import means_table
+    from pipeline.outputs.report.record import read_record
+
+    arrays = {
+        "means": np.array([[0.0, 1.0], [2.0, 3.0]]),
+        "covariances": np.tile(np.eye(2), (2, 1, 1)),
+        "preprocess_offset": np.array([10.0, 20.0]),
+        "preprocess_matrix": np.diag([0.5, 0.25]),
+        "preprocess_inverse": np.diag([2.0, 4.0]),
+    }
+    table = means_table(read_record(write_run(tmp_path / "run", "means", arrays, {"kind": "rows"})))
+    assert table.means.tolist() == [[10, 24], [14, 32]]
+    assert table.deviations is not None and table.deviations.tolist() == [[2, 4], [2, 4]]
+
+
+def test_words_are_ranked_with_their_lift(tmp_path: Path) -> None:
+    """A topic lists its likeliest words first; lift compares with all the counts."""
+    from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.topics import topics
+
+    theta = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    attrs: dict[str, Any] = {"vocabulary": ["a", "b", "c"], "data_mean": [2.0, 2.0, 4.0]}
+    run = write_run(tmp_path / "run", "log_prob", {"log_prob": np.log(theta)}, {"kind": "document"}, **attrs)
+    first, second = topics(read_record(run))
+    assert [word.text for word in first.words] == ["a", "b", "c"]
+    assert [word.text for word in second.words] == ["c", "a", "b"]
+    np.testing.assert_allclose([word.lift for word in first.words], [2.8, 0.8, 0.2])
+
+
+def test_what_happened_is_told(tmp_path: Path) -> None:
+    """Resets, warnings and unknown events are listed, escaped; routine ones and a torn line are not."""
+    run = dense_run(tmp_path / "run", order=[1, 0, 2])
+    page = read(run)
+    assert "Component 1 (now 0) started anew at iteration 3: 1.2 effective rows." in page.text
+    assert "2 <b>rows</b> & more" in page.text
+    assert "depth 3" in page.text and "seco'" not in page.text
+
+
+def test_restarts_are_compared(tmp_path: Path) -> None:
+    """Several restarts come as a table that marks the one that was kept; a single one is no news."""
+    base = {"n_iter": 7, "stop_reason": "max_iter = 7 reached"}
+    restarts = [{"restart": 0, "objective": -4e4, "chosen": False, **base}]
+    restarts += [{"restart": 1, "objective": -3e4, "chosen": True, **base}]
+    text = read(dense_run(tmp_path / "two", restarts=restarts)).text
+    assert f"{number(-2)}" in text and f"{number(-1.5, 8)}" in text and "kept" in text
+    assert "kept" not in read(dense_run(tmp_path / "one")).text
+
+
+def test_interrupted_runs_add_their_sessions_up(tmp_path: Path) -> None:
+    """The time of a resumed run is that of its sessions, without the night between them."""
+    run = dense_run(tmp_path / "run")
+    entries = [
+        {"event": "start", "time": "2026-03-05T20:00:00+00:00"},
+        {"event": "pass", "seconds": 30, "rows": 10, "time": "2026-03-05T20:01:00+00:00"},
+        {"event": "start", "time": "2026-03-06T08:00:00+00:00"},
+        {"event": "resume", "generation": 2, "time": "2026-03-06T08:00:01+00:00"},
+        {"event": "finished", "seconds": 20, "time": "2026-03-06T08:00:20+00:00"},
+    ]
+    (run / "events.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries))
+    text = read(run).text
+    assert "1\u202fmin 20\u202fs" in text and "2 sessions" in text
+
+
+def test_bare_runs_are_reported(tmp_path: Path) -> None:
+    """A model with its parameters alone, no events and no config, still gives a page."""
+    run = tmp_path / "run"
+    data = {"weights": ("component", [0.6, 0.4]), "means": (("component", "feature"), [[0.0, 1.0], [2.0, 3.0]])}
+    xr.Dataset(data, attrs={"family": "gaussian"}).to_zarr(run / "model.zarr", consolidated=False)
+    assert "A mixture of 2 Gaussians" in read(run).text
+
+
+def test_unfinished_and_damaged_runs_are_refused(tmp_path: Path) -> None:
+    """No model is the user's to mend by finishing the run; a damaged one is named as such."""
+    with pytest.raises(InputError, match="no such directory"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="resume"):
+        write_report(tmp_path)
+    run = dense_run(tmp_path / "run")
+    for chunk in (run / "model.zarr" / "means").rglob("*"):
+        if chunk.is_file() and chunk.name != "zarr.json":
+            chunk.write_bytes(b"torn")
+    with pytest.raises(StorageError, match="means"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is replaced whole or not at all."""
+    run = dense_run(tmp_path / "run")
+    before = write_report(run).read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(StorageError, match="disk full"):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+    assert not list(run.glob(".report*"))
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    """Nothing in the page depends on when it was written."""
+    run = dense_run(tmp_path / "run")
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (number(1234567), "1,234,567"),
+        (number(-2668.2486295), "−2,668.25"),
+        (number(1.5e-7, 3), "1.5 × 10⁻⁷"),
+        (number(0.0123456789, 3), "0.0123"),
+        (number(float("nan")), "–"),
+        (number(-float("inf")), "−∞"),
+        (percent(0.1234), "12.3\u202f%"),
+        (percent(0.00123), "0.12\u202f%"),
+        (percent(1e-6), "< 0.01\u202f%"),
+        (seconds(0.32), "320\u202fms"),
+        (seconds(3.24), "3.2\u202fs"),
+        (seconds(59.97), "1\u202fmin 00\u202fs"),
+        (seconds(7500), "2\u202fh 05\u202fmin"),
+        (size(1000), "1000\u202fB"),
+        (size(1.25 * 2**30), "1.2\u202fGiB"),
+    ],
+)
+def test_numbers_are_written_for_people(shown: str, expected: str) -> None:
+    """Grouped digits, real minus signs, and a unit."""
+    assert shown == expected
