@@ -1,0 +1,37 @@
+"""Exact clustering of data larger than memory by Expectation-Maximization.
+
+The public names; each is imported when first used, so that `import pipeline` costs nothing and what must be
+set before NumPy loads still can be.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+NUMERICS = 1
+"""Raised when the bits of results change on purpose; a run of another value cannot be resumed."""
+
+_HOMES = {
+    "Config": "pipeline.config",
+    "load_config": "pipeline.config",
+    "open_run": "pipeline.workflow",
+    "predict": "pipeline.workflow",
+    "resume": "pipeline.workflow",
+    "run": "pipeline.workflow",
+}
+__all__ = ["NUMERICS", "Config", "load_config", "open_run", "predict", "resume", "run"]
+
+if TYPE_CHECKING:
+    from pipeline.config import Config, load_config
+    from pipeline.workflow import open_run, predict, resume, run
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

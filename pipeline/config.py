@@ -304,10 +304,9 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
         yield from _sections_in(part)
 
 
-def to_yaml(config: Config) -> str:
-    """The config as plain YAML, without `storage_options`: credentials are never written."""
-    plain = config.model_dump(mode="json", exclude={"data": {"storage_options"}})
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as plain dicts and lists, without `storage_options`: credentials are never written."""
+    return config.model_dump(mode="json", exclude={"data": {"storage_options"}})
 
 
 # What a family's template sets beside the defaults: data that ship with a dependency.

@@ -79,7 +79,14 @@ def opening(path: str) -> Iterator[None]:
     with reading(path):
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ImportError) as error:
+        except (
+            FileNotFoundError,
+            IsADirectoryError,
+            NotADirectoryError,
+            PermissionError,
+            ImportError,
+            ValueError,
+        ) as error:
             raise InputError(f"{path}: cannot be opened ({error}). Give data.path a file that can be read.") from error
 
 

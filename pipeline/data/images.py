@@ -84,19 +84,20 @@ class ImageSource(Source):
             strip = self._strip(picture, first, last)
             pixels = np.lib.stride_tricks.sliding_window_view(strip, self._patch.size)
             pixels = pixels[:: self._patch.stride, :: self._patch.stride].reshape(end - start, -1)
-            x[start - int(self.bounds[i]) : end - int(self.bounds[i])] = self._features(pixels, basis)
+            self._features(pixels, basis, out=x[start - int(self.bounds[i]) : end - int(self.bounds[i])])
             start, picture = end, picture + 1
         return x
 
-    def _features(self, pixels: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
+    def _features(self, pixels: np.ndarray, basis: np.ndarray | None, out: np.ndarray) -> None:
         """Features of patches of pixels, (n, p*q) -> (n, n_features), both float32."""
-        x = pixels if basis is None else pixels @ basis
-        if self._patch.contrast is None:
-            return x
-        # The basis is orthonormal: features have the length of the mean-free pixels.
-        deviation = pixels.std(axis=1) if basis is None else np.sqrt(np.square(x).sum(axis=1) / pixels.shape[1])
-        divided: np.ndarray = x / np.maximum(deviation, np.float32(self._patch.contrast))[:, None]
-        return divided
+        if basis is None:
+            out[:] = pixels
+        else:
+            np.matmul(pixels, basis, out=out)
+        if self._patch.contrast is not None:
+            # The basis is orthonormal: features have the length of the mean-free pixels.
+            squares = pixels.var(axis=1) if basis is None else np.einsum("ij,ij->i", out, out) / pixels.shape[1]
+            out /= np.maximum(np.sqrt(squares), np.float32(self._patch.contrast))[:, None]
 
     def _strip(self, picture: int, first: int, last: int) -> np.ndarray:
         """The pixels under rows first:last of patch positions, (height, width) float32 from 0 to 1."""
@@ -208,7 +209,9 @@ def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int
                 f"{path}: {error}. Cut it into smaller pictures, or set PIL.Image.MAX_IMAGE_PIXELS."
             ) from error
         except Exception as error:
-            raise damaged(path, error) from error
+            raise StorageError(
+                f"{path}: is no picture that Pillow reads ({error}). Restore it, or take it out."
+            ) from error
     if mode == "F":
         raise InputError(f"{path}: came with floating-point pixels, expected 8 or 16 bits. Convert it first.")
     if height < patch.size[0] or width < patch.size[1]:

@@ -6,13 +6,16 @@ reference point and loses nothing far from the origin. [Chan, Golub and LeVeque 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.config import Preprocess
 from pipeline.data.chunks import Chunk
+from pipeline.data.preprocess import Affine, fit_preprocess, mapped_moments
 from pipeline.errors import InputError
 from pipeline.keyed import race
 from pipeline.models.base import tiles
@@ -151,3 +154,35 @@ def _square(apart: Array, ndim: int, size: int) -> Array:
     if size == 0:
         return np.zeros(0)
     return np.outer(apart, apart) if ndim == 2 else apart * apart
+
+
+@dataclass(frozen=True)
+class Known:
+    """What later steps need to know of the rows, in the space of the models.
+
+    affine : the preprocessing, or None.  mean : (d,).  covariance : (d, d), (d,) or (0,).  sample : rows, mapped.
+    n_rows, n_bad : rows in all, and those set aside.  total : sum of weights of the others.
+    """
+
+    affine: Affine | None
+    mean: Array
+    covariance: Array
+    sample: LowestRows
+    n_rows: int
+    n_bad: int
+    total: float
+
+    @property
+    def variance(self) -> Array:
+        """(d,), of the population."""
+        return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance).copy()
+
+
+def known_rows(profile: Profile, steps: Sequence[Preprocess]) -> Known:
+    """Fit the preprocessing to a profile and map the profile through it. Raises InputError as fit_preprocess does."""
+    affine = fit_preprocess(steps, profile.mean, profile.covariance)
+    mean, covariance, sample = profile.mean, profile.covariance, profile.sample
+    if affine is not None:
+        mean, covariance = mapped_moments(affine, mean, covariance)
+        sample = replace(sample, x=affine.apply(sample.x))
+    return Known(affine, mean, covariance, sample, profile.n_rows, profile.n_bad, profile.total)

@@ -70,13 +70,15 @@ class Source(ABC):
 
     def to_dask(self) -> dask.array.Array:
         """The rows as a lazy dask array, one block per chunk; sparse sources refuse with InputError."""
-        import dask.array as da
+        import dask.array
 
         if self.sparse:
             raise InputError("to_dask: came with sparse rows, expected dense ones. Read chunk i with read(i).")
         chunks = (tuple(np.diff(self.bounds).tolist()), (self.n_features,))
         meta = np.empty((0, 0), self.dtype)
-        return da.map_blocks(_read_block, source=self, chunks=chunks, dtype=self.dtype, meta=meta)  # type: ignore[no-any-return,no-untyped-call]
+        map_blocks: Any = dask.array.map_blocks  # not annotated
+        rows: dask.array.Array = map_blocks(_read_block, source=self, chunks=chunks, dtype=self.dtype, meta=meta)
+        return rows
 
 
 def _read_block(source: Source, block_id: tuple[int, ...]) -> np.ndarray | csr_array:

@@ -1,7 +1,7 @@
 """Tables of numbers in text: comma, semicolon, tab or blanks between cells, with or without a header line.
 
 Opening is one streaming pass that notes where each chunk starts, so a read seeks and parses its own lines
-only. Text is slow (about 10 million cells a second at best): convert what is read many times to zarr or npy.
+only. Text is slow (a few million cells a second): convert what is read many times to zarr or npy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TextSource(Source):
         offsets: np.ndarray,
         lines: np.ndarray,
     ) -> None:
-        """Chunk i starts `offsets[i]` bytes into the text, at line `lines[i]` (from 0), and ends before `lines[i + 1]`."""
+        """Chunk i starts `offsets[i]` bytes into the text; it is lines `lines[i]` to `lines[i + 1]`, from 0."""
         self.n_features, self.dtype, self.bounds = n_features, np.dtype(np.float64), bounds
         self._path, self._options, self._delimiter = path, dict(options), delimiter
         self._offsets, self._lines = offsets, lines

@@ -26,7 +26,6 @@ class Chart:
     title: str
     picture: Markup
     caption: str
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class Curve:
     @property
     def m_gain(self) -> np.ndarray:
         """(n,) what each M-step added."""
-        return (self.objective[1:] if self.bound is None else self.bound) - self.objective[:-1]
+        after = self.objective[1:] if self.bound is None else self.bound
+        return np.asarray(after - self.objective[:-1])
 
     @property
     def e_gain(self) -> np.ndarray | None:
@@ -64,14 +64,14 @@ def read_curve(record: Record) -> Curve | None:
 
 
 def convergence(record: Record, curve: Curve) -> list[Chart]:
-    """The objective over the whole run, EM's two moves near its start, and how the gains shrank."""
+    """The objective over the whole run, EM's two moves close up, how the gains shrank, and how sure the rows became."""
     charts = [_objective(record, curve)]
     if curve.bound is not None and len(curve.bound) > 1:
         charts.append(_staircase(curve))
     if len(curve.objective) > 2:
         charts.append(_gains(record, curve))
-    if record.has("n_effective") and record.model.sizes.get("iteration", 0) > 1 and record.k > 1:
-        charts.append(_sizes_over_time(record))
+    if record.has("entropy") and len(curve.objective) > 2 and record.k > 1:
+        charts.append(_entropy(record))
     return charts
 
 
@@ -111,7 +111,9 @@ def _staircase(curve: Curve) -> Chart:
         first = t == start
         low, mid, high = curve.objective[t], curve.bound[t], curve.objective[t + 1]
         axes.plot([t, t + 1], [low, mid], color=svg.ORANGE, linewidth=2.5, label="M-step raises L" if first else None)
-        axes.plot([t + 1, t + 1], [mid, high], color=svg.BLUE, linewidth=2.5, label="E-step closes KL" if first else None)
+        axes.plot(
+            [t + 1, t + 1], [mid, high], color=svg.BLUE, linewidth=2.5, label="E-step closes KL" if first else None
+        )
         axes.fill_between([t, t + 1], [low, mid], [low, high], color=svg.BLUE, alpha=0.12, linewidth=0)
     points = np.arange(start, stop + 1)
     axes.plot(points, curve.objective[points], "o", color=svg.BLUE, markersize=5, label="log-likelihood")
@@ -174,7 +176,28 @@ def _gains(record: Record, curve: Curve) -> Chart:
     return Chart("What each iteration gained", svg.to_svg(figure, "gains", alt.strip()), f"{caption} {last}{note}")
 
 
-def _sizes_over_time(record: Record) -> Chart:
+def _entropy(record: Record) -> Chart:
+    entropy = record.array("entropy") / record.total_weight
+    figure, axes = svg.new_figure()
+    axes.plot(np.arange(len(entropy)), entropy, color=svg.BLUE, linewidth=2)
+    known = entropy[np.isfinite(entropy)]
+    axes.set_ylim(0, 1.15 * max(float(known.max(initial=0)), 1e-3))
+    svg.label_axes(axes, "iteration", "entropy per row, nats")
+    svg.count_ticks(axes)
+    svg.number_ticks(axes)
+    first, last = known[[0, -1]] if len(known) else (np.nan, np.nan)
+    alt = f"Line chart: the entropy of the responsibilities goes from {number(first, 3)} to {number(last, 3)} nats per row."
+    caption = (
+        "Mean entropy of a row's responsibilities: 0 where every row belongs to one component, "
+        f"log {record.k} = {number(float(np.log(record.k)), 3)} where it could be in any."
+    )
+    return Chart("How sure the rows are", svg.to_svg(figure, "entropy", alt), caption)
+
+
+def sizes_over_time(record: Record) -> Chart | None:
+    """Effective rows by iteration; None where the history has no two of them."""
+    if not record.has("n_effective") or record.model.sizes["iteration"] < 2 or record.k < 2:
+        return None
     share = record.array("n_effective")
     share = share / share.sum(axis=1, keepdims=True)
     figure, axes = svg.new_figure()
@@ -194,7 +217,9 @@ def _sizes_over_time(record: Record) -> Chart:
         f"Line chart of {record.k} component sizes by iteration; at the end the largest holds {percent(share[-1].max())} "
         f"of the rows and the smallest {percent(share[-1].min())}."
     )
-    caption = "Effective rows of each component, the sum of its responsibilities, at each E-step. A sudden drop is a reset."
+    caption = (
+        "Effective rows of each component, the sum of its responsibilities, at each E-step. A sudden drop is a reset."
+    )
     return Chart("Sizes on the way", svg.to_svg(figure, "shares", alt), caption)
 
 
@@ -205,7 +230,7 @@ def sizes(record: Record) -> Chart:
     width = 0.76 if record.k <= 60 else 0.9
     axes.bar(np.arange(record.k), weights, width=width, color=svg.BLUE, linewidth=0)
     if record.k > 1:
-        axes.axhline(100 / record.k, color=svg.ORANGE, linewidth=1.4, linestyle=(0, (4, 3)), label=f"1/{record.k}")
+        axes.axhline(100 / record.k, color=svg.ORANGE, linewidth=1.4, linestyle=(0, (4, 3)), label="equal shares")
         svg.legend(axes, loc="upper right")
     axes.set_xlim(-0.75, record.k - 0.25)
     svg.label_axes(axes, "component", "share of the rows, %")

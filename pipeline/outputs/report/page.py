@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.errors import StorageError
 from pipeline.outputs.report import figures, pictures, projection, story, topics, words
 from pipeline.outputs.report.record import Record, read_record
 from pipeline.outputs.report.timing import timing
@@ -27,17 +28,20 @@ def write_report(run: Path) -> Path:
     The file appears whole or not at all. Raises InputError if there is no finished model in `run`,
     StorageError if the model is damaged or the page cannot be written.
     """
-    from pipeline.errors import StorageError
+    from threadpoolctl import threadpool_limits
 
     run = Path(run)
-    page = render(read_record(run), run.name)
+    with threadpool_limits(1):  # small matrices: more BLAS threads only wait for each other, and for other people's
+        page = render(read_record(run), run.name)
     path, temporary = run / "report.html", run / f".report-{os.getpid()}.html"
     try:
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written ({error}). Make room or mend the permissions, then rerun.") from error
+        raise StorageError(
+            f"{path}: cannot be written ({error}). Make room or mend the permissions, then rerun."
+        ) from error
     return path
 
 
@@ -76,7 +80,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "asked": story.asked(record),
         "outcome": story.outcome(record, spent),
         "curves": figures.convergence(record, curve) if curve is not None and len(curve.objective) > 1 else [],
-        "sizes": figures.sizes(record),
+        "sizes": [chart for chart in (figures.sizes(record), figures.sizes_over_time(record)) if chart is not None],
         "components": _COMPONENTS.get(record.family, _dense)(record),
         "restarts": _restarts(record),
         "events": events,
@@ -88,7 +92,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "fingerprint": {str(key): _short(value) for key, value in record.fingerprint.items()},
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=88) if record.config else "",
         "run": record.option("output", "path") or name,
-        "arrays": [(str(key), _shape(array)) for key, array in record.model.data_vars.items()],
+        "arrays": [(str(key), _shape(array)) for key, array in sorted(record.model.data_vars.items())],
     }
 
 

@@ -1,4 +1,4 @@
-"""Components as pictures: a mean, the directions in which it varies most, and the rows closest to it.
+"""Components as pictures: a mean, the directions in which it varies most, and its most typical rows.
 
 A component lives in the model's features. Pixels are affine in them, pixels = features @ matrix + offset, so a mean maps
 as a point and a covariance Σ as matrixᵀ Σ matrix, whose leading eigenvectors are the eigen-patches.
@@ -75,15 +75,19 @@ class PixelMap:
         flat = self._linear(x)
         return self._fold(flat if self.offset is None else flat + self.offset)
 
-    def directions(self, factor: np.ndarray, count: int) -> np.ndarray:
-        """The leading eigenvectors in pixels of the covariance factor @ factor.T.
+    def directions(self, covariance: np.ndarray, count: int) -> np.ndarray:
+        """The leading eigenvectors of a component's covariance in pixels.
 
-        factor : (d, d). Returns (count, height, width, channels), each scaled to a largest absolute value of 1.
+        covariance : (d, d). Returns (count, height, width, channels), each scaled so that its largest entry is 1:
+        the sign of an eigenvector is anybody's choice.
         """
-        spread = self._linear(factor.T)
-        right = np.linalg.svd(spread, full_matrices=False)[2][:count]
-        peak = np.take_along_axis(right, np.abs(right).argmax(axis=1)[:, None], axis=1)
-        return self._fold(right / np.where(peak == 0, 1, peak))
+        from scipy.linalg import eigh
+
+        in_pixels = self._linear(self._linear(covariance).T)
+        pixels = len(in_pixels)
+        vectors = eigh(in_pixels, subset_by_index=[max(0, pixels - count), pixels - 1])[1].T[::-1]
+        peak = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
+        return self._fold(vectors / peak)
 
     def _linear(self, x: np.ndarray) -> np.ndarray:
         return x if self.matrix is None else x @ self.matrix
@@ -148,7 +152,7 @@ def _caption(record: Record, pixels: PixelMap, eigen: list[np.ndarray], exemplar
         parts.append("Upper row: its first eigen-patches, the directions of largest variance, each on its own scale.")
     if exemplars.shape[1]:
         where = "Lower row" if eigen else "Beside it"
-        what = "rows closest to it" if record.family == "kmeans" else "rows of highest responsibility"
+        what = "rows most typical of it" if record.family == "kmeans" else "rows of highest responsibility"
         parts.append(f"{where}: the {what}.")
     parts.append(
         "Patches are shown without their mean; grey is zero, and a component's mean and rows share one scale."
@@ -163,7 +167,7 @@ def _caption(record: Record, pixels: PixelMap, eigen: list[np.ndarray], exemplar
 def _alt(record: Record, k: int, n_modes: int, n_near: int) -> str:
     parts = ["its centre" if record.family == "kmeans" else "its mean"]
     parts += [f"{n_modes} eigen-patches"] if n_modes else []
-    parts += [f"its {n_near} closest rows"] if n_near else []
+    parts += [f"its {n_near} typical rows"] if n_near else []
     return f"Component {k}: {', '.join(parts)}."
 
 
@@ -185,21 +189,15 @@ def _eigen(record: Record, pixels: PixelMap, count: int) -> list[np.ndarray]:
     if record.attrs.get("covariance_type") != "full" or not record.has("covariances"):
         return []
     covariances = record.array("covariances")[:count]
-    return [pixels.directions(_factor(covariance), EIGEN) for covariance in covariances]
+    return [pixels.directions(covariance, EIGEN) for covariance in covariances]
 
 
 def _shared(record: Record, pixels: PixelMap) -> Picture | None:
     """The eigen-patches of a tied covariance, which all components share."""
     if record.attrs.get("covariance_type") != "tied" or not record.has("covariances"):
         return None
-    modes = pixels.directions(_factor(record.array("covariances")), 10)
+    modes = pixels.directions(record.array("covariances"), 10)
     return _sheet_picture([_grey(mode, -1, 1) for mode in modes], 10, "Eigen-patches of the covariance that all share.")
-
-
-def _factor(covariance: np.ndarray) -> np.ndarray:
-    """(d, d) matrix A with covariance = A Aᵀ; unlike Cholesky's it exists for a singular one too."""
-    values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def _ranges(means: np.ndarray, exemplars: np.ndarray, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +234,7 @@ def _enlarge(tile: np.ndarray, factor: int = 1) -> np.ndarray:
 def _card_picture(
     mean: np.ndarray, modes: list[np.ndarray], near: list[np.ndarray | None], alt: str, gap: int = 4
 ) -> Picture:
-    """The mean, large, at the left; eigen-patches above closest rows beside it."""
+    """The mean, large, at the left; eigen-patches above typical rows beside it."""
     big = _enlarge(mean, 2)
     height, width = big.shape[0] // 2, big.shape[1] // 2
     rows: list[list[np.ndarray | None]] = [list(row) for row in (modes, near) if row]
@@ -260,13 +258,13 @@ def _sheets(
     low: np.ndarray,
     high: np.ndarray,
 ) -> list[Sheet]:
-    """Contact sheets: the mean, closest row and first eigen-patches of every component."""
+    """Contact sheets: the mean, most typical row and first eigen-patches of every component."""
     every = range(record.k)
     views = [("Centres" if record.family == "kmeans" else "Means", [_grey(means[k], low[k], high[k]) for k in every])]
     if exemplars.shape[1]:
         blank = np.full(exemplars.shape[2:], 128, np.uint8)
         near = [_grey(exemplars[k, 0], low[k], high[k]) if rows[k, 0] >= 0 else blank for k in every]
-        views.append(("Closest row", near))
+        views.append(("Most typical row", near))
     if len(eigen) == record.k:
         for i, name in enumerate(("First", "Second", "Third")[: len(eigen[0])]):
             views.append((f"{name} eigen-patch", [_grey(eigen[k][i], -1, 1) for k in every]))
@@ -300,6 +298,6 @@ class _Canvas:
         from PIL import Image
 
         buffer = io.BytesIO()
-        Image.fromarray(self.pixels).save(buffer, format="PNG", optimize=True)
+        Image.fromarray(self.pixels).save(buffer, format="PNG")
         source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         return Picture(source, self.pixels.shape[1], self.pixels.shape[0], alt)

@@ -50,7 +50,9 @@ def full_covariances(record: Record) -> np.ndarray | None:
     """(k, d, d) whatever the type; None for a model without covariances."""
     if not record.has("covariances"):
         return None
-    return _EXPAND[str(record.attrs.get("covariance_type"))](record.array("covariances"), record.k, record.means.shape[1])
+    return _EXPAND[str(record.attrs.get("covariance_type"))](
+        record.array("covariances"), record.k, record.means.shape[1]
+    )
 
 
 _EXPAND: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
@@ -81,14 +83,8 @@ def scene(record: Record) -> Chart | None:
     explained = spread**2 / max(float((spread**2).sum()), np.finfo(float).tiny)
     names = [f"principal axis {i + 1}, {percent(float(explained[i]))} of the variance" for i in range(2)]
     flat = None if sigma is None else plane.T @ sigma @ plane
-    return _plane(
-        record,
-        (sample - centre) @ plane,
-        (means - centre) @ plane,
-        flat,
-        (names[0], names[1]),
-        "the sample's first two principal axes",
-    )
+    where = "the sample's first two principal axes"
+    return _plane(record, (sample - centre) @ plane, (means - centre) @ plane, flat, (names[0], names[1]), where)
 
 
 def _signed(axes: np.ndarray) -> np.ndarray:
@@ -107,9 +103,9 @@ def _plane(
 ) -> Chart:
     from matplotlib.patches import Ellipse
 
-    figure, axes = svg.new_figure(5.0)
+    figure, axes = svg.new_figure(4.6)
     size = 12 if len(sample) <= 500 else 5
-    axes.scatter(*sample.T, s=size, color=svg.GREY, alpha=0.45, linewidths=0, rasterized=True)
+    axes.scatter(sample[:, 0], sample[:, 1], s=size, color=svg.GREY, alpha=0.45, linewidths=0, rasterized=True)
     few = record.k <= len(svg.CYCLE)
     for k, mean in enumerate(means):
         colour = svg.CYCLE[k] if few else svg.BLUE
@@ -118,7 +114,9 @@ def _plane(
             width, height = 4 * np.sqrt(np.maximum(values, 0))  # a diameter of two deviations either side
             angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
             line = 2.2 if few else 1.1 if record.k <= 60 else 0.6
-            axes.add_patch(Ellipse((mean[0], mean[1]), width, height, angle=angle, fill=False, color=colour, linewidth=line))
+            axes.add_patch(
+                Ellipse((mean[0], mean[1]), width, height, angle=angle, fill=False, color=colour, linewidth=line)
+            )
         axes.plot(*mean, "o", color=colour, markersize=7 if few else 4, markeredgecolor=svg.PAPER, markeredgewidth=1)
         if record.k <= LABELLED:
             axes.annotate(str(k), mean, (5, 4), textcoords="offset points", color=svg.INK, fontsize=11)
@@ -131,7 +129,7 @@ def _plane(
     ellipses = "" if sigma is None else " with ellipses of two standard deviations, which hold 86 % of a component"
     caption = f"Dots are {plural(len(sample), 'sampled row')}, on {where}; circles are the component {what}{ellipses}."
     alt = f"Scatter plot of {plural(len(sample), 'sampled row')} and {plural(record.k, 'component')} on {where}."
-    return Chart("Components over the data", svg.to_svg(figure, "scene", alt), caption, wide=True)
+    return Chart("Components over the data", svg.to_svg(figure, "scene", alt), caption)
 
 
 def _line(record: Record, sample: np.ndarray, means: np.ndarray, variances: np.ndarray | None) -> Chart:
@@ -154,7 +152,7 @@ def _line(record: Record, sample: np.ndarray, means: np.ndarray, variances: np.n
         "; lines mark the centres." if variances is None else "; the components in blue, their sum in orange."
     )
     alt = f"Histogram of {plural(len(sample), 'sampled row')} with {plural(record.k, 'component')}."
-    return Chart("Components over the data", svg.to_svg(figure, "scene", alt), caption, wide=True)
+    return Chart("Components over the data", svg.to_svg(figure, "scene", alt), caption)
 
 
 def feature_names(record: Record) -> list[str]:
@@ -181,7 +179,9 @@ def means_table(record: Record) -> MeansTable:
     space = data_space(record)
     means = space.points(record.means)
     d = means.shape[1]
-    between = np.average((means - np.average(means, axis=0, weights=record.weights)) ** 2, axis=0, weights=record.weights)
+    between = np.average(
+        (means - np.average(means, axis=0, weights=record.weights)) ** 2, axis=0, weights=record.weights
+    )
     if record.has("sample"):
         between = between / np.maximum(space.points(record.array("sample")).var(axis=0), np.finfo(float).tiny)
     kept = np.sort(np.argsort(-between, kind="stable")[:FEATURES_IN_TABLE])
@@ -217,11 +217,13 @@ def heatmap(record: Record) -> Chart | None:
     image = axes.imshow(z, cmap="cividis", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.grid(visible=False)
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(colors=svg.MUTED, labelsize=11, length=0)
     svg.label_axes(axes, "feature", "component")
     svg.count_ticks(axes)
     svg.count_ticks(axes, "y")
-    caption = "How far each mean lies from the sample's, in standard deviations of the feature: yellow above, blue below."
+    caption = (
+        "How far each mean lies from the sample's, in standard deviations of the feature: yellow above, blue below."
+    )
     alt = f"Heat map of {plural(record.k, 'mean')} over {plural(z.shape[1], 'feature')}."
-    return Chart("Means, feature by feature", svg.to_svg(figure, "means", alt), caption, wide=True)
+    return Chart("Means, feature by feature", svg.to_svg(figure, "means", alt), caption)

@@ -140,7 +140,7 @@ def _open_model(store: Path) -> xr.Dataset:
     import xarray as xr
 
     try:
-        model = xr.open_zarr(store, consolidated=False, chunks=None)
+        model: xr.Dataset = xr.open_zarr(store, consolidated=False, chunks=None)
     except Exception as error:  # as above: whatever zarr raises, the store is damaged
         raise StorageError(f"{store}: cannot be opened ({error}). Run the job again with --overwrite.") from error
     family = model.attrs.get("family")

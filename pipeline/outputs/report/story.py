@@ -79,7 +79,9 @@ def asked(record: Record) -> list[Fact]:
     max_iter, tol = record.option("fit", "max_iter"), record.option("fit", "tol")
     if max_iter:
         unit = "" if record.family == "kmeans" else " nats per row"
-        until = f"or until the objective moves less than {tol:g}{unit}" if isinstance(tol, (int, float)) and tol > 0 else ""
+        until = (
+            f"or until the objective moves less than {tol:g}{unit}" if isinstance(tol, (int, float)) and tol > 0 else ""
+        )
         facts.append(Fact("Effort", f"at most {plural(int(max_iter), 'iteration')}", note=until))
     return facts
 
@@ -119,7 +121,9 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
         name, unit = ("Inertia", "squared distance per row") if kmeans else ("Log-likelihood", "nats per row")
         total = f"{number(float(final), 10)} in all"
         facts.append(Fact(name, number(float(final) / record.total_weight), unit, total))
-    facts.append(Fact("Iterations", number(attrs.get("n_iter")), note="" if attrs.get("converged") else "not converged"))
+    facts.append(
+        Fact("Iterations", number(attrs.get("n_iter")), note="" if attrs.get("converged") else "not converged")
+    )
     if spent.total is not None:
         note = f"in {spent.sessions} sessions" if spent.sessions > 1 else ""
         facts.append(Fact("Time", seconds(spent.total), note=note))

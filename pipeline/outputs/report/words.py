@@ -28,7 +28,7 @@ def number(value: float | None, digits: int = 6) -> str:
         text = f"{int(value):,}"
     elif abs(value) < 1e-4:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        text = f"{float(mantissa):g} × {power_of_ten(int(exponent))}"
+        text = f"{float(mantissa):g} × {power_of_ten(int(exponent))}".removeprefix("1 × ")
     else:
         decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
         text = f"{value:,.{decimals}f}"

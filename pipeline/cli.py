@@ -1,0 +1,157 @@
+"""The command line: thin. Parses, calls the workflow, turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import PipelineError
+
+app = typer.Typer(
+    name="em-pipeline",
+    help="Exact K-means, Gaussian-mixture and multinomial-mixture fits of data larger than memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_state = {"debug": False}
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, in place of the config's; repeatable")]
+Output = Annotated[Path | None, typer.Option("--output", help="directory to write to")]
+Address = Annotated[str | None, typer.Option("--scheduler-address", help="a running dask scheduler, tcp://host:8786")]
+File = Annotated[Path | None, typer.Option("--scheduler-file", help="scheduler file of a running dask scheduler")]
+ProfileName = Annotated[str | None, typer.Option("--profile", help="a profile by name, such as local")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False) -> None:
+    _state["debug"] = debug
+
+
+@app.command("config")
+def config_command(family: Annotated[str, typer.Argument(help="gaussian, kmeans or multinomial")] = "gaussian") -> None:
+    """Print a commented YAML with every option, its default, bounds and meaning."""
+    from pipeline.config import template
+
+    sys.stdout.write(template(family))
+
+
+@app.command("run")
+def run_command(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; see `em-pipeline config`")],
+    output: Output = None,
+    overrides: Set = None,
+    scheduler_address: Address = None,
+    scheduler_file: File = None,
+    profile: ProfileName = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run of ours")] = False,
+) -> None:
+    """Fit what CONFIG asks for."""
+    from pipeline import workflow
+    from pipeline.config import load_config
+
+    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
+    loaded = load_config(config, changes)
+    where = output or Path(loaded.output.path)
+    _with_progress(where, lambda listener: workflow.run(loaded, output, overwrite, [listener]))
+
+
+@app.command("resume")
+def resume_command(
+    run: RunPath,
+    overrides: Set = None,
+    scheduler_address: Address = None,
+    scheduler_file: File = None,
+    profile: ProfileName = None,
+    accept_other_bits: Annotated[
+        bool, typer.Option("--accept-other-bits", help="go on under other BLAS kernels than the run began with")
+    ] = False,
+) -> None:
+    """Go on exactly where RUN stopped; of a finished run, do what is missing."""
+    from pipeline import workflow
+
+    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
+    _with_progress(run, lambda listener: workflow.resume(run, changes, [listener], accept_other_bits))
+
+
+@app.command("status")
+def status_command(
+    run: RunPath,
+    watch: Annotated[bool, typer.Option("--watch", help="keep showing, until the run has ended")] = False,
+) -> None:
+    """Show how far RUN is, from its files alone."""
+    from pipeline.outputs.status import show
+
+    show(run, watch)
+
+
+@app.command("predict")
+def predict_command(
+    run: RunPath,
+    overrides: Set = None,
+    output: Output = None,
+    scheduler_address: Address = None,
+    scheduler_file: File = None,
+    profile: ProfileName = None,
+) -> None:
+    """Label rows with the model of RUN: its own, or others given by --set data.key=value and --output."""
+    from pipeline import workflow
+
+    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
+    _with_progress(output or run, lambda listener: workflow.predict(run, changes, output, [listener]))
+
+
+@app.command("report")
+def report_command(run: RunPath) -> None:
+    """Write RUN/report.html anew."""
+    from pipeline.outputs.report import write_report
+
+    typer.echo(write_report(run))
+
+
+def _engine(address: str | None, file: Path | None, profile: str | None) -> list[str]:
+    """Engine options as overrides; whichever is given takes the place of all three in the config."""
+    given = {"scheduler_address": address, "scheduler_file": file, "scheduler": profile}
+    if not any(given.values()):
+        return []
+    chosen = {name: str(value) if value else None for name, value in given.items()}
+    chosen["scheduler"] = chosen["scheduler"] or "threads"
+    return [f"engine.{name}={'null' if value is None else value}" for name, value in chosen.items()]
+
+
+def _with_progress(where: Path, action: Callable[[Any], Path]) -> None:
+    from pipeline.outputs.progress import progress
+
+    try:
+        with progress() as listener:
+            result = action(listener)
+    except KeyboardInterrupt:
+        if (where / "checkpoints").is_dir():
+            typer.echo(f"stopped; the last checkpoint is kept: em-pipeline resume {where}", err=True)
+            raise typer.Exit(75) from None
+        typer.echo("stopped before the first checkpoint; run again", err=True)
+        raise typer.Exit(75) from None
+    report = result / "report.html"
+    typer.echo(f"report: {report}" if report.exists() else f"written: {result}")
+
+
+def main() -> None:
+    """Run the command; exits with the codes of pipeline.errors."""
+    try:
+        app()
+    except PipelineError as error:
+        if _state["debug"]:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:  # the last resort: a bug of ours
+        if _state["debug"]:
+            traceback.print_exc()
+        typer.echo(f"bug: {type(error).__name__}: {error}\nUse --debug to see where, and please report it.", err=True)
+        sys.exit(1)

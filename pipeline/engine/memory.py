@@ -1,0 +1,72 @@
+"""How much memory a job takes, known before it runs; it decides how many tasks run at once and nothing else."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import psutil
+
+from pipeline.errors import InputError
+
+MIB = 2**20
+IMPORTS = 330 * MIB  # this process with everything imported, before any data (measured: about 300 MiB)
+WORKER_IMPORTS = 230 * MIB  # one embedded worker process
+
+
+class Plan(NamedTuple):
+    """A predicted use of memory. All in bytes; workers : tasks at a time.
+
+    per_task : one task's peak.  fixed : what does not grow with workers.  limit : what the job may use.
+    """
+
+    workers: int
+    per_task: int
+    fixed: int
+    limit: int
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak of the whole job on this machine, bytes."""
+        return self.fixed + self.workers * self.per_task
+
+
+def task_bytes(chunk_bytes: int, stats_bytes: int, tile_bytes: int, n_jobs: int) -> int:
+    """Peak of one task: a chunk while it is decoded, preprocessed and cut, tiles, and the statistics of a shard.
+
+    Decoding holds the stored bytes, the decoded chunk and its copy; a binary counter holds up to a handful of
+    partial sums for each job.
+    """
+    return 4 * chunk_bytes + 6 * tile_bytes + 8 * stats_bytes * n_jobs
+
+
+def plan(limit: int | str, workers: int | str, per_task: int, driver_bytes: int, processes: bool) -> Plan:
+    """How many tasks may run at once within `limit` bytes.
+
+    Raises InputError, with advice, when not even one fits.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = cores if workers == "auto" else int(workers)
+    allowed = int(0.6 * psutil.virtual_memory().available) if limit == "auto" else int(limit)
+    fixed = IMPORTS + driver_bytes
+    each = per_task + (WORKER_IMPORTS if processes else 0)
+    fitting = (allowed - fixed) // each
+    if fitting < 1:
+        raise InputError(
+            f"engine.memory: {allowed / MIB:.0f} MiB, but one task needs {each / MIB:.0f} MiB beside {fixed / MIB:.0f} MiB "
+            "for the job itself. Raise engine.memory, store the data in smaller chunks, or lower model.n_components."
+        )
+    return Plan(min(wanted, fitting), each, fixed, allowed)
+
+
+def job_pss() -> int:
+    """Proportional set size of this process and its children now, bytes (Linux; resident size elsewhere)."""
+    total = 0
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            info = process.memory_full_info()
+            total += getattr(info, "pss", info.rss)
+        except psutil.Error:
+            continue
+    return total

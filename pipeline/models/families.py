@@ -1,0 +1,49 @@
+"""The table of families: from a config and what is known of the rows to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.models.base import Model
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.init import Known
+from pipeline.models.kmeans import KMeans
+from pipeline.models.multinomial import Multinomial
+
+
+def _gaussian(config: Config, known: Known) -> Model:
+    m = config.model
+    assignment = config.fit.assignment or "soft"
+    return Gaussian(m.n_components, known.mean, m.covariance_type, m.reg_covar, assignment, tuple(m.fixed))
+
+
+def _kmeans(config: Config, known: Known) -> Model:
+    return KMeans(config.model.n_components, known.mean, float(np.mean(known.variance)))
+
+
+def _multinomial(config: Config, known: Known) -> Model:
+    m = config.model
+    origin = np.zeros(len(known.mean))
+    return Multinomial(m.n_components, origin, m.concentration, config.fit.assignment or "soft", tuple(m.fixed))
+
+
+FAMILIES: dict[str, Callable[[Config, Known], Model]] = {
+    "gaussian": _gaussian,
+    "kmeans": _kmeans,
+    "multinomial": _multinomial,
+}
+
+
+def build_model(config: Config, known: Known) -> Model:
+    """The model that a config asks for, about the mean of the rows."""
+    return FAMILIES[config.model.family](config, known)
+
+
+def stats_bytes(family: str, covariance_type: str, k: int, d: int) -> int:
+    """Bytes of one chunk's statistics and the lists beside them, for the memory plan."""
+    second = {"full": k * d * d, "tied": d * d, "diag": k * d, "spherical": k}[covariance_type]
+    moments = {"gaussian": k * d + second, "kmeans": k * d, "multinomial": k * d}[family]
+    return 8 * (moments + 2 * k + min(k, 8 if family != "kmeans" else k) * d)

@@ -1,0 +1,1 @@
+"""What a job leaves behind: checkpoints, the model, labels, events and the report."""

@@ -1,0 +1,54 @@
+"""The log of a run: one JSON object a line, appended as things happen, and told to whoever listens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StorageError
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class EventLog:
+    """Appends events to events.jsonl. Each has `event` and `time` (ISO 8601, UTC)."""
+
+    def __init__(self, path: Path, listeners: tuple[Listener, ...] = ()) -> None:
+        self.path = path
+        self.listeners = listeners
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Log one event and tell the listeners."""
+        record = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        line = json.dumps(record, default=float) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                if file.tell() and not _ends_with_newline(self.path):
+                    line = "\n" + line  # the writer before us died in the middle of a line
+                file.write(line)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written ({error}). Make room, then `resume`.") from error
+        for listener in self.listeners:
+            listener(record)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Events so far; a line that is not whole yet is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            yield record

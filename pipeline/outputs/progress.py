@@ -1,0 +1,133 @@
+"""What a person sees while a job runs: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+QUIET_SECONDS = 5.0  # between plain lines of passes that bring little news
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def progress() -> Iterator[Listener]:
+    """A listener for the length of a job; it writes to standard error."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield Lines(lambda text: print(text, file=sys.stderr, flush=True))
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield Live(bars)
+
+
+class Lines:
+    """Plain lines, readable in a log."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+        self._last = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Write what an event says, if it is news."""
+        text = describe(event)
+        routine = event["event"] in ("pass", "labelled", "checkpoint") and not event.get("final")
+        if text is None or (routine and event.get("iteration", 1) > 0 and time.monotonic() - self._last < QUIET_SECONDS):
+            return
+        self._last = time.monotonic()
+        self.write(f"{event['time'][11:19]}  {text}")
+
+
+class Live:
+    """One live bar per phase, and lines above it for what is worth keeping."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Move the bar of an event's phase, or write its line."""
+        text = describe(event) or ""
+        if event["event"] == "pass":
+            self._show("fitting", event["iteration"] + 1, event["max_iter"], text.partition("  ")[2])
+        elif event["event"] == "labelled":
+            self._show("labelling", event["rows"], event["of"], "rows")
+        elif text and event["event"] != "checkpoint":
+            style = "yellow" if event["event"] in ("warning", "reset") else ""
+            self.bars.console.print(Text(f"{event['time'][11:19]}  {text}", style=style))
+
+    def _show(self, phase: str, completed: float, total: float, note: str) -> None:
+        if phase not in self._tasks:
+            self._tasks[phase] = self.bars.add_task(phase, total=total, note=note)
+        self.bars.update(self._tasks[phase], completed=completed, total=total, note=note)
+
+
+def describe(event: dict[str, Any]) -> str | None:
+    """An event in a few words, or None for one that only machines need."""
+    describer = _DESCRIBERS.get(event["event"])
+    return None if describer is None else describer(event)
+
+
+def _start(e: dict[str, Any]) -> str:
+    return f"{count(e['rows'])} rows in {count(e['chunks'])} chunks, {e['workers']} at a time; {', '.join(e['blas'])}"
+
+
+def _pass(e: dict[str, Any]) -> str:
+    value = e.get("log_likelihood_per_row")
+    figure = f"inertia per row {e['inertia_per_row']:.6g}" if value is None else f"log-likelihood per row {value:.6f} nats"
+    speed = f"{count(e['rows'] / max(e['seconds'], 1e-9))} rows/s"
+    if e["final"]:
+        return f"final pass  {figure}  {speed}"
+    left = (e["max_iter"] - e["iteration"] - 1) * e["seconds"]
+    return f"iteration {e['iteration'] + 1:3d}  {figure}  {speed}  at most {duration(left)} left"
+
+
+def _reset(e: dict[str, Any]) -> str:
+    what = "reset" if e["done"] else "left as it is"
+    return f"component {e['component']} {what}: {e['reason']}"
+
+
+_DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "start": _start,
+    "resume": lambda e: f"resumed from checkpoint {e['generation']}",
+    "profile": lambda e: f"profile of {count(e['rows'])} rows  {duration(e['seconds'])}",
+    "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
+    "pass": _pass,
+    "reset": _reset,
+    "warning": lambda e: f"warning: {e['message']}",
+    "checkpoint": lambda e: f"checkpoint {e['generation']}",
+    "labelled": lambda e: f"labelled {count(e['rows'])} of {count(e['of'])} rows",
+    "labels": lambda e: f"labels of {count(e['rows'])} rows  {duration(e['seconds'])}",
+    "finished": lambda e: f"finished; {e['peak_pss'] / 2**20:.0f} MiB in use",
+}
+
+
+def count(number: float) -> str:
+    """1234567 as 1.23M, 950 as 950."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 10 * unit or (number >= unit and unit > 1e3):
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """0.42 s, 12.3 s, 4:05 or 1:02:03."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

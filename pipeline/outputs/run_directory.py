@@ -1,0 +1,162 @@
+"""The run directory: whose it is, who is writing to it, and how things appear in it whole.
+
+Only directories that we made are ever changed, and in them only the names that are ours.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import yaml
+
+from pipeline.errors import InputError, StorageError
+
+MARK = "# em-pipeline run directory"
+_OURS = ("config.yaml", "checkpoints", "model.zarr", "labels.zarr", "candidates.zarr", "report.html", "events.jsonl")
+
+
+class RunDirectory:
+    """Paths and state of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.checkpoints = self.path / "config.yaml", self.path / "checkpoints"
+        self.model, self.labels = self.path / "model.zarr", self.path / "labels.zarr"
+        self.report, self.events = self.path / "report.html", self.path / "events.jsonl"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a run of ours made it."""
+        try:
+            with self.config.open(encoding="utf-8") as file:
+                return file.readline().startswith(MARK)
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume."""
+        return any(self.checkpoints.glob("gen-*"))
+
+    def refuse_unless_free(self, overwrite: bool) -> None:
+        """Raise InputError if a run may not start here; changes nothing."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.is_ours:
+            raise InputError(
+                f"output {self.path}: exists and is not a run directory; it is left alone. Choose another --output."
+            )
+        if overwrite:
+            return
+        if self.model.exists():
+            raise InputError(f"output {self.path}: holds a finished run. Use --overwrite, or choose another --output.")
+        if self.has_checkpoint:
+            raise InputError(
+                f"output {self.path}: holds a run that can go on. Use `em-pipeline resume {self.path}`, or --overwrite."
+            )
+
+    def create(self) -> None:
+        """Make the directory, without what an earlier run of ours left in it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in _OURS:
+                for old in (self.path / name, *self.path.glob(f".{name}.*")):
+                    remove(old)
+        except OSError as error:
+            raise StorageError(f"output {self.path}: cannot be written ({error}). Choose another --output.") from error
+
+    def write_config(self, content: dict[str, object]) -> None:
+        """Write config.yaml, whose first line marks the directory as ours."""
+        text = f"{MARK}\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}"
+        temporary = self.path / f".config.yaml.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.config)
+
+    def read_config(self) -> dict[str, object]:
+        """What write_config wrote. Raises InputError when this is no run directory."""
+        if not self.is_ours:
+            raise InputError(f"{self.path}: is not a run directory (no config.yaml of ours). Give the output of a run.")
+        content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise StorageError(f"{self.config}: damaged, expected a mapping. Start again with `em-pipeline run`.")
+        return content
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory; a second run is refused, a lock whose process has ended is taken over."""
+        path = self.path / ".lock"
+        mine = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
+        while True:
+            try:
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(mine)
+                break
+            except FileExistsError:
+                if _is_live(path):
+                    host, pid = (*path.read_text(encoding="utf-8").split(), "?", "?")[:2]
+                    raise InputError(
+                        f"{self.path}: in use by process {pid} on {host}. Wait for it; if it is gone, remove {path}."
+                    ) from None
+                path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_live(lock: Path) -> bool:
+    try:
+        host, pid, created = lock.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return False
+    if host != socket.gethostname():
+        return True  # another machine's process cannot be looked at
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0
+    except psutil.Error:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory tree, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Make a finished temporary file or directory appear whole under its name, on disk before it is seen."""
+    sync_tree(temporary)
+    if final.exists():
+        aside = final.with_name(f".{final.name}.old")
+        remove(aside)
+        os.replace(final, aside)
+        os.replace(temporary, final)
+        remove(aside)
+    else:
+        os.replace(temporary, final)
+    sync(final.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Flush a file, or a directory with all that is in it, to disk."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            sync_tree(entry)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush one file or directory entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

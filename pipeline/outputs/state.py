@@ -1,0 +1,97 @@
+"""The state of a job between two passes, as the arrays and facts of a checkpoint, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.data.preprocess import Affine
+from pipeline.data.profile import Known
+from pipeline.em.loop import Entry, Run
+from pipeline.models.base import Model
+from pipeline.models.stats import Array, LowestRows, Rows
+from pipeline.outputs.checkpoint import State
+
+_SERIES = ("objective", "log_likelihood", "entropy", "lower_bound", "n_effective", "rows")
+
+
+def pack(known: Known, runs: Sequence[Run]) -> State:
+    """Everything that resuming needs; nothing that depends on when or where it ran."""
+    arrays: dict[str, Array] = {"known/mean": known.mean, "known/covariance": known.covariance}
+    arrays |= {f"known/sample/{name}": getattr(known.sample, name) for name in ("score", "row", "weight", "label")}
+    arrays |= {f"known/sample/x/{name}": value for name, value in _rows_to_arrays(known.sample.x).items()}
+    if known.affine is not None:
+        arrays |= {"known/offset": known.affine.offset, "known/matrix": known.affine.matrix}
+    facts: dict[str, Any] = {
+        "known": {"n_rows": known.n_rows, "n_bad": known.n_bad, "total": known.total, "limit": known.sample.limit},
+        "runs": [],
+    }
+    for run in runs:
+        at = f"runs/{run.restart}"
+        arrays |= {f"{at}/params/{name}": value for name, value in run.params.arrays().items()}
+        if run.resets is not None:
+            arrays[f"{at}/resets"] = run.resets
+        if run.history:
+            arrays |= {f"{at}/history/{s}": np.array([getattr(entry, s) for entry in run.history]) for s in _SERIES}
+        facts["runs"].append(
+            {
+                "restart": run.restart,
+                "settled": run.settled,
+                # 64 bits do not fit JSON's numbers
+                "label_key": None if run.label_key is None else str(run.label_key),
+                "stop_reason": run.stop_reason,
+                "phases": [entry.phase for entry in run.history],
+            }
+        )
+    return State(arrays, facts)
+
+
+def unpack_known(state: State) -> Known:
+    """What was known of the rows."""
+    arrays, facts = state.arrays, state.facts["known"]
+    affine = Affine(arrays["known/offset"], arrays["known/matrix"]) if "known/offset" in arrays else None
+    score, row, weight, label = (arrays[f"known/sample/{name}"] for name in ("score", "row", "weight", "label"))
+    x = _rows_from_arrays({n.rpartition("/")[2]: a for n, a in arrays.items() if n.startswith("known/sample/x/")})
+    sample = LowestRows(facts["limit"], score, row, x, weight, label)
+    moments = arrays["known/mean"], arrays["known/covariance"]
+    return Known(affine, *moments, sample, facts["n_rows"], facts["n_bad"], facts["total"])
+
+
+def unpack_runs(state: State, model: Model) -> list[Run]:
+    """The restarts, ready to go on; finished ones are evaluated again, which costs no extra read."""
+    return [_unpack_run(state, model, facts) for facts in state.facts["runs"]]
+
+
+def _unpack_run(state: State, model: Model, facts: dict[str, Any]) -> Run:
+    at = f"runs/{facts['restart']}"
+    named = {n.rpartition("/")[2]: a for n, a in state.arrays.items() if n.startswith(f"{at}/params/")}
+    series = [state.arrays[f"{at}/history/{s}"] for s in _SERIES] if facts["phases"] else []
+    history = tuple(
+        Entry(*(float(v) for v in values[:4]), values[4], int(values[5]), phase)
+        for *values, phase in zip(*series, facts["phases"], strict=True)
+    )
+    return Run(
+        restart=facts["restart"],
+        model=model,
+        params=model.params_from_arrays(named),
+        history=history,
+        resets=state.arrays.get(f"{at}/resets"),
+        settled=facts["settled"],
+        label_key=None if facts["label_key"] is None else int(facts["label_key"]),
+        stop_reason=facts["stop_reason"],
+    )
+
+
+def _rows_to_arrays(x: Rows) -> dict[str, Array]:
+    if sp.issparse(x):
+        return {"data": x.data, "indices": x.indices, "indptr": x.indptr, "shape": np.array(x.shape)}
+    return {"dense": x}
+
+
+def _rows_from_arrays(arrays: dict[str, Array]) -> Rows:
+    if "dense" in arrays:
+        return arrays["dense"]
+    return sp.csr_array((arrays["data"], arrays["indices"], arrays["indptr"]), shape=tuple(arrays["shape"]))

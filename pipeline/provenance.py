@@ -1,0 +1,94 @@
+"""What a run was made with, and whether it is still the same: config, data, versions and BLAS kernels."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+
+from pipeline import NUMERICS
+from pipeline.config import Config, to_plain
+from pipeline.data.chunks import Chunks
+from pipeline.engine.blas import kernel_set
+from pipeline.engine.memory import job_pss
+from pipeline.errors import InputError
+
+_PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute or store."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def record(config: Config, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """The content of config.yaml."""
+    return {
+        "config": to_plain(config),
+        "versions": versions(),
+        "numerics": NUMERICS,
+        "kernel_set": kernel_set(),
+        "fingerprint": fingerprint,
+    }
+
+
+def surroundings(workers: int, chunks: Chunks) -> dict[str, Any]:
+    """Where and with what a job runs, for the log."""
+    return {
+        "versions": versions(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "blas": kernel_set(),
+        "workers": workers,
+        "memory_total": psutil.virtual_memory().total,
+        "pss": job_pss(),
+        "chunks": chunks.n_chunks,
+        "rows": chunks.n_rows,
+        "command": sys.argv,
+    }
+
+
+def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], accept_other_bits: bool) -> None:
+    """Raise InputError, showing the difference, if resuming would compute something else.
+
+    `engine`, `output`, `data.path` and a higher `fit.max_iter` may change; nothing else.
+    """
+    before, after = to_plain(stored), to_plain(wanted)
+    for plain in (before, after):
+        plain.pop("engine")
+        plain.pop("output")
+        plain["data"].pop("path")
+    if after["fit"]["max_iter"] > before["fit"]["max_iter"]:
+        after["fit"]["max_iter"] = before["fit"]["max_iter"]
+    changes = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(before, after)]
+    if record.get("numerics") != NUMERICS:
+        changes.append(f"  numerics: was {record.get('numerics')}, now {NUMERICS} (another version of em-pipeline)")
+    if record.get("kernel_set") != kernel_set() and not accept_other_bits:
+        changes.append(
+            f"  BLAS kernels: was {record.get('kernel_set')}, now {kernel_set()}; results would differ in the last "
+            "digits. Use --accept-other-bits, or run on the same kind of machine"
+        )
+    if changes:
+        raise InputError("resume: this would compute something else than the run did.\n" + "\n".join(changes))
+
+
+def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> None:
+    """Raise InputError, showing the difference, if the input is not the one that the run read."""
+    stored = record.get("fingerprint")
+    if stored != fingerprint:
+        lines = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(stored, fingerprint)]
+        raise InputError("the data are not those that the run read.\n" + "\n".join(lines))
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = [*before, *(name for name in after if name not in before)]
+        inner = [_differences(before.get(n), after.get(n), f"{key}.{n}" if key else str(n)) for n in names]
+        return [difference for found in inner for difference in found]
+    return [] if before == after else [(key, before, after)]
