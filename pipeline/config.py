@@ -251,7 +251,9 @@ def validate(raw: Any, overrides: list[str] | None = None, name: str = "config")
         return Config.model_validate(raw)
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise InputError(f"{name}: not a valid config.\n{problems}\nSee `em-pipeline config` for every option.") from None
+        raise InputError(
+            f"{name}: not a valid config.\n{problems}\nSee `em-pipeline config` for every option."
+        ) from None
 
 
 def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:

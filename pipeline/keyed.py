@@ -29,9 +29,7 @@ def uniform(seed: int, stream: int, rows: NDArray[np.int64]) -> NDArray[np.float
     return ((hashes(seed, stream, rows) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-def race(
-    seed: int, stream: int, rows: NDArray[np.int64], weight: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def race(seed: int, stream: int, rows: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Arrival times of exponential clocks with rates `weight`; inf where the rate is zero.
 
     The m rows that arrive first are a weighted sample without replacement

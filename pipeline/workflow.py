@@ -116,7 +116,9 @@ def resume(
         with _engine(config, chunks) as engine, directory.lock():
             job = Job(config, directory, chunks, engine, EventLog(directory.events, tuple(listeners)))
             if not directory.model.exists():
-                generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
+                generation, state = checkpoint.load(
+                    directory.checkpoints, lambda text: job.log("warning", message=text)
+                )
                 known = unpack_known(state)
                 job = replace(job, chunks=replace(chunks, affine=known.affine))
                 runs = unpack_runs(state, build_model(config, known))
@@ -137,7 +139,9 @@ def predict(
     record = directory.read_config()
     foreign = [o for o in overrides if o.startswith("data.")]
     if foreign and output is None:
-        raise InputError(f"predict: {foreign[0]} names other data, whose labels need a place of their own: give --output.")
+        raise InputError(
+            f"predict: {foreign[0]} names other data, whose labels need a place of their own: give --output."
+        )
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
     with single_thread():
         model, params, affine = load_model(read_dataset(directory.model))
@@ -189,7 +193,9 @@ def _engine(config: Config, chunks: Chunks) -> Iterator[Engine]:
 def _refuse_impossible(config: Config, chunks: Chunks) -> None:
     k, family = config.model.n_components, config.model.family
     if k > chunks.n_rows:
-        raise InputError(f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}.")
+        raise InputError(
+            f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}."
+        )
     if chunks.source.sparse and family != "multinomial":
         raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use multinomial.")
     if family == "multinomial" and config.preprocess:
@@ -236,10 +242,14 @@ def _start(job: Job) -> tuple[Known, list[Run]]:
 
 def _warn(job: Job, profile: Profile) -> None:
     if profile.n_bad:
-        job.log("warning", message=f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")
+        job.log(
+            "warning", message=f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}"
+        )
     if job.config.model.family == "multinomial":
         if profile.low.min() < 0:
-            raise InputError(f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more.")
+            raise InputError(
+                f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more."
+            )
         return
     constant = profile.constant_features()
     if len(constant):
@@ -267,7 +277,9 @@ def _given_start(config: Config, n_rows: int) -> tuple[RowColumn | None, dict[st
         group = zarr.open_group(path, mode="r")
         return None, {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
     except (OSError, ValueError) as error:
-        raise InputError(f"fit.init_path {path}: cannot be read ({error}); expected an .npz or .zarr of arrays.") from error
+        raise InputError(
+            f"fit.init_path {path}: cannot be read ({error}); expected an .npz or .zarr of arrays."
+        ) from error
 
 
 def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
@@ -306,14 +318,19 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> No
         workers=job.engine.workers,
         restarts=len(runs),
         max_iter=job.config.fit.max_iter,
-        **{name: abs(best) if name == "inertia" else best, f"{name}_per_row": abs(best) / known.total if name == "inertia" else best / known.total},
+        **{
+            name: abs(best) if name == "inertia" else best,
+            f"{name}_per_row": abs(best) / known.total if name == "inertia" else best / known.total,
+        },
     )
 
 
 def _pass_bytes(chunks: Chunks) -> int:
     """Decoded bytes of one pass."""
     source = chunks.source
-    return source.n_rows * source.n_features * source.dtype.itemsize if not source.sparse else sum(source.object_sizes())
+    return (
+        source.n_rows * source.n_features * source.dtype.itemsize if not source.sparse else sum(source.object_sizes())
+    )
 
 
 def _reopened(runs: list[Run], config: Config) -> list[Run]:

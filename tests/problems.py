@@ -28,7 +28,7 @@ def gaussian_problem(
     covariances : for each covariance type, in scikit-learn's shape, about those of the data;
     sample_weight : (n,), about a tenth of them 0.
 
-    n is at least 12 k (d + 1), unless given: a few iterations then stay away from collapse.
+    n is at least 12 k (d + 1), unless given: a few iterations then nearly always stay away from collapse.
     """
     rng = np.random.default_rng(seed)
     d = int(rng.integers(1, 7)) if d is None else d

@@ -3,7 +3,7 @@
 Sources: Bishop (2006), sections 9.2 and 9.1; Nigam et al. (2000), section 5.1; scikit-learn for `reg_covar`, for the
 stopping of Lloyd's algorithm and for its rule about empty centres. tests/test_reference.py shows why to trust them.
 
-Nothing here guards against collapse: problems that collapse have no business in a comparison.
+Nothing here repairs a collapsed component: `gaussian_em` stops and says so, and a test leaves that problem out.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
-from scipy.stats import multivariate_normal
+from scipy.stats import Covariance, multivariate_normal
 
 Array = NDArray[np.float64]
 
@@ -26,6 +26,7 @@ class GaussianFit:
     All totals are in nats, summed over rows with their weights.
     log_likelihood : (n_iter,) at the E-step.  lower_bound : (n_iter,) F(q_t, theta_{t+1}), after the M-step.
     entropy : (n_iter,) of q_t.  n_effective : (n_iter, k).  final_log_likelihood : of the parameters returned.
+    collapsed : a component collapsed (SPEC section 5), and the rest was not computed; `assume(not fit.collapsed)`.
     """
 
     weights: Array
@@ -36,6 +37,7 @@ class GaussianFit:
     entropy: Array
     n_effective: Array
     final_log_likelihood: float
+    collapsed: bool
 
 
 def full_covariances(covariances: Array, covariance_type: str, k: int, d: int) -> Array:
@@ -55,8 +57,9 @@ def gaussian_log_density(x: Array, means: Array, covariances: Array, covariance_
     """log N(x_n | mu_k, Sigma_k) : (n, k), nats."""
     k, d = means.shape
     full = full_covariances(covariances, covariance_type, k, d)
-    columns = [np.atleast_1d(multivariate_normal(means[j], full[j]).logpdf(x)) for j in range(k)]
-    return np.stack(columns, axis=1)
+    factors = [Covariance.from_cholesky(np.linalg.cholesky(covariance)) for covariance in full]
+    columns = [multivariate_normal(mean, factor).logpdf(x) for mean, factor in zip(means, factors, strict=True)]
+    return np.stack([np.reshape(column, len(x)) for column in columns], axis=1)
 
 
 def gaussian_log_joint(x: Array, weights: Array, means: Array, covariances: Array, covariance_type: str) -> Array:
@@ -114,6 +117,18 @@ def gaussian_covariances(x: Array, resp: Array, means: Array, covariance_type: s
     raise ValueError(covariance_type)
 
 
+def gaussian_collapsed(covariances: Array, covariance_type: str, sizes: Array, d: int, reg_covar: float) -> bool:
+    """Whether any component has too few effective rows, a covariance of no width, or one without a Cholesky factor.
+
+    sizes : (k,), N_k. The rows needed are d + 1 (full), 2 (diag, spherical), 1 (tied).
+    """
+    needed = {"full": d + 1, "tied": 1, "diag": 2, "spherical": 2}[covariance_type]
+    if not (sizes >= needed).all():
+        return True
+    eigenvalues = np.linalg.eigvalsh(full_covariances(covariances, covariance_type, len(sizes), d))
+    return bool((eigenvalues[:, -1] <= 2 * reg_covar).any() or (eigenvalues[:, 0] <= 1e-14 * eigenvalues[:, -1]).any())
+
+
 def gaussian_em(
     x: Array,
     weights: Array,
@@ -134,6 +149,7 @@ def gaussian_em(
     """
     row_weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
     log_likelihood, lower_bound, entropy, n_effective = [], [], [], []
+    collapsed = False
     log_joint = gaussian_log_joint(x, weights, means, covariances, covariance_type)
     for _ in range(n_iter):
         resp = responsibilities(log_joint, hard)
@@ -141,12 +157,18 @@ def gaussian_em(
         log_likelihood.append(log_likelihood_of(log_joint, row_weight))
         entropy.append(entropy_of(resp, row_weight))
         n_effective.append(weighted.sum(axis=0))
+        if not n_effective[-1].all():  # a component of no rows has no mean
+            collapsed = True
+            break
         if "weights" not in fixed:
             weights = weighted.sum(axis=0) / row_weight.sum()
         if "means" not in fixed:
             means = (weighted.T @ x) / weighted.sum(axis=0)[:, None]
         if "covariances" not in fixed:
             covariances = gaussian_covariances(x, weighted, means, covariance_type, reg_covar)
+            collapsed = gaussian_collapsed(covariances, covariance_type, n_effective[-1], x.shape[1], reg_covar)
+            if collapsed:
+                break
         log_joint = gaussian_log_joint(x, weights, means, covariances, covariance_type)
         lower_bound.append(expected_log_joint(resp, log_joint, row_weight) + entropy[-1])
     return GaussianFit(
@@ -156,8 +178,9 @@ def gaussian_em(
         log_likelihood=np.array(log_likelihood),
         lower_bound=np.array(lower_bound),
         entropy=np.array(entropy),
-        n_effective=np.array(n_effective).reshape(n_iter, len(means)),
-        final_log_likelihood=log_likelihood_of(log_joint, row_weight),
+        n_effective=np.array(n_effective).reshape(-1, len(means)),
+        final_log_likelihood=np.nan if collapsed else log_likelihood_of(log_joint, row_weight),
+        collapsed=collapsed,
     )
 
 
@@ -176,7 +199,7 @@ class KMeansFit:
 
     centers : (k, d).  labels : (n,), those of the centers returned.  inertia : sum_n w_n |x_n - c|^2.
     n_iter : E-steps followed by an update, as scikit-learn counts.  inertia_history : (n_iter,) at each E-step.
-    n_relocated : how many times an empty centre took a row.
+    n_relocated : how many times an empty centre took a row.  strict : it stopped because no label changed.
     """
 
     centers: Array
@@ -185,6 +208,7 @@ class KMeansFit:
     n_iter: int
     inertia_history: Array
     n_relocated: int
+    strict: bool
 
 
 def squared_distances(x: Array, centers: Array) -> Array:
@@ -247,7 +271,7 @@ def kmeans_lloyd(
     if not strict:
         labels = distances.argmin(axis=1)
     inertia = float(row_weight @ distances[np.arange(len(x)), labels])
-    return KMeansFit(centers, labels, inertia, len(history), np.array(history), n_relocated)
+    return KMeansFit(centers, labels, inertia, len(history), np.array(history), n_relocated, strict)
 
 
 # Multinomial mixtures

@@ -83,7 +83,8 @@ class Chunks:
         content = hashlib.sha256()
         for i in np.unique(np.linspace(0, source.n_chunks - 1, N_HASHED).round().astype(int)):
             x = source.read(int(i))
-            for part in (x.indptr, x.indices, x.data) if sp.issparse(x) else (x,):
+            parts = (x,) if isinstance(x, np.ndarray) else (x.indptr, x.indices, x.data)
+            for part in parts:
                 content.update(np.ascontiguousarray(part).data)
         return {
             "shape": [source.n_rows, source.n_features],

@@ -277,7 +277,7 @@ class DigitsSource(Source):
         """All digits, (1797, 64)."""
         from sklearn.datasets import load_digits
 
-        return load_digits().data.astype(np.uint8)  # type: ignore[no-any-return]
+        return load_digits().data.astype(np.uint8)
 
     def describe(self) -> dict[str, Any]:
         """Rows are pictures."""

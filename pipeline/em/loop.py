@@ -90,7 +90,9 @@ class EStep:
 Evaluate = Callable[[Sequence[EStep]], Sequence[Partial]]
 
 
-def em(runs: Sequence[Run], evaluate: Evaluate, limits: Limits, n_rows: int) -> Iterator[tuple[list[Run], list[ResetEvent]]]:
+def em(
+    runs: Sequence[Run], evaluate: Evaluate, limits: Limits, n_rows: int
+) -> Iterator[tuple[list[Run], list[ResetEvent]]]:
     """Advance all runs together, one pass at a time, until each has stopped and been evaluated once more.
 
     evaluate : sums each job's partial statistics over all chunks.  n_rows : rows that a pass reads.

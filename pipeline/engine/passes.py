@@ -43,7 +43,7 @@ class Engine:
         ]
         total = self._compute(tree_sum(parts, delayed(_add_lists, pure=False)))
         self._chunk_seconds = (time.perf_counter() - began) * self.workers / chunks.n_chunks
-        return total  # type: ignore[no-any-return]
+        return total
 
     def map_in_order(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """function(*a) for each a, in order, a bounded number of results at a time."""

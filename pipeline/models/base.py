@@ -79,7 +79,9 @@ class Model(ABC):
         return min(self.n_components, 8)
 
     @abstractmethod
-    def e_step(self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False) -> Partial:
+    def e_step(
+        self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
+    ) -> Partial:
         """Expected sufficient statistics of one chunk, tile by tile in constant extra memory.
 
         x : (n, d), finite.  weight : (n,) non-negative, or None for ones.  start : global index of the first row.
@@ -134,8 +136,8 @@ class MixtureStats(Additive):
     """What all mixtures sum. sum_w : (k,) soft counts N_k.  log_likelihood, entropy : total nats."""
 
     sum_w: Array
-    log_likelihood: np.float64
-    entropy: np.float64
+    log_likelihood: float
+    entropy: float
 
 
 class Mixture(Model):
@@ -167,15 +169,17 @@ class Mixture(Model):
 
         [Neal and Hinton 1998, eq. 7]
         """
-        return self.expected_log_joint(stats, params) + float(stats.entropy)
+        return self.expected_log_joint(stats, params) + stats.entropy
 
     def objective(self, stats: Any, params: Any) -> float:
         """log p(X) + log prior; for hard assignment the free energy of the labels + log prior."""
         soft = self.assignment == "soft"
-        value = float(stats.log_likelihood) if soft else self.free_energy(stats, params)
+        value = stats.log_likelihood if soft else self.free_energy(stats, params)
         return value + self.log_prior(params)
 
-    def e_step(self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False) -> Partial:
+    def e_step(
+        self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
+    ) -> Partial:
         posterior = POSTERIORS[self.assignment]
         weights = np.ones(x.shape[0]) if weight is None else weight
         total: Partial | None = None
@@ -229,7 +233,9 @@ def checked_arrays(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, 
     values: dict[str, Array] = {}
     for name, shape in shapes.items():
         if name not in arrays:
-            raise InputError(f"initial parameters: found {sorted(arrays)}, expected {sorted(shapes)}; {name} is missing.")
+            raise InputError(
+                f"initial parameters: found {sorted(arrays)}, expected {sorted(shapes)}; {name} is missing."
+            )
         value = np.asarray(arrays[name], dtype=np.float64)
         if value.shape != shape or not np.isfinite(value).all():
             raise InputError(f"initial {name}: shape {value.shape}, expected finite values of shape {shape}.")

@@ -61,7 +61,9 @@ class Gaussian(Mixture):
     fixed: tuple[str, ...] = ()
 
     family: ClassVar[str] = "gaussian"
-    impossible_advice: ClassVar[str] = "Its distance from every component overflows: rescale the data (preprocess: standardize)."
+    impossible_advice: ClassVar[str] = (
+        "Its distance from every component overflows: rescale the data (preprocess: standardize)."
+    )
 
     @property
     def shape(self) -> Shape:
@@ -87,21 +89,26 @@ class Gaussian(Mixture):
     ) -> GaussianStats:
         shape, k_total, d = self.shape, self.n_components, self.n_features
         about = np.broadcast_to(self.shift, (k_total, d)) if centres is None else centres.means
-        r = resp.astype(compute_dtype(x.dtype))
+        dtype = compute_dtype(x.dtype)
+        # Below the smallest normal number a responsibility adds nothing, and would slow the products down.
+        r = np.where(resp < np.finfo(dtype).tiny, 0.0, resp).astype(dtype)
         sum_w, sum_x = resp.sum(axis=0), np.empty((k_total, d))
         if shape.per_component:
             sum_xx = np.empty(shape.array_shape(k_total, d))
             for k in range(k_total):
-                diff = _difference(x, about[k])
-                sum_x[k] = r[:, k] @ diff
-                sum_xx[k] = shape.tile_moment(diff, r[:, k])
+                rows = np.flatnonzero(r[:, k])
+                few = 2 * len(rows) < len(x)  # where most rows are elsewhere, gathering the others pays
+                r_k = r[rows, k] if few else r[:, k]
+                diff = _difference(x[rows] if few else x, about[k])
+                sum_x[k] = r_k @ diff
+                sum_xx[k] = shape.tile_moment(diff, r_k)
             sum_x, sum_xx = _moved(shape, sum_w, sum_x, sum_xx, self.shift - about)
         else:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             diff = np.subtract(x, self.shift, dtype=np.float64)
             sum_x = resp.T @ diff
             sum_xx = shape.tile_moment(diff, weight)
-        return GaussianStats(sum_w, weight @ post.log_norm, weight @ post.entropy, sum_x, sum_xx)
+        return GaussianStats(sum_w, float(weight @ post.log_norm), float(weight @ post.entropy), sum_x, sum_xx)
 
     def m_step(self, stats: GaussianStats, params: GaussianParams | None) -> GaussianParams:
         shape, d = self.shape, self.n_features
@@ -137,7 +144,9 @@ class Gaussian(Mixture):
         least = shape.min_rows(d)
         found = []
         learned = "covariances" not in self.fixed
-        factors = params.factors.reshape(self.n_components, -1) if shape.per_component else params.factors.reshape(1, -1)
+        factors = (
+            params.factors.reshape(self.n_components, -1) if shape.per_component else params.factors.reshape(1, -1)
+        )
         broken = np.broadcast_to(~np.isfinite(factors).all(axis=1), (self.n_components,))
         width = shape.largest(params.covariances, self.n_components) if learned else np.full(self.n_components, np.inf)
         for k in range(self.n_components):
@@ -212,7 +221,9 @@ class Gaussian(Mixture):
         shapes = {"weights": (k,), "means": (k, d), "covariances": self.shape.array_shape(k, d)}
         values = checked_arrays(arrays, shapes)
         if (values["weights"] < 0).any() or not np.isclose(values["weights"].sum(), 1.0):
-            raise InputError(f"weights: sum {values['weights'].sum():.6g}, expected non-negative weights that sum to 1.")
+            raise InputError(
+                f"weights: sum {values['weights'].sum():.6g}, expected non-negative weights that sum to 1."
+            )
         params = self.params(**values)
         if not np.isfinite(params.factors).all():
             raise InputError("covariances: not positive definite; give covariances with positive eigenvalues.")

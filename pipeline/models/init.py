@@ -40,10 +40,21 @@ class RowLabels(Protocol):
 class Known(Protocol):
     """What the profile knows of the rows, in the model's space."""
 
-    mean: Array
-    covariance: Array
-    variance: Array
-    sample: LowestRows
+    @property
+    def mean(self) -> Array:
+        """(d,)."""
+
+    @property
+    def covariance(self) -> Array:
+        """(d, d) or (d,), of the population."""
+
+    @property
+    def variance(self) -> Array:
+        """(d,)."""
+
+    @property
+    def sample(self) -> LowestRows:
+        """Rows drawn in proportion to their weights."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class KMeansStats(Additive):
 
     sum_w: Array
     sum_x: Array
-    inertia: np.float64
+    inertia: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class KMeans(Model):
         """Every centre but one can be empty."""
         return self.n_components
 
-    def e_step(self, params: KMeansParams, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False) -> Partial:
+    def e_step(
+        self, params: KMeansParams, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
+    ) -> Partial:
         weights = np.ones(x.shape[0]) if weight is None else weight
         total: Partial | None = None
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
@@ -89,7 +91,7 @@ class KMeans(Model):
         member = sp.csr_array((weight, (label, np.arange(len(label)))), shape=shape)
         sum_x = member @ np.subtract(x, self.shift, dtype=np.float64)
         sum_w = np.bincount(label, weights=weight, minlength=self.n_components)
-        return KMeansStats(sum_w, sum_x, np.float64(weight @ d2))
+        return KMeansStats(sum_w, sum_x, float(weight @ d2))
 
     def m_step(self, stats: KMeansStats, params: KMeansParams | None) -> KMeansParams:
         live = stats.sum_w > 0
@@ -124,7 +126,7 @@ class KMeans(Model):
 
     def objective(self, stats: KMeansStats, params: KMeansParams) -> float:
         """Minus the inertia."""
-        return -float(stats.inertia)
+        return -stats.inertia
 
     def assign(self, params: KMeansParams, x: Rows) -> Iterator[tuple[slice, Labels]]:
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):

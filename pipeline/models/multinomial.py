@@ -37,7 +37,7 @@ class MultinomialStats(MixtureStats):
     """sum_x : (k, v) expected counts.  log_coefficient : total log multinomial coefficient, nats."""
 
     sum_x: Array
-    log_coefficient: np.float64
+    log_coefficient: float
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Multinomial(Mixture):
     ) -> MultinomialStats:
         return MultinomialStats(
             resp.sum(axis=0),
-            weight @ post.log_norm,
-            weight @ post.entropy,
+            float(weight @ post.log_norm),
+            float(weight @ post.entropy),
             np.ascontiguousarray((x.T @ resp).T),
-            weight @ _log_coefficient(x),
+            float(weight @ _log_coefficient(x)),
         )
 
     def m_step(self, stats: MultinomialStats, params: MultinomialParams | None) -> MultinomialParams:

@@ -119,11 +119,8 @@ class Exemplars:
         )
         best = np.lexsort((row, -log_joint, -log_resp), axis=1)[:, : self.limit]
         x = np.concatenate([self.x, other.x], axis=1)
-        return Exemplars(
-            self.limit,
-            *(np.take_along_axis(values, best, axis=1) for values in (row, log_resp, log_joint)),
-            np.take_along_axis(x, best[:, :, None], axis=1),
-        )
+        row, log_resp, log_joint = (np.take_along_axis(values, best, axis=1) for values in (row, log_resp, log_joint))
+        return Exemplars(self.limit, row, log_resp, log_joint, np.take_along_axis(x, best[:, :, None], axis=1))
 
 
 @dataclass(frozen=True)

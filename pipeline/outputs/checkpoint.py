@@ -74,17 +74,13 @@ def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
             if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != _sums(path):
                 raise ValueError("its bytes do not match their checksums")
             group = zarr.open_group(path, mode="r")
-            arrays = {name: np.asarray(array[...]) for name, array in group.members(max_depth=None) if _is_array(array)}
+            arrays = {n: np.asarray(a[...]) for n, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
             return int(path.name.removeprefix("gen-")), State(arrays, group.attrs["facts"])  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             warn(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
     raise StorageError(
         f"{folder}: {len(found)} checkpoints, none of them whole. Start again with `em-pipeline run --overwrite`."
     )
-
-
-def _is_array(node: Any) -> bool:
-    return isinstance(node, zarr.Array)
 
 
 def _sums(folder: Path) -> dict[str, str]:

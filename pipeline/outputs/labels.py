@@ -74,7 +74,9 @@ def write_labels(
     n = chunks.n_rows
     try:
         group = zarr.open_group(temporary, mode="a", zarr_format=3, attributes={"family": model.family, "n_rows": n})
-        arrays = {name: _array(group, name, *spec) for name, spec in _specs(model, n, min(top_k, model.n_components)).items()}
+        arrays = {
+            name: _array(group, name, *spec) for name, spec in _specs(model, n, min(top_k, model.n_components)).items()
+        }
         starts = [s for s in range(0, n, BLOCK_ROWS) if not (temporary / "label" / "c" / str(s // BLOCK_ROWS)).exists()]
         task = LabelBlock(chunks, model, params, min(top_k, model.n_components))
         blocks = engine.map_in_order(task, ((start, min(start + BLOCK_ROWS, n)) for start in starts))

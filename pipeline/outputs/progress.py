@@ -46,7 +46,9 @@ class Lines:
         """Write what an event says, if it is news."""
         text = describe(event)
         routine = event["event"] in ("pass", "labelled", "checkpoint") and not event.get("final")
-        if text is None or (routine and event.get("iteration", 1) > 0 and time.monotonic() - self._last < QUIET_SECONDS):
+        if text is None or (
+            routine and event.get("iteration", 1) > 0 and time.monotonic() - self._last < QUIET_SECONDS
+        ):
             return
         self._last = time.monotonic()
         self.write(f"{event['time'][11:19]}  {text}")
@@ -88,7 +90,9 @@ def _start(e: dict[str, Any]) -> str:
 
 def _pass(e: dict[str, Any]) -> str:
     value = e.get("log_likelihood_per_row")
-    figure = f"inertia per row {e['inertia_per_row']:.6g}" if value is None else f"log-likelihood per row {value:.6f} nats"
+    figure = (
+        f"inertia per row {e['inertia_per_row']:.6g}" if value is None else f"log-likelihood per row {value:.6f} nats"
+    )
     speed = f"{count(e['rows'] / max(e['seconds'], 1e-9))} rows/s"
     if e["final"]:
         return f"final pass  {figure}  {speed}"

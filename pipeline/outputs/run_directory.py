@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -71,14 +72,14 @@ class RunDirectory:
         except OSError as error:
             raise StorageError(f"output {self.path}: cannot be written ({error}). Choose another --output.") from error
 
-    def write_config(self, content: dict[str, object]) -> None:
+    def write_config(self, content: Mapping[str, Any]) -> None:
         """Write config.yaml, whose first line marks the directory as ours."""
-        text = f"{MARK}\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}"
+        text = f"{MARK}\n{yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)}"
         temporary = self.path / f".config.yaml.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.config)
 
-    def read_config(self) -> dict[str, object]:
+    def read_config(self) -> dict[str, Any]:
         """What write_config wrote. Raises InputError when this is no run directory."""
         if not self.is_ours:
             raise InputError(f"{self.path}: is not a run directory (no config.yaml of ours). Give the output of a run.")

@@ -68,11 +68,7 @@ def unpack_runs(state: State, model: Model) -> list[Run]:
 def _unpack_run(state: State, model: Model, facts: dict[str, Any]) -> Run:
     at = f"runs/{facts['restart']}"
     named = {n.rpartition("/")[2]: a for n, a in state.arrays.items() if n.startswith(f"{at}/params/")}
-    series = [state.arrays[f"{at}/history/{s}"] for s in _SERIES] if facts["phases"] else []
-    history = tuple(
-        Entry(*(float(v) for v in values[:4]), values[4], int(values[5]), phase)
-        for *values, phase in zip(*series, facts["phases"], strict=True)
-    )
+    history = tuple(_entry(state, at, t, phase) for t, phase in enumerate(facts["phases"]))
     return Run(
         restart=facts["restart"],
         model=model,
@@ -83,6 +79,12 @@ def _unpack_run(state: State, model: Model, facts: dict[str, Any]) -> Run:
         label_key=None if facts["label_key"] is None else int(facts["label_key"]),
         stop_reason=facts["stop_reason"],
     )
+
+
+def _entry(state: State, at: str, t: int, phase: str) -> Entry:
+    values = {name: state.arrays[f"{at}/history/{name}"][t] for name in _SERIES}
+    scalars = {name: value.item() for name, value in values.items() if name != "n_effective"}
+    return Entry(**scalars, n_effective=values["n_effective"], phase=phase)
 
 
 def _rows_to_arrays(x: Rows) -> dict[str, Array]:

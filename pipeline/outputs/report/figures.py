@@ -214,11 +214,11 @@ def sizes_over_time(record: Record) -> Chart | None:
     if few:
         svg.legend(axes, loc="upper left", bbox_to_anchor=(1, 1), title=None)
     alt = (
-        f"Line chart of {record.k} component sizes by iteration; at the end the largest holds {percent(share[-1].max())} "
+        f"Line chart of {record.k} {record.noun} sizes by iteration; at the end the largest holds {percent(share[-1].max())} "
         f"of the rows and the smallest {percent(share[-1].min())}."
     )
     caption = (
-        "Effective rows of each component, the sum of its responsibilities, at each E-step. A sudden drop is a reset."
+        f"Effective rows of each {record.noun}, the sum of its responsibilities, at each E-step. A jump is a reset."
     )
     return Chart("Sizes on the way", svg.to_svg(figure, "shares", alt), caption)
 
@@ -226,21 +226,21 @@ def sizes_over_time(record: Record) -> Chart | None:
 def sizes(record: Record) -> Chart:
     """Bars of the component weights, in stored order."""
     weights = 100 * record.weights
-    figure, axes = svg.new_figure(3.2)
+    figure, axes = svg.new_figure()
     width = 0.76 if record.k <= 60 else 0.9
     axes.bar(np.arange(record.k), weights, width=width, color=svg.BLUE, linewidth=0)
     if record.k > 1:
         axes.axhline(100 / record.k, color=svg.ORANGE, linewidth=1.4, linestyle=(0, (4, 3)), label="equal shares")
         svg.legend(axes, loc="upper right")
     axes.set_xlim(-0.75, record.k - 0.25)
-    svg.label_axes(axes, "component", "share of the rows, %")
-    svg.count_ticks(axes)
+    svg.label_axes(axes, record.noun, "share of the rows, %")
+    svg.count_ticks(axes, most=12 if record.k <= 12 else 6)
     svg.number_ticks(axes)
     largest, smallest = percent(record.weights.max()), percent(record.weights.min())
-    alt = f"Bar chart of {plural(record.k, 'component weight')}: largest {largest}, smallest {smallest}."
+    alt = f"Bar chart of the sizes of {plural(record.k, record.noun)}: largest {largest}, smallest {smallest}."
     rows = _extremes(record)
-    caption = f"From {largest} to {smallest} of the rows{rows}. Components are numbered from 0, as in labels.zarr."
-    return Chart("Component sizes", svg.to_svg(figure, "sizes", alt), caption)
+    caption = f"From {largest} to {smallest} of the rows{rows}. They are numbered from 0, as in labels.zarr."
+    return Chart(f"{record.noun.capitalize()} sizes", svg.to_svg(figure, "sizes", alt), caption)
 
 
 def _extremes(record: Record) -> str:
@@ -259,7 +259,7 @@ def speed(passes: list[dict[str, Any]]) -> Chart | None:
     scale, unit = (1e6, "million rows/s") if speeds.max() >= 1e6 else (1e3, "thousand rows/s")
     if speeds.max() < 2e3:
         scale, unit = 1, "rows/s"
-    figure, axes = svg.new_figure(2.8)
+    figure, axes = svg.new_figure(2.5)
     axes.plot(np.arange(1, len(speeds) + 1), speeds / scale, color=svg.GREEN, linewidth=1.8)
     axes.set_ylim(0, 1.15 * speeds.max() / scale)
     svg.label_axes(axes, "pass", unit)

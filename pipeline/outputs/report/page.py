@@ -17,6 +17,7 @@ from pipeline.errors import StorageError
 from pipeline.outputs.report import figures, pictures, projection, story, topics, words
 from pipeline.outputs.report.record import Record, read_record
 from pipeline.outputs.report.timing import timing
+from pipeline.outputs.run_directory import sync_tree
 
 _HERE = Path(__file__).parent
 TOPICS_OPEN = 48  # with more topics, the rest is folded away
@@ -33,9 +34,10 @@ def write_report(run: Path) -> Path:
     run = Path(run)
     with threadpool_limits(1):  # small matrices: more BLAS threads only wait for each other, and for other people's
         page = render(read_record(run), run.name)
-    path, temporary = run / "report.html", run / f".report-{os.getpid()}.html"
+    path, temporary = run / "report.html", run / f".report.html.{os.getpid()}"
     try:
         temporary.write_text(page, encoding="utf-8")
+        sync_tree(temporary)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -125,13 +127,16 @@ def _restarts(record: Record) -> list[dict[str, Any]]:
     restarts = record.attrs.get("restarts") or []
     if len(restarts) < 2:
         return []
+    sign = -1 if record.family == "kmeans" else 1  # the objective is what grows: inertia with its sign turned
     lines = []
     for i, entry in enumerate(restarts):
         objective = entry.get("objective")
         lines.append(
             {
                 "restart": entry.get("restart", i),
-                "objective": words.number(None if objective is None else float(objective) / record.total_weight, 8),
+                "objective": words.number(
+                    None if objective is None else sign * float(objective) / record.total_weight, 8
+                ),
                 "n_iter": words.number(entry.get("n_iter")),
                 "reason": entry.get("stop_reason") or "",
                 "chosen": bool(entry.get("chosen")),
@@ -141,11 +146,11 @@ def _restarts(record: Record) -> list[dict[str, Any]]:
 
 
 def _machine(start: dict[str, Any], record: Record) -> dict[str, str]:
-    told = {"host": start.get("host"), "cores": start.get("cores"), "BLAS": start.get("blas")}
-    machine = {key: _short(value) for key, value in told.items() if value is not None}
-    memory = start.get("memory")
+    told = {"host": "host", "platform": "system", "cores": "cores", "workers": "workers", "blas": "BLAS kernels"}
+    machine = {name: _short(start[key]) for key, name in told.items() if start.get(key) is not None}
+    memory = start.get("memory_total")
     if isinstance(memory, (int, float)):
-        machine["memory for the job"] = words.size(memory)
+        machine["memory"] = words.size(memory)
     if record.numerics is not None:
         machine["numerics"] = str(record.numerics)
     return machine
@@ -161,7 +166,8 @@ def _short(value: Any) -> str:
         return " × ".join(_short(inner) for inner in value)
     if isinstance(value, int) and not isinstance(value, bool):
         return words.number(value)
-    return str(value)
+    text = str(value)
+    return text if len(text) <= 48 else f"{text[:16]}…"  # a checksum: enough to compare by eye
 
 
 def _shape(array: Any) -> str:

@@ -17,7 +17,8 @@ from pipeline.outputs.report.record import Record
 CARDS = 48  # components shown one by one; with more, contact sheets show them all
 CARDS_OF_MANY = 24
 EIGEN = 5
-TILE = 44  # pixels across that a tile is enlarged to, by a whole factor
+TILE = 112  # pixels across that a tile is enlarged to, by a whole factor: twice what is shown, for dense screens
+SHEET_TILE = 40
 LARGEST = 96  # pixels across that a picture is reduced to
 SHEET_COLUMNS = 20
 
@@ -216,8 +217,8 @@ def _grey(picture: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.asarray(np.round(255 * np.clip(share, 0, 1)), dtype=np.uint8)
 
 
-def _enlarge(tile: np.ndarray, factor: int = 1) -> np.ndarray:
-    """A tile at `factor` times the size that all tiles are shown at, without smoothing."""
+def _enlarge(tile: np.ndarray, across: int, factor: int = 1) -> np.ndarray:
+    """A tile about `across` pixels wide, times `factor`, without smoothing."""
     from PIL import Image
 
     height, width = tile.shape[:2]
@@ -227,15 +228,15 @@ def _enlarge(tile: np.ndarray, factor: int = 1) -> np.ndarray:
         squeezed = squeezed.resize((max(1, LARGEST * width // longest), max(1, LARGEST * height // longest)))
         tile = np.asarray(squeezed).reshape(squeezed.height, squeezed.width, -1)
         longest = LARGEST
-    scale = factor * max(1, TILE // longest)
+    scale = factor * max(1, round(across / longest))
     return tile.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _card_picture(
-    mean: np.ndarray, modes: list[np.ndarray], near: list[np.ndarray | None], alt: str, gap: int = 4
+    mean: np.ndarray, modes: list[np.ndarray], near: list[np.ndarray | None], alt: str, gap: int = 10
 ) -> Picture:
     """The mean, large, at the left; eigen-patches above typical rows beside it."""
-    big = _enlarge(mean, 2)
+    big = _enlarge(mean, TILE, 2)
     height, width = big.shape[0] // 2, big.shape[1] // 2
     rows: list[list[np.ndarray | None]] = [list(row) for row in (modes, near) if row]
     columns = max((len(row) for row in rows), default=0)
@@ -245,7 +246,7 @@ def _card_picture(
     for i, row in enumerate(rows):
         for j, tile in enumerate(row):
             if tile is not None:
-                canvas.paste(_enlarge(tile), top + i * (height + gap), 2 * width + 2 * gap + j * (width + gap))
+                canvas.paste(_enlarge(tile, TILE), top + i * (height + gap), 2 * width + 2 * gap + j * (width + gap))
     return canvas.picture(alt)
 
 
@@ -272,8 +273,8 @@ def _sheets(
     return [Sheet(title, _sheet_picture(tiles, SHEET_COLUMNS, f"{title} {alt}")) for title, tiles in views]
 
 
-def _sheet_picture(tiles: list[np.ndarray], columns: int, alt: str, gap: int = 3) -> Picture:
-    enlarged = [_enlarge(tile) for tile in tiles]
+def _sheet_picture(tiles: list[np.ndarray], columns: int, alt: str, gap: int = 4) -> Picture:
+    enlarged = [_enlarge(tile, SHEET_TILE) for tile in tiles]
     height, width, channels = enlarged[0].shape
     columns = min(columns, len(tiles))
     lines = -(-len(tiles) // columns)

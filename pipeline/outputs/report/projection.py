@@ -103,7 +103,7 @@ def _plane(
 ) -> Chart:
     from matplotlib.patches import Ellipse
 
-    figure, axes = svg.new_figure(4.6)
+    figure, axes = svg.new_figure(4.2)
     size = 12 if len(sample) <= 500 else 5
     axes.scatter(sample[:, 0], sample[:, 1], s=size, color=svg.GREY, alpha=0.45, linewidths=0, rasterized=True)
     few = record.k <= len(svg.CYCLE)
@@ -127,13 +127,13 @@ def _plane(
     axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
     what = "centres" if record.family == "kmeans" else "means"
     ellipses = "" if sigma is None else " with ellipses of two standard deviations, which hold 86 % of a component"
-    caption = f"Dots are {plural(len(sample), 'sampled row')}, on {where}; circles are the component {what}{ellipses}."
-    alt = f"Scatter plot of {plural(len(sample), 'sampled row')} and {plural(record.k, 'component')} on {where}."
-    return Chart("Components over the data", svg.to_svg(figure, "scene", alt), caption)
+    caption = f"Dots are {plural(len(sample), 'sampled row')}, on {where}; circles are the {what}{ellipses}."
+    alt = f"Scatter plot of {plural(len(sample), 'sampled row')} and {plural(record.k, record.noun)} on {where}."
+    return Chart(f"{record.noun.capitalize()}s over the data", svg.to_svg(figure, "scene", alt), caption)
 
 
 def _line(record: Record, sample: np.ndarray, means: np.ndarray, variances: np.ndarray | None) -> Chart:
-    figure, axes = svg.new_figure(3.6)
+    figure, axes = svg.new_figure()
     axes.hist(sample, bins=min(60, max(10, len(sample) // 12)), density=True, color=svg.GREY, alpha=0.45)
     if variances is not None:
         x = np.linspace(sample.min(), sample.max(), 400)
@@ -152,7 +152,7 @@ def _line(record: Record, sample: np.ndarray, means: np.ndarray, variances: np.n
         "; lines mark the centres." if variances is None else "; the components in blue, their sum in orange."
     )
     alt = f"Histogram of {plural(len(sample), 'sampled row')} with {plural(record.k, 'component')}."
-    return Chart("Components over the data", svg.to_svg(figure, "scene", alt), caption)
+    return Chart(f"{record.noun.capitalize()}s over the data", svg.to_svg(figure, "scene", alt), caption)
 
 
 def feature_names(record: Record) -> list[str]:
@@ -213,13 +213,13 @@ def heatmap(record: Record) -> Chart | None:
     scale = sample.std(axis=0)
     z = (means - sample.mean(axis=0)) / np.where(scale > 0, scale, 1)
     limit = max(float(np.quantile(np.abs(z), 0.995)), 1e-12)
-    figure, axes = svg.new_figure(min(6.0, 2.2 + 0.14 * record.k))
+    figure, axes = svg.new_figure(min(5.6, 2.2 + 0.14 * record.k))
     image = axes.imshow(z, cmap="cividis", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.grid(visible=False)
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=svg.MUTED, labelsize=11, length=0)
-    svg.label_axes(axes, "feature", "component")
+    svg.label_axes(axes, "feature", record.noun)
     svg.count_ticks(axes)
     svg.count_ticks(axes, "y")
     caption = (

@@ -5,7 +5,6 @@ The record is read once and never written; arrays stay on disk until a section o
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import yaml
 
 from pipeline.errors import InputError, StorageError
+from pipeline.outputs.events import read_events
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,6 +57,11 @@ class Record:
     def k(self) -> int:
         """How many components."""
         return int(self.model.sizes["component"])
+
+    @property
+    def noun(self) -> str:
+        """What a component is called in this family."""
+        return "cluster" if self.family == "kmeans" else "component"
 
     @property
     def total_weight(self) -> float:
@@ -117,23 +122,8 @@ def read_record(run: Path) -> Record:
         versions=resolved.get("versions") or {},
         fingerprint=resolved.get("fingerprint") or {},
         numerics=numerics if isinstance(numerics, int) else None,
-        events=read_events(run / "events.jsonl"),
+        events=list(read_events(run / "events.jsonl")),
     )
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The event lines that can be read; a line torn by a crash is skipped, an absent file is no events."""
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            events.append(entry)
-    return events
 
 
 def _open_model(store: Path) -> xr.Dataset:

@@ -11,7 +11,7 @@ from pipeline.outputs.report.words import moment, number, percent, plural, rate,
 
 EVENTS_SHOWN = 100
 # Told elsewhere in the report, or once per pass: not news.
-_ROUTINE = {"start", "profile", "init", "pass", "checkpoint", "finished", "labels"}
+_ROUTINE = {"start", "profile", "init", "pass", "checkpoint", "finished", "labelled", "labels"}
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,25 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
     for criterion in ("bic", "aic", "icl"):
         value = attrs.get(criterion)
         if value is not None and not kmeans:
-            facts.append(Fact(criterion.upper(), number(round(float(value))), note="lower is better"))
+            care = "; overlapping patches are not independent" if criterion == "bic" and _overlap(record) else ""
+            facts.append(Fact(criterion.upper(), number(round(float(value))), note=f"lower is better{care}"))
     if spent.peak_pss:
         facts.append(Fact("Peak memory", size(spent.peak_pss), note="driver and workers together"))
     if record.k > 1:
-        facts.append(Fact("Largest component", percent(float(record.weights.max())), "of the rows"))
+        facts.append(Fact(f"Largest {record.noun}", percent(float(record.weights.max())), "of the rows"))
     return facts
 
 
+def _overlap(record: Record) -> bool:
+    """Whether patches share pixels: then a criterion that counts independent rows is too sure of itself."""
+    patch = record.option("data", "patch") or {}
+    return record.kind == "patch" and int(patch.get("stride", 1)) < max(record.data.get("size") or [1])
+
+
 def why_stopped(record: Record) -> str:
-    """The stop reason as a sentence."""
+    """The stop reason as a sentence, without the verdict that it begins with: the page gives that its own words."""
     reason = str(record.attrs.get("stop_reason") or "").strip()
+    reason = reason.removeprefix("converged: ").removeprefix("stopped: ")
     if not reason:
         return ""
     return reason[0].upper() + reason[1:] + ("" if reason.endswith((".", "!", "?")) else ".")
@@ -153,35 +161,37 @@ def why_stopped(record: Record) -> str:
 def happenings(record: Record) -> tuple[list[Happening], int]:
     """Resets, warnings, resumptions and anything unknown, oldest first; and how many more there were."""
     news = [entry for entry in record.events if entry.get("event") not in _ROUTINE]
-    order = [int(old) for old in record.attrs.get("order") or []]
-    shown = [_happening(entry, order) for entry in news[:EVENTS_SHOWN]]
+    shown = [_happening(entry, record) for entry in news[:EVENTS_SHOWN]]
     return shown, len(news) - len(shown)
 
 
-def _happening(entry: dict[str, Any], order: list[int]) -> Happening:
+def _happening(entry: dict[str, Any], record: Record) -> Happening:
     event = str(entry.get("event", "event"))
-    tell = {"reset": _reset, "warning": _warning, "resume": _resume}.get(event)
-    text = tell(entry, order) if tell else _plain(entry)
-    return Happening(moment(entry.get("time")), event, text)
+    tell = {"reset": _reset, "warning": _warning, "resume": _resume}.get(event, _plain)
+    return Happening(moment(entry.get("time")), event, tell(entry, record))
 
 
-def _reset(entry: dict[str, Any], order: list[int]) -> str:
-    component = entry.get("component", "?")
-    now = f" (now {order.index(component)})" if component in order and order.index(component) != component else ""
-    where = f"iteration {entry.get('iteration', '?')}"
-    if entry.get("restart"):
-        where, now = f"restart {entry['restart']}, {where}", ""
-    reason = entry.get("reason")
-    return f"Component {component}{now} started anew at {where}{f': {reason}' if reason else ''}."
+def _reset(entry: dict[str, Any], record: Record) -> str:
+    """Components are sorted at the end, so the one that an event names may have another number now."""
+    component, where = entry.get("component", "?"), f"iteration {entry.get('iteration', '?')}"
+    order, restarts = list(record.attrs.get("order") or []), record.attrs.get("restarts") or []
+    chosen = next((r.get("restart") for r in restarts if r.get("chosen")), 0)
+    if entry.get("restart", chosen) != chosen:
+        where = f"restart {entry['restart']}, {where}"
+    elif component in order and order.index(component) != component:
+        component = f"{component} (now {order.index(component)})"
+    reason = f": {entry['reason']}" if entry.get("reason") else ""
+    done = "started anew" if entry.get("done", True) else "was left as it is"
+    return f"{record.noun.capitalize()} {component} {done} at {where}{reason}."
 
 
-def _warning(entry: dict[str, Any], order: list[int]) -> str:
+def _warning(entry: dict[str, Any], record: Record) -> str:
     return str(entry.get("message", ""))
 
 
-def _resume(entry: dict[str, Any], order: list[int]) -> str:
+def _resume(entry: dict[str, Any], record: Record) -> str:
     return f"Went on from checkpoint generation {entry.get('generation', '?')}."
 
 
-def _plain(entry: dict[str, Any]) -> str:
+def _plain(entry: dict[str, Any], record: Record) -> str:
     return ", ".join(f"{key} {value}" for key, value in entry.items() if key not in ("event", "time"))

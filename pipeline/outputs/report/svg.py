@@ -38,10 +38,10 @@ _VARIABLES = {
     RULE: "var(--rule)",
     PAPER: "var(--paper)",
 }
-WIDTH = 6.0  # inches of 72 units: 432 wide, so that 11-unit text stays legible on a phone
+WIDTH = 5.4  # inches of 72 units: 389 wide, about a phone, so that 11-unit text stays legible there
 
 
-def new_figure(height: float = 3.6) -> tuple[Figure, Axes]:
+def new_figure(height: float = 3.2) -> tuple[Figure, Axes]:
     """An empty chart, with no state shared with anybody's pyplot."""
     from matplotlib.figure import Figure
 
@@ -69,12 +69,12 @@ def legend(axes: Axes, **where: Any) -> None:
     axes.legend(frameon=False, fontsize=11, labelcolor=INK, handlelength=1.4, **where)
 
 
-def count_ticks(axes: Axes, which: str = "x") -> None:
-    """Whole numbers with grouped digits on an axis that counts."""
+def count_ticks(axes: Axes, which: str = "x", most: int = 6) -> None:
+    """At most so many whole numbers with grouped digits on an axis that counts."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis = getattr(axes, f"{which}axis")
-    axis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_major_locator(MaxNLocator(most, integer=True))
     axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
