@@ -16,11 +16,12 @@ import numpy as np
 
 from pipeline import provenance
 from pipeline.config import Config, to_plain, validate
-from pipeline.data.arrays import RowColumn
 from pipeline.data.chunks import Chunks
+from pipeline.data.column import RowColumn
+from pipeline.data.opening import open_source
 from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
-from pipeline.data.source import open_source
-from pipeline.em.loop import Run, em
+from pipeline.em.loop import em
+from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine, uses_processes
@@ -306,8 +307,9 @@ def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
 
 
 def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> None:
-    best = max(run.objective for run in runs)
-    name = "inertia" if job.config.model.family == "kmeans" else "log_likelihood"
+    best = best_run(runs)
+    kmeans = job.config.model.family == "kmeans"
+    name, value = ("inertia", -best.objective) if kmeans else ("log_likelihood", best.log_likelihood)
     job.log(
         "pass",
         iteration=max(len(run.history) for run in runs) - 1,
@@ -318,10 +320,7 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> No
         workers=job.engine.workers,
         restarts=len(runs),
         max_iter=job.config.fit.max_iter,
-        **{
-            name: abs(best) if name == "inertia" else best,
-            f"{name}_per_row": abs(best) / known.total if name == "inertia" else best / known.total,
-        },
+        **{name: value, f"{name}_per_row": value / known.total},
     )
 
 

@@ -19,9 +19,10 @@ from sklearn.feature_extraction.image import extract_patches_2d
 
 from pipeline.config import Data
 from pipeline.data import counts, files, images, source, synthetic
-from pipeline.data.arrays import RowColumn
+from pipeline.data.column import RowColumn
 from pipeline.data.images import patch_basis
-from pipeline.data.source import Source, even_bounds, open_source
+from pipeline.data.opening import open_source
+from pipeline.data.source import Source, even_bounds
 from pipeline.errors import InputError, StorageError
 
 rng = np.random.default_rng(0)

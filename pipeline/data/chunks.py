@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.data.arrays import RowColumn
+from pipeline.data.column import RowColumn
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import Source
 from pipeline.errors import InputError

@@ -21,9 +21,9 @@ from scipy.sparse import csr_array
 from zarr.codecs import ZstdCodec
 
 from pipeline.config import Data
-from pipeline.data.arrays import ZarrPlace
 from pipeline.data.files import absolute, beside, damaged, native, open_binary, opening, reading, sha256, stored_size
 from pipeline.data.source import TARGET_BYTES, Source, row_dtype
+from pipeline.data.stores import ZarrPlace
 from pipeline.errors import InputError
 
 _BLOCK = 4 * 2**20  # bytes of text parsed at a time

@@ -7,12 +7,10 @@ An iteration with a reset, and the one after it, never stop a run: the objective
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from pipeline.em.run import Run
 from pipeline.models.kmeans import KMeans
-
-if TYPE_CHECKING:
-    from pipeline.em.loop import Run
 
 
 class Limits(NamedTuple):

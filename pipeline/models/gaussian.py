@@ -76,10 +76,11 @@ class Gaussian(Mixture):
 
     def log_joint(self, params: GaussianParams, x: Rows) -> Array:
         shape, d = self.shape, self.n_features
+        x = x.astype(compute_dtype(x.dtype), copy=False)
         out = np.empty((len(x), self.n_components))
         for k, mean in enumerate(params.means):
             factor = params.factors[k] if shape.per_component else params.factors
-            out[:, k] = shape.mahalanobis(_difference(x, mean), factor.astype(compute_dtype(x.dtype)))
+            out[:, k] = shape.mahalanobis(_difference(x, mean), factor.astype(x.dtype))
         with np.errstate(divide="ignore"):
             log_weights = np.log(params.weights)
         return (log_weights + shape.log_det(params.factors, d) - 0.5 * d * LOG_2PI) - 0.5 * out
@@ -90,6 +91,7 @@ class Gaussian(Mixture):
         shape, k_total, d = self.shape, self.n_components, self.n_features
         about = np.broadcast_to(self.shift, (k_total, d)) if centres is None else centres.means
         dtype = compute_dtype(x.dtype)
+        x = x.astype(dtype, copy=False)
         # Below the smallest normal number a responsibility adds nothing, and would slow the products down.
         r = np.where(resp < np.finfo(dtype).tiny, 0.0, resp).astype(dtype)
         sum_w, sum_x = resp.sum(axis=0), np.empty((k_total, d))
@@ -244,16 +246,15 @@ def _mean(stats: GaussianStats) -> Array:
 
 
 def _difference(x: Array, mean: Array) -> Array:
-    """x - mean in x's compute dtype, as exact as the dtype allows.
+    """x - mean in x's dtype, float32 or float64, as exact as it allows.
 
     In float32 the mean is subtracted in two parts, so that its own rounding does not count: a row close
     to the mean loses nothing, however far both are from the origin.
     """
-    dtype = compute_dtype(x.dtype)
-    high = mean.astype(dtype)
-    diff = np.subtract(x, high, dtype=dtype)
-    if dtype != np.float64:
-        diff -= (mean - high).astype(dtype)
+    high = mean.astype(x.dtype)
+    diff = x - high
+    if x.dtype != np.float64:
+        diff -= (mean - high).astype(x.dtype)
     return diff
 
 

@@ -18,7 +18,7 @@ from zarr.codecs import ZstdCodec
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import Known
 from pipeline.data.source import Source
-from pipeline.em.loop import Run
+from pipeline.em.run import Run
 from pipeline.errors import InputError, StorageError
 from pipeline.models.base import Mixture, Model
 from pipeline.models.gaussian import Gaussian

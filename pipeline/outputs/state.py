@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import Known
-from pipeline.em.loop import Entry, Run
+from pipeline.em.run import Entry, Run
 from pipeline.models.base import Model
 from pipeline.models.stats import Array, LowestRows, Rows
 from pipeline.outputs.checkpoint import State

@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from pipeline.outputs.report import svg
 from pipeline.outputs.report.record import Record
-from pipeline.outputs.report.words import number, percent, plural, rate
+from pipeline.outputs.report.words import number, percent, plural, rate, setting
 
-STAIRS = 6  # iterations shown as a staircase: more, and the steps are too small to see
+STAIRS = 6  # iterations shown as a staircase at most
+CLEAR = 0.015  # of the height of the chart: what a step should measure to be seen
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def _objective(record: Record, curve: Curve) -> Chart:
 
 def _staircase(curve: Curve) -> Chart:
     assert curve.bound is not None and curve.e_gain is not None
-    start = _clearest_window(curve)
-    stop = min(start + STAIRS, len(curve.bound))
+    start, stop = _clearest_window(curve)
     figure, axes = svg.new_figure()
     for t in range(start, stop):
         first = t == start
@@ -133,16 +133,20 @@ def _staircase(curve: Curve) -> Chart:
     return Chart("The two moves of EM", svg.to_svg(figure, "stairs", alt), caption)
 
 
-def _clearest_window(curve: Curve) -> int:
-    """The first iteration of the window whose smallest step is the largest share of its height."""
+def _clearest_window(curve: Curve) -> tuple[int, int]:
+    """First iteration and end of the longest window whose smallest step can be seen, else of the clearest short one."""
     assert curve.e_gain is not None
     steps = np.minimum(curve.m_gain, curve.e_gain)
-    best, clearest = 0, -np.inf
-    for start in range(max(1, min(len(steps) - STAIRS + 1, 40))):
-        height = curve.objective[min(start + STAIRS, len(steps))] - curve.objective[start]
-        clear = steps[start : start + STAIRS].min() / height if height > 0 else -np.inf
-        if clear > clearest:
-            best, clearest = start, clear
+    best = (0, min(2, len(steps)))
+    for length in range(min(STAIRS, len(steps)), 1, -1):
+        clearest = -np.inf
+        for start in range(min(len(steps) - length + 1, 40)):
+            height = curve.objective[start + length] - curve.objective[start]
+            clear = steps[start : start + length].min() / height if height > 0 else -np.inf
+            if clear > clearest:
+                best, clearest = (start, start + length), clear
+        if clearest >= CLEAR:
+            break
     return best
 
 
@@ -162,7 +166,7 @@ def _gains(record: Record, curve: Curve) -> Chart:
         svg.log_ticks(axes)
     tol = record.option("fit", "tol")
     if not kmeans and isinstance(tol, (int, float)) and tol > 0:
-        axes.axhline(tol, color=svg.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"tol = {tol:g}")
+        axes.axhline(tol, color=svg.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"tol = {setting(tol)}")
     svg.label_axes(axes, "iteration", f"gain per row, {'squared distance' if kmeans else 'nats'}")
     svg.count_ticks(axes)
     svg.legend(axes, loc="upper right")
@@ -170,7 +174,7 @@ def _gains(record: Record, curve: Curve) -> Chart:
     last = f"The last iteration gained {number(float(total[-1]), 3)} per row." if np.isfinite(total[-1]) else ""
     note = f" {plural(falls, 'iteration')} lost instead, and {'is' if falls == 1 else 'are'} left out." if falls else ""
     caption = "How much each iteration still gained, on a logarithmic scale" + (
-        "." if kmeans else ", split into the two moves; the run stops when their sum stays below tol."
+        "." if kmeans else ", split into the two moves; the run stops when their sum falls below tol."
     )
     alt = f"Gains per iteration on a logarithmic scale. {last}"
     return Chart("What each iteration gained", svg.to_svg(figure, "gains", alt.strip()), f"{caption} {last}{note}")

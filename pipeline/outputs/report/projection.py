@@ -157,8 +157,11 @@ def _line(record: Record, sample: np.ndarray, means: np.ndarray, variances: np.n
 
 def feature_names(record: Record) -> list[str]:
     """Names of the shown features: the stored ones, else `feature 0`, `feature 1`."""
+    named = record.data.get("features")
     axis = "raw_feature" if record.has("preprocess_inverse") else "feature"
     count = int(record.model.sizes.get(axis, record.means.shape[1]))
+    if isinstance(named, list) and len(named) == count:
+        return [str(name) for name in named]
     if axis in record.model.coords:
         return [str(name) for name in record.model[axis].values]
     return [f"feature {i}" for i in range(count)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.outputs.report.record import Record
 from pipeline.outputs.report.timing import Timing
-from pipeline.outputs.report.words import moment, number, percent, plural, rate, seconds, size
+from pipeline.outputs.report.words import moment, number, percent, plural, rate, seconds, setting, size
 
 EVENTS_SHOWN = 100
 # Told elsewhere in the report, or once per pass: not news.
@@ -70,7 +70,7 @@ def asked(record: Record) -> list[Fact]:
     note = [f"{' and '.join(fixed)} held fixed"] if fixed else []
     note += ["hard assignment"] if record.attrs.get("assignment") == "hard" and record.family != "kmeans" else []
     reg = record.attrs.get("reg_covar")
-    note += [f"{number(float(reg), 3)} added to each variance"] if record.family == "gaussian" and reg else []
+    note += [f"{setting(float(reg))} added to each variance"] if record.family == "gaussian" and reg else []
     facts.append(Fact("Model", model[0].upper() + model[1:], note=", ".join(note)))
     n_init = record.option("fit", "n_init") or 1
     init = record.option("fit", "init")
@@ -80,7 +80,9 @@ def asked(record: Record) -> list[Fact]:
     if max_iter:
         unit = "" if record.family == "kmeans" else " nats per row"
         until = (
-            f"or until the objective moves less than {tol:g}{unit}" if isinstance(tol, (int, float)) and tol > 0 else ""
+            f"or until the objective moves less than {setting(tol)}{unit}"
+            if isinstance(tol, (int, float)) and tol > 0
+            else ""
         )
         facts.append(Fact("Effort", f"at most {plural(int(max_iter), 'iteration')}", note=until))
     return facts
@@ -150,12 +152,10 @@ def _overlap(record: Record) -> bool:
 
 
 def why_stopped(record: Record) -> str:
-    """The stop reason as a sentence, without the verdict that it begins with: the page gives that its own words."""
+    """The rest of a sentence that begins with the verdict, `Converged` or `Stopped`, which the page sets in bold."""
     reason = str(record.attrs.get("stop_reason") or "").strip()
     reason = reason.removeprefix("converged: ").removeprefix("stopped: ")
-    if not reason:
-        return ""
-    return reason[0].upper() + reason[1:] + ("" if reason.endswith((".", "!", "?")) else ".")
+    return reason and reason + ("" if reason.endswith((".", "!", "?")) else ".")
 
 
 def happenings(record: Record) -> tuple[list[Happening], int]:

@@ -35,6 +35,16 @@ def number(value: float | None, digits: int = 6) -> str:
     return text.replace("-", MINUS)
 
 
+def setting(value: float) -> str:
+    """A number that somebody chose, with the digits that they gave it.
+
+    >>> setting(0.001), setting(1e-6)
+    ('0.001', '10⁻⁶')
+    """
+    text = f"{value:g}"
+    return number(value, 6) if "e" in text else text
+
+
 def power_of_ten(exponent: int) -> str:
     """`10⁻³` for -3: plain text, so that it reads the same in a chart and in a sentence."""
     return f"10{str(exponent).translate(_SUPERSCRIPTS)}"

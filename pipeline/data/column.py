@@ -1,0 +1,73 @@
+"""A column beside the rows: weights or labels, one number a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+
+from pipeline.data.files import absolute, native, npy_header, open_binary, opening, read_exactly, reading
+from pipeline.data.stores import ZarrPlace, listing
+from pipeline.errors import InputError
+
+
+class RowColumn:
+    """One number a row, beside the rows: weights or labels. Small and picklable; reads only what is asked for."""
+
+    def __init__(self, place: ZarrPlace | None, path: str, options: Mapping[str, Any], n_rows: int) -> None:
+        """Use `RowColumn.open`."""
+        self.n_rows, self._place, self._path, self._options = n_rows, place, path, dict(options)
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        n_rows: int,
+        what: str,
+        variable: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        missing_chunks: str = "error",
+    ) -> RowColumn:
+        """The column in a `.npy` file, a zarr array, or a zarr group's `variable`.
+
+        `what` names it in messages ("weights", "labels"); without `variable` a group's array is looked for by
+        that name, with or without its last s. Raises InputError unless it is n_rows real numbers.
+        """
+        path, options = absolute(path), dict(storage_options or {})
+        place: ZarrPlace | None = None
+        shape: tuple[int, ...]
+        dtype: Any
+        if path.endswith(".npy"):
+            with opening(path), open_binary(path, options) as stream:
+                shape, _, dtype, _ = npy_header(stream, path)
+        else:
+            place = ZarrPlace(path, options, missing_chunks)
+            node = place.open_first()
+            if isinstance(node, zarr.Group):
+                names = [variable] if variable else [what, what.removesuffix("s")]
+                found = next((name for name in names if name in node), None)
+                if found is None:
+                    raise InputError(f"{path}: has no array {' or '.join(names)} for the {what}. {listing(node)}")
+                place = place.child(found)
+                node = place.open_first()
+            shape, dtype = getattr(node, "shape", ()), getattr(node, "dtype", None)
+        if shape != (n_rows,) or getattr(dtype, "kind", "O") not in "biuf":
+            raise InputError(
+                f"{place or path}: came with dtype {dtype} and shape {shape} as {what}, expected one number for each "
+                f"of the {n_rows} rows of the data, shape ({n_rows},)."
+            )
+        return cls(place, path, options, n_rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The numbers of rows start:stop, (stop - start,), in native byte order."""
+        if self._place is not None:
+            x = self._place.read(start, stop)
+        else:
+            with reading(self._path), open_binary(self._path, self._options) as stream:
+                _, _, dtype, offset = npy_header(stream, self._path)
+                stream.seek(offset + start * dtype.itemsize)
+                x = np.empty(stop - start, dtype)
+                read_exactly(stream, x, f"{self._path}, rows {start}:{stop}")
+        return native(x, x.dtype.newbyteorder("="))

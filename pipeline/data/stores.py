@@ -1,0 +1,119 @@
+"""Where zarr arrays are, read so that nothing is ever filled in silently.
+
+zarr reads a chunk that is not there as fill values without a word, so that an unmounted disk looks like
+zeros. Here every chunk is fetched through a store that raises when the object is absent, unless the config
+says that absent chunks are meant (`missing_chunks: fill`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from pipeline.data.files import absolute, damaged, is_url, reading
+from pipeline.errors import InputError, StorageError
+
+_METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
+
+
+class _WholeStore(WrapperStore[Any]):
+    """A store in which an absent chunk is an error, not fill values."""
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        value = await self._store.get(key, prototype, byte_range)
+        if value is None and key.rsplit("/", 1)[-1] not in _METADATA:
+            raise StorageError(
+                f"{self._store}: chunk {key} is missing. Mount or restore the storage; if the store leaves out chunks "
+                "of nothing but the fill value on purpose, set data.missing_chunks=fill."
+            )
+        return value
+
+
+class ZarrPlace:
+    """Where a zarr array or group is: a store, a path in it, and what an absent chunk means. Small, picklable."""
+
+    def __init__(self, path: str, options: Mapping[str, Any], missing_chunks: str, name: str = "") -> None:
+        """`name` is the path of the node inside the store."""
+        self.path, self.options, self.missing_chunks, self.name = absolute(path), dict(options), missing_chunks, name
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.name}" if self.name else self.path
+
+    def child(self, name: str) -> ZarrPlace:
+        """A node below this one."""
+        below = f"{self.name}/{name}" if self.name else name
+        return ZarrPlace(self.path, self.options, self.missing_chunks, below)
+
+    def open(self) -> Any:
+        """The zarr Array or Group; whatever zarr raises when there is none."""
+        store: Any
+        if is_url(self.path):
+            store = FsspecStore.from_url(self.path, storage_options=self.options, read_only=True)
+        else:
+            store = LocalStore(self.path, read_only=True)
+        return zarr.open(_WholeStore(store) if self.missing_chunks == "error" else store, path=self.name, mode="r")
+
+    def open_first(self) -> Any:
+        """The zarr Array or Group, or an InputError that says that there is none."""
+        try:
+            return self.open()
+        except Exception as error:  # every store and codec has its own kinds
+            raise InputError(
+                f"{self}: no zarr array or group can be opened here ({type(error).__name__}: {error}). "
+                "Check data.path and data.variable."
+            ) from error
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Entries start:stop along the first axis; StorageError naming the stored chunk that is missing or damaged."""
+        try:
+            array = self.open()
+        except Exception as error:
+            raise damaged(str(self), f"it could be opened before and now {type(error).__name__}: {error}") from error
+        if array.shape[0] < stop:
+            raise damaged(f"{self}, {start}:{stop}", f"it has shrunk to shape {array.shape}")
+        try:
+            return np.asarray(array[start:stop])
+        except StorageError:
+            raise
+        except Exception as error:
+            raise damaged(self._name_damage(array, start, stop), f"{type(error).__name__}: {error}") from error
+
+    def _name_damage(self, array: Any, start: int, stop: int) -> str:
+        """Which of the chunks under start:stop does not decode: the error of a whole read does not tell."""
+        steps = array.shards or array.chunks
+        ranges = [range(start // steps[0], -(-stop // steps[0]))]
+        ranges += [range(-(-size // step)) for size, step in zip(array.shape[1:], steps[1:], strict=True)]
+        for where in product(*ranges):
+            try:
+                array[tuple(slice(w * step, (w + 1) * step) for w, step in zip(where, steps, strict=True))]
+            except Exception:
+                return f"{self}, chunk {array.metadata.encode_chunk_key(where)}"
+        return f"{self}, {start}:{stop}"
+
+    def object_sizes(self) -> list[int]:
+        """Bytes of each stored chunk, by the order of the keys."""
+        with reading(str(self)):
+            if is_url(self.path):
+                import fsspec
+
+                filesystem, root = fsspec.core.url_to_fs(self.path, **self.options)
+                found = filesystem.find(f"{root}/{self.name}" if self.name else root, detail=True)
+                sizes = {key: entry["size"] for key, entry in found.items()}
+            else:
+                top = os.path.join(self.path, self.name)
+                names = (os.path.join(folder, name) for folder, _, files in os.walk(top) for name in files)
+                sizes = {name: os.path.getsize(name) for name in names}
+        return [int(sizes[key]) for key in sorted(sizes) if key.rsplit("/", 1)[-1] not in _METADATA]
+
+
+def listing(group: zarr.Group) -> str:
+    """What is in a group, for messages."""
+    arrays = ", ".join(f"{name} {array.shape}" for name, array in sorted(group.arrays())) or "none"
+    groups = ", ".join(sorted(name for name, _ in group.groups()))
+    return f"Arrays here: {arrays}" + (f"; groups: {groups}." if groups else ".")
