@@ -25,7 +25,7 @@ from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine, uses_processes
-from pipeline.engine.memory import job_pss, plan, task_bytes
+from pipeline.engine.memory import PeakMemory, plan, task_bytes
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.models.base import TILE_BYTES, Model
@@ -63,6 +63,8 @@ class Job:
     chunks: Chunks
     engine: Engine
     log: EventLog
+    memory: PeakMemory
+    began: float
 
 
 def run(
@@ -78,7 +80,8 @@ def run(
     config = config.resolved()
     directory = RunDirectory(config.output.path)
     directory.refuse_unless_free(overwrite)
-    with single_thread():
+    began = time.perf_counter()
+    with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
         record = provenance.record(config, chunks.fingerprint())
         with _engine(config, chunks) as engine:
@@ -86,7 +89,8 @@ def run(
             with directory.lock():
                 directory.create()
                 directory.write_config(record)
-                job = Job(config, directory, chunks, engine, EventLog(directory.events, tuple(listeners)))
+                log = EventLog(directory.events, tuple(listeners))
+                job = Job(config, directory, chunks, engine, log, memory, began)
                 job.log("start", **provenance.surroundings(engine.workers, chunks))
                 known, runs = _start(job)
                 job = replace(job, chunks=replace(chunks, affine=known.affine))
@@ -111,11 +115,13 @@ def resume(
     stored = validate(record["config"], name=str(directory.config))
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
     provenance.refuse_other_job(stored, config, record, accept_other_bits)
-    with single_thread():
+    began = time.perf_counter()
+    with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
         provenance.refuse_other_data(record, chunks.fingerprint())
         with _engine(config, chunks) as engine, directory.lock():
-            job = Job(config, directory, chunks, engine, EventLog(directory.events, tuple(listeners)))
+            log = EventLog(directory.events, tuple(listeners))
+            job = Job(config, directory, chunks, engine, log, memory, began)
             if not directory.model.exists():
                 generation, state = checkpoint.load(
                     directory.checkpoints, lambda text: job.log("warning", message=text)
@@ -144,7 +150,8 @@ def predict(
             f"predict: {foreign[0]} names other data, whose labels need a place of their own: give --output."
         )
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
-    with single_thread():
+    began = time.perf_counter()
+    with single_thread(), PeakMemory() as memory:
         model, params, affine = load_model(read_dataset(directory.model))
         chunks = _open_chunks(config)
         n_raw = model.n_features if affine is None else len(affine.offset)
@@ -156,7 +163,7 @@ def predict(
         target = directory if output is None else _prediction_directory(output, config, fingerprint, directory)
         with _engine(config, chunks) as engine, target.lock():
             log = EventLog(target.events, tuple(listeners))
-            job = Job(config, target, replace(chunks, affine=affine), engine, log)
+            job = Job(config, target, replace(chunks, affine=affine), engine, log, memory, began)
             _label(job, model, params)
     return target.labels
 
@@ -342,15 +349,17 @@ def _reopened(runs: list[Run], config: Config) -> list[Run]:
 
 
 def _finish(job: Job) -> None:
-    """Labels and the report, each only if it is missing."""
+    """Labels and the report, if either is missing."""
+    directory = job.directory
+    if directory.report.exists() and (directory.labels.exists() or not job.config.output.labels):
+        return
     if job.config.output.labels and not job.directory.labels.exists():
         model, params, affine = load_model(read_dataset(job.directory.model))
         _label(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)
-    if not job.directory.report.exists():
-        job.log("finished", peak_pss=job_pss(), model=str(job.directory.model))
-        from pipeline.outputs.report import write_report
+    job.log("finished", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)
+    from pipeline.outputs.report import write_report
 
-        write_report(job.directory.path)
+    write_report(directory.path)
 
 
 def _label(job: Job, model: Model, params: Any) -> None:

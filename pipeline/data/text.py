@@ -31,13 +31,14 @@ class TextSource(Source):
         delimiter: str | None,
         bounds: np.ndarray,
         n_features: int,
+        names: list[str],
         offsets: np.ndarray,
         lines: np.ndarray,
     ) -> None:
-        """Chunk i starts `offsets[i]` bytes into the text; it is lines `lines[i]` to `lines[i + 1]`, from 0."""
+        """`names` are the header's, empty without one. Chunk i starts `offsets[i]` bytes into the text; it is lines `lines[i]` to `lines[i + 1]`, from 0."""
         self.n_features, self.dtype, self.bounds = n_features, np.dtype(np.float64), bounds
         self._path, self._options, self._delimiter = path, dict(options), delimiter
-        self._offsets, self._lines = offsets, lines
+        self._names, self._offsets, self._lines = names, offsets, lines
 
     def read(self, i: int) -> np.ndarray:
         """Chunk i, see `Source.read`; InputError naming line and column of a cell that is not a number."""
@@ -55,6 +56,10 @@ class TextSource(Source):
         if len(x) != n_rows:
             raise damaged(what, f"it has {len(x)} rows of numbers, {n_rows} when it was opened")
         return x
+
+    def describe(self) -> dict[str, Any]:
+        """Rows, with the names of their features where the text has a header."""
+        return {"kind": "rows", "features": self._names} if self._names else {"kind": "rows"}
 
     def _chunk(self, i: int) -> _Lines:
         stream = open_binary(self._path, self._options)
@@ -135,18 +140,20 @@ def open_csv(data: Data) -> Source:
     """
     path = absolute(str(data.path))
     with opening(path), open_binary(path, data.storage_options) as stream:
-        delimiter, header, n_features = _sniff(stream, path, data.delimiter)
+        delimiter, names, n_features = _sniff(stream, path, data.delimiter)
         stream.seek(0)
         rows = rows_per_target(n_features, 8)
-        offsets, lines, n_rows, n_bytes = _scan(stream, delimiter, header, rows)
+        offsets, lines, n_rows, n_bytes = _scan(stream, delimiter, bool(names), rows)
     if n_rows == 0:
         raise InputError(f"{path}: has no rows of numbers, expected at least one. Check what wrote it.")
     path = seekable(path, data.storage_options, data.cache, n_bytes)
-    return TextSource(path, data.storage_options, delimiter, even_bounds(n_rows, rows), n_features, offsets, lines)
+    return TextSource(
+        path, data.storage_options, delimiter, even_bounds(n_rows, rows), n_features, names, offsets, lines
+    )
 
 
-def _sniff(stream: IO[bytes], path: str, given: str | None) -> tuple[str | None, bool, int]:
-    """Delimiter (None: blanks), whether the first line is a header, and the number of columns."""
+def _sniff(stream: IO[bytes], path: str, given: str | None) -> tuple[str | None, list[str], int]:
+    """Delimiter (None: blanks), the names in the header line (none without one), and the number of columns."""
     if given is not None and len(given) != 1:
         raise InputError(f"data.delimiter: came as {given!r}, expected one character. Blanks are ' ', a tab \"\\t\".")
     texts = (line.decode("utf-8-sig", errors="replace") for line in stream)
@@ -164,7 +171,7 @@ def _sniff(stream: IO[bytes], path: str, given: str | None) -> tuple[str | None,
             f"{path}: its first line has {len(cells)} columns, the next {n_columns}. Every line must have as many; "
             "put # before a first line that is no row, or set data.delimiter."
         )
-    return delimiter, header, n_columns
+    return delimiter, cells if header else [], n_columns
 
 
 def _scan(

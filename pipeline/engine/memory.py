@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -61,12 +63,39 @@ def plan(limit: int | str, workers: int | str, per_task: int, driver_bytes: int,
 
 def job_pss() -> int:
     """Proportional set size of this process and its children now, bytes (Linux; resident size elsewhere)."""
-    total = 0
     me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
+    return sum(_pss(process) for process in [me, *me.children(recursive=True)])
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+        return 1024 * int(next(line for line in rollup.splitlines() if line.startswith("Pss:")).split()[1])
+    except (OSError, StopIteration):
         try:
-            info = process.memory_full_info()
-            total += getattr(info, "pss", info.rss)
-        except psutil.Error:
-            continue
-    return total
+            return int(process.memory_info().rss)
+        except psutil.Error:  # it ended while we looked
+            return 0
+
+
+class PeakMemory:
+    """The highest job_pss() of a `with` block, looked at twice a second from a thread beside it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, job_pss())
+            if self._done.wait(0.5):
+                return

@@ -59,6 +59,11 @@ def _cholesky_factor(covariance: Array) -> Array:
         return np.full_like(covariance, np.nan)
 
 
+def _squares(diff: Array) -> Array:
+    """(n,) squared lengths, summed in float64: over hundreds of pixels a float32 sum would drift."""
+    return np.square(diff).sum(axis=1, dtype=np.float64)
+
+
 def _inverse_root(variances: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(variances > 0, 1.0 / np.sqrt(variances), np.nan)
@@ -128,7 +133,7 @@ TIED = Shape(
 DIAG = Shape(
     outer=lambda a, b: a * b,
     tile_moment=lambda diff, r: r @ (diff * diff),
-    mahalanobis=lambda diff, factor: (diff * diff) @ (factor * factor),
+    mahalanobis=lambda diff, factor: _squares(diff * factor),
     factor=_inverse_root,
     log_det=lambda factors, d: np.log(factors).sum(axis=1),
     trace=lambda factors, moments: (factors * factors * moments).sum(axis=1),
@@ -141,8 +146,8 @@ DIAG = Shape(
 )
 SPHERICAL = Shape(
     outer=lambda a, b: np.einsum("kd,kd->k", a, b),
-    tile_moment=lambda diff, r: r @ np.einsum("nd,nd->n", diff, diff),
-    mahalanobis=lambda diff, factor: np.einsum("nd,nd->n", diff, diff) * (factor * factor),
+    tile_moment=lambda diff, r: r @ _squares(diff),
+    mahalanobis=lambda diff, factor: _squares(diff) * (factor * factor),
     factor=_inverse_root,
     log_det=lambda factors, d: d * np.log(factors),
     trace=lambda factors, moments: factors * factors * moments,

@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from pipeline.errors import StorageError
+from pipeline.errors import InputError, StorageError
 from pipeline.models.stats import Array
 from pipeline.outputs.run_directory import remove, sync, sync_tree
 
@@ -66,9 +66,13 @@ def generations(folder: Path) -> list[Path]:
 def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
     """The newest generation that is whole, and its number. warn : told of each damaged one.
 
-    Raises StorageError when there is none.
+    Raises InputError when there is none yet, StorageError when none is whole.
     """
     found = generations(folder)
+    if not found:
+        raise InputError(
+            f"{folder}: the run had no checkpoint yet, expected one to go on from. Start again with `em-pipeline run`."
+        )
     for path in reversed(found):
         try:
             if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != _sums(path):

@@ -45,7 +45,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Events so far; a line that is not whole yet is left out."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

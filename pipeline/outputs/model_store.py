@@ -209,12 +209,18 @@ def write_dataset(path: Path, dataset: xr.Dataset) -> None:
 
 
 def read_dataset(path: Path) -> xr.Dataset:
-    """The dataset of a finished run, in memory. Raises InputError when there is none."""
+    """The dataset of a finished run, in memory. Raises InputError when there is none, StorageError if it is damaged."""
     import xarray as xr
 
     if not path.exists():
         raise InputError(f"{path}: there is no model yet. Finish the run first: `em-pipeline resume {path.parent}`.")
-    return xr.open_zarr(path, consolidated=False).load()
+    try:
+        return xr.open_zarr(path, consolidated=False).load()
+    except Exception as error:  # zarr, its codecs and xarray have their own kinds
+        raise StorageError(
+            f"{path}: damaged ({type(error).__name__}: {error}). Remove it, then `em-pipeline resume {path.parent}` "
+            "writes it again from the last checkpoint."
+        ) from error
 
 
 def load_model(dataset: xr.Dataset) -> tuple[Model, Any, Affine | None]:

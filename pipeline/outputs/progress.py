@@ -116,7 +116,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
     "labelled": lambda e: f"labelled {count(e['rows'])} of {count(e['of'])} rows",
     "labels": lambda e: f"labels of {count(e['rows'])} rows  {duration(e['seconds'])}",
-    "finished": lambda e: f"finished; {e['peak_pss'] / 2**20:.0f} MiB in use",
+    "finished": lambda e: f"finished in {duration(e['seconds'])}, peak memory {e['peak_pss'] / 2**20:.0f} MiB",
 }
 
 

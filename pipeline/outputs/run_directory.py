@@ -47,35 +47,49 @@ class RunDirectory:
 
     def refuse_unless_free(self, overwrite: bool) -> None:
         """Raise InputError if a run may not start here; changes nothing."""
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
+        try:
+            if not self.path.exists() or (self.path.is_dir() and all(map(_is_leftover, self.path.iterdir()))):
+                return
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         if not self.is_ours:
             raise InputError(
                 f"output {self.path}: exists and is not a run directory; it is left alone. Choose another --output."
             )
         if overwrite:
             return
-        if self.model.exists():
-            raise InputError(f"output {self.path}: holds a finished run. Use --overwrite, or choose another --output.")
+        if self.model.exists() or self.labels.exists():
+            what = "a finished run" if self.model.exists() else "the labels of other data"
+            raise InputError(f"output {self.path}: holds {what}. Use --overwrite, or choose another --output.")
         if self.has_checkpoint:
             raise InputError(
                 f"output {self.path}: holds a run that can go on. Use `em-pipeline resume {self.path}`, or --overwrite."
             )
 
-    def create(self) -> None:
-        """Make the directory, without what an earlier run of ours left in it."""
+    def create(self, content: Mapping[str, Any]) -> None:
+        """Begin a run here: without what an earlier one of ours left, and with a config.yaml of this content.
+
+        At no instant is there half a model, or something of ours without the config.yaml that says so.
+        """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in _OURS:
-                for old in (self.path / name, *self.path.glob(f".{name}.*")):
-                    remove(old)
+            for name in _OURS[1:]:
+                self.discard(name)
+            self.write_config(content)
         except OSError as error:
-            raise StorageError(f"output {self.path}: cannot be written ({error}). Choose another --output.") from error
+            raise _unwritable(self.path, error) from error
+
+    def discard(self, name: str) -> None:
+        """Remove one of our names and what was on its way to become it: gone from its place at once."""
+        if (self.path / name).exists():
+            remove(self.path / f".{name}.old")
+            os.replace(self.path / name, self.path / f".{name}.old")
+        for old in self.path.glob(f".{name}.*"):
+            remove(old)
 
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Write config.yaml, whose first line marks the directory as ours."""
         text = f"{MARK}\n{yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)}"
-        temporary = self.path / f".config.yaml.{os.getpid()}"
+        temporary = self.path / ".config.yaml.partial"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.config)
 
@@ -83,32 +97,58 @@ class RunDirectory:
         """What write_config wrote. Raises InputError when this is no run directory."""
         if not self.is_ours:
             raise InputError(f"{self.path}: is not a run directory (no config.yaml of ours). Give the output of a run.")
-        content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise StorageError(f"{self.config}: damaged, expected a mapping. Start again with `em-pipeline run`.")
+        try:
+            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = error
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise StorageError(
+                f"{self.config}: damaged (it came as {str(content)[:200]!r}), expected what the run wrote. "
+                "Start again with `em-pipeline run --overwrite`."
+            )
         return content
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory; a second run is refused, a lock whose process has ended is taken over."""
+        """Make the directory and hold it; a second run is refused, a lock whose process has ended is taken over."""
         path = self.path / ".lock"
-        mine = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
-        while True:
-            try:
-                with path.open("x", encoding="utf-8") as file:
-                    file.write(mine)
-                break
-            except FileExistsError:
+        mine = path.with_name(f".lock.{os.getpid()}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            mine.write_text(f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}", encoding="utf-8")
+            while not _linked(mine, path):
                 if _is_live(path):
                     host, pid = (*path.read_text(encoding="utf-8").split(), "?", "?")[:2]
                     raise InputError(
                         f"{self.path}: in use by process {pid} on {host}. Wait for it; if it is gone, remove {path}."
-                    ) from None
+                    )
                 path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        finally:
+            mine.unlink(missing_ok=True)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _linked(whole: Path, name: Path) -> bool:
+    """Give a file a second name, unless that is taken: a lock is never seen before what it says."""
+    try:
+        os.link(whole, name)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_leftover(path: Path) -> bool:
+    """What a run that died before its config.yaml was there can leave."""
+    return path.name.startswith((".lock", ".config.yaml."))
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"output {path}: cannot be used ({error}). Make it writable, or choose another --output.")
 
 
 def _is_live(lock: Path) -> bool:
@@ -135,14 +175,12 @@ def remove(path: Path) -> None:
 def publish(temporary: Path, final: Path) -> None:
     """Make a finished temporary file or directory appear whole under its name, on disk before it is seen."""
     sync_tree(temporary)
+    aside = final.with_name(f".{final.name}.old")
     if final.exists():
-        aside = final.with_name(f".{final.name}.old")
         remove(aside)
         os.replace(final, aside)
-        os.replace(temporary, final)
-        remove(aside)
-    else:
-        os.replace(temporary, final)
+    os.replace(temporary, final)
+    remove(aside)
     sync(final.parent)
 
 

@@ -1,0 +1,144 @@
+"""What the laws share: rows in memory as chunks, a loop over them, and comparison by size.
+
+A law is tested on many random problems, each a function of one seed (tests/problems.py), drawn by hypothesis
+without a deadline (two cores are shared) and without randomness (a failure shows up again).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from hypothesis import HealthCheck, settings
+
+from pipeline.data.chunks import Chunk
+from pipeline.data.source import Source
+from pipeline.em.loop import EStep, Run, em
+from pipeline.em.stopping import Limits
+from pipeline.engine.tree import tree_sum
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.kmeans import KMeans
+from pipeline.models.multinomial import Multinomial
+
+TYPES = ["full", "tied", "diag", "spherical"]
+EPS = np.finfo(np.float64).eps
+
+
+def examples(count: int) -> settings:
+    """That many problems, the same ones each time; laws leave out problems in which a component collapses."""
+    return settings(
+        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
+    )
+
+
+def chunks_of(x: Any, bounds: Sequence[int] | None = None, weight: Any = None) -> list[Chunk]:
+    """Rows in memory as chunks between `bounds`, by default as one chunk."""
+    edges = [0, x.shape[0]] if bounds is None else [int(b) for b in bounds]
+    return [
+        Chunk(x[a:b], None if weight is None else weight[a:b], a) for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def sum_over(chunks: Sequence[Chunk], jobs: Sequence[Any]) -> list[Any]:
+    """What a pass of the engine does: every job's sum over all chunks, along the canonical tree."""
+    return [tree_sum((job(chunk) for chunk in chunks), lambda a, b: a + b) for job in jobs]
+
+
+def fit(model: Any, params: Any, chunks: Sequence[Chunk], n_iter: int, tol: float = 0.0) -> tuple[Run, list[Any]]:
+    """EM from given parameters for at most n_iter M-steps: the finished run, and what happened to components."""
+    n_rows = sum(chunk.x.shape[0] for chunk in chunks)
+    events, runs = [], []
+    for runs, found in em([Run(0, model, params)], lambda jobs: sum_over(chunks, jobs), Limits(n_iter, tol), n_rows):
+        events += found
+    return runs[0], events
+
+
+def e_step(model: Any, params: Any, x: Any, bounds: Any = None, weight: Any = None, exemplars: bool = False) -> Any:
+    """The summed Partial of an E-step over chunks in memory."""
+    return sum_over(chunks_of(x, bounds, weight), [EStep(model, params, exemplars)])[0]
+
+
+def gaussian(problem: Any, covariance_type: str, **options: Any) -> tuple[Gaussian, Any]:
+    """A model about the data mean, and its parameters at the problem's start."""
+    model = Gaussian(problem["k"], problem["x"].mean(axis=0), covariance_type, **options)
+    start = {name: problem[name] for name in ("weights", "means")}
+    return model, model.params_from_arrays({**start, "covariances": problem["covariances"][covariance_type]})
+
+
+def kmeans(problem: Any) -> tuple[KMeans, Any]:
+    """A model about the data mean, with scikit-learn's scale of the tolerance, and its start."""
+    x = problem["x"]
+    model = KMeans(problem["k"], x.mean(axis=0), float(x.var(axis=0).mean()))
+    return model, model.params_from_arrays({"centers": problem["centers"]})
+
+
+def multinomial(problem: Any, **options: Any) -> tuple[Multinomial, Any]:
+    """A model and its start."""
+    model = Multinomial(problem["k"], np.zeros(problem["v"]), **options)
+    return model, model.params_from_arrays({name: problem[name] for name in ("weights", "log_prob")})
+
+
+def any_problem(family: str, seed: int, **options: Any) -> tuple[Any, Any, Any, Any]:
+    """(model, params, rows, row weights) of a family: a covariance type, kmeans, or multinomial (on CSR rows)."""
+    from tests.problems import count_problem, gaussian_problem, kmeans_problem
+
+    if family == "multinomial":
+        problem = count_problem(seed)
+        return *multinomial(problem, **options), sp.csr_array(problem["counts"]), problem["sample_weight"]
+    if family == "kmeans":
+        problem = kmeans_problem(seed)
+        return *kmeans(problem), problem["x"], problem["sample_weight"]
+    problem = gaussian_problem(seed)
+    return *gaussian(problem, family, **options), problem["x"], problem["sample_weight"]
+
+
+FAMILIES = [*TYPES, "kmeans", "multinomial"]
+
+
+def close(a: Any, b: Any, tolerance: float, what: str = "") -> None:
+    """|a - b| <= tolerance * max|b|, for whole arrays, with equal infinities."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    assert a.shape == b.shape, f"{what}: shapes {a.shape} and {b.shape}"
+    finite = np.isfinite(b)
+    assert np.array_equal(a[~finite], b[~finite]), f"{what}: {a[~finite]} is not {b[~finite]}"
+    if finite.any():
+        error, size = np.abs(a[finite] - b[finite]).max(), np.abs(b[finite]).max()
+        assert error <= tolerance * size, f"{what}: differs by {error:.3g}, {error / size:.3g} of the largest entry"
+
+
+def close_fields(a: Any, b: Any, tolerance: float) -> None:
+    """Every field of two records of numbers is close."""
+    for name in vars(b):
+        close(getattr(a, name), getattr(b, name), tolerance, name)
+
+
+class ArraySource(Source):
+    """Rows in memory between given bounds."""
+
+    def __init__(self, x: Any, bounds: Sequence[int]) -> None:
+        """`x` : (n, d), dense or CSR."""
+        self.x, self.bounds = x, np.asarray(bounds, dtype=np.int64)
+        self.n_features, self.dtype, self.sparse = x.shape[1], x.dtype, sp.issparse(x)
+
+    def read(self, i: int) -> Any:
+        """Chunk i, see `Source.read`."""
+        return self.x[self.bounds[i] : self.bounds[i + 1]]
+
+
+def same_bits(a: Any, b: Any) -> None:
+    """Two values, records or lists of them are equal to the last bit."""
+    if sp.issparse(b):
+        assert sp.issparse(a) and (a != b).nnz == 0
+    elif hasattr(b, "__dataclass_fields__"):
+        for name in b.__dataclass_fields__:
+            same_bits(getattr(a, name), getattr(b, name))
+    elif isinstance(b, (list, tuple)):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            same_bits(one, other)
+    elif b is None or isinstance(b, str):
+        assert a == b
+    else:
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+

@@ -1,0 +1,245 @@
+"""Partial statistics of chunks add to those of the whole; so do the lists that travel beside them."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+
+from pipeline.data.profile import ProfileJob
+from pipeline.engine.tree import tree_sum
+from pipeline.models.stats import Exemplars, LowestRows
+from tests.laws.common import (
+    EPS,
+    FAMILIES,
+    TYPES,
+    any_problem,
+    chunks_of,
+    close,
+    close_fields,
+    e_step,
+    examples,
+    gaussian,
+    same_bits,
+    sum_over,
+)
+from tests.problems import count_problem, gaussian_problem, ragged_bounds, seeds
+
+SOFT = [family for family in FAMILIES if family != "kmeans"]
+
+
+def sum_tolerance(x, model):
+    """Sums of n terms about the shift, moved there from the components: n eps, and what squares about it lose."""
+    dense = np.asarray(x.toarray() if sp.issparse(x) else x, dtype=float)
+    offset = np.abs(dense - model.shift).max() / max(np.abs(dense - model.shift).mean(), 1e-300)
+    return 8 * EPS * len(dense) + 32 * EPS * (1 + offset)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@pytest.mark.parametrize("family", SOFT)
+@examples(40)
+@given(seed=seeds)
+def test_statistics_of_chunks_add_to_those_of_the_whole(family, assignment, weighted, seed):
+    """Any ragged chunks, soft or hard, with weights or without: their sums are the sums of all rows."""
+    model, params, x, weight = any_problem(family, seed, assignment=assignment)
+    bounds = ragged_bounds(np.random.default_rng(seed), x.shape[0])
+    weight = weight if weighted else None
+    whole = e_step(model, params, x, None, weight)
+    parts = e_step(model, params, x, bounds, weight)
+    close_fields(parts.stats, whole.stats, sum_tolerance(x, model))
+    same_bits(parts.worst.row, whole.worst.row)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@examples(100)
+@given(seed=seeds)
+def test_kmeans_statistics_and_label_key_are_those_of_the_whole(weighted, seed):
+    """Lloyd's sums add, and the key of all labels is the same number whatever the chunks."""
+    model, params, x, weight = any_problem("kmeans", seed)
+    bounds = ragged_bounds(np.random.default_rng(seed), len(x))
+    weight = weight if weighted else None
+    whole, parts = e_step(model, params, x, None, weight), e_step(model, params, x, bounds, weight)
+    close_fields(parts.stats, whole.stats, sum_tolerance(x, model))
+    assert parts.label_key == whole.label_key
+    same_bits(parts.worst.row, whole.worst.row)
+
+
+@examples(100)
+@given(seed=seeds)
+def test_kmeans_label_key_changes_with_any_label(seed):
+    """One row with another label, and the key is another."""
+    model, params, x, _ = any_problem("kmeans", seed)
+    before = e_step(model, params, x)
+    _, labels = next(iter(model.assign(params, x)))
+    other = (labels.label[0] + 1) % model.n_components
+    moved = x.copy()
+    moved[0] = params.centers[other]
+    after = e_step(model, params, moved)
+    _, moved_labels = next(iter(model.assign(params, moved)))
+    same = np.array_equal(labels.label, moved_labels.label)
+    assert (before.label_key == after.label_key) == same
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@examples(30)
+@given(seed=seeds)
+def test_statistics_of_labels_are_those_of_the_assignment(family, seed):
+    """Given each row's own hard label, the statistics are those of a hard E-step; label -1 is weight 0."""
+    options = {} if family == "kmeans" else {"assignment": "hard"}
+    model, params, x, weight = any_problem(family, seed, **options)
+    labels = np.concatenate([label for _, (label, _, _) in model.assign(params, x)])
+    out = np.random.default_rng(seed).random(x.shape[0]) < 0.2
+    out[0] = False
+    given_ = model.stats_of_labels(x, np.where(out, -1, labels), weight)
+    hard = e_step(model, params, x, None, np.where(out, 0.0, weight)).stats
+    for name in ("sum_w", "sum_x", "sum_xx"):
+        if hasattr(hard, name):
+            close(getattr(given_, name), getattr(hard, name), sum_tolerance(x, model), name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@examples(30)
+@given(seed=seeds)
+def test_statistics_are_a_vector_space(family, seed):
+    """Addition commutes to the bit, minus undoes plus, and scaling distributes over sums to rounding."""
+    model, params, x, weight = any_problem(family, seed)
+    half = x.shape[0] // 2
+    a, b = e_step(model, params, x[:half], None, weight[:half]).stats, e_step(model, params, x[half:]).stats
+    same_bits(a + b, b + a)
+    same_bits(2.0 * a, a + a)
+    same_bits(a * 0.5, 0.5 * a)
+    same_bits((a - a) + b, b + (a - a))
+    close_fields((a + b) * 3.0, a * 3.0 + b * 3.0, 8 * EPS)
+    for name in vars(a):
+        value, size = getattr((a + b) - b, name), np.abs(getattr(a, name)) + np.abs(getattr(b, name))
+        assert (np.abs(value - getattr(a, name)) <= 2 * EPS * size).all()
+    assert a.nbytes == sum(np.asarray(value).nbytes for value in vars(a).values())
+
+
+@examples(200)
+@given(seed=seeds)
+def test_lowest_rows_merge_in_any_grouping_to_those_of_the_whole(seed):
+    """The best m of a union are the best m of the parts' best, with ties to the lowest row, however they are grouped."""
+    rng = np.random.default_rng(seed)
+    n, limit = int(rng.integers(2, 200)), int(rng.integers(1, 12))
+    score = rng.choice([*np.linspace(-1, 1, 7), np.inf, np.nan], size=n)  # many ties, some rows left out
+    if not (score < np.inf).any():
+        score[0] = 0.0
+    row, x, weight, label = np.arange(n), rng.normal(size=(n, 2)), rng.random(n), rng.integers(0, 3, n)
+    rows = [x, sp.csr_array(x)][seed % 2]
+
+    def of(part):
+        return LowestRows.of(limit, score[part], row[part], rows[part], weight[part], label[part])
+
+    whole = of(slice(0, n))
+    expected = sorted((s, r) for s, r in zip(score, row, strict=True) if s < np.inf)[:limit]
+    assert list(zip(whole.score, whole.row, strict=True)) == expected
+    parts = [of(slice(a, b)) for a, b in pairwise(ragged_bounds(rng, n))]
+    left, right = parts[0], parts[-1]
+    for part in parts[1:]:
+        left = left + part
+    for part in parts[-2::-1]:
+        right = part + right
+    for merged in (left, right, tree_sum(parts, lambda a, b: a + b)):
+        same_bits(merged, whole)
+
+
+@examples(200)
+@given(seed=seeds)
+def test_exemplars_merge_in_any_grouping_to_those_of_the_whole(seed):
+    """Each component's best rows, by responsibility, then density, then row, are the same however rows are grouped."""
+    rng = np.random.default_rng(seed)
+    n, k, limit = int(rng.integers(2, 60)), int(rng.integers(1, 4)), 5
+    log_resp = rng.choice([0.0, -0.5, -np.inf], size=(n, k))
+    log_joint = rng.choice([-1.0, -2.0, -3.0], size=(n, k))
+    row, x = np.arange(n), rng.normal(size=(n, 2))
+
+    def of(part):
+        return Exemplars.of(limit, row[part], log_resp[part], log_joint[part], x[part])
+
+    whole = of(slice(0, n))
+    for j in range(k):
+        ranked = sorted(range(n), key=lambda i: (-log_resp[i, j], -log_joint[i, j], i))[:limit]
+        assert whole.row[j].tolist() == ranked
+        same_bits(whole.x[j], x[ranked])
+    parts = [of(slice(a, b)) for a, b in pairwise(ragged_bounds(rng, n))]
+    left = parts[0]
+    for part in parts[1:]:
+        left = left + part
+    same_bits(left, whole)
+    same_bits(tree_sum(parts, lambda a, b: a + b), whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exemplars_survive_chunks_without_weight(family):
+    """Chunks in which no row counts take no exemplars away from the others, wherever they come."""
+    model, params, x, weight = any_problem(family, 5)
+    third = x.shape[0] // 3
+    for empty in (slice(0, third), slice(third, 2 * third), slice(2 * third, None)):
+        w = weight.copy()
+        w[empty] = 0.0
+        found = e_step(model, params, x, [0, third, 2 * third, x.shape[0]], w, exemplars=True).exemplars
+        assert found is not None
+        assert (w[found.row] > 0).all()
+        same_bits(found.row, e_step(model, params, x, None, w, exemplars=True).exemplars.row)
+
+
+@pytest.mark.parametrize("scatter", ["full", "diag", "none"])
+@examples(100)
+@given(seed=seeds)
+def test_profiles_merge_to_that_of_the_whole(scatter, seed):
+    """Mean, covariance, extremes and sample of ragged chunks are NumPy's of all rows."""
+    problem = gaussian_problem(seed)
+    x, weight = problem["x"], problem["sample_weight"] if seed % 2 else None
+    job = ProfileJob(scatter, 7, seed)
+    whole = sum_over(chunks_of(x, None, weight), [job])[0]
+    parts = sum_over(chunks_of(x, ragged_bounds(np.random.default_rng(seed), len(x)), weight), [job])[0]
+    w = np.ones(len(x)) if weight is None else weight
+    mean = np.average(x, axis=0, weights=w)
+    for profile in (whole, parts):
+        close(profile.total, w.sum(), len(x) * EPS)
+        assert (np.abs(profile.mean - mean) <= 4 * len(x) * EPS * np.abs(x).max(axis=0)).all()
+        assert profile.n_rows == len(x)
+        same_bits(profile.low, x[w > 0].min(axis=0))
+        same_bits(profile.high, x[w > 0].max(axis=0))
+        if scatter != "none":
+            covariance = np.atleast_2d(np.cov(x.T, ddof=0, aweights=w))
+            scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+            expected = covariance if scatter == "full" else np.diag(covariance)
+            scale = scale if scatter == "full" else np.diag(scale)
+            assert (np.abs(profile.covariance - expected) <= 1e-9 * scale).all()
+    same_bits(parts.sample, whole.sample)
+
+
+@examples(50)
+@given(seed=seeds)
+def test_profiles_of_counts_merge(seed):
+    """The mean of sparse rows, and their sample, do not depend on the chunks either."""
+    problem = count_problem(seed)
+    x = sp.csr_array(problem["counts"])
+    bounds = ragged_bounds(np.random.default_rng(seed), x.shape[0])
+    whole, parts = (sum_over(chunks_of(x, b, problem["sample_weight"]), [ProfileJob("none", 9, 0)])[0] for b in (None, bounds))
+    close(whole.mean, np.average(problem["counts"], axis=0, weights=problem["sample_weight"]), 1e-12)
+    close(parts.mean, whole.mean, 1e-12)
+    same_bits(parts.sample, whole.sample)
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@examples(30)
+@given(seed=seeds)
+def test_gaussian_statistics_are_the_textbook_sums(covariance_type, seed):
+    """sum_w, sum_x and sum_xx are the sums of r, r (x - shift) and r (x - shift)(x - shift)^T, written as loops."""
+    problem = gaussian_problem(seed, n=40)
+    model, params = gaussian(problem, covariance_type)
+    x, w = problem["x"], problem["sample_weight"]
+    stats = e_step(model, params, x, None, w).stats
+    resp = np.exp(np.concatenate([labels.log_resp for _, labels in model.assign(params, x)])) * w[:, None]
+    y = x - model.shift
+    full = np.array([sum(r * np.outer(row, row) for r, row in zip(resp[:, j], y, strict=True)) for j in range(problem["k"])])
+    diagonal = np.diagonal(full, axis1=1, axis2=2)
+    expected = {"full": full, "tied": full.sum(axis=0), "diag": diagonal, "spherical": diagonal.sum(axis=1)}
+    close(stats.sum_w, resp.sum(axis=0), 1e-12)
+    assert (np.abs(stats.sum_x - resp.T @ y) <= 1e-11 * np.abs(y).sum(axis=0) * w.max()).all()
+    close(stats.sum_xx, expected[covariance_type], 1e-11)
