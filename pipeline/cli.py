@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,7 +19,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_state = {"debug": False}
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, in place of the config's; repeatable")]
 Output = Annotated[Path | None, typer.Option("--output", help="directory to write to")]
@@ -31,7 +30,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False) -> None:
-    _state["debug"] = debug
+    """What every command takes; `main` looks at --debug, so that it may stand anywhere."""
 
 
 @app.command("config")
@@ -132,10 +131,9 @@ def _with_progress(where: Path, action: Callable[[Any], Path]) -> None:
         with progress() as listener:
             result = action(listener)
     except KeyboardInterrupt:
-        if (where / "checkpoints").is_dir():
-            typer.echo(f"stopped; the last checkpoint is kept: em-pipeline resume {where}", err=True)
-            raise typer.Exit(75) from None
-        typer.echo("stopped before the first checkpoint; run again", err=True)
+        kept = any((where / "checkpoints").glob("gen-*"))
+        advice = f"the last checkpoint is kept: em-pipeline resume {where}" if kept else "run the same command again"
+        typer.echo(f"stopped; {advice}", err=True)
         raise typer.Exit(75) from None
     report = result / "report.html"
     typer.echo(f"report: {report}" if report.exists() else f"written: {result}")
@@ -143,15 +141,21 @@ def _with_progress(where: Path, action: Callable[[Any], Path]) -> None:
 
 def main() -> None:
     """Run the command; exits with the codes of pipeline.errors."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it was put
+    debug = len(arguments) < len(sys.argv) - 1
     try:
-        app()
+        app(args=arguments)
     except PipelineError as error:
-        if _state["debug"]:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(f"error: {error}", error.exit_code, debug)
+    except OSError as error:
+        _fail(f"error: {error}. Make the file readable, or the place writable, and try again.", 3, debug)
     except Exception as error:  # the last resort: a bug of ours
-        if _state["debug"]:
-            traceback.print_exc()
-        typer.echo(f"bug: {type(error).__name__}: {error}\nUse --debug to see where, and please report it.", err=True)
-        sys.exit(1)
+        hint = "Use --debug to see where, and please report it."
+        _fail(f"bug: {type(error).__name__}: {error}\n{hint}", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    typer.echo(message, err=True)
+    sys.exit(code)

@@ -174,10 +174,20 @@ class Engine(Section):
     scheduler_address: str | None = Field(None, description="address of a running dask scheduler")
     scheduler_file: str | None = Field(None, description="scheduler file of a running dask scheduler")
     profiles: dict[str, Profile] = Field(default_factory=dict, description="clusters by name")
-    workers: int | Literal["auto"] = Field("auto", description="threads or processes; auto: one a core")
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="threads or processes; auto: one a core"
+    )
     memory: Annotated[int | Literal["auto"], BeforeValidator(parse_bytes)] = Field(
         "auto", description="bytes that the job may use on this machine, such as 4GiB; auto: 60% of what is free"
     )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Engine:
+        given = [self.scheduler_address, self.scheduler_file, None if self.scheduler == "threads" else self.scheduler]
+        if sum(value is not None for value in given) > 1:
+            names = ", ".join(repr(value) for value in given if value is not None)
+            raise ValueError(f"{names}: give one of scheduler_address, scheduler_file and a scheduler by profile")
+        return self
 
 
 class Output(Section):

@@ -19,7 +19,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def hashes(seed: int, stream: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
     """One uint64 for each row, independent between seeds, streams and rows. rows : (n,)."""
-    key = np.array([seed, stream], np.uint64)
+    key = np.array([seed % 2**64, stream], np.uint64)
     start = _mix(_mix(key[:1] + _GOLDEN) ^ (key[1:] + _GOLDEN))
     return _mix(start + (rows.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
@@ -35,5 +35,5 @@ def race(seed: int, stream: int, rows: NDArray[np.int64], weight: NDArray[np.flo
     The m rows that arrive first are a weighted sample without replacement
     (Efraimidis and Spirakis 2006), and the first m of two sets merge into those of their union.
     """
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         return -np.log(uniform(seed, stream, rows)) / weight

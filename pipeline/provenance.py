@@ -50,8 +50,20 @@ def surroundings(workers: int, chunks: Chunks) -> dict[str, Any]:
         "pss": job_pss(),
         "chunks": chunks.n_chunks,
         "rows": chunks.n_rows,
-        "command": sys.argv,
+        "command": [_without_secrets(argument) for argument in sys.argv],
     }
+
+
+def _without_secrets(argument: str) -> str:
+    """What is passed on to a storage may be a password: it is never written."""
+    key, separator, _ = argument.partition("=")
+    return f"{key}{separator}…" if "storage_options" in key else argument
+
+
+def other_versions(record: dict[str, Any]) -> list[str]:
+    """What differs, beside `numerics`, between the versions that a run began with and these: worth a warning."""
+    found = _differences(record.get("versions"), versions())
+    return [f"{name}: the run began with version {old}, this is {new}" for name, old, new in found]
 
 
 def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], accept_other_bits: bool) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -24,16 +25,16 @@ from pipeline.em.loop import em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.engine.blas import single_thread
-from pipeline.engine.cluster import open_engine, uses_processes
-from pipeline.engine.memory import PeakMemory, plan, task_bytes
+from pipeline.engine.cluster import open_engine
+from pipeline.engine.memory import PeakMemory
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
-from pipeline.models.base import TILE_BYTES, Model
-from pipeline.models.families import build_model, stats_bytes
+from pipeline.models.base import Model
+from pipeline.models.families import build_model
 from pipeline.models.init import initial_params
 from pipeline.outputs import checkpoint
 from pipeline.outputs.events import EventLog, Listener
-from pipeline.outputs.labels import write_labels
+from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.model_store import (
     best_run,
     build_dataset,
@@ -44,14 +45,12 @@ from pipeline.outputs.model_store import (
 )
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.state import pack, unpack_known, unpack_runs
+from pipeline.planning import memory_plan, refuse_impossible, sample_size
 
 if TYPE_CHECKING:
     import xarray as xr
 
 CHECKPOINT_SECONDS = 10.0
-MIN_SAMPLE_ROWS = 2000
-SAMPLE_PER_COMPONENT = 20
-SAMPLE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -83,20 +82,19 @@ def run(
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
+        refuse_impossible(config, chunks)
         record = provenance.record(config, chunks.fingerprint())
-        with _engine(config, chunks) as engine:
-            directory.path.mkdir(parents=True, exist_ok=True)
-            with directory.lock():
-                directory.create()
-                directory.write_config(record)
-                log = EventLog(directory.events, tuple(listeners))
-                job = Job(config, directory, chunks, engine, log, memory, began)
-                job.log("start", **provenance.surroundings(engine.workers, chunks))
-                known, runs = _start(job)
-                job = replace(job, chunks=replace(chunks, affine=known.affine))
-                checkpoint.save(directory.checkpoints, 0, pack(known, runs))
-                _fit(job, known, runs, generation=0)
-                _finish(job)
+        with _engine(config, chunks) as engine, directory.lock():
+            directory.refuse_unless_free(overwrite)  # another run may have been here since
+            directory.create(record)
+            log = EventLog(directory.events, tuple(listeners))
+            job = Job(config, directory, chunks, engine, log, memory, began)
+            job.log("start", **provenance.surroundings(engine.workers, chunks))
+            known, runs = _start(job)
+            job = replace(job, chunks=replace(chunks, affine=known.affine))
+            checkpoint.save(directory.checkpoints, 0, pack(known, runs))
+            _fit(job, known, runs, generation=0)
+            _finish(job)
     return directory.path
 
 
@@ -112,9 +110,17 @@ def resume(
     """
     directory = RunDirectory(path)
     record = directory.read_config()
+    if "prediction_of" in record:
+        raise InputError(
+            f"{path}: holds labels, not a run. `em-pipeline predict` with the same options goes on with it."
+        )
     stored = validate(record["config"], name=str(directory.config))
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
     provenance.refuse_other_job(stored, config, record, accept_other_bits)
+    if directory.model.exists() and not _goes_on(directory, config) and not _lacks_labels(directory, config):
+        with directory.lock():  # nothing to compute: the data are not needed
+            _report(directory)
+        return directory.path
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
@@ -122,17 +128,39 @@ def resume(
         with _engine(config, chunks) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, directory, chunks, engine, log, memory, began)
-            if not directory.model.exists():
-                generation, state = checkpoint.load(
-                    directory.checkpoints, lambda text: job.log("warning", message=text)
-                )
-                known = unpack_known(state)
-                job = replace(job, chunks=replace(chunks, affine=known.affine))
-                runs = unpack_runs(state, build_model(config, known))
-                job.log("resume", generation=generation, **provenance.surroundings(engine.workers, chunks))
-                _fit(job, known, _reopened(runs, config), generation)
+            for text in provenance.other_versions(record):
+                job.log("warning", message=text)
+            kept = config.model_copy(update={"engine": stored.engine})  # where it ran today says nothing of tomorrow
+            directory.write_config({**record, "config": to_plain(kept)})
+            if not directory.model.exists() or _goes_on(directory, config):
+                _go_on(job)
             _finish(job)
     return directory.path
+
+
+def _goes_on(directory: RunDirectory, config: Config) -> bool:
+    """Whether a finished fit had stopped at a lower max_iter than is asked for now."""
+    limit = config.fit.max_iter or 0
+    restarts = read_dataset(directory.model).attrs["restarts"]
+    return any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
+
+
+def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
+    wanted = min(config.output.top_k, config.model.n_components)
+    return config.output.labels and not has_labels(directory.labels, wanted)
+
+
+def _go_on(job: Job) -> None:
+    """The fit, from the newest checkpoint that is whole."""
+    directory = job.directory
+    generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
+    known = unpack_known(state)
+    job = replace(job, chunks=replace(job.chunks, affine=known.affine))
+    runs = unpack_runs(state, build_model(job.config, known))
+    for name in ("report.html", "labels.zarr", "model.zarr"):  # those of a lower max_iter
+        directory.discard(name)
+    job.log("resume", generation=generation, **provenance.surroundings(job.engine.workers, job.chunks))
+    _fit(job, known, _reopened(runs, job.config), generation)
 
 
 def predict(
@@ -144,11 +172,12 @@ def predict(
     """Label the run's own rows, or others (`data.…` overrides and an output directory); the store of labels."""
     directory = RunDirectory(path)
     record = directory.read_config()
-    foreign = [o for o in overrides if o.startswith("data.")]
-    if foreign and output is None:
-        raise InputError(
-            f"predict: {foreign[0]} names other data, whose labels need a place of their own: give --output."
-        )
+    for override in overrides:
+        if not override.startswith(("data.", "engine.", "output.top_k=")):
+            raise InputError(
+                f"predict: came with {override.partition('=')[0]}, expected data.…, engine.… or output.top_k. "
+                "The rest is settled by the run."
+            )
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
@@ -157,15 +186,39 @@ def predict(
         n_raw = model.n_features if affine is None else len(affine.offset)
         if chunks.n_features != n_raw:
             raise InputError(f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}.")
+        if chunks.source.sparse and config.model.family != "multinomial":
+            raise InputError(
+                f"predict: rows are sparse counts, the model is a {config.model.family} one of dense rows."
+            )
         fingerprint = chunks.fingerprint()
-        if output is None:
-            provenance.refuse_other_data(record, fingerprint)
-        target = directory if output is None else _prediction_directory(output, config, fingerprint, directory)
+        if output is None and fingerprint != record.get("fingerprint"):
+            raise InputError("predict: the data are not those that the run read: give their labels an --output.")
+        target = directory if output is None else RunDirectory(output)
         with _engine(config, chunks) as engine, target.lock():
+            if output is not None:
+                _begin_prediction(target, config, fingerprint, directory)
             log = EventLog(target.events, tuple(listeners))
             job = Job(config, target, replace(chunks, affine=affine), engine, log, memory, began)
-            _label(job, model, params)
+            if output is None or not target.labels.exists():
+                _label(job, model, params)
     return target.labels
+
+
+def _begin_prediction(
+    target: RunDirectory, config: Config, fingerprint: dict[str, Any], run_directory: RunDirectory
+) -> None:
+    """Make a directory for labels of other data; one that an earlier call made for the same is gone on with."""
+    plain = to_plain(config)
+    plain.pop("engine")
+    record = {
+        "prediction_of": str(run_directory.path),
+        "model": checkpoint.sums(run_directory.model),
+        "config": plain,
+        "fingerprint": fingerprint,
+    }
+    if not (target.is_ours and target.read_config() == record):
+        target.refuse_unless_free(overwrite=False)
+        target.create(record)
 
 
 def open_run(path: str | Path) -> xr.Dataset:
@@ -185,36 +238,8 @@ def _open_chunks(config: Config) -> Chunks:
 @contextmanager
 def _engine(config: Config, chunks: Chunks) -> Iterator[Engine]:
     """The engine with as many tasks at a time as the memory plan allows."""
-    model, engine = config.model, config.engine
-    _refuse_impossible(config, chunks)
-    d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
-    statistics = stats_bytes(model.family, model.covariance_type, model.n_components, d)
-    square = chunks.n_features**2 * 8 if config.preprocess or model.family == "gaussian" else 0
-    sample = sample_size(config, chunks.n_features) * chunks.n_features * 8
-    per_task = task_bytes(chunks.chunk_bytes(), max(statistics, square + sample), TILE_BYTES, config.fit.n_init)
-    driver = 4 * statistics * config.fit.n_init + 3 * (square + sample)
-    memory = plan(engine.memory, engine.workers, per_task, driver, uses_processes(engine))
-    with open_engine(engine, memory.workers) as opened:
+    with open_engine(config.engine, memory_plan(config, chunks).workers) as opened:
         yield opened
-
-
-def _refuse_impossible(config: Config, chunks: Chunks) -> None:
-    k, family = config.model.n_components, config.model.family
-    if k > chunks.n_rows:
-        raise InputError(
-            f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}."
-        )
-    if chunks.source.sparse and family != "multinomial":
-        raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use multinomial.")
-    if family == "multinomial" and config.preprocess:
-        raise InputError("preprocess: counts stay counts; leave it empty for a multinomial model.")
-
-
-def sample_size(config: Config, n_features: int) -> int:
-    """Rows that the profile keeps for starts and pictures: enough for K, within a fixed number of bytes."""
-    k = config.model.n_components
-    affordable = SAMPLE_BYTES // (8 * n_features)
-    return max(k, min(max(MIN_SAMPLE_ROWS, SAMPLE_PER_COMPONENT * k), affordable))
 
 
 def _start(job: Job) -> tuple[Known, list[Run]]:
@@ -284,7 +309,7 @@ def _given_start(config: Config, n_rows: int) -> tuple[RowColumn | None, dict[st
                 return None, {name: stored[name] for name in stored.files}
         group = zarr.open_group(path, mode="r")
         return None, {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(
             f"fit.init_path {path}: cannot be read ({error}); expected an .npz or .zarr of arrays."
         ) from error
@@ -349,35 +374,27 @@ def _reopened(runs: list[Run], config: Config) -> list[Run]:
 
 
 def _finish(job: Job) -> None:
-    """Labels and the report, if either is missing."""
+    """Labels and the report, each if it is missing."""
     directory = job.directory
-    if directory.report.exists() and (directory.labels.exists() or not job.config.output.labels):
-        return
-    if job.config.output.labels and not job.directory.labels.exists():
-        model, params, affine = load_model(read_dataset(job.directory.model))
+    if _lacks_labels(directory, job.config):
+        model, params, affine = load_model(read_dataset(directory.model))
         _label(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)
+        directory.discard("report.html")
     job.log("finished", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)
-    from pipeline.outputs.report import write_report
+    _report(directory)
 
-    write_report(directory.path)
+
+def _report(directory: RunDirectory) -> None:
+    if not directory.report.exists():
+        from pipeline.outputs.report import write_report
+
+        write_report(directory.path)
 
 
 def _label(job: Job, model: Model, params: Any) -> None:
     began = time.perf_counter()
     report: Callable[[int], None] = lambda rows: job.log("labelled", rows=rows, of=job.chunks.n_rows)  # noqa: E731
-    write_labels(job.directory.labels, job.chunks, model, params, job.config.output.top_k, job.engine, report)
+    top_k = min(job.config.output.top_k, model.n_components)
+    task = LabelBlock(job.chunks, model, params, top_k, job.config.data.bad_rows == "drop")
+    write_labels(job.directory.labels, task, job.engine, report)
     job.log("labels", rows=job.chunks.n_rows, seconds=time.perf_counter() - began)
-
-
-def _prediction_directory(
-    output: str | Path, config: Config, fingerprint: dict[str, Any], run_directory: RunDirectory
-) -> RunDirectory:
-    """A directory for labels of other data; one that an earlier call left unfinished is gone on with."""
-    target = RunDirectory(output)
-    record = {"prediction_of": str(run_directory.path), "config": to_plain(config), "fingerprint": fingerprint}
-    if target.is_ours and target.read_config() == record and not target.labels.exists():
-        return target
-    target.refuse_unless_free(overwrite=False)
-    target.create()
-    target.write_config(record)
-    return target

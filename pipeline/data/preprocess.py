@@ -104,8 +104,9 @@ def _fit_step(step: Preprocess, mean: Array, covariance: Array) -> tuple[Array, 
     if step.kind == "center":
         return mean, np.ones(len(mean))
     if step.kind == "standardize":
-        # A constant feature stays as it is, as in scikit-learn: there is nothing to scale.
-        return mean, 1.0 / np.sqrt(np.where(variances > 0, variances, 1.0))
+        # A constant feature stays as it is, as in scikit-learn: its variance is 0, or the square of its mean's rounding.
+        varies = variances > (1e-13 * mean) ** 2
+        return mean, 1.0 / np.sqrt(np.where(varies, variances, 1.0))
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     # The sign of an eigenvector is arbitrary; its largest entry is made positive, so that it is always the same.

@@ -18,7 +18,7 @@ from pipeline.data.chunks import Chunk
 from pipeline.data.preprocess import Affine, fit_preprocess, mapped_moments
 from pipeline.errors import InputError
 from pipeline.keyed import race
-from pipeline.models.base import tiles
+from pipeline.models.base import compute_dtype, tiles
 from pipeline.models.stats import Array, LowestRows
 
 PROFILE_TILE = 4096
@@ -30,7 +30,8 @@ class Profile:
     """What one pass learns of the rows; profiles of chunks merge by +.
 
     n_rows : rows in all.  n_bad, first_bad : rows with NaN or inf.  total : sum of weights.
-    mean : (d,).  scatter : (d, d), (d,) or (0,), weighted sums about the mean.  low, high : (d,) extremes.
+    mean : (d,).  scatter : (d, d), (d,) or (0,), weighted sums about the mean.  low, high : (d,) extremes, in the
+    dtype that models compute in.
     sample : rows drawn without replacement in proportion to their weights.
     """
 
@@ -46,15 +47,18 @@ class Profile:
 
     def __add__(self, other: Profile) -> Profile:
         total = self.total + other.total
-        apart = other.mean - self.mean
         share = other.total / total if total > 0 else 0.0
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported by check()
+            apart = other.mean - self.mean
+            between = self.total * share * _square(apart, self.scatter.ndim, len(self.scatter))
+            mean, scatter = self.mean + share * apart, self.scatter + other.scatter + between
         return Profile(
             self.n_rows + other.n_rows,
             self.n_bad + other.n_bad,
             min(self.first_bad, other.first_bad),
             total,
-            self.mean + share * apart,
-            self.scatter + other.scatter + self.total * share * _square(apart, self.scatter.ndim, len(self.scatter)),
+            mean,
+            scatter,
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.sample + other.sample,
@@ -81,14 +85,20 @@ class Profile:
             raise InputError(
                 f"{self.n_rows} rows came, none with a positive weight and finite values; expected at least one."
             )
-        if not np.isfinite(self.scatter).all() or not np.isfinite(self.mean).all():
+        if not len(self.scatter):
+            return
+        limits, dtype = np.finfo(self.low.dtype), self.low.dtype  # what the models compute in
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread = self.high.astype(np.float64) - self.low
+            sums = PROFILE_TILE * np.square(spread).sum()
+        if not (np.isfinite(self.scatter).all() and np.isfinite(self.mean).all() and sums < limits.max):
             peak = max(np.abs(self.low).max(), np.abs(self.high).max())
-            raise InputError(f"values reach {peak:.3g}: their squares overflow float64. Rescale the data.")
-        flat = (self.high > self.low) & (self.variance == 0) if len(self.scatter) else np.zeros(0, bool)
+            raise InputError(f"values reach {peak:.3g}: sums of their squares overflow {dtype}. Rescale the data.")
+        flat = (spread > 0) & (self.variance < limits.tiny / limits.eps)
         if flat.any():
             raise InputError(
-                f"feature {int(flat.argmax())} varies by {(self.high - self.low)[flat.argmax()]:.3g}, "
-                "so little that its square underflows float64. Rescale the data."
+                f"feature {int(flat.argmax())} varies by {spread[flat.argmax()]:.3g}, "
+                f"so little that its square underflows {dtype}. Rescale the data."
             )
 
     def constant_features(self) -> Array:
@@ -131,7 +141,7 @@ class ProfileJob:
             return Profile(n, len(bad), first_bad, float(weight.sum()), *moments(x, weight), sample)
 
     def _dense_moments(self, x: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
-        live = weight > 0
+        live = x[weight > 0].astype(compute_dtype(x.dtype))
         x = x.astype(np.float64)
         total = weight.sum()
         mean = weight @ x / total if total > 0 else np.zeros(x.shape[1])
@@ -140,8 +150,7 @@ class ProfileJob:
             scatter = (diff * weight[:, None]).T @ diff
         else:
             scatter = weight @ (diff * diff) if self.scatter == "diag" else np.zeros(0)
-        low = x[live].min(axis=0, initial=np.inf)
-        return mean, scatter, low, x[live].max(axis=0, initial=-np.inf)
+        return mean, scatter, live.min(axis=0, initial=np.inf), live.max(axis=0, initial=-np.inf)
 
     def _sparse_moments(self, x: Any, weight: Array) -> tuple[Array, Array, Array, Array]:
         total = weight.sum()

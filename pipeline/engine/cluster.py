@@ -51,11 +51,12 @@ def _profile(config: EngineConfig) -> Profile:
 def _local(profile: Profile, workers: int) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
-    count = min(profile.workers or workers, workers)
+    threads = min(profile.threads_per_worker, workers)
+    count = min(profile.workers or workers, max(workers // threads, 1))
     with (
         LocalCluster(
             n_workers=count,
-            threads_per_worker=profile.threads_per_worker,
+            threads_per_worker=threads,
             processes=True,
             host=_LOCAL,
             dashboard_address=f"{_LOCAL}:0",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import islice
+from threading import Event
 from typing import Any
 
 import dask
@@ -18,6 +19,7 @@ from dask.delayed import delayed
 
 from pipeline.data.chunks import Chunk, Chunks
 from pipeline.engine.tree import shard_level, shards, tree_sum
+from pipeline.errors import Stopped
 
 Job = Callable[[Chunk], Any]
 
@@ -29,16 +31,16 @@ class Engine:
         self.client = client
         self.workers = workers
         self._chunk_seconds = 0.0
+        self._stop: Event | None = None
 
     def sum_over(self, chunks: Chunks, jobs: Sequence[Job]) -> list[Any]:
         """For each job, the sum of job(chunk) over all chunks: one read of the data, the same bits on any workers."""
         began = time.perf_counter()
         level = shard_level(chunks.n_chunks, self.workers, self._chunk_seconds)
-        source = delayed(_same, pure=False)(_Opaque(chunks))
+        source, stop = delayed(_same, pure=False)(_Opaque(chunks)), self._new_stop()
         shared_jobs = delayed(_same, pure=False)(_Opaque(list(jobs)))
-        remote = self.client is not None
         parts = [
-            delayed(_sum_shard, pure=False)(source, shared_jobs, run.start, run.stop, remote)
+            delayed(_sum_shard, pure=False)(source, shared_jobs, run.start, run.stop, stop)
             for run in shards(chunks.n_chunks, level)
         ]
         total = self._compute(tree_sum(parts, delayed(_add_lists, pure=False)))
@@ -49,7 +51,13 @@ class Engine:
         """function(*a) for each a, in order, a bounded number of results at a time."""
         waiting = iter(arguments)
         while wave := list(islice(waiting, 2 * self.workers)):
-            yield from self._compute(delayed(list)([delayed(function, pure=False)(*a) for a in wave]))
+            shared, stop = delayed(_same, pure=False)(_Opaque(function)), self._new_stop()
+            yield from self._compute(delayed(list)([delayed(_call, pure=False)(shared, a, stop) for a in wave]))
+
+    def _new_stop(self) -> _Opaque:
+        """How tasks learn that nobody waits for them any more: an event for threads, None for other processes."""
+        self._stop = None if self.client is not None else Event()
+        return _Opaque(self._stop)
 
     def _compute(self, root: Any) -> Any:
         if self.client is not None:
@@ -58,7 +66,12 @@ class Engine:
                 return future.result()
             finally:
                 future.release()
-        return dask.compute(root, scheduler="threads", num_workers=self.workers)[0]
+        try:
+            return dask.compute(root, scheduler="threads", num_workers=self.workers)[0]
+        except BaseException:
+            if self._stop is not None:
+                self._stop.set()  # or Ctrl-C would wait for whole shards
+            raise
 
 
 class _Opaque:
@@ -72,15 +85,26 @@ def _same(opaque: _Opaque) -> _Opaque:
     return opaque
 
 
-def _sum_shard(chunks: _Opaque, jobs: _Opaque, start: int, stop: int, remote: bool) -> list[Any]:
-    if remote:
-        _one_blas_thread()
-    return tree_sum((_on_chunk(chunks.value, jobs.value, i) for i in range(start, stop)), _add_lists)
+def _sum_shard(chunks: _Opaque, jobs: _Opaque, start: int, stop: int, ended: _Opaque) -> list[Any]:
+    return tree_sum((_on_chunk(chunks.value, jobs.value, i, ended.value) for i in range(start, stop)), _add_lists)
 
 
-def _on_chunk(chunks: Chunks, jobs: list[Job], i: int) -> list[Any]:
+def _on_chunk(chunks: Chunks, jobs: list[Job], i: int, ended: Event | None) -> list[Any]:
+    _begin(ended)
     chunk = chunks.load(i)
     return [job(chunk) for job in jobs]
+
+
+def _call(function: _Opaque, arguments: tuple[Any, ...], ended: _Opaque) -> Any:
+    _begin(ended.value)
+    return function.value(*arguments)
+
+
+def _begin(ended: Event | None) -> None:
+    if ended is None:
+        _one_blas_thread()
+    elif ended.is_set():
+        raise Stopped("the job has ended; nobody waits for this")
 
 
 def _add_lists(a: list[Any], b: list[Any]) -> list[Any]:

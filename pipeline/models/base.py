@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.models.posterior import POSTERIORS, Posterior
+from pipeline.models.posterior import POSTERIORS
 from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
 
 TILE_BYTES = 2**22  # of working arrays: about the caches that one core can use
@@ -150,11 +150,8 @@ class Mixture(Model):
         """(n, k) float64: log pi_k + log p(x | k), nats."""
 
     @abstractmethod
-    def tile_stats(self, centres: Any, x: Rows, resp: Array, weight: Array, post: Posterior) -> Any:
-        """Statistics of one tile. resp : (n, k), already times the weights.
-
-        centres : (k, d), points near the components, about which sums lose least; or None.
-        """
+    def chunk_stats(self, params: Any, x: Rows, weight: Array) -> tuple[Any, Array]:
+        """Statistics of a chunk, and (n,) log p(x) of its rows, nats; tile by tile. weight : (n,)."""
 
     @abstractmethod
     def expected_log_joint(self, stats: Any, params: Any) -> float:
@@ -180,35 +177,23 @@ class Mixture(Model):
     def e_step(
         self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
     ) -> Partial:
-        posterior = POSTERIORS[self.assignment]
         weights = np.ones(x.shape[0]) if weight is None else weight
-        total: Partial | None = None
-        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            tile, w, index = x[rows], weights[rows], np.arange(start + rows.start, start + rows.stop)
-            log_joint = self.log_joint(params, tile)
-            post = posterior(log_joint)
-            self._refuse_impossible(post, index, w)
-            stats = self.tile_stats(params, tile, post.resp * w[:, None], w, post)
-            score = np.where(w > 0, post.log_norm, np.inf)
-            best = None
-            if exemplars and w.any():
-                log_resp = log_joint - post.log_norm[:, None]
-                best = Exemplars.of(N_EXEMPLARS, *(a[w > 0] for a in (index, log_resp, log_joint, tile)))
-            partial = Partial(stats, LowestRows.of(self.n_worst, score, index, tile, w), exemplars=best)
-            total = partial if total is None else total + partial
-        assert total is not None, "a chunk has at least one row"
-        return total
+        index = np.arange(start, start + x.shape[0])
+        stats, log_norm = self.chunk_stats(params, x, weights)
+        self._refuse_impossible(log_norm, index, weights)
+        worst = LowestRows.of(self.n_worst, np.where(weights > 0, log_norm, np.inf), index, x, weights)
+        return Partial(stats, worst, exemplars=self._exemplars(params, x, weights, index) if exemplars else None)
 
-    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> Any:
-        weights = np.ones(x.shape[0]) if weight is None else weight
-        total = None
+    def _exemplars(self, params: Any, x: Rows, weight: Array, index: Array) -> Exemplars:
+        total: Exemplars | None = None
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            w = np.where(labels[rows] >= 0, weights[rows], 0.0)
-            resp = np.zeros((len(w), self.n_components))
-            resp[np.arange(len(w)), np.maximum(labels[rows], 0)] = w
-            none = np.zeros(len(w))
-            stats = self.tile_stats(None, x[rows], resp, w, Posterior(resp, none, none))
-            total = stats if total is None else total + stats
+            live = weight[rows] > 0
+            tile = x[rows][live]
+            log_joint = self.log_joint(params, tile)
+            log_resp = log_joint - POSTERIORS["soft"](log_joint).log_norm[:, None]
+            best = Exemplars.of(N_EXEMPLARS, index[rows][live], log_resp, log_joint, tile)
+            total = best if total is None else total + best
+        assert total is not None, "a chunk has at least one row"
         return total
 
     def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
@@ -218,14 +203,34 @@ class Mixture(Model):
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
 
-    def _refuse_impossible(self, post: Posterior, index: Array, weight: Array) -> None:
-        bad = np.flatnonzero(~np.isfinite(post.log_norm) & (weight > 0))
+    def _refuse_impossible(self, log_norm: Array, index: Array, weight: Array) -> None:
+        bad = np.flatnonzero(~np.isfinite(log_norm) & (weight > 0))
         if len(bad):
             raise InputError(
-                f"row {index[bad[0]]}: log-density {post.log_norm[bad[0]]}; no component can produce it. {self.impossible_advice}"
+                f"row {index[bad[0]]}: log-density {log_norm[bad[0]]}; no component can produce it. {self.impossible_advice}"
             )
 
     impossible_advice: ClassVar[str] = ""
+
+
+def share_with(weights: Array, moved: Array) -> Array:
+    """Weights in which each moved component has 1/K, and the others share the rest as before. moved : (m,) int."""
+    k = len(weights)
+    kept = np.delete(np.arange(k), moved)
+    shared = np.full(k, 1.0 / k)
+    rest = weights[kept].sum()
+    if rest > 0:
+        shared[kept] = weights[kept] * (len(kept) / k / rest)
+    return shared
+
+
+def checked_weights(weights: Array) -> Array:
+    """The weights, or InputError unless they are non-negative and sum to 1. weights : (k,)."""
+    if (weights < 0).any() or not np.isclose(weights.sum(), 1.0):
+        raise InputError(
+            f"initial weights: sum {weights.sum():.6g}, lowest {weights.min():.6g}; expected weights >= 0 that sum to 1."
+        )
+    return weights
 
 
 def checked_arrays(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.models.stats import Array
 
 
@@ -26,34 +27,51 @@ class Shape(NamedTuple):
     tile_moment : (diff (n, d), r (n,)) -> the weighted second moment of one component
     mahalanobis : (diff (n, d), factor of one component) -> (n,) squared distances
     factor : covariances -> precision factors, NaN for a component without one
+    growth : (covariance, factor) of one component -> how much larger than its result the terms of a whitened row can be
     log_det : (factors, d) -> (k,) log determinants of the factors (half those of the precisions)
     trace : (factors, moments) -> (k,) tr(precision @ moment)
     covariances : (moments about the means, N (k,), d, reg) -> covariances
-    largest : (covariances, k) -> (k,) largest eigenvalues
+    extremes : (covariances, k) -> (k, 2) smallest and largest eigenvalues, NaN where there are none
+    traces : (covariances, k, d) -> (k,) traces
     n_parameters : (k, d) -> int
     array_shape : (k, d) -> shape of the covariances array
     per_component : False if one covariance serves all (tied)
     min_rows : d -> effective rows below which a component counts as collapsed
+    kind : which quadratic features its log-density is linear in (kernels.features)
+    lane_factors : (factors, k, d) -> lower triangles (k, d, d) or diagonals (k, 1, d), for rows in lanes
+    from_lanes : second moments in the shape of those -> the shape's moments
     """
 
     outer: Callable[[Array, Array], Array]
     tile_moment: Callable[[Array, Array], Array]
     mahalanobis: Callable[[Array, Array], Array]
     factor: Callable[[Array], Array]
+    growth: Callable[[Array, Array], float]
     log_det: Callable[[Array, int], Array]
     trace: Callable[[Array, Array], Array]
     covariances: Callable[[Array, Array, int, float], Array]
-    largest: Callable[[Array, int], Array]
+    extremes: Callable[[Array, int], Array]
+    traces: Callable[[Array, int, int], Array]
     n_parameters: Callable[[int, int], int]
     array_shape: Callable[[int, int], tuple[int, ...]]
     per_component: bool
     min_rows: Callable[[int], int]
+    kind: int
+    lane_factors: Callable[[Array, int, int], Array]
+    from_lanes: Callable[[Array], Array]
 
 
 def _cholesky_factor(covariance: Array) -> Array:
-    """Upper triangular P with P Pᵀ = covariance⁻¹, or NaN where there is no Cholesky factor."""
+    """Upper triangular P with P Pᵀ = covariance⁻¹, or NaN where there is no Cholesky factor.
+
+    A pivot is the share of a feature's variance that those before it leave open; one that is lost in rounding
+    would pass or fail by luck.
+    """
     try:
         lower = np.linalg.cholesky(covariance)
+        variances = np.diagonal(covariance)
+        if (np.diagonal(lower) ** 2 <= len(lower) * np.finfo(np.float64).eps * variances).any():
+            return np.full_like(covariance, np.nan)
         return solve_triangular(lower, np.eye(len(covariance)), lower=True).T
     except (np.linalg.LinAlgError, ValueError):
         return np.full_like(covariance, np.nan)
@@ -75,12 +93,17 @@ def _ratio(moments: Array, counts: Array) -> Array:
         return moments / counts.reshape((-1,) + (1,) * (moments.ndim - 1))
 
 
+def _symmetric(moments: Array) -> Array:
+    """The average of matrices and their transposes: a product's two triangles differ in the last digit."""
+    return 0.5 * (moments + np.swapaxes(moments, -1, -2))
+
+
 def _full_moment(diff: Array, r: Array) -> Array:
     return (diff * r[:, None]).T @ diff
 
 
 def _full_covariances(moments: Array, counts: Array, d: int, reg: float) -> Array:
-    covariances = _ratio(moments, counts)
+    covariances = _ratio(_symmetric(moments), counts)
     covariances[:, np.arange(d), np.arange(d)] += reg
     return covariances
 
@@ -88,6 +111,11 @@ def _full_covariances(moments: Array, counts: Array, d: int, reg: float) -> Arra
 def _matrix_mahalanobis(diff: Array, factor: Array) -> Array:
     white = diff @ factor
     return np.einsum("nd,nd->n", white, white)
+
+
+def _matrix_growth(covariance: Array, factor: Array) -> float:
+    """By Cauchy and Schwarz |x_i - mu_i| is at most sd_i times the Mahalanobis distance."""
+    return float((np.sqrt(np.diagonal(covariance)) @ np.abs(factor)).max())
 
 
 def _log_diagonal(factors: Array, d: int) -> Array:
@@ -99,7 +127,7 @@ def _matrix_trace(factors: Array, moments: Array) -> Array:
 
 
 def _tied_covariances(moments: Array, counts: Array, d: int, reg: float) -> Array:
-    return moments / counts.sum() + reg * np.eye(d)
+    return _symmetric(moments) / counts.sum() + reg * np.eye(d)
 
 
 FULL = Shape(
@@ -107,62 +135,86 @@ FULL = Shape(
     tile_moment=_full_moment,
     mahalanobis=_matrix_mahalanobis,
     factor=lambda covariances: np.stack([_cholesky_factor(c) for c in covariances]),
+    growth=_matrix_growth,
     log_det=_log_diagonal,
     trace=_matrix_trace,
     covariances=_full_covariances,
-    largest=lambda covariances, k: np.array([_largest_eigenvalue(c) for c in covariances]),
+    extremes=lambda covariances, k: _extreme_eigenvalues(covariances),
+    traces=lambda covariances, k, d: np.trace(covariances, axis1=1, axis2=2),
     n_parameters=lambda k, d: k * d * (d + 1) // 2,
     array_shape=lambda k, d: (k, d, d),
     per_component=True,
     min_rows=lambda d: d + 1,
+    kind=PAIRS,
+    lane_factors=lambda factors, k, d: np.swapaxes(factors, 1, 2),
+    from_lanes=lambda lower: lower + np.swapaxes(np.tril(lower, -1), 1, 2),
 )
 TIED = Shape(
     outer=lambda a, b: a.T @ b,
     tile_moment=_full_moment,
     mahalanobis=_matrix_mahalanobis,
     factor=_cholesky_factor,
+    growth=_matrix_growth,
     log_det=_log_diagonal,
     trace=_matrix_trace,
     covariances=_tied_covariances,
-    largest=lambda covariance, k: np.full(k, _largest_eigenvalue(covariance)),
+    extremes=lambda covariance, k: np.repeat(_extreme_eigenvalues(covariance[None]), k, axis=0),
+    traces=lambda covariance, k, d: np.full(k, np.trace(covariance)),
     n_parameters=lambda k, d: d * (d + 1) // 2,
     array_shape=lambda k, d: (d, d),
     per_component=False,
     min_rows=lambda d: 1,
+    kind=NONE,
+    lane_factors=lambda factor, k, d: np.broadcast_to(factor.T, (k, d, d)),
+    from_lanes=lambda lower: lower[0],
 )
 DIAG = Shape(
     outer=lambda a, b: a * b,
     tile_moment=lambda diff, r: r @ (diff * diff),
     mahalanobis=lambda diff, factor: _squares(diff * factor),
     factor=_inverse_root,
+    growth=lambda covariance, factor: 1.0,
     log_det=lambda factors, d: np.log(factors).sum(axis=1),
     trace=lambda factors, moments: (factors * factors * moments).sum(axis=1),
     covariances=lambda moments, counts, d, reg: _ratio(moments, counts) + reg,
-    largest=lambda covariances, k: covariances.max(axis=1),
+    extremes=lambda covariances, k: np.stack([covariances.min(axis=1), covariances.max(axis=1)], axis=1),
+    traces=lambda covariances, k, d: covariances.sum(axis=1),
     n_parameters=lambda k, d: k * d,
     array_shape=lambda k, d: (k, d),
     per_component=True,
     min_rows=lambda d: 2,
+    kind=DIAGONAL,
+    lane_factors=lambda factors, k, d: factors[:, None, :],
+    from_lanes=lambda squares: squares[:, 0],
 )
 SPHERICAL = Shape(
     outer=lambda a, b: np.einsum("kd,kd->k", a, b),
     tile_moment=lambda diff, r: r @ _squares(diff),
     mahalanobis=lambda diff, factor: _squares(diff) * (factor * factor),
     factor=_inverse_root,
+    growth=lambda covariance, factor: 1.0,
     log_det=lambda factors, d: d * np.log(factors),
     trace=lambda factors, moments: factors * factors * moments,
     covariances=lambda moments, counts, d, reg: _ratio(moments, counts) / d + reg,
-    largest=lambda covariances, k: covariances,
+    extremes=lambda covariances, k: np.stack([covariances, covariances], axis=1),
+    traces=lambda covariances, k, d: d * covariances,
     n_parameters=lambda k, d: k,
     array_shape=lambda k, d: (k,),
     per_component=True,
     min_rows=lambda d: 2,
+    kind=SPHERE,
+    lane_factors=lambda factors, k, d: np.broadcast_to(factors[:, None, None], (k, 1, d)),
+    from_lanes=lambda squares: squares[:, 0].sum(axis=1),
 )
 SHAPES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 
 
-def _largest_eigenvalue(covariance: Array) -> float:
-    return float(np.linalg.eigvalsh(covariance)[-1]) if np.isfinite(covariance).all() else np.nan
+def _extreme_eigenvalues(covariances: Array) -> Array:
+    """(k, 2) smallest and largest eigenvalues of symmetric matrices (k, d, d); NaN where they are not finite."""
+    finite = np.isfinite(covariances).all(axis=(1, 2))
+    extremes = np.full((len(covariances), 2), np.nan)
+    extremes[finite] = np.linalg.eigvalsh(covariances[finite])[:, [0, -1]]
+    return extremes
 
 
 def identity(shape: Shape, k: int, d: int) -> Array:

@@ -17,24 +17,37 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.models.base import MAX_RESETS, Mixture, MixtureStats, Reset, checked_arrays, compute_dtype
+from pipeline.models import routes
+from pipeline.models.base import (
+    MAX_RESETS,
+    Mixture,
+    MixtureStats,
+    Reset,
+    checked_arrays,
+    checked_weights,
+    compute_dtype,
+    share_with,
+    tiles,
+)
 from pipeline.models.covariance import SHAPES, Shape, identity
-from pipeline.models.posterior import Posterior
 from pipeline.models.stats import Array, Partial, Rows
 
+SCATTER_ROWS = 4096
 LOG_2PI = float(np.log(2.0 * np.pi))
+FLOAT32_GROWTH = 100.0  # float32 log-densities are off by up to 5e-8 x growth x (d + Mahalanobis²) nats (measured)
 
 
 @dataclass(frozen=True)
 class GaussianParams:
     """weights : (k,).  means : (k, d).  covariances : scikit-learn's shape for the type.
-    factors : derived from the covariances once, so that no chunk has to.
+    factors, eigenvalues : derived from the covariances once, so that no chunk has to; eigenvalues : (k, 2), extremes.
     """
 
     weights: Array
     means: Array
     covariances: Array
     factors: Array
+    eigenvalues: Array
 
     def arrays(self) -> dict[str, Array]:
         """The parameters by name, without what is derived."""
@@ -72,45 +85,61 @@ class Gaussian(Mixture):
 
     def params(self, weights: Array, means: Array, covariances: Array) -> GaussianParams:
         """Parameters with their derived factors."""
-        return GaussianParams(weights, means, covariances, self.shape.factor(covariances))
+        factors, extremes = self.shape.factor(covariances), self.shape.extremes(covariances, self.n_components)
+        return GaussianParams(weights, means, covariances, factors, extremes)
 
     def log_joint(self, params: GaussianParams, x: Rows) -> Array:
-        shape, d = self.shape, self.n_features
+        self._refuse_singular(params)
         x = x.astype(compute_dtype(x.dtype), copy=False)
-        out = np.empty((len(x), self.n_components))
-        for k, mean in enumerate(params.means):
-            factor = params.factors[k] if shape.per_component else params.factors
-            out[:, k] = shape.mahalanobis(_difference(x, mean), factor.astype(x.dtype))
-        with np.errstate(divide="ignore"):
-            log_weights = np.log(params.weights)
-        return (log_weights + shape.log_det(params.factors, d) - 0.5 * d * LOG_2PI) - 0.5 * out
+        problem = self._problem(params)
+        return np.stack([routes.log_density(problem, k, x) for k in range(self.n_components)], axis=1)
 
-    def tile_stats(
-        self, centres: GaussianParams | None, x: Rows, resp: Array, weight: Array, post: Posterior
-    ) -> GaussianStats:
-        shape, k_total, d = self.shape, self.n_components, self.n_features
-        about = np.broadcast_to(self.shift, (k_total, d)) if centres is None else centres.means
-        dtype = compute_dtype(x.dtype)
-        x = x.astype(dtype, copy=False)
-        # Below the smallest normal number a responsibility adds nothing, and would slow the products down.
-        r = np.where(resp < np.finfo(dtype).tiny, 0.0, resp).astype(dtype)
-        sum_w, sum_x = resp.sum(axis=0), np.empty((k_total, d))
-        if shape.per_component:
-            sum_xx = np.empty(shape.array_shape(k_total, d))
-            for k in range(k_total):
-                rows = np.flatnonzero(r[:, k])
-                few = 2 * len(rows) < len(x)  # where most rows are elsewhere, gathering the others pays
-                r_k = r[rows, k] if few else r[:, k]
-                diff = _difference(x[rows] if few else x, about[k])
-                sum_x[k] = r_k @ diff
-                sum_xx[k] = shape.tile_moment(diff, r_k)
-            sum_x, sum_xx = _moved(shape, sum_w, sum_x, sum_xx, self.shift - about)
-        else:
+    def chunk_stats(self, params: GaussianParams, x: Rows, weight: Array) -> tuple[GaussianStats, Array]:
+        self._refuse_singular(params)
+        shape, d = self.shape, self.n_features
+        x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
+        log_norm = np.empty(len(x))
+        route = routes.by_lanes if d <= routes.MOST_LANES else routes.by_products
+        sums = route(self._problem(params), x, weight, log_norm)
+        sum_x, sum_xx = _moved(shape, sums.sum_w, sums.sum_x, sums.sum_xx, self.shift - sums.about)
+        if not shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
-            diff = np.subtract(x, self.shift, dtype=np.float64)
-            sum_x = resp.T @ diff
-            sum_xx = shape.tile_moment(diff, weight)
-        return GaussianStats(sum_w, float(weight @ post.log_norm), float(weight @ post.entropy), sum_x, sum_xx)
+            sum_xx = self._scatter(x, weight)
+        log_likelihood = float(weight @ np.where(weight > 0, log_norm, 0.0))
+        return GaussianStats(sums.sum_w, log_likelihood, sums.entropy, sum_x, sum_xx), log_norm
+
+    def _scatter(self, x: Array, weight: Array) -> Array:
+        """(d, d) weighted scatter about the shift."""
+        total = np.zeros((self.n_features, self.n_features))
+        for rows in tiles(len(x), SCATTER_ROWS):
+            diff = np.subtract(x[rows], self.shift, dtype=np.float64)
+            total += (diff * weight[rows, None]).T @ diff
+        return total
+
+    def _problem(self, params: GaussianParams) -> routes.Problem:
+        """What the routes need, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
+        shape, k, d = self.shape, self.n_components, self.n_features
+        with np.errstate(divide="ignore"):
+            log_scale = np.log(params.weights) + shape.log_det(params.factors, d) - 0.5 * d * LOG_2PI
+            far = ((params.means - self.shift) ** 2).sum(axis=1) + shape.traces(params.covariances, k, d)
+            reach = far / np.maximum(params.eigenvalues[:, 0], 0.0)
+            condition = params.eigenvalues[:, 1] / np.maximum(params.eigenvalues[:, 0], 0.0)
+        hard = self.assignment == "hard"
+        return routes.Problem(shape, params.means, params.factors, log_scale, reach, condition, self.shift, hard)
+
+    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> GaussianStats:
+        shape, k, d = self.shape, self.n_components, self.n_features
+        x = x.astype(compute_dtype(x.dtype), copy=False)
+        weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
+        sum_w = np.bincount(np.maximum(labels, 0), weights=weights, minlength=k)
+        moments = [routes.Moments(shape, self.shift, d) for _ in range(k)]
+        for rows in tiles(len(x), SCATTER_ROWS):
+            for c in range(k):
+                own = np.where(labels[rows] == c, weights[rows], 0.0)
+                moments[c].add(x[rows], own.astype(x.dtype))
+        sum_x = np.stack([m.sum_x for m in moments])
+        sum_xx = np.stack([m.sum_xx for m in moments])
+        return GaussianStats(sum_w, 0.0, 0.0, sum_x, sum_xx if shape.per_component else sum_xx.sum(axis=0))
 
     def m_step(self, stats: GaussianStats, params: GaussianParams | None) -> GaussianParams:
         shape, d = self.shape, self.n_features
@@ -127,7 +156,8 @@ class Gaussian(Mixture):
             covariances = shape.covariances(about_means, stats.sum_w, d, self.reg_covar)
             if shape.per_component and not live.all():
                 covariances[~live] = held.covariances[~live]
-        return self.params(weights, means, covariances)
+        new = self.params(weights, means, covariances)
+        return self._mended(new, stats) if params is None else new
 
     def expected_log_joint(self, stats: GaussianStats, params: GaussianParams) -> float:
         shape, d = self.shape, self.n_features
@@ -143,22 +173,56 @@ class Gaussian(Mixture):
     def collapsed(self, params: GaussianParams, sum_w: Array) -> list[tuple[int, str]]:
         """Components that are collapsed, and why (SPEC: fewer than min_rows rows, or no width)."""
         shape, d = self.shape, self.n_features
-        least = shape.min_rows(d)
-        found = []
         learned = "covariances" not in self.fixed
-        factors = (
-            params.factors.reshape(self.n_components, -1) if shape.per_component else params.factors.reshape(1, -1)
-        )
-        broken = np.broadcast_to(~np.isfinite(factors).all(axis=1), (self.n_components,))
-        width = shape.largest(params.covariances, self.n_components) if learned else np.full(self.n_components, np.inf)
+        least = shape.min_rows(d) if learned else 1  # a mean needs a row
+        found = []
+        broken = self._broken(params)
+        # Moments about the shift, seen from the mean, keep this much of their rounding.
+        rounding = 16 * np.finfo(np.float64).eps * ((params.means - self.shift) ** 2).max(axis=1)
+        if not shape.per_component:
+            rounding = np.full(self.n_components, rounding.max())
+        width = params.eigenvalues[:, 1] if learned else np.full(self.n_components, np.inf)
         for k in range(self.n_components):
-            if learned and sum_w[k] < least:
+            if sum_w[k] < least:
                 found.append((k, f"{sum_w[k]:.3g} effective rows, fewer than {least}"))
             elif broken[k]:
                 found.append((k, f"covariance has no Cholesky factor (largest eigenvalue {width[k]:.3g})"))
             elif not width[k] > 2 * self.reg_covar:
                 found.append((k, f"largest covariance eigenvalue {width[k]:.3g} <= 2 x reg_covar"))
+            elif width[k] <= rounding[k]:
+                found.append(
+                    (k, f"largest covariance eigenvalue {width[k]:.3g} is lost in rounding ({rounding[k]:.3g})")
+                )
         return found
+
+    def _of(self, params: GaussianParams, k: int) -> tuple[Array, Array]:
+        """Covariance and factor of component k."""
+        if not self.shape.per_component:
+            return params.covariances, params.factors
+        return params.covariances[k], params.factors[k]
+
+    def _broken(self, params: GaussianParams) -> Array:
+        """(k,) bool: components whose covariance has no Cholesky factor."""
+        factors = params.factors.reshape(self.n_components if self.shape.per_component else 1, -1)
+        return np.broadcast_to(~np.isfinite(factors).all(axis=1), (self.n_components,))
+
+    def _mended(self, params: GaussianParams, stats: GaussianStats) -> GaussianParams:
+        """A start in which covariances of too few rows are replaced by the average of the others."""
+        sick = np.flatnonzero(self._broken(params))
+        if not len(sick) or not self.shape.per_component:
+            return params
+        covariances = params.covariances.copy()
+        covariances[sick] = self._pooled(params, stats, sick)
+        return self.params(params.weights, params.means, covariances)
+
+    def _refuse_singular(self, params: GaussianParams) -> None:
+        broken = np.flatnonzero(self._broken(params))
+        if len(broken):
+            raise InputError(
+                f"component {broken[0]}: its covariance is not positive definite. Features are constant or follow from "
+                f"others, or it has too few rows: raise model.reg_covar, now {self.reg_covar:g}, reduce the features "
+                "(preprocess: pca), or lower model.n_components."
+            )
 
     def revive(
         self, new: GaussianParams, params: GaussianParams, partial: Partial, resets: Array
@@ -171,8 +235,8 @@ class Gaussian(Mixture):
         collapsed = self.collapsed(new, stats.sum_w)
         if not collapsed:
             return new, []
-        shape, k_total = self.shape, self.n_components
-        weights, means, covariances = new.weights.copy(), new.means.copy(), new.covariances.copy()
+        shape = self.shape
+        weights, means, covariances = new.weights, new.means.copy(), new.covariances.copy()
         sick = np.array([k for k, _ in collapsed])
         pooled = self._pooled(new, stats, sick)
         done: list[Reset] = []
@@ -190,10 +254,7 @@ class Gaussian(Mixture):
             covariances = params.covariances
         if "weights" not in self.fixed:
             moved = np.array([reset.component for reset in done if reset.done], dtype=int)
-            weights[moved] = 0.0
-            rest = weights.sum()
-            weights *= (1.0 - len(moved) / k_total) / rest if rest > 0 else 0.0
-            weights[moved] = 1.0 / k_total if rest > 0 else 1.0 / len(moved)
+            weights = share_with(weights, moved)
         return self.params(weights, means, covariances), done
 
     def _pooled(self, params: GaussianParams, stats: GaussianStats, sick: Array) -> Array:
@@ -222,13 +283,20 @@ class Gaussian(Mixture):
         k, d = self.n_components, self.n_features
         shapes = {"weights": (k,), "means": (k, d), "covariances": self.shape.array_shape(k, d)}
         values = checked_arrays(arrays, shapes)
-        if (values["weights"] < 0).any() or not np.isclose(values["weights"].sum(), 1.0):
-            raise InputError(
-                f"weights: sum {values['weights'].sum():.6g}, expected non-negative weights that sum to 1."
-            )
+        checked_weights(values["weights"])
+        covariances = values["covariances"]
+        if self.covariance_type in ("full", "tied"):
+            apart = np.abs(covariances - np.swapaxes(covariances, -1, -2)).max()
+            if apart > 1e-9 * np.abs(covariances).max():
+                raise InputError(
+                    f"initial covariances: differ from their transposes by {apart:.3g}; give symmetric ones."
+                )
         params = self.params(**values)
-        if not np.isfinite(params.factors).all():
-            raise InputError("covariances: not positive definite; give covariances with positive eigenvalues.")
+        if self._broken(params).any():
+            k = int(self._broken(params).argmax())
+            raise InputError(
+                f"initial covariances: that of component {k} is not positive definite; give positive eigenvalues."
+            )
         return params
 
     def reorder(self, params: GaussianParams, order: Array) -> GaussianParams:
@@ -243,19 +311,6 @@ class Gaussian(Mixture):
 def _mean(stats: GaussianStats) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         return stats.sum_x / stats.sum_w[:, None]
-
-
-def _difference(x: Array, mean: Array) -> Array:
-    """x - mean in x's dtype, float32 or float64, as exact as it allows.
-
-    In float32 the mean is subtracted in two parts, so that its own rounding does not count: a row close
-    to the mean loses nothing, however far both are from the origin.
-    """
-    high = mean.astype(x.dtype)
-    diff = x - high
-    if x.dtype != np.float64:
-        diff -= (mean - high).astype(x.dtype)
-    return diff
 
 
 def _moved(shape: Shape, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:

@@ -162,7 +162,9 @@ def _parallel(
     k, shift = model.n_components, model.shift
     sample = _unit(known.sample.x) if _is_counts(model) else known.sample.x
     candidates = [sample[[rng.integers(sample.shape[0])]] for rng in generators]
-    for round_ in range(ROUNDS):
+    round_, grown = 0, True
+    # Where most rows are equal, a round may draw one value only: then there are more rounds, while they find any.
+    while round_ < ROUNDS or (grown and min(_distinct(c) for c in candidates) < k):
         stream = FIRST_ROUND_STREAM + round_
         found = sum_jobs(
             [
@@ -172,6 +174,7 @@ def _parallel(
         )
         rows = [_unit(f.x) if _is_counts(model) else f.x for f in found]
         candidates = [stack(c, r) for c, r in zip(candidates, rows, strict=True)]
+        round_, grown = round_ + 1, any(r.shape[0] for r in rows)
     counts = sum_jobs([CountNearest(_dense(c), shift) for c in candidates])
     return [_plus_plus(c, n, k, rng) for c, n, rng in zip(candidates, counts, generators, strict=True)]
 
@@ -184,10 +187,10 @@ def _plus_plus(rows: Rows, weight: Array, k: int, rng: np.random.Generator) -> A
     rows, weight = rows[weight > 0], weight[weight > 0]
     if rows.shape[0] <= k:  # fewer distinct rows than components: each is a centre, and some are so twice
         return _dense(rows)[np.arange(k) % rows.shape[0]]
-    rows = rows.astype(np.float64)
-    centers = _dense(kmeans_plusplus(rows, k, sample_weight=weight, random_state=seed)[0])
     dense = _dense(rows)
-    model = KMeans(k, dense.mean(axis=0))
+    about = dense.mean(axis=0)  # distances far from the origin would cancel
+    centers = about + kmeans_plusplus(dense - about, k, sample_weight=weight, random_state=seed)[0]
+    model = KMeans(k, about)
     params = model.params_from_arrays({"centers": centers})
     for _ in range(LLOYD_STEPS):
         partial = model.e_step(params, dense, weight)
@@ -199,6 +202,8 @@ def _from_hard(model: Model, stats: Sequence[Any]) -> list[Any]:
     """One M-step from a hard assignment; held weights and covariances that no one gave are uniform and the identity."""
     learned = tuple(part for part in getattr(model, "fixed", ()) if part != "means")
     started = replace(model, fixed=learned) if learned != getattr(model, "fixed", ()) else model  # type: ignore[type-var]
+    if not all(s.sum_w.sum() > 0 for s in stats):
+        raise InputError("fit.init_path: no row with a positive weight has a label; give at least one.")
     return [started.m_step(s, None) for s in stats]
 
 
@@ -253,6 +258,10 @@ def _unit(x: Rows) -> Rows:
     length = np.sqrt(x.multiply(x).sum(axis=1))
     scale = np.divide(1.0, length, out=np.zeros_like(length, dtype=np.float64), where=length > 0)
     return sp.csr_array(x.multiply(scale[:, None]))
+
+
+def _distinct(x: Rows) -> int:
+    return len(np.unique(_dense(x), axis=0))
 
 
 def _dense(x: Rows) -> Array:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.keyed import hashes
+from pipeline.kernels.nearest import add_residuals, lloyd_pass
 from pipeline.models.base import N_EXEMPLARS, Labels, Model, Reset, checked_arrays, compute_dtype, tile_height, tiles
 from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
 
@@ -57,49 +57,42 @@ class KMeans(Model):
         self, params: KMeansParams, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
     ) -> Partial:
         weights = np.ones(x.shape[0]) if weight is None else weight
-        total: Partial | None = None
+        index = np.arange(start, start + x.shape[0])
+        rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
+        label, d2, sum_w, sum_x, inertia, key = lloyd_pass(rows, weights, params.centers, self.shift, start)
+        score = -d2 if weight is None else np.where(weights > 0, -d2, np.inf)
+        return Partial(
+            KMeansStats(sum_w, sum_x, inertia),
+            LowestRows.of(self.n_worst, score, index, x, weights, label),
+            key,
+            self._exemplars(x, weights, index, label, d2) if exemplars else None,
+        )
+
+    def _exemplars(self, x: Rows, weight: Array, index: Array, label: Array, d2: Array) -> Exemplars:
+        total: Exemplars | None = None
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            tile, w, index = x[rows], weights[rows], np.arange(start + rows.start, start + rows.stop)
-            label, d2 = nearest(tile, params.centers, self.shift)
-            best = None
-            if exemplars and w.any():
-                keep = w > 0
-                own = np.where(label[keep, None] == np.arange(self.n_components), 0.0, -np.inf)
-                best = Exemplars.of(N_EXEMPLARS, index[keep], own, own - d2[keep, None], tile[keep])
-            partial = Partial(
-                self._tile_stats(tile, label, w, d2),
-                LowestRows.of(self.n_worst, np.where(w > 0, -d2, np.inf), index, tile, w, label),
-                np.add.reduce(hashes(0, 0, index * self.n_components + label)),
-                best,
-            )
-            total = partial if total is None else total + partial
+            live = weight[rows] > 0
+            own = np.where(label[rows][live, None] == np.arange(self.n_components), 0.0, -np.inf)
+            best = Exemplars.of(N_EXEMPLARS, index[rows][live], own, own - d2[rows][live, None], x[rows][live])
+            total = best if total is None else total + best
         assert total is not None, "a chunk has at least one row"
         return total
 
     def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> KMeansStats:
-        weights = np.ones(x.shape[0]) if weight is None else weight
-        total = None
-        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            w = np.where(labels[rows] >= 0, weights[rows], 0.0)
-            stats = self._tile_stats(x[rows], np.maximum(labels[rows], 0), w, np.zeros(len(w)))
-            total = stats if total is None else total + stats
-        assert total is not None, "a chunk has at least one row"
-        return total
-
-    def _tile_stats(self, x: Rows, label: Array, weight: Array, d2: Array) -> KMeansStats:
-        shape = (self.n_components, len(label))
-        member = sp.csr_array((weight, (label, np.arange(len(label)))), shape=shape)
-        sum_x = member @ np.subtract(x, self.shift, dtype=np.float64)
-        sum_w = np.bincount(label, weights=weight, minlength=self.n_components)
-        return KMeansStats(sum_w, sum_x, float(weight @ d2))
+        weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
+        rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
+        origin = np.tile(self.shift, (self.n_components, 1))
+        sum_w, sum_x = np.zeros(self.n_components), np.zeros_like(origin)
+        own = np.maximum(labels, 0).astype(np.int32)
+        add_residuals(rows, weights, own, origin, np.empty(len(rows)), sum_w, sum_x)
+        return KMeansStats(sum_w, sum_x, 0.0)
 
     def m_step(self, stats: KMeansStats, params: KMeansParams | None) -> KMeansParams:
         live = stats.sum_w > 0
         with np.errstate(divide="ignore", invalid="ignore"):
             centers = self.shift + stats.sum_x / stats.sum_w[:, None]
-        # An empty centre that no row can fill stays where it is: never at the origin.
-        held = np.tile(self.shift, (self.n_components, 1)) if params is None else params.centers
-        return KMeansParams(np.where(live[:, None], centers, held))
+        # An empty centre that no row can fill joins the heaviest one, as in scikit-learn: never the origin.
+        return KMeansParams(np.where(live[:, None], centers, centers[stats.sum_w.argmax()]))
 
     def revive(
         self, new: KMeansParams, params: KMeansParams, partial: Partial, resets: Array
@@ -120,6 +113,8 @@ class KMeans(Model):
             moved = weight * (np.asarray(far.x[place], dtype=np.float64) - self.shift)
             sum_w[old] -= weight
             sum_x[old] -= moved
+            if sum_w[old] <= 1e-12 * stats.sum_w[old]:  # all its rows have left, to rounding
+                sum_w[old] = 0.0
             sum_w[k], sum_x[k] = weight, moved
             done.append(Reset(int(k), f"no rows: took row {far.row[place]}", done=True))
         return self.m_step(KMeansStats(sum_w, sum_x, stats.inertia), params), done
@@ -132,7 +127,7 @@ class KMeans(Model):
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
             label, d2 = nearest(x[rows], params.centers, self.shift)
             log_resp = np.where(label[:, None] == np.arange(self.n_components), 0.0, -np.inf)
-            yield rows, Labels(label.astype(np.int32), d2, log_resp)
+            yield rows, Labels(label, d2, log_resp)
 
     def n_free_parameters(self) -> int:
         return self.n_components * self.n_features
@@ -152,17 +147,12 @@ def nearest(x: Rows, centers: Array, shift: Array) -> tuple[Array, Array]:
 
     x : (n, d), dense, or sparse (shift must be 0 then).  centers : (k, d).
     The choice comes from |c|² - 2 x.c about `shift` in x's compute dtype; the distance of the chosen one
-    is formed from the difference, in float64. Returns (n,) int64 and (n,) float64.
+    is formed from the difference, in float64. Returns (n,) int32 and (n,) float64.
     """
     if sp.issparse(x):
         cross = x @ centers.T
         score = np.einsum("kd,kd->k", centers, centers) - 2.0 * cross
         label = score.argmin(axis=1)
-        return label, np.maximum(score[np.arange(len(label)), label] + x.multiply(x).sum(axis=1), 0.0)
-    dtype = compute_dtype(x.dtype)
-    rows, points = np.subtract(x, shift, dtype=np.float64), centers - shift
-    score = (-2.0 * points).astype(dtype) @ rows.astype(dtype, copy=False).T
-    score += np.einsum("kd,kd->k", points, points).astype(dtype)[:, None]
-    label = score.argmin(axis=0)
-    rows -= points[label]
-    return label, np.einsum("nd,nd->n", rows, rows)
+        return label.astype(np.int32), np.maximum(score[np.arange(len(label)), label] + x.multiply(x).sum(axis=1), 0.0)
+    rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
+    return lloyd_pass(rows, np.ones(len(rows)), centers, shift)[:2]

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.special import gammaln, xlogy
+from scipy.special import xlogy
 
 from pipeline.errors import InputError
-from pipeline.models.base import MAX_RESETS, Mixture, MixtureStats, Reset, checked_arrays
-from pipeline.models.posterior import Posterior
+from pipeline.kernels.counts import LOG_FACTORIAL, counts_pass, log_coefficients, log_joint_counts
+from pipeline.models.base import (
+    MAX_RESETS,
+    Mixture,
+    MixtureStats,
+    Reset,
+    checked_arrays,
+    checked_weights,
+    share_with,
+    tile_height,
+    tiles,
+)
+from pipeline.models.posterior import POSTERIORS, Posterior
 from pipeline.models.stats import Array, Partial, Rows
 
 
@@ -54,19 +65,32 @@ class Multinomial(Mixture):
     impossible_advice: ClassVar[str] = "Raise model.concentration above 1, so that every word keeps some probability."
 
     def log_joint(self, params: MultinomialParams, x: Rows) -> Array:
-        with np.errstate(divide="ignore"):
-            log_weights = np.log(params.weights)
-        return x @ params.log_prob.T + log_weights + _log_coefficient(x)[:, None]
+        counts = _stored(x)
+        out = np.empty((x.shape[0], self.n_components))
+        log_joint_counts(*counts, _log_coefficient(*counts), *_by_word(params), out)
+        return out
 
-    def tile_stats(
-        self, centres: MultinomialParams | None, x: Rows, resp: Array, weight: Array, post: Posterior
-    ) -> MultinomialStats:
+    def chunk_stats(self, params: MultinomialParams, x: Rows, weight: Array) -> tuple[MultinomialStats, Array]:
+        counts = _stored(x)
+        coefficient = _log_coefficient(*counts)
+        log_norm, sum_w, sum_x = np.empty(len(weight)), np.zeros(self.n_components), np.zeros(params.log_prob.T.shape)
+        hard = self.assignment == "hard"
+        # m_step adds the prior to sum_x: what is left out of 2^40 words does not reach its last bit.
+        least = (self.concentration - 1.0) * 2.0**-93
+        entropy = counts_pass(*counts, weight, coefficient, *_by_word(params), hard, least, log_norm, sum_w, sum_x)
+        log_likelihood = float(weight @ np.where(weight > 0, log_norm, 0.0))
+        return MultinomialStats(sum_w, log_likelihood, entropy, sum_x.T, float(weight @ coefficient)), log_norm
+
+    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> MultinomialStats:
+        weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
+        own = np.maximum(labels, 0)
+        member = sp.csr_array((weights, (own, np.arange(len(own)))), shape=(self.n_components, len(own)))
         return MultinomialStats(
-            resp.sum(axis=0),
-            float(weight @ post.log_norm),
-            float(weight @ post.entropy),
-            np.ascontiguousarray((x.T @ resp).T),
-            float(weight @ _log_coefficient(x)),
+            np.bincount(own, weights=weights, minlength=self.n_components),
+            0.0,
+            0.0,
+            (member @ sp.csr_array(x)).toarray(order="F"),
+            float(weights @ _log_coefficient(*_stored(x))),
         )
 
     def m_step(self, stats: MultinomialStats, params: MultinomialParams | None) -> MultinomialParams:
@@ -78,11 +102,13 @@ class Multinomial(Mixture):
         total = counts.sum(axis=1, keepdims=True)
         held = np.full((k, v), -np.log(v)) if params is None else params.log_prob
         with np.errstate(divide="ignore", invalid="ignore"):
-            return MultinomialParams(weights, np.where(total > 0, np.log(counts) - np.log(total), held))
+            log_prob = np.where(total > 0, np.log(counts) - np.log(total), held)
+        return MultinomialParams(weights, np.asfortranarray(log_prob))  # word by word, as the kernels read it
 
     def expected_log_joint(self, stats: MultinomialStats, params: MultinomialParams) -> float:
         live = stats.sum_w > 0  # 0 log 0 = 0
-        words = np.where(stats.sum_x[live] > 0, stats.sum_x[live] * params.log_prob[live], 0.0) if live.any() else 0.0
+        counts = stats.sum_x[live]
+        words = np.multiply(counts, params.log_prob[live], out=np.zeros_like(counts), where=counts > 0)
         return float(np.sum(xlogy(stats.sum_w, params.weights)) + np.sum(words) + stats.log_coefficient)
 
     def log_prior(self, params: MultinomialParams) -> float:
@@ -101,7 +127,7 @@ class Multinomial(Mixture):
         sick = np.flatnonzero(stats.sum_w < 1.0)
         if not len(sick):
             return new, []
-        weights, log_prob, k_total = new.weights.copy(), new.log_prob.copy(), self.n_components
+        weights, log_prob = new.weights, new.log_prob.copy()
         places = iter(worst.x.toarray() if sp.issparse(worst.x) else worst.x)
         done: list[Reset] = []
         for k in sick:
@@ -110,10 +136,7 @@ class Multinomial(Mixture):
             if place is not None:
                 log_prob[k] = start_at(place, stats.sum_x.sum(axis=0), self.concentration)
         if "weights" not in self.fixed:
-            moved = np.array([reset.component for reset in done if reset.done], dtype=int)
-            weights[moved] = 0.0
-            weights *= (1.0 - len(moved) / k_total) / weights.sum()
-            weights[moved] = 1.0 / k_total
+            weights = share_with(weights, np.array([reset.component for reset in done if reset.done], dtype=int))
         return MultinomialParams(weights, log_prob), done
 
     def n_free_parameters(self) -> int:
@@ -126,11 +149,10 @@ class Multinomial(Mixture):
         values = checked_arrays(finite, {"weights": (k,), "log_prob": (k, v)})
         log_prob = np.where(values["log_prob"] <= -1e300, -np.inf, values["log_prob"])
         sums = np.exp(log_prob).sum(axis=1)
-        if not np.allclose(sums, 1.0) or not np.isclose(values["weights"].sum(), 1.0):
-            raise InputError(
-                f"initial weights sum to {values['weights'].sum():.6g} and exp(log_prob) to {sums}; expected 1 each."
-            )
-        return MultinomialParams(values["weights"], log_prob)
+        if not np.allclose(sums, 1.0):
+            k = int(np.abs(sums - 1.0).argmax())
+            raise InputError(f"initial log_prob: exp sums to {sums[k]:.6g} for component {k}, expected 1.")
+        return MultinomialParams(checked_weights(values["weights"]), log_prob)
 
     def reorder(self, params: MultinomialParams, order: Array) -> MultinomialParams:
         return MultinomialParams(params.weights[order], params.log_prob[order])
@@ -148,15 +170,23 @@ def start_at(document: Array, background: Array, concentration: float) -> Array:
         return np.log(mixed / mixed.sum())
 
 
-def _log_coefficient(x: Rows) -> Array:
+def _stored(x: Rows) -> tuple[Array, Array, Array]:
+    """data, indices and indptr of counts without stored zeros: 0 log 0 is 0."""
+    x = sp.csr_array(x)
+    if not x.data.all():
+        x = x.copy()
+        x.eliminate_zeros()
+    return x.data, x.indices, x.indptr
+
+
+def _log_coefficient(data: Array, indices: Array, indptr: Array) -> Array:
     """(n,) log of the multinomial coefficient of each row."""
-    counts = x.sum(axis=1)
-    return gammaln(np.asarray(counts) + 1.0) - _row_sums(x)
+    out = np.empty(len(indptr) - 1)
+    log_coefficients(data, indptr, LOG_FACTORIAL, out)
+    return out
 
 
-def _row_sums(x: Rows) -> Array:
-    """(n,) sums of log x! over the words of each row."""
-    if not sp.issparse(x):
-        return gammaln(x + 1.0).sum(axis=1)
-    logs = sp.csr_array((gammaln(x.data + 1.0), x.indices, x.indptr), shape=x.shape)
-    return logs.sum(axis=1)
+def _by_word(params: MultinomialParams) -> tuple[Array, Array]:
+    """Log weights (k,), and log probabilities (v, k), which are so stored after an M-step."""
+    with np.errstate(divide="ignore"):
+        return np.log(params.weights), np.ascontiguousarray(params.log_prob.T)

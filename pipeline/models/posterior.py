@@ -21,6 +21,12 @@ class Posterior(NamedTuple):
     log_norm: Array
     entropy: Array
 
+    def without(self, absent: Array) -> Posterior:
+        """The same, in which absent rows are 0: even 0 x -inf is then 0. absent : (n,) bool."""
+        if not absent.any():
+            return self
+        return Posterior(*(np.where(absent.reshape(-1, *[1] * (a.ndim - 1)), 0.0, a) for a in self))
+
 
 def soft(log_joint: Array) -> Posterior:
     """Log-sum-exp over components. log_joint : (n, k); a row of -inf gives log_norm -inf."""

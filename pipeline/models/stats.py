@@ -80,12 +80,17 @@ class LowestRows:
 
 
 def _lowest(score: Array, row: Array, limit: int) -> Array:
-    finite = np.flatnonzero(score < np.inf)
-    if len(finite) > 4 * limit > 0:
-        # A cheap cut first: sorting all rows for a handful would cost more than the E-step.
-        cut = np.partition(score[finite], limit - 1)[limit - 1]
-        finite = finite[score[finite] <= cut]
-    return finite[np.lexsort((row[finite], score[finite]))][:limit]
+    # Cheap cuts first, by a few rows and then by what is left: sorting all rows for a handful would cost more than
+    # the E-step.
+    kept = np.flatnonzero(score <= _cut(score[: 1024 + 16 * limit], limit))
+    kept = kept[score[kept] <= _cut(score[kept], limit)]
+    return kept[np.lexsort((row[kept], score[kept]))][:limit]
+
+
+def _cut(score: Array, limit: int) -> Any:
+    """The limit-th lowest score, or the largest finite number where there are fewer that are finite."""
+    largest = np.finfo(np.float64).max
+    return np.fmin(np.partition(score, limit - 1)[limit - 1], largest) if len(score) > limit > 0 else largest
 
 
 @dataclass(frozen=True)

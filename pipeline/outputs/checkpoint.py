@@ -41,10 +41,11 @@ def save(folder: Path, generation: int, state: State) -> Path:
         folder.mkdir(exist_ok=True)
         for leftover in folder.glob(".gen-*"):
             remove(leftover)
-        group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes={"facts": dict(state.facts)})
+        attributes: dict[str, Any] = {"facts": dict(state.facts), "arrays": list(state.arrays)}
+        group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
         for name, value in state.arrays.items():
-            group.create_array(name, data=np.ascontiguousarray(value), compressors=ZstdCodec(level=1, checksum=True))
-        (temporary / _MANIFEST).write_text(json.dumps(_sums(temporary), indent=0, sort_keys=True), encoding="utf-8")
+            group.create_array(name, data=np.asarray(value, order="C"), compressors=ZstdCodec(level=1, checksum=True))
+        (temporary / _MANIFEST).write_text(json.dumps(sums(temporary), indent=0, sort_keys=True), encoding="utf-8")
         sync_tree(temporary)
         remove(final)
         os.replace(temporary, final)
@@ -75,10 +76,10 @@ def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
         )
     for path in reversed(found):
         try:
-            if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != _sums(path):
+            if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != sums(path):
                 raise ValueError("its bytes do not match their checksums")
             group = zarr.open_group(path, mode="r")
-            arrays = {n: np.asarray(a[...]) for n, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
+            arrays = {name: np.asarray(group[name][...]) for name in group.attrs["arrays"]}  # type: ignore[index,union-attr]
             return int(path.name.removeprefix("gen-")), State(arrays, group.attrs["facts"])  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             warn(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
@@ -87,6 +88,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
     )
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file below a folder, by its path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

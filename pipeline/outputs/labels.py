@@ -18,23 +18,28 @@ from zarr.codecs import ZstdCodec
 
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
-from pipeline.errors import StorageError
+from pipeline.errors import InputError, StorageError
 from pipeline.models.base import Model
 from pipeline.models.kmeans import KMeans
 from pipeline.models.stats import Array
-from pipeline.outputs.run_directory import publish
+from pipeline.outputs.run_directory import publish, remove
 
 BLOCK_ROWS = 2**18
 
 
 @dataclass(frozen=True)
 class LabelBlock:
-    """Task: labels of rows start:stop, reading only the chunks that hold them."""
+    """Task: labels of rows start:stop, reading only the chunks that hold them.
+
+    top_k : responsibilities kept per row, at most n_components.  drop : whether rows with NaN or inf get label -1,
+    or are an error.
+    """
 
     chunks: Chunks
     model: Model
     params: Any
     top_k: int
+    drop: bool
 
     def __call__(self, start: int, stop: int) -> dict[str, Array]:
         """The arrays of one block by name."""
@@ -56,6 +61,9 @@ class LabelBlock:
         block = _concatenated(parts)
         if chunk.bad is not None:
             bad = chunk.bad[rows]
+            if bad.any() and not self.drop:
+                row = chunk.start + rows.start + int(bad.argmax())
+                raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows=drop.")
             block["label"][bad] = -1
             block[density_name(self.model)][bad] = np.nan
         return block
@@ -66,26 +74,42 @@ def density_name(model: Model) -> str:
     return "squared_distance" if isinstance(model, KMeans) else "log_density"
 
 
-def write_labels(
-    path: Path, chunks: Chunks, model: Model, params: Any, top_k: int, engine: Engine, progress: Callable[[int], None]
-) -> None:
+def block_bytes(top_k: int) -> int:
+    """Bytes of one block of labels in memory."""
+    return BLOCK_ROWS * (4 + 8 + 8 * top_k)
+
+
+def has_labels(path: Path, top_k: int) -> bool:
+    """Whether whole labels with at least this many responsibilities per row are there."""
+    return path.exists() and _kept(path) >= top_k
+
+
+def _kept(path: Path) -> int:
+    """Responsibilities per row of a store of labels; -1 when it cannot be opened."""
+    try:
+        return int(zarr.open_group(path, mode="r").attrs["top_k"])  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError):
+        return -1
+
+
+def write_labels(path: Path, task: LabelBlock, engine: Engine, progress: Callable[[int], None]) -> None:
     """Label all rows into `path`, which appears whole. progress : told how many rows are done."""
     temporary = path.with_name(f".{path.name}.partial")
-    n = chunks.n_rows
+    n = task.chunks.n_rows
     try:
-        group = zarr.open_group(temporary, mode="a", zarr_format=3, attributes={"family": model.family, "n_rows": n})
-        arrays = {
-            name: _array(group, name, *spec) for name, spec in _specs(model, n, min(top_k, model.n_components)).items()
-        }
+        if _kept(temporary) != task.top_k:
+            remove(temporary)  # begun for another layout, or not even that
+        attributes: dict[str, Any] = {"family": task.model.family, "n_rows": n, "top_k": task.top_k}
+        group = zarr.open_group(temporary, mode="a", zarr_format=3, attributes=attributes)
+        arrays = {name: _array(group, name, *spec) for name, spec in _specs(task.model, n, task.top_k).items()}
         starts = [s for s in range(0, n, BLOCK_ROWS) if not (temporary / "label" / "c" / str(s // BLOCK_ROWS)).exists()]
-        task = LabelBlock(chunks, model, params, min(top_k, model.n_components))
         blocks = engine.map_in_order(task, ((start, min(start + BLOCK_ROWS, n)) for start in starts))
         for start, block in zip(starts, blocks, strict=True):
             stop = min(start + BLOCK_ROWS, n)
             for name, array in arrays.items():  # the label is last: a block with labels is whole
                 array[start:stop] = block[name]
             progress(stop)
-        _write_pictures(group, chunks)
+        _write_pictures(group, task.chunks)
         publish(temporary, path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error}). Make room, then `resume`.") from error

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.outputs.checkpoint import generations
 from pipeline.outputs.events import read_events
@@ -38,7 +39,7 @@ def _table(directory: RunDirectory) -> Table:
     events = list(read_events(directory.events))
     passes = [event for event in events if event["event"] == "pass"]
     saved = generations(directory.checkpoints)
-    table = Table(title=str(directory.path), show_header=False, title_justify="left", box=None)
+    table = Table(title=Text(str(directory.path)), show_header=False, title_justify="left", box=None)
     model = record.get("config", {}).get("model", {})
     table.add_row("model", f"{model.get('family')}, {model.get('n_components')} components")
     table.add_row("state", _state(directory, events))
@@ -53,7 +54,7 @@ def _table(directory: RunDirectory) -> Table:
     table.add_row("resets", str(resets))
     for event in events[-LATEST:]:
         if text := describe(event):
-            table.add_row(event["time"][11:19], text)
+            table.add_row(event["time"][11:19], Text(text))
     return table
 
 

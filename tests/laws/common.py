@@ -5,6 +5,7 @@ without a deadline (two cores are shared) and without randomness (a failure show
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,7 @@ def examples(count: int) -> settings:
 def chunks_of(x: Any, bounds: Sequence[int] | None = None, weight: Any = None) -> list[Chunk]:
     """Rows in memory as chunks between `bounds`, by default as one chunk."""
     edges = [0, x.shape[0]] if bounds is None else [int(b) for b in bounds]
-    return [
-        Chunk(x[a:b], None if weight is None else weight[a:b], a) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [Chunk(x[a:b], None if weight is None else weight[a:b], a) for a, b in pairwise(edges)]
 
 
 def sum_over(chunks: Sequence[Chunk], jobs: Sequence[Any]) -> list[Any]:
@@ -47,10 +46,8 @@ def sum_over(chunks: Sequence[Chunk], jobs: Sequence[Any]) -> list[Any]:
 def fit(model: Any, params: Any, chunks: Sequence[Chunk], n_iter: int, tol: float = 0.0) -> tuple[Run, list[Any]]:
     """EM from given parameters for at most n_iter M-steps: the finished run, and what happened to components."""
     n_rows = sum(chunk.x.shape[0] for chunk in chunks)
-    events, runs = [], []
-    for runs, found in em([Run(0, model, params)], lambda jobs: sum_over(chunks, jobs), Limits(n_iter, tol), n_rows):
-        events += found
-    return runs[0], events
+    passes = list(em([Run(0, model, params)], lambda jobs: sum_over(chunks, jobs), Limits(n_iter, tol), n_rows))
+    return passes[-1][0][0], [event for _, events in passes for event in events]
 
 
 def e_step(model: Any, params: Any, x: Any, bounds: Any = None, weight: Any = None, exemplars: bool = False) -> Any:
@@ -142,3 +139,23 @@ def same_bits(a: Any, b: Any) -> None:
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+def close_sums(a: Any, b: Any, model: Any, params: Any, x: Any, weight: Any = None, ulps: float = 32.0) -> None:
+    """Statistics of the same rows are equal to rounding: each entry to some eps of the sum of its terms' sizes.
+
+    The terms of sum_x and sum_xx reach as far from the shift as rows and components do.
+    """
+    dense = np.asarray(x.toarray() if sp.issparse(x) else x, dtype=np.float64)
+    total = len(dense) if weight is None else weight.sum()
+    points = dense if model.family == "multinomial" else np.concatenate([dense, model.positions(params)])
+    reach = np.abs(points - model.shift).max(axis=0)
+    squares = {1: (reach**2).sum(), 2: reach**2, 3: np.outer(reach, reach)}
+    sizes = {"sum_w": 1.0, "sum_x": reach, "inertia": (reach**2).sum()}
+    for name in vars(b):
+        one, other = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
+        if name == "sum_xx":
+            tied = model.covariance_type == "tied"
+            size = squares[3 if tied else other.ndim]
+        else:
+            size = sizes.get(name, 1.0 + np.abs(other) / total)
+        error = np.abs(one - other)
+        assert (error <= ulps * EPS * total * size).all(), f"{name}: {(error / (EPS * total * size)).max():.3g} eps"

@@ -1,0 +1,1 @@
+"""Compiled tile kernels: arithmetic only, no knowledge of models."""

@@ -1,0 +1,144 @@
+"""E-step of a multinomial mixture on sparse counts, a tile of documents at a time; only stored counts are touched.
+
+    log p(x, k) = log_weight_k + log n! - sum_v log x_v! + sum_v x_v log_prob[v, k]
+
+Probabilities and expected counts lie word by word, so that a word's components are contiguous and fill the vector
+lanes. All in float64: log-densities of long documents are thousands of nats. [Nigam et al. 2000]
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import gammaln
+
+from pipeline.kernels.compiling import kernel
+from pipeline.kernels.softmax import softmax_rows
+
+TILE = 64  # documents; their log joint densities stay in the first-level cache
+LOG_FACTORIAL = gammaln(np.arange(1024) + 1.0)  # of small counts, which nearly all are
+
+
+@kernel
+def log_coefficients(data: np.ndarray, indptr: np.ndarray, log_factorial: np.ndarray, out: np.ndarray) -> None:
+    """Log multinomial coefficient of each row. data, indptr : of a CSR matrix.  out : (n,), written."""
+    for t in range(out.size):
+        total, logs = 0.0, 0.0
+        for p in range(indptr[t], indptr[t + 1]):
+            count = np.float64(data[p])
+            small = int(count)
+            total += count
+            if small == count and small < log_factorial.size:
+                logs += log_factorial[small]
+            else:
+                logs += math.lgamma(count + 1.0)
+        out[t] = math.lgamma(total + 1.0) - logs
+
+
+@kernel
+def log_joint_counts(
+    data: np.ndarray,
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    constant: np.ndarray,
+    log_weights: np.ndarray,
+    log_prob: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Log joint densities. data, indices, indptr : CSR counts (n, v), none of them 0.  constant : (n,), added.
+    log_weights : (k,).  log_prob : (v, k), C-contiguous.  out : (n, k), written.
+    """
+    for t in range(out.shape[0]):
+        start, stop = indptr[t], indptr[t + 1]
+        for k in range(out.shape[1]):
+            out[t, k] = log_weights[k] + constant[t]
+        # Four words at a time: the sums are loaded and stored a quarter as often.
+        p = start
+        while p + 4 <= stop:
+            v0, v1, v2, v3 = indices[p], indices[p + 1], indices[p + 2], indices[p + 3]
+            c0, c1 = np.float64(data[p]), np.float64(data[p + 1])
+            c2, c3 = np.float64(data[p + 2]), np.float64(data[p + 3])
+            for k in range(out.shape[1]):
+                out[t, k] += c0 * log_prob[v0, k] + c1 * log_prob[v1, k] + (c2 * log_prob[v2, k] + c3 * log_prob[v3, k])
+            p += 4
+        while p < stop:
+            v0, c0 = indices[p], np.float64(data[p])
+            for k in range(out.shape[1]):
+                out[t, k] += c0 * log_prob[v0, k]
+            p += 1
+
+
+@kernel
+def counts_pass(
+    data: np.ndarray,
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    weight: np.ndarray,
+    constant: np.ndarray,
+    log_weights: np.ndarray,
+    log_prob: np.ndarray,
+    hard: bool,
+    least: float,
+    log_norm: np.ndarray,
+    sum_w: np.ndarray,
+    sum_x: np.ndarray,
+) -> float:
+    """Add soft counts and expected counts of the documents; return the total weighted entropy, nats.
+
+    data, indices, indptr, constant, log_weights, log_prob : as for log_joint_counts.  weight : (n,) float64.
+    hard : one-hot responsibilities.  least : weight x responsibility below this may be left out of sum_x.
+    log_norm : (n,), written; -inf for a document that no component can produce, which adds nothing.
+    sum_w : (k,) and sum_x : (v, k), float64, added to.
+    """
+    n, k_total = weight.size, sum_w.size
+    tile = np.empty((TILE, k_total))
+    w, possible = np.empty(TILE), np.empty(TILE, np.bool_)
+    bits = np.empty(k_total, np.int64)
+    chosen = np.empty(k_total, np.int64)
+    entropy = 0.0
+    for start in range(0, n, TILE):
+        stop = min(start + TILE, n)
+        joint, ends = tile[: stop - start], indptr[start : stop + 1]
+        log_joint_counts(data, indices, ends, constant[start:stop], log_weights, log_prob, joint)
+        for t in range(stop - start):
+            possible[t] = joint[t].max() > -np.inf
+            w[t] = weight[start + t] if possible[t] else 0.0
+            if not possible[t]:
+                joint[t] = 0.0  # -inf minus -inf would be NaN
+        entropy += softmax_rows(joint, w[: stop - start], hard, log_norm[start:stop], bits)
+        for t in range(stop - start):
+            if not possible[t]:
+                log_norm[start + t] = -np.inf
+            sum_w += joint[t]
+            _add_expected(data, indices, ends[t], ends[t + 1], joint[t], least, chosen, sum_x)
+    return entropy
+
+
+@kernel
+def _add_expected(
+    data: np.ndarray,
+    indices: np.ndarray,
+    start: int,
+    stop: int,
+    resp: np.ndarray,
+    least: float,
+    chosen: np.ndarray,
+    sum_x: np.ndarray,
+) -> None:
+    """sum_x[v] += count x resp for one document. Most documents belong to few components, and only those are visited."""
+    n_chosen = 0
+    for k in range(resp.size):
+        if resp[k] > least:
+            chosen[n_chosen] = k
+            n_chosen += 1
+    scattered = 4 * n_chosen < resp.size
+    for p in range(start, stop):
+        v, count = indices[p], np.float64(data[p])
+        if scattered:
+            for c in range(n_chosen):
+                k = chosen[c]
+                sum_x[v, k] += count * resp[k]
+        else:
+            for k in range(resp.size):
+                sum_x[v, k] += count * resp[k]

@@ -1,0 +1,175 @@
+"""Chunk boundaries and row order change a pass by rounding only; workers and neighbours change not one bit."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.chunks import Chunks
+from pipeline.em.loop import EStep
+from pipeline.engine.passes import Engine
+from pipeline.engine.tree import shard_level, shards, tree_sum
+from tests.laws.common import (
+    FAMILIES,
+    ArraySource,
+    any_problem,
+    chunks_of,
+    close,
+    close_sums,
+    e_step,
+    examples,
+    fit,
+    same_bits,
+    sum_over,
+)
+from tests.problems import ragged_bounds, seeds
+
+
+def add(a, b):
+    """Plus."""
+    return a + b
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@examples(60)
+@given(seed=seeds)
+def test_row_order_changes_a_pass_by_rounding_only(family, seed):
+    """Rows in another order, cut elsewhere: the same sums to rounding."""
+    model, params, x, weight = any_problem(family, seed)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(x.shape[0])
+    whole = e_step(model, params, x, None, weight)
+    shuffled = e_step(model, params, x[order], ragged_bounds(rng, x.shape[0]), weight[order])
+    close_sums(shuffled.stats, whole.stats, model, params, x, weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@examples(30)
+@given(seed=seeds)
+def test_a_fit_does_not_depend_on_chunks(family, seed):
+    """Several iterations over other chunks end in the same parameters, labels and number of iterations."""
+    model, params, x, weight = any_problem(family, seed)
+    bounds = ragged_bounds(np.random.default_rng(seed), x.shape[0])
+    whole, events = fit(model, params, chunks_of(x, None, weight), 6)
+    parts, again = fit(model, params, chunks_of(x, bounds, weight), 6)
+    assert [event.reset.component for event in events] == [event.reset.component for event in again]
+    assert len(whole.history) == len(parts.history)
+    if not events:
+        for name, value in whole.params.arrays().items():
+            exact = np.exp if name == "log_prob" else np.asarray
+            close(exact(parts.params.arrays()[name]), exact(value), 1e-8, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_is_computed_alike_in_any_chunk_of_the_same_tiles(family):
+    """Log-densities of a row do not follow its neighbours beyond rounding."""
+    model, params, x, _ = any_problem(family, 12)
+    together = np.concatenate([labels.log_density for _, labels in model.assign(params, x)])
+    alone = np.concatenate(
+        [labels.log_density for i in range(x.shape[0]) for _, labels in model.assign(params, x[i : i + 1])]
+    )
+    close(alone, together, 1e-13)
+
+
+def test_shard_levels_do_not_change_a_bit():
+    """For 1 to 300 chunks and every level, subtrees summed apart and then together are the plain tree, to the bit."""
+    values = np.random.default_rng(0).normal(size=300) * 10.0 ** np.random.default_rng(1).uniform(-8, 8, 300)
+    for n in range(1, 301):
+        leaves = [float(v) for v in values[:n]]
+        plain = tree_sum(leaves, add)
+        for level in range(int(np.ceil(np.log2(n))) + 2):
+            parts = [tree_sum([leaves[i] for i in run], add) for run in shards(n, level)]
+            assert tree_sum(parts, add) == plain
+
+
+def test_tree_is_the_one_drawn():
+    """A sequence splits at the largest power of two below its length: that is what the docstring draws."""
+
+    def split(leaves):
+        if len(leaves) == 1:
+            return leaves[0]
+        half = 1 << (len(leaves) - 1).bit_length() - 1
+        return f"({split(leaves[:half])} {split(leaves[half:])})"
+
+    for n in range(1, 80):
+        leaves = [str(i) for i in range(n)]
+        assert tree_sum(leaves, lambda a, b: f"({a} {b})") == split(leaves)
+
+
+def test_tree_holds_few_leaves_at_a_time():
+    """Never more than log2(n) + 2 partial sums are alive, so memory does not grow with the chunks."""
+    alive = [0, 0]
+
+    def leaves():
+        for _ in range(1000):
+            alive[0] += 1
+            alive[1] = max(alive)
+            yield 1
+
+    def merge(a, b):
+        alive[0] -= 1
+        return a + b
+
+    assert tree_sum(leaves(), merge) == 1000
+    assert alive[1] <= np.log2(1000) + 2
+
+
+def test_tree_refuses_nothing_to_sum():
+    """A sum of no leaves has no value: the error says so."""
+    with pytest.raises(ValueError, match="nothing to sum"):
+        tree_sum([], add)
+
+
+@examples(200)
+@given(n=st.integers(1, 10**6), workers=st.integers(1, 256), seconds=st.floats(0, 100))
+def test_shards_are_aligned_and_enough(n, workers, seconds):
+    """Shards cover the chunks once, are aligned powers of two, and leave several for each worker when there are."""
+    level = shard_level(n, workers, seconds)
+    width = 1 << level
+    runs = list(shards(n, level)) if n < 5000 else [range(0, width), range(width, n)]
+    assert runs[0].start == 0
+    assert runs[-1].stop == n or n < width
+    assert all(run.start % width == 0 for run in runs)
+    assert -(-n // width) >= min(n, workers * 4) or level == 0
+    assert level == 0 or seconds * width <= 20.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@examples(20)
+@given(seed=seeds)
+def test_jobs_beside_it_change_no_bit(family, seed):
+    """A job's sum is the same alone, first, last, and beside jobs of other sizes."""
+    model, params, x, weight = any_problem(family, seed)
+    chunks = chunks_of(x, ragged_bounds(np.random.default_rng(seed), x.shape[0]), weight)
+    job, other = EStep(model, params), EStep(model, params, final=True)
+    alone = sum_over(chunks, [job])[0]
+    same_bits(sum_over(chunks, [other, job])[1], alone)
+    same_bits(sum_over(chunks, [job, job, other])[0], alone)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_change_no_bit(family):
+    """One, two and four threads, timed before or not (the timing moves the shard level): the same bytes."""
+    model, params, x, _ = any_problem(family, 3)
+    x = sp.vstack([x] * 20, format="csr") if sp.issparse(x) else np.concatenate([x] * 20)
+    chunks = Chunks(ArraySource(x, ragged_bounds(np.random.default_rng(3), x.shape[0], 37)))
+    job = EStep(model, params, final=True)
+    expected = sum_over([chunks.load(i) for i in range(chunks.n_chunks)], [job])[0]
+    for workers in (1, 2, 4):
+        engine = Engine(workers=workers)
+        for _ in range(2):
+            same_bits(engine.sum_over(chunks, [job])[0], expected)
+
+
+def test_a_failing_chunk_is_the_error_of_the_pass():
+    """What a chunk raises in a thread reaches the caller as it is."""
+    chunks = Chunks(ArraySource(np.zeros((10, 2)), [0, 5, 10]))
+
+    def refuse(chunk):
+        if chunk.start:
+            raise RuntimeError("the second chunk")
+        return 0
+
+    with pytest.raises(RuntimeError, match="the second chunk"):
+        Engine(workers=2).sum_over(chunks, [refuse])

@@ -1,0 +1,282 @@
+"""Odd data: every run ends with finite numbers, the same ones each time, and says what happened; or refuses in words."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Preprocess
+from pipeline.data.chunks import Chunk, Chunks
+from pipeline.data.profile import ProfileJob, known_rows
+from pipeline.errors import InputError
+from pipeline.models.base import MAX_RESETS
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.init import initial_params
+from pipeline.models.kmeans import KMeans
+from pipeline.models.multinomial import Multinomial
+from tests.laws.common import TYPES, ArraySource, chunks_of, close, examples, fit, same_bits, sum_over
+from tests.problems import seeds
+
+INITS = ["k-means||", "k-means++", "random", "near-mean"]
+
+
+def profiled(x, weight=None):
+    """A checked profile of rows in memory."""
+    scatter = "none" if sp.issparse(x) else "full"
+    profile = sum_over(chunks_of(x, None, weight), [ProfileJob(scatter, 500, 0)])[0]
+    profile.check("error")
+    return profile
+
+
+def whole_job(make, x, init, weight=None, n_iter=15):
+    """Profile, start and fit, as the workflow does; the run and its events."""
+    known = known_rows(profiled(x, weight), [])
+    model = make(known)
+    chunks = chunks_of(x, None, weight)
+    [params] = initial_params(model, init, 1, 0, known, lambda jobs: sum_over(chunks, jobs))
+    return fit(model, params, chunks, n_iter)
+
+
+def is_sound(run, events, k):
+    """Finite parameters and history, weights that sum to 1, at most three resets done for each component."""
+    for name, value in run.params.arrays().items():
+        assert np.isfinite(np.exp(value) if name == "log_prob" else value).all(), name
+        if name == "weights":
+            close(value.sum(), 1.0, 1e-12)
+            assert (value >= 0).all()
+    for entry in run.history:
+        assert np.isfinite(entry.objective)
+        assert (entry.n_effective >= 0).all()
+    assert np.isfinite(run.objective)
+    done = np.bincount([e.reset.component for e in events if e.reset.done], minlength=k)
+    if not isinstance(run.model, KMeans):
+        assert (done <= MAX_RESETS).all()
+    assert all(e.reset.reason for e in events)
+
+
+def odd_rows(seed):
+    """(rows, k) that are few, repeated, constant in some features, or on a line."""
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(1, 20)), int(rng.integers(1, 5))
+    x = rng.normal(size=(n, d)) * 10.0 ** rng.integers(-3, 4) + 10.0 ** rng.integers(-2, 4)
+    if rng.random() < 0.4:
+        x = x[rng.integers(0, max(1, n // 4), size=n)]  # few distinct rows
+    if rng.random() < 0.3:
+        x[:, int(rng.integers(d))] = 0.1  # a constant feature
+    if rng.random() < 0.2:
+        x[:] = x[:, :1]  # all on one line
+    if rng.random() < 0.1:
+        x[:] = x[0]  # one row
+    return x, int(rng.integers(1, n + 1))
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@pytest.mark.parametrize("init", INITS)
+@examples(20)
+@given(seed=seeds)
+def test_odd_rows_end_in_a_sound_mixture(covariance_type, init, seed):
+    """K up to N, repeated rows, constant features, lines: no NaN, no warning, the same bits when run again."""
+    x, k = odd_rows(seed)
+    assignment = ["soft", "hard"][seed % 2]
+    weight = np.where(np.arange(len(x)) % 3 == 1, 0.0, 1.5) if seed % 5 == 0 else None
+    if weight is not None:
+        k = min(k, int((weight > 0).sum()))
+
+    def make(known):
+        return Gaussian(k, known.mean, covariance_type, 1e-6, assignment)
+
+    run, events = whole_job(make, x, init, weight)
+    is_sound(run, events, k)
+    same_bits(whole_job(make, x, init, weight)[0].params, run.params)
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@examples(60)
+@given(seed=seeds)
+def test_without_reg_covar_odd_rows_are_fitted_or_refused(covariance_type, seed):
+    """reg_covar = 0 on singular data: a sound fit, or an InputError that says what to raise or remove."""
+    x, k = odd_rows(seed)
+    try:
+        run, events = whole_job(lambda known: Gaussian(k, known.mean, covariance_type, 0.0), x, INITS[seed % 4])
+    except InputError as error:
+        assert "positive definite" in str(error) and "reg_covar" in str(error)
+        return
+    is_sound(run, events, k)
+
+
+@pytest.mark.parametrize("init", INITS)
+@examples(100)
+@given(seed=seeds)
+def test_odd_rows_end_in_sound_centres(init, seed):
+    """K-means on the same rows: finite centres among the rows' range, never at an origin outside of it."""
+    x, k = odd_rows(seed)
+    run, events = whole_job(lambda known: KMeans(k, known.mean, float(known.variance.mean())), x, init)
+    is_sound(run, events, k)
+    if init != "near-mean":
+        slack = 1e-9 * np.abs(x).max()
+        assert (run.params.centers >= x.min(axis=0) - slack).all()
+        assert (run.params.centers <= x.max(axis=0) + slack).all()
+    if k >= len(np.unique(x, axis=0)) and init in ("k-means||", "k-means++"):
+        assert -run.objective <= 1e-20 * (1 + np.abs(x).max() ** 2)
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("concentration", [1.0, 1.1])
+@examples(60)
+@given(seed=seeds)
+def test_odd_counts_end_in_sound_topics(init, concentration, seed):
+    """Empty documents, unused words, K up to N, sparse or dense: finite topics, or a document named and refused."""
+    rng = np.random.default_rng(seed)
+    n, v = int(rng.integers(1, 20)), int(rng.integers(1, 8))
+    counts = rng.poisson(rng.choice([0.2, 2.0, 50.0]), size=(n, v))
+    counts[:, rng.random(v) < 0.2] = 0
+    k = int(rng.integers(1, n + 1))
+    rows = sp.csr_array(counts) if seed % 2 else counts.astype([np.uint8, np.float32, np.int64][seed % 3])
+    if not seed % 2:
+        rows = rows.astype(np.float64)
+    try:
+        run, events = whole_job(lambda known: Multinomial(k, 0.0 * known.mean, concentration), rows, init)
+    except InputError as error:
+        assert concentration == 1.0 and "concentration" in str(error)
+        return
+    is_sound(run, events, k)
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_as_many_components_as_rows_ends(covariance_type):
+    """K = N: every component is reset three times at most, then stays, and says so with done = False."""
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    run, events = whole_job(lambda known: Gaussian(6, known.mean, covariance_type), x, "k-means||", n_iter=40)
+    is_sound(run, events, 6)
+    assert len(run.history) == 40 or run.stop_reason.startswith("converged")
+    if covariance_type != "tied":
+        for component in {event.reset.component for event in events}:
+            mine = [event.reset.done for event in events if event.reset.component == component]
+            assert mine == sorted(mine, reverse=True), "once it stays, it stays"
+
+
+def test_an_empty_component_with_held_covariances_is_reset():
+    """Means alone are learned and one starts beyond reach: it is reset and takes part."""
+    x = np.random.default_rng(0).normal(size=(200, 2)) + np.repeat([[0.0, 0], [9, 9]], 100, axis=0)
+    model = Gaussian(2, x.mean(axis=0), "spherical", fixed=("covariances",))
+    start = {"weights": [0.5, 0.5], "means": [[4.0, 4.0], [1e4, 1e4]], "covariances": [1.0, 1.0]}
+    run, events = fit(model, model.params_from_arrays(start), chunks_of(x), 30)
+    assert [(event.iteration, event.reset.component, event.reset.done) for event in events] == [(0, 1, True)]
+    close(np.sort(run.params.means[:, 0]), [x[:100, 0].mean(), x[100:, 0].mean()], 0.01)
+
+
+def test_a_cluster_of_equal_rows_collapses_even_without_reg_covar():
+    """Ten copies of a row leave a width of rounding only: that is a collapse, not an infinite likelihood."""
+    rng = np.random.default_rng(0)
+    for d in (1, 2, 3):
+        copies = np.tile(rng.normal(size=d) * 100, (10, 1))
+        x = np.concatenate([rng.normal(size=(200, d)), copies])
+        for covariance_type in ("full", "diag", "spherical"):
+            model = Gaussian(2, x.mean(axis=0), covariance_type, 0.0)
+            new = model.m_step(model.stats_of_labels(x, np.repeat([0, 1], [200, 10])), model._unit_params())
+            assert [k for k, _ in model.collapsed(new, np.array([200.0, 10.0]))] == [1]
+
+
+def test_centres_emptied_by_relocation_are_never_lost():
+    """Weighted rows leave a cluster one by one until rounding is all that is left: no centre at 0 / 0 or 1e-17 / 1e-17."""
+    x = np.array([[0.0], [0.3], [100.0], [100.7], [101.9]])
+    weight = np.array([1.0, 1.0, 0.1, 0.2, 0.3])
+    model = KMeans(5, np.array([20.0]))
+    start = {"centers": [[0.1], [60.0], [1e5], [2e5], [3e5]]}
+    run, events = fit(model, model.params_from_arrays(start), chunks_of(x, None, weight), 20)
+    is_sound(run, events, 5)
+    assert ((run.params.centers >= 0) & (run.params.centers <= 101.9)).all()
+    assert -run.objective <= 1e-20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("family", ["kmeans", *TYPES])
+@examples(25)
+@given(seed=seeds, power=st.integers(-320, 307))
+def test_sizes_near_the_ends_of_a_dtype_are_refused_or_right(family, dtype, seed, power):
+    """Rows of size 10^power: the answer of the same rows at size 1, scaled; or the error of the profile."""
+    rng = np.random.default_rng(seed)
+    plain = rng.normal(size=(60, 2)) + np.repeat([[0.0, 0], [9, 9]], 30, axis=0)
+    if dtype == "float32":
+        power = power % 80 - 42
+    plain = np.round(plain * 64) / 64
+    with np.errstate(over="ignore", under="ignore"):
+        size = 10.0**power
+        x = (plain * size).astype(dtype)
+    if not np.isfinite(x).all() or size == 0:
+        return
+    back = x.astype(np.float64) / size  # what is left of the rows in that dtype
+
+    def fitted(rows):
+        if family == "kmeans":
+            return whole_job(lambda known: KMeans(2, known.mean, float(known.variance.mean())), rows, "k-means++")
+        return whole_job(lambda known: Gaussian(2, known.mean, family, 0.0), rows, "k-means++", n_iter=5)
+
+    try:
+        run, events = fitted(x)
+    except InputError as error:
+        assert "flow" in str(error) and "Rescale" in str(error)
+        assert not 1e-12 < size < 1e12
+        return
+    expected, _ = fitted(back.astype(dtype) if size > 1e-30 else back)
+    is_sound(run, events, 2)
+    here = np.sort(run.model.positions(run.params)[:, 0]) / size
+    tolerance = 1e-9 if dtype == "float64" else 2e-5
+    close(here, np.sort(expected.model.positions(expected.params)[:, 0]), tolerance)
+
+
+def test_overflow_is_an_error_and_not_a_warning():
+    """Values whose squares overflow are refused by the profile, chunk by chunk, without a RuntimeWarning."""
+    for values in ([1e200, -1e200], [1e308, -1e308], [1e155, 0.0]):
+        x = np.repeat(np.array(values), 50)[:, None]
+        for bounds in (None, [0, 50, 100], [0, 10, 100]):
+            profile = sum_over(chunks_of(x, bounds), [ProfileJob("full", 10, 0)])[0]
+            with pytest.raises(InputError, match="overflow"):
+                profile.check("error")
+
+
+def test_bad_rows_are_absent():
+    """Rows with NaN or inf, dropped: the fit is that of the other rows, and their numbers keep their meaning."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(90, 2)) + np.repeat([[0.0, 0], [9, 9], [0, 9]], 30, axis=0)
+    spoilt = x.copy()
+    spoilt[[4, 50]] = [[np.nan, 1.0], [np.inf, -np.inf]]
+    chunks = Chunks(ArraySource(spoilt, [0, 33, 90]))
+    loaded = [chunks.load(i) for i in range(2)]
+    kept = np.delete(x, [4, 50], axis=0)
+    for model in (KMeans(3, kept.mean(axis=0)), Gaussian(3, kept.mean(axis=0))):
+        start = {"centers": kept[[0, 40, 80]], "means": kept[[0, 40, 80]], "weights": np.full(3, 1 / 3)}
+        params = model.params_from_arrays({**start, "covariances": np.stack([np.eye(2)] * 3)})
+        dropped, _ = fit(model, params, loaded, 20)
+        alone, _ = fit(model, params, chunks_of(kept), 20)
+        close(model.positions(dropped.params), model.positions(alone.params), 1e-12)
+        assert len(dropped.history) == len(alone.history)
+        assert dropped.final.exemplars is not None
+        assert not set(dropped.final.exemplars.row.ravel().tolist()) & {4, 50}
+
+
+@examples(60)
+@given(seed=seeds, kind=st.sampled_from(["standardize", "pca", "zca", "center"]), whiten=st.booleans())
+def test_preprocessing_of_odd_rows_is_finite_or_refused(seed, kind, whiten):
+    """Constant features, lines and repeated rows: finite rows in the models' space, or an InputError."""
+    x, _ = odd_rows(seed)
+    options = {"whiten": whiten} if kind == "pca" else {}
+    try:
+        known = known_rows(profiled(x), [Preprocess.model_validate({"kind": kind, **options})])
+    except InputError as error:
+        assert "vary" in str(error)
+        return
+    mapped = known.affine.apply(x)
+    assert np.isfinite(mapped).all()
+    assert np.isfinite(known.mean).all() and np.isfinite(known.covariance).all()
+    scale = np.sqrt(known.variance.max()) + np.abs(mapped).max() + 1e-6
+    assert np.abs(mapped.mean(axis=0) - known.mean).max() <= 1e-7 * scale
+
+
+def test_a_profile_of_no_weight_is_refused():
+    """All weights 0: the error says that no row counts."""
+    x = np.ones((4, 2))
+    profile = ProfileJob("full", 3, 0)(Chunk(x, np.zeros(4), 0))
+    with pytest.raises(InputError, match="positive weight"):
+        profile.check("error")

@@ -1,0 +1,197 @@
+"""The same numbers as scikit-learn, from the same start and after as many iterations; and float32 as good as it can be."""
+
+import warnings
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import assume, given
+from sklearn.cluster import KMeans as SklearnKMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from pipeline.em.loop import EStep
+from pipeline.models.gaussian import Gaussian
+from pipeline.outputs.model_store import criteria
+from tests.laws.common import TYPES, chunks_of, close, examples, fit, gaussian, kmeans, multinomial
+from tests.problems import count_problem, gaussian_problem, kmeans_problem, ragged_bounds, seeds
+from tests.reference import full_covariances, gaussian_em, gaussian_log_joint, multinomial_log_joint
+
+
+def sklearn_mixture(problem, covariance_type, n_iter, reg_covar):
+    """scikit-learn's mixture after n_iter M-steps from the problem's start."""
+    start = problem["covariances"][covariance_type]
+    model = GaussianMixture(
+        n_components=problem["k"], covariance_type=covariance_type, tol=0, reg_covar=reg_covar, max_iter=n_iter,
+        weights_init=problem["weights"], means_init=problem["means"],
+        precisions_init=np.linalg.inv(start) if covariance_type in ("full", "tied") else 1 / start,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # tol 0 never converges: that is the comparison
+        return model.fit(problem["x"])
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("covariance_type", TYPES)
+@examples(60)
+@given(seed=seeds)
+def test_gaussian_mixture_is_scikit_learns(covariance_type, ragged, seed):
+    """Parameters, log-densities, labels, score, AIC and BIC agree to 1e-8, in one chunk and in many ragged ones."""
+    problem = gaussian_problem(seed)
+    x, n_iter, reg = problem["x"], 1 + seed % 12, [0.0, 1e-6, 1e-3][seed % 3]
+    model, params = gaussian(problem, covariance_type, reg_covar=reg)
+    bounds = ragged_bounds(np.random.default_rng(seed), len(x)) if ragged else None
+    run, resets = fit(model, params, chunks_of(x, bounds), n_iter)
+    assume(not resets)
+    theirs = sklearn_mixture(problem, covariance_type, n_iter, reg)
+    # scikit-learn's own diag and tied moments cancel: rows of 100 sd lose 1e4 eps of a narrow component's variance.
+    narrow = run.params.covariances.min() / x.var(axis=0).max() if covariance_type in ("diag", "tied") else 1.0
+    assume(narrow > 1e-12)
+    close(run.params.weights, theirs.weights_, 1e-8, "weights")
+    size = max(np.abs(theirs.means_).max(), x.std(axis=0).max())  # the mean of K = 1 may be 0
+    assert np.abs(run.params.means - theirs.means_).max() <= 1e-8 * size
+    close(run.params.covariances, theirs.covariances_, 1e-8, "covariances")
+    labels = [labels for chunk in chunks_of(x, bounds) for _, labels in model.assign(run.params, chunk.x)]
+    close(np.concatenate([label.log_density for label in labels]), theirs.score_samples(x), 1e-8, "log-densities")
+    close(np.exp(np.concatenate([label.log_resp for label in labels])), theirs.predict_proba(x), 1e-6, "resp")
+    resp = np.sort(theirs.predict_proba(x), axis=1)
+    clear = resp[:, -1] - (resp[:, -2] if problem["k"] > 1 else 0.0) > 1e-6
+    np.testing.assert_array_equal(np.concatenate([a.label for a in labels])[clear], theirs.predict(x)[clear])
+    found = criteria(model, run.log_likelihood, 0.0, len(x))
+    close([found["aic"], found["bic"]], [theirs.aic(x), theirs.bic(x)], 1e-8, "criteria")
+    assert found["n_free_parameters"] == theirs._n_parameters()
+    close(run.history[-1].log_likelihood / len(x), theirs.lower_bound_, 1e-8, "lower bound")
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@examples(25)
+@given(seed=seeds)
+def test_gaussian_mixture_is_the_textbooks(covariance_type, seed):
+    """With row weights, held parts and hard assignment too: parameters and history are those of the slow reference."""
+    problem = gaussian_problem(seed)
+    fixed = [(), ("weights",), ("means",), ("covariances",)][seed % 4]
+    hard = bool(seed % 3 == 0)
+    weight = problem["sample_weight"]
+    options = {"reg_covar": 1e-6, "fixed": fixed, "assignment": "hard" if hard else "soft"}
+    model, params = gaussian(problem, covariance_type, **options)
+    run, resets = fit(model, params, chunks_of(problem["x"], None, weight), 3)
+    start = problem["weights"], problem["means"], problem["covariances"][covariance_type], covariance_type
+    expected = gaussian_em(problem["x"], *start, 3, 1e-6, weight, hard, fixed)
+    assume(not resets and not expected.collapsed)
+    for name in ("weights", "means", "covariances"):
+        close(getattr(run.params, name), getattr(expected, name), 1e-9, name)
+    for name in ("log_likelihood", "lower_bound", "entropy", "n_effective"):
+        size = np.abs(expected.log_likelihood).max()
+        error = np.abs([getattr(entry, name) for entry in run.history] - getattr(expected, name)).max()
+        assert error <= 1e-9 * size, name
+    close(run.log_likelihood, expected.final_log_likelihood, 1e-9)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("tol", [0.0, 1e-4, 1e-2])
+@examples(40)
+@given(seed=seeds)
+def test_kmeans_is_scikit_learns(tol, weighted, ragged, seed):
+    """Labels, centres, inertia and number of iterations are those of Lloyd's there, an empty centre included."""
+    problem = kmeans_problem(seed, empty=seed % 2)
+    x, centers = problem["x"], problem["centers"]
+    weight = problem["sample_weight"] + 0.05 if weighted else None  # there, an empty centre may take a row of weight 0
+    model, params = kmeans(problem)
+    bounds = ragged_bounds(np.random.default_rng(seed), len(x)) if ragged else None
+    run, _ = fit(model, params, chunks_of(x, bounds, weight), 300, tol)
+    theirs = SklearnKMeans(len(centers), init=centers, n_init=1, algorithm="lloyd", tol=tol, max_iter=300)
+    theirs.fit(x, sample_weight=weight)
+    labels = np.concatenate([label for _, (label, _, _) in model.assign(run.params, x)])
+    np.testing.assert_array_equal(labels, theirs.labels_)
+    close(run.params.centers, theirs.cluster_centers_, 1e-8)
+    close(-run.objective, theirs.inertia_, 1e-8)
+    # Centres that stand still by the sums may move by rounding in another order of summation: one more iteration.
+    still = tol == 0 and "moved by 0 squared" in run.stop_reason
+    assert 0 <= theirs.n_iter_ - len(run.history) <= int(still)
+
+
+@examples(100)
+@given(seed=seeds)
+def test_kmeans_with_several_empty_centres_is_scikit_learns(seed):
+    """Three centres without rows: the same rows are taken, the same inertia and iterations."""
+    problem = kmeans_problem(seed, empty=3)
+    model, params = kmeans(problem)
+    run, events = fit(model, params, chunks_of(problem["x"]), 300, 1e-4)
+    theirs = SklearnKMeans(problem["k"], init=problem["centers"], n_init=1, algorithm="lloyd").fit(problem["x"])
+    assert len(events) >= 3
+    close(-run.objective, theirs.inertia_, 1e-8)
+    assert len(run.history) == theirs.n_iter_
+
+
+@examples(100)
+@given(seed=seeds)
+def test_multinomial_log_densities_are_those_of_the_dense_loop(seed):
+    """log p(x) of CSR rows, of the same rows dense, and with zeros stored, is the loop over words."""
+    problem = count_problem(seed)
+    log_prob = problem["log_prob"].copy()
+    if problem["v"] > 2:  # a word that the first topic cannot produce
+        log_prob[0, 1] = -np.inf
+        log_prob[0] -= np.log(np.exp(log_prob[0]).sum())
+    model, params = multinomial({**problem, "log_prob": log_prob})
+    expected = multinomial_log_joint(problem["counts"], problem["weights"], log_prob)
+    zeros = sp.csr_array(problem["counts"] + 1)
+    zeros.data = zeros.data - 1
+    for rows in (sp.csr_array(problem["counts"]), problem["counts"], zeros, problem["counts"].astype(np.float32)):
+        close(model.log_joint(params, rows), expected, 1e-12)
+
+
+def float32_problem(seed, condition):
+    """Rows of a mixture in float32 with covariances of a given condition, and parameters that fit them."""
+    rng = np.random.default_rng(seed)
+    d, k = int(rng.integers(2, 33)), int(rng.integers(1, 5))
+    factors = []
+    for _ in range(k):
+        rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
+        spectrum = np.geomspace(1.0, condition, d) ** -0.5
+        factors.append(rotation * spectrum)
+    means = rng.normal(size=(k, d)) + rng.uniform(-100, 100, size=d)
+    x = np.concatenate(
+        [m + rng.normal(size=(100, d)) * 10 ** rng.uniform(-1, 1) @ f.T for m, f in zip(means, factors, strict=True)]
+    )
+    return x.astype(np.float32), np.full(k, 1 / k), means, np.stack([f @ f.T for f in factors])
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6, 1e8])
+@examples(20)
+@given(seed=seeds)
+def test_float32_log_densities_are_those_of_float64(condition, covariance_type, seed):
+    """Within 1e-5 (d + Mahalanobis^2) nats of float64 on the same rows and parameters, at 100 sd from the origin."""
+    x, weights, means, full = float32_problem(seed, condition)
+    k, d = means.shape
+    narrow = {"full": full, "tied": full[0], "diag": np.diagonal(full, axis1=1, axis2=2), "spherical": full[:, 0, 0]}
+    covariances = narrow[covariance_type]
+    model = Gaussian(k, x.mean(axis=0).astype(np.float64), covariance_type, 0.0)
+    params = model.params_from_arrays({"weights": weights, "means": means, "covariances": covariances})
+    low, high = model.log_joint(params, x), model.log_joint(params, x.astype(np.float64))
+    expanded = full_covariances(covariances, covariance_type, k, d)
+    mahalanobis = -2 * (high - np.log(weights)) - d * np.log(2 * np.pi) - np.linalg.slogdet(expanded)[1]
+    assert (np.abs(low - high) <= 1e-5 * (d + mahalanobis)).all()
+    close(high, gaussian_log_joint(x.astype(np.float64), weights, means, covariances, covariance_type), 1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64", "float16", "float32"])
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_any_dtype_gives_the_sums_of_its_values(covariance_type, dtype):
+    """Rows of integers and short floats are computed on as the numbers they are."""
+    problem = gaussian_problem(3, d=3, k=2, max_offset=5.0)
+    rows = np.clip(np.round((problem["x"] / problem["scale"] + 10) * 5), 0, 255).astype(dtype)
+    model = Gaussian(2, rows.mean(axis=0, dtype=np.float64), covariance_type)
+    wide = {
+        "full": np.eye(3) * [[[20.0]], [[30.0]]],
+        "tied": 25 * np.eye(3),
+        "diag": np.full((2, 3), 25.0),
+        "spherical": np.full(2, 25.0),
+    }
+    start = {"weights": np.full(2, 0.5), "means": rows[:2].astype(float), "covariances": wide[covariance_type]}
+    params = model.params_from_arrays(start)
+    low, high = (EStep(model, params)(chunks_of(x)[0]).stats for x in (rows, rows.astype(np.float64)))
+    for name in vars(high):
+        size = np.abs(getattr(high, name)).max() + len(rows) * 25
+        assert np.abs(getattr(low, name) - getattr(high, name)).max() <= 1e-5 * size

@@ -1,0 +1,212 @@
+"""EM never lowers its objective, and the free energy is a lower bound that each E-step makes tight."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import assume, given
+from scipy.special import logsumexp
+
+from pipeline.em.loop import Run, em
+from pipeline.em.stopping import Limits
+from tests.laws.common import (
+    FAMILIES,
+    TYPES,
+    any_problem,
+    chunks_of,
+    close,
+    e_step,
+    examples,
+    fit,
+    gaussian,
+    kmeans,
+    multinomial,
+    sum_over,
+)
+from tests.problems import count_problem, gaussian_problem, kmeans_problem, ragged_bounds, seeds
+from tests.reference import kmeans_lloyd, multinomial_em
+
+FIXED = [(), ("weights",), ("means",), ("covariances",), ("weights", "covariances"), ("weights", "means")]
+
+
+def objectives(run):
+    """The objective at every E-step, the last one being that of the parameters returned."""
+    return np.array([*(entry.objective for entry in run.history), run.objective])
+
+
+def never_falls(trace):
+    """No step down beyond 1e-12 of the size: SPEC section 5."""
+    assert np.isfinite(trace).all()
+    falls = np.maximum(-np.diff(trace), 0.0)
+    assert (falls <= 1e-12 * np.abs(trace).max()).all(), f"falls by {falls.max():.3g} of {np.abs(trace).max():.3g}"
+
+
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@pytest.mark.parametrize("covariance_type", TYPES)
+@examples(80)
+@given(seed=seeds)
+def test_gaussian_objective_never_falls(covariance_type, assignment, seed):
+    """With reg_covar = 0, soft or hard, any parts held, weights or none: it rises or stays, to 1e-12 |F|."""
+    problem = gaussian_problem(seed)
+    fixed = FIXED[seed % len(FIXED)]
+    model, params = gaussian(problem, covariance_type, assignment=assignment, reg_covar=0.0, fixed=fixed)
+    weight = problem["sample_weight"] if seed % 2 else None
+    run, resets = fit(model, params, chunks_of(problem["x"], None, weight), 8)
+    assume(not resets)
+    never_falls(objectives(run))
+    for part in fixed:
+        assert np.array_equal(getattr(run.params, part), getattr(params, part))
+
+
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@pytest.mark.parametrize("concentration", [1.0, 1.1, 3.0])
+@examples(80)
+@given(seed=seeds)
+def test_multinomial_objective_never_falls(concentration, assignment, seed):
+    """Log-likelihood plus the Dirichlet's log density never falls, soft or hard, weights held or not."""
+    problem = count_problem(seed)
+    fixed = [(), ("weights",)][seed % 2]
+    model, params = multinomial(problem, concentration=concentration, assignment=assignment, fixed=fixed)
+    run, resets = fit(model, params, chunks_of(problem["counts"], None, problem["sample_weight"]), 8)
+    assume(not resets)
+    never_falls(objectives(run))
+
+
+@examples(300)
+@given(seed=seeds)
+def test_inertia_never_rises(seed):
+    """Lloyd's iterations never raise the inertia, with weights and with centres that start empty."""
+    problem = kmeans_problem(seed, empty=seed % 3)
+    model, params = kmeans(problem)
+    run, _ = fit(model, params, chunks_of(problem["x"], None, problem["sample_weight"]), 50)
+    never_falls(objectives(run))
+    reference = kmeans_lloyd(problem["x"], problem["centers"], 50, 0.0, problem["sample_weight"])
+    assert run.objective <= 0
+    if seed % 3 == 0:
+        close(-run.objective, reference.inertia, 1e-10)
+
+
+def test_a_fall_under_reg_covar_is_recorded():
+    """With a large reg_covar the log-likelihood may fall: the history shows it, and the run goes on to its end."""
+    fallen = 0
+    for seed in range(40):
+        problem = gaussian_problem(seed, k=3, d=2)
+        model, params = gaussian(problem, "full", reg_covar=0.5 * float(problem["scale"].min()) ** 2)
+        run, resets = fit(model, params, chunks_of(problem["x"]), 12)
+        assert len(run.history) == 12
+        assert run.stop_reason == "stopped: max_iter = 12 iterations reached"
+        fallen += bool((np.diff(objectives(run)) < -1e-9).any() and not resets)
+    assert fallen > 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(60)
+@given(seed=seeds)
+def test_log_likelihood_is_free_energy_plus_gap(family, weighted, seed):
+    """KL = 0 after a soft E-step, and lower_bound[t] <= log_likelihood[t + 1]: the gap is never negative."""
+    options = {} if family == "multinomial" else {"reg_covar": 0.0}
+    model, params, x, weight = any_problem(family, seed, **options)
+    weight = weight if weighted else None
+    run, resets = fit(model, params, chunks_of(x, None, weight), 5)
+    assume(not resets)
+    current = params
+    for entry in run.history:
+        stats = e_step(model, current, x, None, weight).stats
+        # Moments about the shift, seen from a mean, keep the rounding of the way between them.
+        slack = 1e-11 * (abs(entry.log_likelihood) + stats.sum_w.sum())
+        assert abs(model.free_energy(stats, current) - entry.log_likelihood) <= slack
+        assert abs(stats.log_likelihood - entry.log_likelihood) <= slack
+        current = model.m_step(stats, current)
+        assert abs(model.free_energy(stats, current) - entry.lower_bound) <= slack
+    after = np.array([*(entry.log_likelihood for entry in run.history[1:]), run.log_likelihood])
+    bounds = np.array([entry.lower_bound for entry in run.history])
+    before = np.array([entry.log_likelihood for entry in run.history])
+    assert (after - bounds >= -1e-11 * (np.abs(after) + x.shape[0])).all()
+    if model.log_prior(current) == 0:
+        assert (bounds - before >= -1e-11 * (np.abs(before) + x.shape[0])).all()
+
+
+@pytest.mark.parametrize("family", TYPES)
+@examples(60)
+@given(seed=seeds)
+def test_gap_is_the_divergence_written_out(family, seed):
+    """log p(X) - F(q, theta) for an old q is sum_n KL(q_n || p(z | x_n, theta)), summed term by term."""
+    model, params, x, weight = any_problem(family, seed, reg_covar=0.0)
+    partial = e_step(model, params, x, None, weight)
+    new = model.m_step(partial.stats, params)
+    assume(not model.collapsed(new, partial.stats.sum_w))
+    q = np.concatenate([labels.log_resp for _, labels in model.assign(params, x)])
+    p = np.concatenate([labels.log_resp for _, labels in model.assign(new, x)])
+    divergence = float(weight @ np.where(np.exp(q) > 0, np.exp(q) * (q - p), 0.0).sum(axis=1))
+    after = e_step(model, new, x, None, weight).stats.log_likelihood
+    gap = after - model.free_energy(partial.stats, new)
+    assert abs(gap - divergence) <= 1e-10 * (abs(after) + weight.sum())
+    assert divergence >= -1e-12 * weight.sum()
+
+
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(40)
+@given(seed=seeds)
+def test_entropy_and_log_likelihood_are_those_of_the_responsibilities(family, seed):
+    """The sums that travel are log-sum-exp and -sum r log r of the responsibilities that prediction gives."""
+    model, params, x, weight = any_problem(family, seed)
+    stats = e_step(model, params, x, None, weight).stats
+    log_joint = model.log_joint(params, x)
+    log_resp = log_joint - logsumexp(log_joint, axis=1, keepdims=True)
+    terms = np.where(np.exp(log_resp) > 0, np.exp(log_resp) * log_resp, 0.0)
+    close(stats.log_likelihood, weight @ logsumexp(log_joint, axis=1), 1e-12)
+    assert abs(stats.entropy + weight @ terms.sum(axis=1)) <= 1e-12 * weight.sum() * model.n_components
+
+
+@pytest.mark.parametrize("concentration", [1.0, 1.1, 2.5])
+@pytest.mark.parametrize("weighted", [False, True])
+@examples(25)
+@given(seed=seeds)
+def test_multinomial_equals_the_slow_dense_reference(concentration, weighted, seed):
+    """CSR rows in ragged chunks give the parameters and objectives of dense loops over every word."""
+    problem = count_problem(seed)
+    n_iter = 1 + seed % 5
+    weight = problem["sample_weight"] if weighted else None
+    expected = multinomial_em(problem["counts"], problem["weights"], problem["log_prob"], n_iter, concentration, weight)
+    model, params = multinomial(problem, concentration=concentration)
+    bounds = ragged_bounds(np.random.default_rng(seed), problem["n"])
+    run, resets = fit(model, params, chunks_of(sp.csr_array(problem["counts"]), bounds, weight), n_iter)
+    assume(not resets)
+    close(run.params.weights, expected.weights, 1e-10)
+    close(np.exp(run.params.log_prob), np.exp(expected.log_prob), 1e-10)
+    close(objectives(run), [*expected.objective, expected.final_objective], 1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tol_is_strict_and_zero_never_stops_early(family):
+    """tol = 0 runs all iterations of a mixture, and any tol above the last move stops it there."""
+    model, params, x, _ = any_problem(family, 7)
+    chunks = chunks_of(x)
+    run, _ = fit(model, params, chunks, 30)
+    if family == "kmeans":
+        assert run.stop_reason.startswith("converged: no label changed")
+        return
+    assert len(run.history) == 30
+    trace = objectives(run)[:-1]
+    totals = np.array([entry.n_effective.sum() for entry in run.history[1:]])  # as the loop divides, to the bit
+    moves = np.abs(np.diff(trace)) / totals
+    tol = float(moves[10])
+    first = int(np.flatnonzero(moves < tol)[0])
+    stopped, _ = fit(model, params, chunks, 30, tol)
+    assert len(stopped.history) == first + 2
+    assert stopped.stop_reason.startswith("converged")
+
+
+def test_restarts_share_passes_and_do_not_touch_each_other():
+    """Runs advanced together end as each would alone, to the last bit."""
+    problem = gaussian_problem(3, k=3)
+    model, params = gaussian(problem, "full")
+    other = model.params(params.weights[::-1].copy(), params.means + 0.1, params.covariances)
+    chunks = chunks_of(problem["x"], [0, 50, problem["n"]])
+    together = list(
+        em([Run(0, model, params), Run(1, model, other)], lambda jobs: sum_over(chunks, jobs), Limits(9, 1e-4), 1)
+    )[-1][0]
+    for run, start in zip(together, (params, other), strict=True):
+        alone, _ = fit(model, start, chunks, 9, 1e-4)
+        assert alone.objective == run.objective
+        assert alone.params.means.tobytes() == run.params.means.tobytes()

@@ -1,0 +1,166 @@
+"""The config: strict, read safely, and described once."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import load_config, parse_bytes, template, to_plain, validate
+from pipeline.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = ("gaussian", "kmeans", "multinomial")
+
+
+def message(raw: object, *overrides: str) -> str:
+    """What a config is refused with."""
+    with pytest.raises(InputError) as refusal:
+        validate(raw, list(overrides))
+    assert refusal.value.exit_code == 2
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "near"),
+    [
+        ({"modle": {}}, "modle: there is no such key; did you mean model?"),
+        ({"fit": {"max_itr": 3}}, "fit.max_itr: there is no such key; did you mean max_iter?"),
+        ({"data": {"patch": {"sise": [8, 8]}}}, "data.patch.sise: there is no such key; did you mean size?"),
+        ({"preprocess": [{"kind": "pca", "n_component": 3}]}, "did you mean n_components?"),
+        ({"engine": {"profiles": {"mine": {"worker": 3}}}}, "did you mean workers?"),
+        ({"data": {"mixture": {"weight": [1.0]}}}, "did you mean weights?"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
+    """A typo is an error that says where it is and what was probably meant."""
+    assert near in message(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ([1, 2], "came as list"),
+        ("model", "came as str"),
+        ({"model": [1]}, "model"),
+        ({"model": {"n_components": 0}}, "greater than or equal to 1 (got 0)"),
+        ({"model": {"n_components": "many"}}, "valid integer"),
+        ({"model": {"reg_covar": float("nan")}}, "model.reg_covar"),
+        ({"model": {"family": "kmeans", "fixed": ["weights"]}}, "cannot be held in a kmeans model"),
+        ({"model": {"family": "kmeans"}, "fit": {"assignment": "soft"}}, "kmeans assigns hard"),
+        ({"fit": {"init": "labels"}}, "do not go together"),
+        ({"fit": {"init_path": "start.npz"}}, "do not go together"),
+        ({"data": {"source": "zarr"}}, "needs a path"),
+        ({"data": {"source": "synthetic"}}, "needs n_rows and mixture"),
+        ({"data": {"source": "docword", "path": "x"}, "preprocess": [{"kind": "center"}]}, "never made dense"),
+        ({"engine": {"memory": "lots"}}, "is not a size"),
+        ({"engine": {"memory": "1.2.3GiB"}}, "engine.memory"),
+        ({"engine": {"workers": 0}}, "engine.workers"),
+        ({"engine": {"workers": -2}}, "engine.workers"),
+        ({"engine": {"scheduler_address": "tcp://a:1", "scheduler_file": "b"}}, "give one of"),
+        ({"engine": {"scheduler": "local", "scheduler_file": "b"}}, "give one of"),
+        ({1: {2: 3}}, "1"),
+        ({"data": {"patch": {"size": [8]}}}, "data.patch.size"),
+    ],
+)
+def test_what_does_not_make_sense_is_refused(raw, words):
+    """Every bad value ends in a message that names the key."""
+    assert words in message(raw)
+
+
+def test_overrides_replace_values_and_are_read_as_yaml():
+    """--set takes YAML, reaches nested keys and leaves their neighbours alone."""
+    raw = {"fit": {"max_iter": 5, "tol": 0.5}, "data": {"source": "zarr", "path": "a"}}
+    config = validate(raw, ["fit.max_iter=7", "data.path=b=c", "preprocess=[{kind: center}]", "data.patch.size=[4, 6]"])
+    assert (config.fit.max_iter, config.fit.tol, config.data.path) == (7, 0.5, "b=c")
+    assert config.preprocess[0].kind == "center" and config.data.patch.size == (4, 6)
+    assert raw["fit"] == {"max_iter": 5, "tol": 0.5}
+
+
+@pytest.mark.parametrize("override", ["fit.max_iter", "=3", "fit..tol=3", "fit.tol=[1", "fit.tl=1", "fit.tol.x=1"])
+def test_a_bad_override_is_refused(override):
+    """An override that is no key=value, no YAML or names no key is an error."""
+    message({}, override)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: !!python/object/apply:os.system ['touch executed']",
+        "!!python/name:os.system",
+        "a: [1",
+        "\t- x",
+        "x: \x00",
+        "- a\n- b",
+        "just words",
+        "&a [*a]",
+        "model: &m {n_components: *m}",
+        "model: {1: 2}",
+        "model: {n_components: 2023-01-01}",
+        "? {a: b}\n: c",
+    ],
+)
+def test_weird_files_are_refused_and_nothing_is_executed(tmp_path, monkeypatch, text):
+    """A file that is no plain config ends in an InputError; tags that would run code do not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError):
+        load_config("config.yaml")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("path", ["nowhere.yaml", ".", "binary.yaml"])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch, path):
+    """A missing file, a folder and bytes that are no text are errors that name the path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00model")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(path)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    """Nothing said is nothing changed."""
+    (tmp_path / "config.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "config.yaml") == validate({})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_template_is_a_valid_config_that_says_the_defaults(family):
+    """What `em-pipeline config` prints can be run as it is, and each of its values is the default."""
+    text = template(family)
+    config = validate(yaml.safe_load(text))
+    assert config.model.family == family
+    changed = {"data", "output"} | ({"model"} if family != "gaussian" else set())
+    for name, value in to_plain(validate({"data": {"source": "bundled", "path": "digits"}})).items():
+        assert name in changed or to_plain(config)[name] == value
+    uncommented = [line for line in text.splitlines() if "#" not in line]
+    assert uncommented == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path):
+    """What is in configs/ parses."""
+    assert load_config(path).resolved().fit.max_iter
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1GiB", 2**30), ("500 MB", 5 * 10**8), ("1.5kib", 1536), ("7", 7), (7, 7), ("auto", "auto"), ("2 TiB", 2**41)],
+)
+def test_sizes(text, size):
+    """Sizes are read with decimal and binary units."""
+    assert parse_bytes(text) == size
+
+
+def test_defaults_that_depend_on_the_family_are_written_out():
+    """A resolved config says what null meant: scikit-learn's numbers for each family."""
+    fit = validate({}).resolved().fit
+    assert (fit.assignment, fit.max_iter, fit.tol) == ("soft", 100, 1e-3)
+    fit = validate({"model": {"family": "kmeans"}}).resolved().fit
+    assert (fit.assignment, fit.max_iter, fit.tol) == ("hard", 300, 1e-4)
+    assert validate({"fit": {"tol": 0}}).resolved().fit.tol == 0
+
+
+def test_storage_options_are_never_in_what_is_written():
+    """Credentials stay in memory."""
+    config = validate({"data": {"source": "zarr", "path": "s3://b/x", "storage_options": {"secret": "hunter2"}}})
+    assert "hunter2" not in str(to_plain(config)) and config.data.storage_options == {"secret": "hunter2"}

@@ -1,0 +1,137 @@
+"""labels.zarr: every row once, in order, whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from pipeline.data.chunks import Chunks
+from pipeline.engine.passes import Engine
+from pipeline.errors import InputError
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.kmeans import KMeans
+from pipeline.outputs import labels
+from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
+from pipeline.planning import memory_plan
+from tests.jobs import blobs, files, job, write_rows
+
+N, D, K = 530, 3, 4
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of 100 rows, which do not divide the chunks."""
+    monkeypatch.setattr(labels, "BLOCK_ROWS", 100)
+
+
+@pytest.fixture
+def chunks(tmp_path, monkeypatch):
+    """Rows in ragged chunks, with two bad ones."""
+    from pipeline.data import source
+    from pipeline.data.opening import open_source
+
+    monkeypatch.setattr(source, "TARGET_BYTES", 1)
+    x = blobs(N, D)
+    x[17, 1], x[222, 0] = np.nan, np.inf
+    path = write_rows(tmp_path / "x.zarr", x, rows=70)
+    return Chunks(open_source(job(path).data))
+
+
+def gaussian() -> tuple[Gaussian, object]:
+    """A model with parameters somewhere in the data."""
+    rng = np.random.default_rng(1)
+    model = Gaussian(K, np.zeros(D), "diag", 1e-6, "soft", ())
+    arrays = {"weights": np.full(K, 1 / K), "means": 4 * rng.normal(size=(K, D)), "covariances": np.ones((K, D))}
+    return model, model.params_from_arrays(arrays)
+
+
+def write(path, chunks, top_k=0, drop=True, engine=None, progress=lambda rows: None):
+    """Label all rows with the Gaussian."""
+    write_labels(path, LabelBlock(chunks, *gaussian(), top_k, drop), engine or Engine(workers=2), progress)
+
+
+def test_labels_are_those_of_the_model_row_by_row(tmp_path, chunks):
+    """Labels and log-densities equal a direct computation; dropped rows have label -1 and log-density NaN."""
+    write(tmp_path / "labels.zarr", chunks, top_k=2)
+    found = xr.open_zarr(tmp_path / "labels.zarr", consolidated=False).load()
+    x = np.concatenate([chunks.load(i).x for i in range(chunks.n_chunks)])
+    model, params = gaussian()
+    log_joint = model.log_joint(params, x)
+    good = np.setdiff1d(np.arange(N), [17, 222])
+    assert np.array_equal(found.label.values[good], log_joint.argmax(axis=1)[good])
+    np.testing.assert_allclose(found.log_density.values[good], np.logaddexp.reduce(log_joint, axis=1)[good], rtol=1e-12)
+    assert (found.label.values[[17, 222]] == -1).all() and np.isnan(found.log_density.values[[17, 222]]).all()
+    assert found.label.dims == ("row",) and found.top_responsibility.dims == ("row", "rank")
+    top, share = found.top_component.values[good], found.top_responsibility.values[good]
+    assert np.array_equal(top[:, 0], found.label.values[good]) and (share[:, 0] >= share[:, 1]).all()
+    resp = np.exp(log_joint - np.logaddexp.reduce(log_joint, axis=1)[:, None])[good]
+    np.testing.assert_allclose(share, np.take_along_axis(resp, top, axis=1), rtol=1e-6)
+    assert zarr.open_array(tmp_path / "labels.zarr", path="label", mode="r").chunks == (100,)
+
+
+def test_kmeans_gives_squared_distances(tmp_path, chunks):
+    """K-means has no density: its column is the squared distance to the nearest centre."""
+    model = KMeans(2, np.zeros(D))
+    params = model.params_from_arrays({"centers": np.array([[0.0] * D, [5.0] * D])})
+    write_labels(tmp_path / "l.zarr", LabelBlock(chunks, model, params, 0, True), Engine(workers=1), lambda rows: None)
+    found = xr.open_zarr(tmp_path / "l.zarr", consolidated=False).load()
+    x = np.concatenate([chunks.load(i).x for i in range(chunks.n_chunks)])[:17]
+    distance = ((x[:, None, :] - params.centers) ** 2).sum(axis=2)
+    np.testing.assert_allclose(found.squared_distance.values[:17], distance.min(axis=1), rtol=1e-12)
+    assert "log_density" not in found
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("blocks", range(1, 6))
+def test_an_interrupted_store_is_gone_on_with(tmp_path, chunks, blocks, workers):
+    """Stopped after any number of blocks, nothing shows under the name; the next call computes the rest alone."""
+    write(tmp_path / "whole.zarr", chunks, top_k=1)
+    seen: list[int] = []
+
+    def stop(rows: int) -> None:
+        seen.append(rows)
+        if len(seen) == blocks:
+            raise KeyboardInterrupt
+
+    path, engine = tmp_path / "labels.zarr", Engine(workers=workers)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, chunks, 1, engine=engine, progress=stop)
+    assert not path.exists()
+    write(path, chunks, 1, engine=engine, progress=seen.append)
+    assert seen == [100, 200, 300, 400, 500, 530]
+    assert files(path) == files(tmp_path / "whole.zarr")
+    assert not list(tmp_path.glob(".labels*"))
+
+
+def test_a_store_begun_with_another_layout_is_begun_again(tmp_path, chunks):
+    """top_k may change between a stop and a resume; no block may then keep fill values."""
+    path, seen = tmp_path / "labels.zarr", []
+
+    def stop(rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, chunks, 0, progress=stop)
+    write(path, chunks, 2, progress=seen.append)
+    assert len(seen) == 6
+    top = zarr.open_array(path, path="top_component", mode="r")[:]
+    assert (np.delete(top, [17, 222], axis=0) >= 0).all()
+    assert has_labels(path, 2) and has_labels(path, 0) and not has_labels(path, 3)
+    assert not has_labels(tmp_path / "none.zarr", 0)
+
+
+def test_a_bad_row_is_an_error_where_rows_are_not_dropped(tmp_path, chunks):
+    """bad_rows: error holds for prediction too, and names the row."""
+    with pytest.raises(InputError, match="row 17 holds NaN or inf"):
+        write(tmp_path / "labels.zarr", chunks, drop=False)
+    assert not (tmp_path / "labels.zarr").exists()
+
+
+def test_many_responsibilities_per_row_are_planned_for(chunks):
+    """The memory plan grows with output.top_k."""
+    plans = [memory_plan(job(Path("x.zarr"), output={"top_k": k}), chunks) for k in (0, 1000)]
+    assert plans[1].per_task > plans[0].per_task
