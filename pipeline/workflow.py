@@ -305,7 +305,7 @@ def _given_start(config: Config, n_rows: int) -> tuple[RowColumn | None, dict[st
 
     try:
         if path.endswith(".npz"):
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return None, {name: stored[name] for name in stored.files}
         group = zarr.open_group(path, mode="r")
         return None, {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}

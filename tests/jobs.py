@@ -36,10 +36,10 @@ def write_rows(path: Path, x: np.ndarray, rows: int = 100) -> Path:
     return path
 
 
-def settings(data: Path, **changes: Any) -> dict[str, Any]:
+def settings(rows: Path, /, **changes: Any) -> dict[str, Any]:
     """A short Gaussian job on a .npy or zarr store; `changes` are sections whose keys replace the defaults."""
     plain: dict[str, Any] = {
-        "data": {"source": "npy" if data.suffix == ".npy" else "zarr", "path": str(data)},
+        "data": {"source": "npy" if rows.suffix == ".npy" else "zarr", "path": str(rows)},
         "model": {"n_components": 3, "covariance_type": "diag"},
         "fit": {"max_iter": 6, "tol": 0, "init": "k-means++"},
         "output": {},
@@ -49,14 +49,14 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
     return plain
 
 
-def job(data: Path, **changes: Any) -> Config:
+def job(rows: Path, /, **changes: Any) -> Config:
     """The config of `settings`."""
-    return validate(settings(data, **changes))
+    return validate(settings(rows, **changes))
 
 
-def write_config(path: Path, data: Path, **changes: Any) -> Path:
+def write_config(path: Path, rows: Path, /, **changes: Any) -> Path:
     """The config of `settings` as a YAML file."""
-    path.write_text(yaml.safe_dump(settings(data, **changes)))
+    path.write_text(yaml.safe_dump(settings(rows, **changes)))
     return path
 
 
@@ -71,12 +71,12 @@ class Outcome(NamedTuple):
 def command(*words: object) -> Outcome:
     """The command in this process. Whatever happens, it shows no traceback and no bug."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with mock.patch.object(sys, "argv", ["em-pipeline", *map(str, words)]):
-            try:
-                main()
-            except SystemExit as ended:
-                code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    argv = mock.patch.object(sys, "argv", ["em-pipeline", *map(str, words)])
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), argv:
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     outcome = Outcome(code, out.getvalue(), err.getvalue())
     assert "Traceback" not in outcome.err and "bug:" not in outcome.err, outcome.err
     return outcome
@@ -109,4 +109,6 @@ def files(path: Path) -> Files:
 
 def results(run: Path) -> Files:
     """The bytes of model.zarr and labels.zarr."""
-    return {f"{name}/{key}": value for name in ("model.zarr", "labels.zarr") for key, value in files(run / name).items()}
+    return {
+        f"{name}/{key}": value for name in ("model.zarr", "labels.zarr") for key, value in files(run / name).items()
+    }

@@ -25,7 +25,9 @@ def _imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipeline"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "pipeline" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "pipeline" else [node.module]
+            )
             found |= {_layer(name) for name in names if name != "pipeline.NUMERICS"}
         elif isinstance(node, ast.Import):
             found |= {_layer(alias.name) for alias in node.names if alias.name.startswith("pipeline.")}

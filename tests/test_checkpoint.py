@@ -21,7 +21,9 @@ DTYPES = ["<f8", "<f4", "<i8", "<i4", "<u8", "|b1", "|u1"]
 
 def state(value: float = 1.0) -> State:
     """A small state that can be told from others."""
-    return State({"a/x": np.full((3, 2), value), "empty": np.zeros((0, 4)), "scalar": np.array(value)}, {"value": value})
+    return State(
+        {"a/x": np.full((3, 2), value), "empty": np.zeros((0, 4)), "scalar": np.array(value)}, {"value": value}
+    )
 
 
 def newest(folder: Path) -> tuple[int, float, list[str]]:
@@ -109,7 +111,14 @@ class Died(Exception):
     """Stands for the end of the process; a KeyboardInterrupt would end zarr's own thread and hang the test."""
 
 
-OPERATIONS = ["os.replace", "os.fsync", "pathlib.Path.mkdir", "pathlib.Path.write_text", "shutil.rmtree", "zarr.open_group"]
+OPERATIONS = [
+    "os.replace",
+    "os.fsync",
+    "pathlib.Path.mkdir",
+    "pathlib.Path.write_text",
+    "shutil.rmtree",
+    "zarr.open_group",
+]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -112,8 +112,10 @@ def _fit_step(step: Preprocess, mean: Array, covariance: Array) -> tuple[Array, 
     # The sign of an eigenvector is arbitrary; its largest entry is made positive, so that it is always the same.
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
     if step.kind == "zca":
-        floor = step.epsilon * values.mean()
-        return mean, (vectors / np.sqrt(values + floor)) @ vectors.T
+        widened = values + step.epsilon * values.mean()
+        return mean, (
+            vectors / np.sqrt(np.where(widened > 0, widened, 1.0))
+        ) @ vectors.T  # where nothing varies: as it is
     kept = step.n_components or len(mean)
     varying = int((values > values[0] * 1e-14 * len(mean)).sum())
     if kept > (varying if step.whiten else len(mean)):

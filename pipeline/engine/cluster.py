@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Engine as EngineConfig
@@ -73,12 +76,9 @@ def _attached(config: EngineConfig) -> Iterator[Any]:
 
     where = config.scheduler_address or f"scheduler file {config.scheduler_file}"
     try:
-        client = Client(
-            address=config.scheduler_address,
-            **({} if config.scheduler_address else {"scheduler_file": config.scheduler_file}),
-            timeout=CONNECT_SECONDS,
-        )
-    except (OSError, ValueError) as error:
+        address = config.scheduler_address or _address_in(Path(str(config.scheduler_file)))
+        client = Client(address=address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClusterLost(
             f"{where}: no scheduler answered in {CONNECT_SECONDS} s ({error}). "
             "Start one with `dask scheduler` and give its address."
@@ -91,6 +91,14 @@ def _attached(config: EngineConfig) -> Iterator[Any]:
                 f"{where}: the scheduler has no workers after {CONNECT_SECONDS} s. Start `dask worker` processes."
             ) from error
         yield client
+
+
+def _address_in(file: Path) -> str:
+    """The scheduler's address from the file that it writes when it has started; distributed would wait for ever."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return str(json.loads(file.read_text(encoding="utf-8"))["address"])
 
 
 def _engine_of(client: Any) -> Engine:

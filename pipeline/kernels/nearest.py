@@ -34,9 +34,12 @@ def lloyd_pass(
     coefficients[:k, :d] = -2.0 * points
     square = np.full(len(coefficients), np.inf, x.dtype)
     square[:k] = np.einsum("kd,kd->k", points, points)
+    # A product may round equal centres differently at different places, and they would share their rows.
+    names: dict[bytes, int] = {}
+    lowest = np.array([names.setdefault(row.tobytes(), j) for j, row in enumerate(coefficients[:k])], np.int32)
     label, d2 = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
-    inertia, key = _pass(x, weight, first, centers, shift, coefficients, square, label, d2, sum_w, sum_x)
+    inertia, key = _pass(x, weight, first, centers, shift, coefficients, square, lowest, label, d2, sum_w, sum_x)
     return label, d2, sum_w, sum_x + sum_w[:, None] * points, inertia, key
 
 
@@ -49,6 +52,7 @@ def _pass(
     shift: np.ndarray,
     coefficients: np.ndarray,
     square: np.ndarray,
+    lowest: np.ndarray,
     label: np.ndarray,
     d2: np.ndarray,
     sum_w: np.ndarray,
@@ -78,7 +82,7 @@ def _pass(
                 np.dot(coefficients[k : k + m], rows.T, score[:m])
             _keep_lowest(score, square, k, m, best, index)
         for t in range(stop - start):
-            label[start + t] = np.int32(index[t])
+            label[start + t] = lowest[np.int32(index[t])]
         inertia += add_residuals(
             x[start:stop], weight[start:stop], label[start:stop], centers, d2[start:stop], sum_w, sum_x
         )
@@ -165,7 +169,7 @@ def add_residuals(
 
 @exact_kernel
 def _key(label: np.ndarray, weight: np.ndarray, first: int, k_total: int) -> np.uint64:
-    """Sum of SplitMix64 hashes of row x k + label. [Steele, Lea and Flood 2014, as in pipeline/keyed.py]"""
+    """Sum of hashes of row x k + label: SplitMix64, as in pipeline/keyed.py. [Steele, Lea and Flood 2014]."""
     key = np.uint64(0)
     for t in range(len(label)):
         z = np.uint64((first + t) * k_total + label[t] + 1) * np.uint64(0x9E3779B97F4A7C15)

@@ -20,7 +20,7 @@ from pipeline.models.base import Model, tile_height, tiles
 from pipeline.models.covariance import from_covariance, identity
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans, nearest
-from pipeline.models.multinomial import Multinomial, MultinomialParams, start_at
+from pipeline.models.multinomial import Multinomial, MultinomialParams, log_shares, start_at
 from pipeline.models.stats import Array, LowestRows, Rows, stack
 
 ROUNDS = 5  # of k-means||, each drawing 2K rows
@@ -162,9 +162,9 @@ def _parallel(
     k, shift = model.n_components, model.shift
     sample = _unit(known.sample.x) if _is_counts(model) else known.sample.x
     candidates = [sample[[rng.integers(sample.shape[0])]] for rng in generators]
-    round_, grown = 0, True
-    # Where most rows are equal, a round may draw one value only: then there are more rounds, while they find any.
-    while round_ < ROUNDS or (grown and min(_distinct(c) for c in candidates) < k):
+    round_, distinct, grown = 0, 0, True
+    # Where most rows are equal, a round may draw one value only: then there are more rounds, while they find others.
+    while round_ < ROUNDS or (distinct < k and grown):
         stream = FIRST_ROUND_STREAM + round_
         found = sum_jobs(
             [
@@ -174,7 +174,10 @@ def _parallel(
         )
         rows = [_unit(f.x) if _is_counts(model) else f.x for f in found]
         candidates = [stack(c, r) for c, r in zip(candidates, rows, strict=True)]
-        round_, grown = round_ + 1, any(r.shape[0] for r in rows)
+        round_ += 1
+        if round_ >= ROUNDS:
+            before, distinct = distinct, min(_distinct(c) for c in candidates)
+            grown = distinct > before
     counts = sum_jobs([CountNearest(_dense(c), shift) for c in candidates])
     return [_plus_plus(c, n, k, rng) for c, n, rng in zip(candidates, counts, generators, strict=True)]
 
@@ -234,9 +237,7 @@ def _at_rows(model: Model, known: Known, rows: Array) -> Any:
 
 
 def _multinomial(model: Multinomial, words: Array) -> MultinomialParams:
-    with np.errstate(divide="ignore"):
-        log_prob = np.log(words) - np.log(words.sum(axis=1, keepdims=True))
-    return MultinomialParams(np.full(model.n_components, 1.0 / model.n_components), log_prob)
+    return MultinomialParams(np.full(model.n_components, 1.0 / model.n_components), log_shares(words))
 
 
 def _tiles_to_centers(chunk: Any, centers: Array, shift: Array) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,10 +24,7 @@ from pipeline.models.base import (
     checked_arrays,
     checked_weights,
     share_with,
-    tile_height,
-    tiles,
 )
-from pipeline.models.posterior import POSTERIORS, Posterior
 from pipeline.models.stats import Array, Partial, Rows
 
 
@@ -165,9 +162,14 @@ def start_at(document: Array, background: Array, concentration: float) -> Array:
     """(v,) log probabilities halfway between one document's words and everybody's."""
     background = background + max(concentration - 1.0, 0.0)
     own = document / max(document.sum(), 1.0)
-    mixed = own + background / background.sum()
+    return log_shares(own + background / max(background.sum(), np.finfo(np.float64).tiny))
+
+
+def log_shares(counts: Array) -> Array:
+    """(..., v) log of each row's shares; equal shares where every count is 0."""
+    counts = np.where(counts.sum(axis=-1, keepdims=True) > 0, counts, 1.0)
     with np.errstate(divide="ignore"):
-        return np.log(mixed / mixed.sum())
+        return np.log(counts) - np.log(counts.sum(axis=-1, keepdims=True))
 
 
 def _stored(x: Rows) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ class RunDirectory:
         except OSError as error:
             raise _unwritable(self.path, error) from error
         finally:
-            mine.unlink(missing_ok=True)
+            with suppress(OSError):  # there is none where nothing can be written
+                mine.unlink()
         try:
             yield
         finally:

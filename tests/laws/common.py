@@ -20,6 +20,7 @@ from pipeline.engine.tree import tree_sum
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
+from tests.reference import full_covariances
 
 TYPES = ["full", "tied", "diag", "spherical"]
 EPS = np.finfo(np.float64).eps
@@ -90,6 +91,19 @@ def any_problem(family: str, seed: int, **options: Any) -> tuple[Any, Any, Any, 
 
 
 FAMILIES = [*TYPES, "kmeans", "multinomial"]
+
+
+def moment_rounding(model: Any, params: Any, total: float) -> float:
+    """How far a free energy computed from moments may be off, nats: some eps of the terms that cancel in it.
+
+    Moments about the shift are moved to each mean, |mu - shift| away in units of the component's precision.
+    """
+    if not isinstance(model, Gaussian):
+        return 1e-12 * total
+    full = full_covariances(params.covariances, model.covariance_type, model.n_components, model.n_features)
+    reach = np.abs(params.means - model.shift) + np.sqrt(np.diagonal(full, axis1=1, axis2=2))
+    sizes = np.einsum("ki,kij,kj->k", reach, np.abs(np.linalg.inv(full)), reach)
+    return float(64 * EPS * total * (1 + sizes.max()))
 
 
 def close(a: Any, b: Any, tolerance: float, what: str = "") -> None:

@@ -142,14 +142,14 @@ def test_separated_blobs_are_all_found(init):
 
 
 def test_rows_are_drawn_in_proportion_to_weighted_squared_distance():
-    """The first row of a round is row n with probability w_n D_n^2 / sum: chi-square over 20,000 seeds."""
+    """The first row of a round is row n with probability w_n D_n^2 / sum: chi-square over 8,000 seeds."""
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(12, 2)), rng.uniform(0.2, 3.0, size=12)
     weight[3] = 0.0
     centers = x[[0, 5]]
     rates = weight * ((x[:, None] - centers) ** 2).sum(axis=2).min(axis=1)
     [chunk] = chunks_of(x, None, weight)
-    draws = 20_000
+    draws = 8_000
     first = [DistanceSample(centers, np.zeros(2), 1, seed, 16)(chunk).row[0] for seed in range(draws)]
     seen = np.bincount(first, minlength=12)
     assert (seen[rates == 0] == 0).all()

@@ -34,7 +34,7 @@ def fitted(problem, covariance_type, n_iter=3, weight=None, **options):
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
-@examples(60)
+@examples(40)
 @given(seed=seeds)
 def test_translation_moves_only_means(covariance_type, seed):
     """At a million deviations from the origin: weights, covariances and log-likelihood stay, means move along.
@@ -115,7 +115,7 @@ def test_one_topic_is_the_closed_form():
 
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("family", FAMILIES)
-@examples(40)
+@examples(25)
 @given(seed=seeds)
 def test_weight_is_how_often_a_row_is_there(family, assignment, seed):
     """From explicit starts, weight 2 is the row twice and weight 0 the row left out: same history, same parameters."""

@@ -33,7 +33,7 @@ SOFT = [family for family in FAMILIES if family != "kmeans"]
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("family", SOFT)
-@examples(40)
+@examples(25)
 @given(seed=seeds)
 def test_statistics_of_chunks_add_to_those_of_the_whole(family, assignment, weighted, seed):
     """Any ragged chunks, soft or hard, with weights or without: their sums are the sums of all rows."""
@@ -113,7 +113,7 @@ def test_statistics_are_a_vector_space(family, seed):
     assert a.nbytes == sum(np.asarray(value).nbytes for value in vars(a).values())
 
 
-@examples(200)
+@examples(100)
 @given(seed=seeds)
 def test_lowest_rows_merge_in_any_grouping_to_those_of_the_whole(seed):
     """The best m of a union are the best m of the parts' best, with ties to the lowest row, however they are grouped."""

@@ -1,0 +1,192 @@
+"""Worker processes: the same bytes as threads, on loopback alone, with a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import pytest
+
+from pipeline.engine.blas import check_same_kernels, kernel_set
+from pipeline.engine.cluster import open_engine
+from pipeline.engine.passes import Engine
+from pipeline.errors import InputError
+from tests.jobs import blobs, command, results, write_config, write_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """A folder with data in many chunks, a config, and the run on threads: threads-1, threads-2, threads-4."""
+    folder = tmp_path_factory.mktemp("alone")
+    write_rows(folder / "x.zarr", blobs(82_000, d=64), rows=16384)  # six chunks
+    write_config(
+        folder / "config.yaml", folder / "x.zarr", fit={"init": "k-means||"}, model={"covariance_type": "full"}
+    )
+    for workers in (1, 2, 4):
+        run(folder, f"threads-{workers}", "--set", f"engine.workers={workers}")
+    return folder
+
+
+def run(folder: Path, name: str, *options: str) -> Path:
+    """The job of the folder in a process of its own, which must end with 0 and nothing but its own lines."""
+    words = ["run", str(folder / "config.yaml"), "--output", str(folder / name), *options]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline", *words], env=environment(), capture_output=True, text=True, timeout=180
+    )
+    assert ended.returncode == 0, ended.stderr
+    noise = [line for line in ended.stderr.splitlines() if line and not line[:2].isdigit()]
+    assert noise == [] and "distributed" not in ended.stderr
+    return folder / name
+
+
+def environment() -> dict[str, str]:
+    """That of a process which finds the package."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+class Cluster(NamedTuple):
+    """A scheduler and two workers, as the README says to start them."""
+
+    address: str
+    file: Path
+    processes: list[subprocess.Popen[bytes]]
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Two workers of one thread each; all three processes are ended by their own handles."""
+    file = folder / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    with ExitStack() as stack:
+
+        def start(*words: str) -> subprocess.Popen[bytes]:
+            log = stack.enter_context((folder / "dask.log").open("ab"))
+            process = subprocess.Popen([*dask, *words], stdout=log, stderr=log, env=environment(), cwd=folder)
+            stack.callback(process.wait, 30)
+            stack.callback(process.terminate)
+            return process
+
+        # --no-dashboard alone leaves their HTTP servers on every address of the machine.
+        host = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+        processes = [start("scheduler", *host, "--port", "0", "--scheduler-file", str(file))]
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.2)
+        processes += [start("worker", *host, "--scheduler-file", str(file), "--nthreads", "1") for _ in range(2)]
+        yield Cluster(json.loads(file.read_text())["address"], file, processes)
+
+
+def addresses(processes: list[psutil.Process]) -> set[str]:
+    """Where these processes and their children listen."""
+    family = {p.pid: p for parent in processes for p in [parent, *parent.children(recursive=True)]}
+    found: set[str] = set()
+    for process in family.values():
+        try:
+            found |= {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_any_number_of_threads_gives_the_same_bytes(alone):
+    """One, two and four threads: model.zarr and labels.zarr are the same files."""
+    assert results(alone / "threads-1") == results(alone / "threads-2") == results(alone / "threads-4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 2}, {"workers": 2, "threads_per_worker": 2}])
+def test_local_processes_give_the_same_bytes_and_listen_on_loopback_alone(alone, options):
+    """--profile with one and two processes: the same files as threads; nothing listens outside this machine."""
+    name = "local-" + "-".join(str(value) for value in options.values())
+    profile = f"engine.profiles={{mine: {json.dumps(options)}}}"
+    words = ["run", alone / "config.yaml", "--output", alone / name, "--set", profile, "--set", "engine.workers=4"]
+    seen: set[str] = set()
+    program = [sys.executable, "-m", "pipeline", *map(str, words), "--profile", "mine"]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, env=environment()) as started:
+        while started.poll() is None:
+            seen |= addresses([psutil.Process(started.pid)])
+            time.sleep(0.2)
+        error = started.stderr.read().decode()
+    assert started.returncode == 0 and "distributed" not in error and "Traceback" not in error, error
+    assert results(alone / name) == results(alone / "threads-2")
+    assert seen == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_running_cluster_gives_the_same_bytes(alone, tmp_path):
+    """By address and by scheduler file; the workers stay as they were, and listen on loopback alone."""
+    with cluster(tmp_path) as started:
+        by_address = run(alone, "address", "--scheduler-address", started.address)
+        by_file = run(alone, "file", "--scheduler-file", str(started.file))
+        assert addresses([psutil.Process(p.pid) for p in started.processes]) == {"127.0.0.1"}
+        assert all(process.poll() is None for process in started.processes)
+        labels = command("predict", by_file, "--scheduler-file", started.file)
+        assert labels.code == 0
+    assert results(by_address) == results(by_file) == results(alone / "threads-2")
+    assert "Traceback" not in (tmp_path / "dask.log").read_text()
+
+
+@pytest.mark.slow
+def test_an_error_on_a_worker_reaches_the_user_without_a_traceback(alone, tmp_path):
+    """What a worker process refuses is the same message, with the same exit code, and nothing else."""
+    weights = np.ones(82_000)
+    weights[50_000] = -1
+    np.save(tmp_path / "w.npy", weights)
+    words = ["run", alone / "config.yaml", "--output", tmp_path / "run", "--profile", "local"]
+    program = [sys.executable, "-m", "pipeline", *words, "--set", f"data.weights={tmp_path / 'w.npy'}"]
+    ended = subprocess.run(program, env=environment(), capture_output=True, text=True, timeout=180)
+    assert ended.returncode == 2 and "row 50000 has weight -1.0" in ended.stderr
+    assert "Traceback" not in ended.stderr and "distributed" not in ended.stderr, ended.stderr
+
+
+def test_a_scheduler_that_is_not_there_is_exit_code_4(tmp_path, monkeypatch):
+    """No answer at the address ends in ClusterLost within the time-out, and leaves nothing."""
+    from pipeline.engine import cluster as engine_cluster
+
+    monkeypatch.setattr(engine_cluster, "CONNECT_SECONDS", 1)
+    store = write_rows(tmp_path / "x.zarr", blobs())
+    write_config(tmp_path / "c.yaml", store)
+    words = ["run", tmp_path / "c.yaml", "--output", tmp_path / "run"]
+    for option in (["--scheduler-address", "tcp://127.0.0.1:9"], ["--scheduler-file", tmp_path / "none.json"]):
+        outcome = command(*words, *option)
+        assert outcome.code == 4 and "dask scheduler" in outcome.err, outcome
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_of_kernels_is_refused_with_the_line_to_export():
+    """A worker that multiplies otherwise would make bits depend on who computes what."""
+    check_same_kernels(["openblas Zen"], {"tcp://a": ["openblas Zen"]})
+    with pytest.raises(InputError, match=r"worker tcp://a.*export OPENBLAS_CORETYPE=Zen"):
+        check_same_kernels(["openblas Zen"], {"tcp://a": ["openblas Haswell"]})
+    assert kernel_set() == kernel_set() and all(isinstance(name, str) for name in kernel_set())
+
+
+def test_results_come_in_order_and_an_error_ends_the_others():
+    """map_in_order keeps the order of its arguments; the error of a task is the error of the call."""
+    engine = Engine(workers=3)
+    assert list(engine.map_in_order(pow, ((i, 2) for i in range(20)))) == [i * i for i in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(engine.map_in_order(divmod, [(1, 1), (1, 0), (2, 1)]))
+
+
+def test_an_unknown_profile_is_refused():
+    """The message lists the profiles there are."""
+    from pipeline.config import validate
+
+    config = validate({"engine": {"scheduler": "moon", "profiles": {"sun": {}}}}).engine
+    expected = "'moon', expected threads or one of the profiles local, sun"
+    with pytest.raises(InputError, match=expected), open_engine(config, 2):
+        pass

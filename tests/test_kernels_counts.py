@@ -1,0 +1,129 @@
+"""The multinomial kernels on sparse counts against dense loops."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from scipy.special import gammaln, logsumexp
+
+from pipeline.errors import InputError
+from pipeline.kernels.counts import LOG_FACTORIAL, TILE, counts_pass, log_coefficients, log_joint_counts
+from pipeline.models.multinomial import Multinomial, MultinomialParams
+
+SIZES = [(1, 1, 1), (TILE - 1, 30, 4), (2 * TILE + 3, 50, 13), (40, 700, 50), (20, 60, 300)]
+
+
+def problem(n, v, k, dtype=np.int32, seed=0):
+    """Counts with empty documents, parameters, and weights with zeros."""
+    rng = np.random.default_rng([seed, n, v, k])
+    counts = rng.poisson(rng.exponential(1.0, size=(1, v)), size=(n, v)) * (rng.random((n, 1)) > 0.1)
+    log_prob = np.log(rng.dirichlet(np.ones(v), size=k))
+    log_weights = np.log(rng.dirichlet(np.ones(k)))
+    return counts.astype(dtype), log_weights, log_prob, rng.uniform(0.1, 3.0, n) * (rng.random(n) > 0.2)
+
+
+def parts(counts):
+    """data, indices and indptr."""
+    x = sp.csr_array(counts)
+    return x.data, x.indices, x.indptr
+
+
+def run(counts, log_weights, log_prob, weight, hard=False, least=0.0):
+    """log_norm, sum_w, sum_x as (k, v) and entropy of the compiled pass, without coefficients."""
+    k, v = log_prob.shape
+    log_norm, sum_w, sum_x = np.empty(len(counts)), np.zeros(k), np.zeros((v, k))
+    by_word = np.ascontiguousarray(log_prob.T)
+    zero = np.zeros(len(counts))
+    entropy = counts_pass(*parts(counts), weight, zero, log_weights, by_word, hard, least, log_norm, sum_w, sum_x)
+    return log_norm, sum_w, sum_x.T, entropy
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize(("n", "v", "k"), SIZES)
+def test_log_joint_is_the_dense_product(n, v, k, dtype):
+    """Every log joint density is the sum over all words, empty documents included."""
+    counts, log_weights, log_prob, _ = problem(n, v, k, dtype)
+    constant, out = np.arange(n, dtype=np.float64), np.empty((n, k))
+    log_joint_counts(*parts(counts), constant, log_weights, np.ascontiguousarray(log_prob.T), out)
+    expected = counts.astype(np.float64) @ log_prob.T + log_weights + constant[:, None]
+    assert np.allclose(out, expected, rtol=1e-13, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "v", "k"), SIZES)
+def test_a_pass_is_the_dense_e_step(n, v, k):
+    """Log-densities, soft counts, expected counts and entropy are those of the textbook, computed densely."""
+    counts, log_weights, log_prob, weight = problem(n, v, k)
+    log_norm, sum_w, sum_x, entropy = run(counts, log_weights, log_prob, weight)
+    joint = counts @ log_prob.T + log_weights
+    expected = logsumexp(joint, axis=1)
+    resp = np.exp(joint - expected[:, None])
+    assert np.allclose(log_norm, expected, rtol=1e-13, atol=1e-12)
+    assert np.allclose(sum_w, weight @ resp, rtol=1e-11, atol=1e-14)
+    assert np.allclose(sum_x, (resp * weight[:, None]).T @ counts, rtol=1e-11, atol=1e-13)
+    assert np.isclose(entropy, -(weight @ np.where(resp > 0, resp * (joint - expected[:, None]), 0).sum(axis=1)))
+
+
+@pytest.mark.parametrize(("n", "v", "k"), SIZES)
+def test_what_is_left_out_is_below_the_least(n, v, k):
+    """Leaving out tiny responsibilities moves no expected count by more than words x least."""
+    counts, log_weights, log_prob, weight = problem(n, v, k)
+    exact, fewer = (run(counts, log_weights, log_prob, weight, least=least)[2] for least in (0.0, 1e-6))
+    assert (np.abs(exact - fewer) <= 1e-6 * counts.sum(axis=0) + 1e-12).all()
+
+
+def test_hard_assignment_takes_the_first_of_equal_components():
+    """All weight goes to the lowest of the components at the peak."""
+    counts, log_weights, log_prob, weight = problem(50, 20, 3)
+    twice = np.concatenate([log_prob, log_prob])
+    _, sum_w, sum_x, entropy = run(counts, np.tile(log_weights, 2), twice, weight, hard=True)
+    own = (counts @ log_prob.T + log_weights).argmax(axis=1)
+    assert np.allclose(sum_w, np.bincount(own, weights=weight, minlength=6))
+    assert np.allclose(sum_x[:3], [weight[own == k] @ counts[own == k] for k in range(3)])
+    assert not sum_x[3:].any()
+    assert entropy == 0.0
+
+
+def test_impossible_documents_have_density_0_and_add_nothing():
+    """A document with a word that no component has gets -inf; with weight 0 it does no harm, else it is refused by row."""
+    counts = np.array([[1, 2, 0], [0, 1, 1], [3, 0, 0]])
+    with np.errstate(divide="ignore"):
+        log_prob = np.log(np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
+    log_norm, sum_w, sum_x, entropy = run(counts, np.log([0.5, 0.5]), log_prob, np.ones(3))
+    assert np.isneginf(log_norm).tolist() == [False, True, False]
+    assert np.isclose(sum_w.sum(), 2.0)
+    assert np.isclose(sum_x.sum(), 6.0)
+    assert np.isfinite(entropy)
+    model, params = Multinomial(2, np.zeros(3), 1.0), MultinomialParams(np.array([0.5, 0.5]), log_prob)
+    with pytest.raises(InputError, match="row 101: log-density -inf"):
+        model.e_step(params, sp.csr_array(counts), None, 100)
+    stats = model.e_step(params, sp.csr_array(counts), np.array([1.0, 0.0, 1.0]), 100).stats
+    assert np.isclose(
+        stats.log_likelihood, model.log_joint(params, sp.csr_array(counts[[0, 2]])).max(axis=1).sum(), atol=1.0
+    )
+    assert np.isfinite(model.objective(stats, params))
+
+
+def test_stored_zeros_and_dense_rows_change_nothing():
+    """A zero that is stored is no word, even where its word is impossible; the caller's matrix stays as it is."""
+    counts = np.array([[1.0, 2.0, 0.0], [4.0, 1.0, 0.0]])
+    stored = sp.csr_array((np.append(counts[0], counts[1]), np.tile(np.arange(3), 2), [0, 3, 6]), shape=(2, 3))
+    with np.errstate(divide="ignore"):
+        params = MultinomialParams(np.array([0.3, 0.7]), np.log(np.array([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]])))
+    model = Multinomial(2, np.zeros(3), 1.0)
+    expected = model.e_step(params, sp.csr_array(counts)).stats
+    for rows in (stored, counts):
+        stats = model.e_step(params, rows).stats
+        for name in vars(expected):
+            assert np.array_equal(getattr(stats, name), getattr(expected, name)), name
+    assert stored.nnz == 6
+
+
+def test_log_coefficients_of_small_large_and_fractional_counts():
+    """log n! - sum log x!, by table or by the gamma function."""
+    counts = np.array([[0, 0, 0], [1, 2, 3], [1023, 1024, 1], [10**6, 5, 0], [0.5, 2.25, 0]], dtype=np.float64)
+    data, _, indptr = parts(counts)
+    out = np.empty(len(counts))
+    log_coefficients(data, indptr, LOG_FACTORIAL, out)
+    expected = [gammaln(row.sum() + 1) - sum(math.lgamma(c + 1) for c in row) for row in counts]
+    assert np.allclose(out, expected, rtol=1e-12)

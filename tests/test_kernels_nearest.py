@@ -1,0 +1,118 @@
+"""Lloyd's compiled pass against the obvious one, at every size where it takes another way."""
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from pipeline import keyed
+from pipeline.kernels.nearest import BLOCK, FEW_FEATURES, LANES, add_residuals, lloyd_pass
+
+SIZES = [
+    (n, d, k)
+    for n in (1, LANES - 1, 2 * LANES + 3)
+    for d, k in [(1, 1), (1, 2), (2, 3), (4, 8), (FEW_FEATURES, 17), (FEW_FEATURES + 1, 5), (64, 300), (100, BLOCK + 1)]
+]
+
+
+def problem(n, d, k, dtype, seed=0):
+    """Rows of the dtype far from the origin, centres among and between them, weights with zeros, and a shift."""
+    rng = np.random.default_rng([seed, n, d, k])
+    x = (rng.normal(size=(n, d)) + 50.0).astype(dtype)
+    centers = rng.normal(size=(k, d)) + 50.0
+    return x, rng.uniform(0.1, 3.0, n) * (rng.random(n) > 0.2), centers, x.mean(axis=0, dtype=np.float64)
+
+
+def distances(x, centers):
+    """(n, k) squared distances in float64, row by row."""
+    return np.stack([((row - centers) ** 2).sum(axis=1) for row in x.astype(np.float64)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d", "k"), SIZES)
+def test_labels_are_those_of_a_nearest_centre(n, d, k, dtype):
+    """The chosen centre's distance is exact, and no other's is lower by more than rounding in the rows' dtype."""
+    x, weight, centers, shift = problem(n, d, k, dtype)
+    label, d2, *_ = lloyd_pass(x, weight, centers, shift)
+    every = distances(x, centers)
+    assert np.allclose(d2, every[np.arange(n), label], rtol=1e-13)
+    size = (np.abs(x - shift).max() + np.abs(centers - shift).max()) ** 2 * d
+    assert (d2 <= every.min(axis=1) + 4 * np.finfo(dtype).eps * size).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d", "k"), SIZES)
+def test_sums_are_those_of_the_labels(n, d, k, dtype):
+    """Weights, rows about the shift, inertia and the key of labels are the plain float64 sums over rows."""
+    x, weight, centers, shift = problem(n, d, k, dtype)
+    label, d2, sum_w, sum_x, inertia, key = lloyd_pass(x, weight, centers, shift, first=1000)
+    expected_w, expected_x = np.zeros(k), np.zeros((k, d))
+    for row, w, own in zip(x.astype(np.float64), weight, label, strict=True):
+        expected_w[own] += w
+        expected_x[own] += w * (row - shift)
+    assert np.allclose(sum_w, expected_w, rtol=1e-13)
+    assert np.allclose(sum_x, expected_x, rtol=1e-12, atol=1e-12 * max(weight.sum(), 1.0))
+    assert np.isclose(inertia, weight @ d2, rtol=1e-13)
+    z = ((1000 + np.arange(n)) * k + label + 1).astype(np.uint64) * keyed._GOLDEN
+    assert key == np.add.reduce(keyed._mix(z)[weight > 0], dtype=np.uint64)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [1, 3, FEW_FEATURES, FEW_FEATURES + 1, 64])
+def test_ties_go_to_the_lowest_centre(d, dtype):
+    """Centres given several times, anywhere among the others, are chosen where they stand first."""
+    x, weight, centers, shift = problem(700, d, 90, dtype)
+    copies = np.concatenate([centers, centers[::-1], centers, centers[:1]])
+    assert np.array_equal(lloyd_pass(x, weight, copies, shift)[0], lloyd_pass(x, weight, centers, shift)[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [3, 40])
+def test_a_row_is_computed_alike_wherever_it_stands(d, dtype):
+    """Its label and distance have the same bits alone, among other rows, and at other places of a tile."""
+    x, weight, centers, shift = problem(600, d, 33, dtype)
+    label, d2, *_ = lloyd_pass(x, weight, centers, shift)
+    for start in (1, 100, 255, 256, 599):
+        part = lloyd_pass(np.ascontiguousarray(x[start:]), weight[start:], centers, shift)
+        assert np.array_equal(part[0], label[start:])
+        assert part[1].tobytes() == d2[start:].tobytes()
+
+
+def test_threads_of_blas_change_no_bit():
+    """The products are small and of one shape: one thread or two, the same bytes."""
+    x, weight, centers, shift = problem(1000, 64, 300, np.float32)
+    results = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            results.append([np.asarray(part).tobytes() for part in lloyd_pass(x, weight, centers, shift)])
+    assert results[0] == results[1]
+
+
+def test_rows_without_weight_add_nothing():
+    """Their labels are known, but the sums and the key are those of the others."""
+    x, weight, centers, shift = problem(300, 5, 7, np.float64)
+    label, _, sum_w, sum_x, inertia, _ = lloyd_pass(x, weight, centers, shift)
+    kept = lloyd_pass(x[weight > 0], weight[weight > 0], centers, shift)
+    assert (label >= 0).all()
+    for one, other in zip((sum_w, sum_x, inertia), kept[2:5], strict=True):
+        assert np.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_row_at_its_centre_has_distance_0():
+    """No rounding is left where a row is its centre, however far from the origin."""
+    x = np.random.default_rng(0).normal(1e6, 1.0, size=(50, 9)).astype(np.float32)
+    label, d2, *_ = lloyd_pass(x, np.ones(50), x[:20].astype(np.float64), x.mean(axis=0, dtype=np.float64))
+    assert np.array_equal(label[:20], np.arange(20))
+    assert (d2[:20] == 0).all()
+
+
+def test_residuals_of_given_labels():
+    """Sums about any points for labels that someone else chose."""
+    x, weight, centers, _ = problem(100, 6, 4, np.float32)
+    label = np.random.default_rng(0).integers(0, 4, 100).astype(np.int32)
+    d2, sum_w, sum_x = np.empty(100), np.zeros(4), np.zeros((4, 6))
+    total = add_residuals(x, weight, label, centers, d2, sum_w, sum_x)
+    for k in range(4):
+        own = label == k
+        assert np.isclose(sum_w[k], weight[own].sum())
+        assert np.allclose(sum_x[k], weight[own] @ (x[own].astype(np.float64) - centers[k]))
+    assert np.isclose(total, weight @ d2)
