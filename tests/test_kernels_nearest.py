@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from pipeline import keyed
-from pipeline.kernels.nearest import BLOCK, FEW_FEATURES, LANES, add_residuals, lloyd_pass
+from pipeline.kernels.blocks import BLOCK
+from pipeline.kernels.nearest import TILE, add_residuals, lloyd_pass
 
 SIZES = [
     (n, d, k)
-    for n in (1, LANES - 1, 2 * LANES + 3)
-    for d, k in [(1, 1), (1, 2), (2, 3), (4, 8), (FEW_FEATURES, 17), (FEW_FEATURES + 1, 5), (64, 300), (100, BLOCK + 1)]
+    for n in (1, TILE - 1, 2 * TILE + 3)
+    for d, k in [(1, 1), (1, BLOCK), (2, BLOCK + 1), (4, 8), (16, 17), (17, 5), (64, 300), (100, 257)]
 ]
 
 
@@ -32,8 +32,10 @@ def distances(x, centers):
 def test_labels_are_those_of_a_nearest_centre(n, d, k, dtype):
     """The chosen centre's distance is exact, and no other's is lower by more than rounding in the rows' dtype."""
     x, weight, centers, shift = problem(n, d, k, dtype)
-    label, d2, *_ = lloyd_pass(x, weight, centers, shift)
-    every = distances(x, centers)
+    label, score, *_ = lloyd_pass(x, weight, centers, shift)
+    every, d2 = distances(x, centers), -score
+    assert np.isneginf(d2[weight == 0]).all()
+    d2[weight == 0] = every[weight == 0, label[weight == 0]]
     assert np.allclose(d2, every[np.arange(n), label], rtol=1e-13)
     size = (np.abs(x - shift).max() + np.abs(centers - shift).max()) ** 2 * d
     assert (d2 <= every.min(axis=1) + 4 * np.finfo(dtype).eps * size).all()
@@ -44,20 +46,20 @@ def test_labels_are_those_of_a_nearest_centre(n, d, k, dtype):
 def test_sums_are_those_of_the_labels(n, d, k, dtype):
     """Weights, rows about the shift, inertia and the key of labels are the plain float64 sums over rows."""
     x, weight, centers, shift = problem(n, d, k, dtype)
-    label, d2, sum_w, sum_x, inertia, key = lloyd_pass(x, weight, centers, shift, first=1000)
+    label, score, sum_w, sum_x, inertia, key = lloyd_pass(x, weight, centers, shift, first=1000)
     expected_w, expected_x = np.zeros(k), np.zeros((k, d))
     for row, w, own in zip(x.astype(np.float64), weight, label, strict=True):
         expected_w[own] += w
         expected_x[own] += w * (row - shift)
     assert np.allclose(sum_w, expected_w, rtol=1e-13)
     assert np.allclose(sum_x, expected_x, rtol=1e-12, atol=1e-12 * max(weight.sum(), 1.0))
-    assert np.isclose(inertia, weight @ d2, rtol=1e-13)
+    assert np.isclose(inertia, -(weight[weight > 0] @ score[weight > 0]), rtol=1e-13)
     z = ((1000 + np.arange(n)) * k + label + 1).astype(np.uint64) * keyed._GOLDEN
     assert key == np.add.reduce(keyed._mix(z)[weight > 0], dtype=np.uint64)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("d", [1, 3, FEW_FEATURES, FEW_FEATURES + 1, 64])
+@pytest.mark.parametrize("d", [1, 3, 16, 17, 64])
 def test_ties_go_to_the_lowest_centre(d, dtype):
     """Centres given several times, anywhere among the others, are chosen where they stand first."""
     x, weight, centers, shift = problem(700, d, 90, dtype)
@@ -70,21 +72,18 @@ def test_ties_go_to_the_lowest_centre(d, dtype):
 def test_a_row_is_computed_alike_wherever_it_stands(d, dtype):
     """Its label and distance have the same bits alone, among other rows, and at other places of a tile."""
     x, weight, centers, shift = problem(600, d, 33, dtype)
-    label, d2, *_ = lloyd_pass(x, weight, centers, shift)
+    label, score, *_ = lloyd_pass(x, weight, centers, shift)
     for start in (1, 100, 255, 256, 599):
         part = lloyd_pass(np.ascontiguousarray(x[start:]), weight[start:], centers, shift)
         assert np.array_equal(part[0], label[start:])
-        assert part[1].tobytes() == d2[start:].tobytes()
+        assert part[1].tobytes() == score[start:].tobytes()
 
 
-def test_threads_of_blas_change_no_bit():
-    """The products are small and of one shape: one thread or two, the same bytes."""
-    x, weight, centers, shift = problem(1000, 64, 300, np.float32)
-    results = []
-    for threads in (1, 2):
-        with threadpool_limits(threads):
-            results.append([np.asarray(part).tobytes() for part in lloyd_pass(x, weight, centers, shift)])
-    assert results[0] == results[1]
+def test_no_weights_are_ones():
+    """None and ones are the same, to the bit."""
+    x, _, centers, shift = problem(600, 7, 9, np.float32)
+    plain, ones = (lloyd_pass(x, weight, centers, shift) for weight in (None, np.ones(600)))
+    assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(plain, ones, strict=True))
 
 
 def test_rows_without_weight_add_nothing():
@@ -100,19 +99,20 @@ def test_rows_without_weight_add_nothing():
 def test_a_row_at_its_centre_has_distance_0():
     """No rounding is left where a row is its centre, however far from the origin."""
     x = np.random.default_rng(0).normal(1e6, 1.0, size=(50, 9)).astype(np.float32)
-    label, d2, *_ = lloyd_pass(x, np.ones(50), x[:20].astype(np.float64), x.mean(axis=0, dtype=np.float64))
+    label, score, *_ = lloyd_pass(x, None, x[:20].astype(np.float64), x.mean(axis=0, dtype=np.float64))
     assert np.array_equal(label[:20], np.arange(20))
-    assert (d2[:20] == 0).all()
+    assert (score[:20] == 0).all()
 
 
 def test_residuals_of_given_labels():
     """Sums about any points for labels that someone else chose."""
     x, weight, centers, _ = problem(100, 6, 4, np.float32)
     label = np.random.default_rng(0).integers(0, 4, 100).astype(np.int32)
-    d2, sum_w, sum_x = np.empty(100), np.zeros(4), np.zeros((4, 6))
-    total = add_residuals(x, weight, label, centers, d2, sum_w, sum_x)
+    score, sum_w, sum_x = np.empty(100), np.zeros(4), np.zeros((4, 6))
+    total = add_residuals(x, weight, label, centers, score, sum_w, sum_x)
     for k in range(4):
         own = label == k
         assert np.isclose(sum_w[k], weight[own].sum())
         assert np.allclose(sum_x[k], weight[own] @ (x[own].astype(np.float64) - centers[k]))
-    assert np.isclose(total, weight @ d2)
+    assert (np.isinf(score) == (weight == 0)).all()
+    assert np.isclose(total, -(weight[weight > 0] @ score[weight > 0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ def _local(profile: Profile, workers: int) -> Iterator[Any]:
             processes=True,
             host=_LOCAL,
             dashboard_address=f"{_LOCAL}:0",
+            silence_logs=logging.CRITICAL,  # what fails on a worker is raised here, and said once
             memory_limit=None,  # the memory plan already bounds what runs at once
         ) as cluster,
         Client(cluster) as client,

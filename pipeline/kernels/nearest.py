@@ -1,142 +1,94 @@
 """One pass of Lloyd's algorithm: nearest centres, exact distances to them, and sums of residuals, tile by tile.
 
-argmin_k |x - c_k|² = argmin_k (|c_k|² - 2 x.c_k), in the rows' dtype about a shift; a tile's rows lie in the vector
-lanes, so that the comparison with the best centre so far costs a few instructions for many rows. The cross terms
-come from lanes too where features are few, else from a matrix product that stays in the cache. The distance to the
-chosen centre is formed from the difference, in float64. [Lloyd 1982]
+argmin_k |x - c_k|² = argmin_k (|c_k|² - 2 x.c_k), in the rows' dtype about a reference point, with rows in the vector
+lanes. The distance to the chosen centre is formed from the difference, in float64, and so are the sums. [Lloyd 1982]
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, keep_nearest
 from pipeline.kernels.compiling import exact_kernel, kernel
 
-LANES = 256  # rows of a tile; products of a tile with BLOCK centres take 256 KiB in float32
-BLOCK = 256
-FEW_FEATURES = 16  # up to here, loops over lanes are faster than a matrix product (measured)
+TILE = 256  # rows, transposed; a block of centres is read once for all of them
 
 
 def lloyd_pass(
-    x: np.ndarray, weight: np.ndarray, centers: np.ndarray, shift: np.ndarray, first: int = 0
+    x: np.ndarray, weight: np.ndarray | None, centers: np.ndarray, shift: np.ndarray, first: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, np.uint64]:
     """Nearest centre of each row, ties to the lowest, and what they sum up to.
 
-    x : (n, d), float32 or float64.  weight : (n,) float64.  centers : (k, d) float64.  shift : (d,) float64, near
-    the rows.  first : global index of the first row.
-    Returns label : (n,) int32;  d2 : (n,) float64, squared distances;  sum_w : (k,);  sum_x : (k, d), about the
-    shift;  the weighted sum of d2;  the sum modulo 2^64 of keyed hashes of (row, label) where weights are positive.
+    x : (n, d), float32 or float64.  weight : (n,) float64, or None for ones.  centers : (k, d) float64.
+    shift : (d,) float64, near the rows.  first : global index of the first row.
+    Returns label : (n,) int32;  score : (n,), minus the squared distance, inf where the weight is 0;  sum_w : (k,);
+    sum_x : (k, d), about the shift;  the weighted sum of squared distances;  the sum modulo 2^64 of hashes of
+    (row, label) where weights are positive.
     """
-    n, k, d = len(x), *centers.shape
-    points = centers - shift
-    # Centres by twos and features by fours: no remainder in the innermost loops. A centre at infinity is never near.
-    coefficients = np.zeros((k + k % 2, -(-d // 4) * 4 if d <= FEW_FEATURES else d), x.dtype)
-    coefficients[:k, :d] = -2.0 * points
-    square = np.full(len(coefficients), np.inf, x.dtype)
-    square[:k] = np.einsum("kd,kd->k", points, points)
-    # A product may round equal centres differently at different places, and they would share their rows.
-    names: dict[bytes, int] = {}
-    lowest = np.array([names.setdefault(row.tobytes(), j) for j, row in enumerate(coefficients[:k])], np.int32)
-    label, d2 = np.empty(n, np.int32), np.empty(n)
+    (k, d), n = centers.shape, len(x)
+    reference = shift.astype(x.dtype)
+    points = centers - reference
+    # A block of centres is stored feature by feature; those that fill up the last block are at infinity.
+    blocks = -(-k // BLOCK)
+    coefficients, square = np.zeros((blocks * BLOCK, d), x.dtype), np.full(blocks * BLOCK, np.inf, x.dtype)
+    coefficients[:k], square[:k] = -2.0 * points, np.einsum("kd,kd->k", points, points)
+    coefficients = np.ascontiguousarray(coefficients.reshape(blocks, BLOCK, d).swapaxes(1, 2))
+    label, score = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
-    inertia, key = _pass(x, weight, first, centers, shift, coefficients, square, lowest, label, d2, sum_w, sum_x)
-    return label, d2, sum_w, sum_x + sum_w[:, None] * points, inertia, key
+    given = np.empty(0) if weight is None else weight
+    inertia, key = _pass(
+        x, given, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
+    )
+    return label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key
 
 
-@exact_kernel  # the sums of a row must not follow its place among the lanes
+@exact_kernel
 def _pass(
     x: np.ndarray,
     weight: np.ndarray,
     first: int,
     centers: np.ndarray,
-    shift: np.ndarray,
+    reference: np.ndarray,
     coefficients: np.ndarray,
     square: np.ndarray,
-    lowest: np.ndarray,
     label: np.ndarray,
-    d2: np.ndarray,
+    score: np.ndarray,
     sum_w: np.ndarray,
     sum_x: np.ndarray,
 ) -> tuple[float, np.uint64]:
     n, d = x.shape
-    k_total, width = coefficients.shape
-    few = d <= FEW_FEATURES
-    block = 2 if few else min(BLOCK, k_total)
-    rows = np.zeros((width, LANES) if few else (LANES, width), x.dtype)
-    score = np.empty((block, LANES), x.dtype)
-    best, index = np.empty(LANES, x.dtype), np.empty(LANES, x.dtype)
+    lanes = VECTOR_BYTES // x.itemsize
+    rows = np.empty((TILE // lanes, d, lanes), x.dtype)
+    best, index = np.empty((TILE // lanes, lanes), x.dtype), np.empty((TILE // lanes, lanes), x.dtype)
+    w = np.ones(TILE)
     inertia, key = 0.0, np.uint64(0)
-    for start in range(0, n, LANES):
-        stop = min(start + LANES, n)
-        if few:
-            _load_across(x, start, shift, rows)
-        else:
-            _load(x, start, shift, rows)
+    for start in range(0, n, TILE):
+        m = min(TILE, n - start)
+        _load(x, start, reference, rows)
         best[:] = np.inf
         index[:] = 0
-        for k in range(0, k_total, block):
-            m = min(block, k_total - k)
-            if few:
-                _cross_of_two(coefficients, k, rows, score)
-            else:
-                np.dot(coefficients[k : k + m], rows.T, score[:m])
-            _keep_lowest(score, square, k, m, best, index)
-        for t in range(stop - start):
-            label[start + t] = lowest[np.int32(index[t])]
-        inertia += add_residuals(
-            x[start:stop], weight[start:stop], label[start:stop], centers, d2[start:stop], sum_w, sum_x
-        )
-        key += _key(label[start:stop], weight[start:stop], first + start, len(centers))
+        for b in range(len(coefficients)):
+            for g in range(len(rows)):
+                keep_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
+        own, stop = label[start : start + m], start + m
+        for t in range(m):
+            own[t] = np.int32(index[t // lanes, t % lanes])
+            if weight.size:
+                w[t] = weight[start + t]
+        inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
+        key += _key(own, w, first + start, len(centers))
     return inertia, key
 
 
 @exact_kernel
-def _load(x: np.ndarray, start: int, shift: np.ndarray, rows: np.ndarray) -> None:
-    """rows <- a tile of x - shift. Past the end the last row is repeated: every product has the same shape."""
-    for t in range(LANES):
-        s = min(start + t, x.shape[0] - 1)
-        for i in range(x.shape[1]):
-            rows[t, i] = x[s, i] - shift[i]
-
-
-@exact_kernel
-def _load_across(x: np.ndarray, start: int, shift: np.ndarray, rows: np.ndarray) -> None:
-    """The same, transposed."""
-    for t in range(LANES):
-        s = min(start + t, x.shape[0] - 1)
-        for i in range(x.shape[1]):
-            rows[i, t] = x[s, i] - shift[i]
-
-
-@exact_kernel
-def _cross_of_two(coefficients: np.ndarray, k: int, rows: np.ndarray, out: np.ndarray) -> None:
-    """out <- coefficients[k : k + 2] @ rows. Eight coefficients stay in registers while lanes stream by."""
-    for i in range(0, rows.shape[0], 4):
-        a0, a1 = coefficients[k, i], coefficients[k, i + 1]
-        a2, a3 = coefficients[k, i + 2], coefficients[k, i + 3]
-        b0, b1 = coefficients[k + 1, i], coefficients[k + 1, i + 1]
-        b2, b3 = coefficients[k + 1, i + 2], coefficients[k + 1, i + 3]
-        if i == 0:
-            out[:2] = 0
-        for t in range(LANES):
-            x0, x1, x2, x3 = rows[i, t], rows[i + 1, t], rows[i + 2, t], rows[i + 3, t]
-            out[0, t] = out[0, t] + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
-            out[1, t] = out[1, t] + b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
-
-
-@exact_kernel
-def _keep_lowest(
-    score: np.ndarray, square: np.ndarray, first: int, m: int, best: np.ndarray, index: np.ndarray
-) -> None:
-    """Compare centres first .. first + m - 1 with the best so far. index : (LANES,), whole numbers in score's dtype:
-    lanes of one width.
-    """
-    for k in range(m):
-        add, name = square[first + k], score.dtype.type(first + k)
-        for t in range(LANES):
-            value = score[k, t] + add
-            index[t] = name if value < best[t] else index[t]
-            best[t] = value if value < best[t] else best[t]
+def _load(x: np.ndarray, start: int, reference: np.ndarray, rows: np.ndarray) -> None:
+    """rows <- a tile of x - reference, transposed in groups of one vector; past the end the last row is repeated."""
+    lanes = rows.shape[2]
+    for g in range(rows.shape[0]):
+        for t in range(lanes):
+            s = min(start + g * lanes + t, x.shape[0] - 1)
+            for i in range(x.shape[1]):
+                rows[g, i, t] = x[s, i] - reference[i]
 
 
 @kernel
@@ -145,13 +97,14 @@ def add_residuals(
     weight: np.ndarray,
     label: np.ndarray,
     centers: np.ndarray,
-    d2: np.ndarray,
+    score: np.ndarray,
     sum_w: np.ndarray,
     sum_x: np.ndarray,
 ) -> float:
-    """Add weights and weight x (x - centre) to the sums of each row's centre; return the weighted sum of d2.
+    """Add weights and weight x (x - centre) to the sums of each row's centre; return the weighted sum of their squares.
 
-    x : (n, d).  weight : (n,).  label : (n,) int32.  centers, sum_x : (k, d).  sum_w : (k,).  d2 : (n,), written.
+    x : (n, d).  weight : (n,).  label : (n,) int32.  centers, sum_x : (k, d).  sum_w : (k,).
+    score : (n,), written: minus the squared distance, inf where the weight is 0.
     """
     total = 0.0
     for t in range(x.shape[0]):
@@ -162,7 +115,7 @@ def add_residuals(
             square += residual * residual
             sum_x[k, i] += w * residual
         sum_w[k] += w
-        d2[t] = square
+        score[t] = -square if w > 0 else np.inf
         total += w * square
     return total
 

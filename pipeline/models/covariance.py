@@ -27,7 +27,6 @@ class Shape(NamedTuple):
     tile_moment : (diff (n, d), r (n,)) -> the weighted second moment of one component
     mahalanobis : (diff (n, d), factor of one component) -> (n,) squared distances
     factor : covariances -> precision factors, NaN for a component without one
-    growth : (covariance, factor) of one component -> how much larger than its result the terms of a whitened row can be
     log_det : (factors, d) -> (k,) log determinants of the factors (half those of the precisions)
     trace : (factors, moments) -> (k,) tr(precision @ moment)
     covariances : (moments about the means, N (k,), d, reg) -> covariances
@@ -46,7 +45,6 @@ class Shape(NamedTuple):
     tile_moment: Callable[[Array, Array], Array]
     mahalanobis: Callable[[Array, Array], Array]
     factor: Callable[[Array], Array]
-    growth: Callable[[Array, Array], float]
     log_det: Callable[[Array, int], Array]
     trace: Callable[[Array, Array], Array]
     covariances: Callable[[Array, Array, int, float], Array]
@@ -113,11 +111,6 @@ def _matrix_mahalanobis(diff: Array, factor: Array) -> Array:
     return np.einsum("nd,nd->n", white, white)
 
 
-def _matrix_growth(covariance: Array, factor: Array) -> float:
-    """By Cauchy and Schwarz |x_i - mu_i| is at most sd_i times the Mahalanobis distance."""
-    return float((np.sqrt(np.diagonal(covariance)) @ np.abs(factor)).max())
-
-
 def _log_diagonal(factors: Array, d: int) -> Array:
     return np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1)
 
@@ -135,7 +128,6 @@ FULL = Shape(
     tile_moment=_full_moment,
     mahalanobis=_matrix_mahalanobis,
     factor=lambda covariances: np.stack([_cholesky_factor(c) for c in covariances]),
-    growth=_matrix_growth,
     log_det=_log_diagonal,
     trace=_matrix_trace,
     covariances=_full_covariances,
@@ -154,7 +146,6 @@ TIED = Shape(
     tile_moment=_full_moment,
     mahalanobis=_matrix_mahalanobis,
     factor=_cholesky_factor,
-    growth=_matrix_growth,
     log_det=_log_diagonal,
     trace=_matrix_trace,
     covariances=_tied_covariances,
@@ -173,7 +164,6 @@ DIAG = Shape(
     tile_moment=lambda diff, r: r @ (diff * diff),
     mahalanobis=lambda diff, factor: _squares(diff * factor),
     factor=_inverse_root,
-    growth=lambda covariance, factor: 1.0,
     log_det=lambda factors, d: np.log(factors).sum(axis=1),
     trace=lambda factors, moments: (factors * factors * moments).sum(axis=1),
     covariances=lambda moments, counts, d, reg: _ratio(moments, counts) + reg,
@@ -192,7 +182,6 @@ SPHERICAL = Shape(
     tile_moment=lambda diff, r: r @ _squares(diff),
     mahalanobis=lambda diff, factor: _squares(diff) * (factor * factor),
     factor=_inverse_root,
-    growth=lambda covariance, factor: 1.0,
     log_det=lambda factors, d: d * np.log(factors),
     trace=lambda factors, moments: factors * factors * moments,
     covariances=lambda moments, counts, d, reg: _ratio(moments, counts) / d + reg,

@@ -34,7 +34,6 @@ from pipeline.models.stats import Array, Partial, Rows
 
 SCATTER_ROWS = 4096
 LOG_2PI = float(np.log(2.0 * np.pi))
-FLOAT32_GROWTH = 100.0  # float32 log-densities are off by up to 5e-8 x growth x (d + Mahalanobis²) nats (measured)
 
 
 @dataclass(frozen=True)
@@ -194,12 +193,6 @@ class Gaussian(Mixture):
                     (k, f"largest covariance eigenvalue {width[k]:.3g} is lost in rounding ({rounding[k]:.3g})")
                 )
         return found
-
-    def _of(self, params: GaussianParams, k: int) -> tuple[Array, Array]:
-        """Covariance and factor of component k."""
-        if not self.shape.per_component:
-            return params.covariances, params.factors
-        return params.covariances[k], params.factors[k]
 
     def _broken(self, params: GaussianParams) -> Array:
         """(k,) bool: components whose covariance has no Cholesky factor."""

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from pipeline.kernels.nearest import add_residuals, lloyd_pass
 from pipeline.models.base import N_EXEMPLARS, Labels, Model, Reset, checked_arrays, compute_dtype, tile_height, tiles
-from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
+from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows, lowest
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,23 @@ class KMeans(Model):
     def e_step(
         self, params: KMeansParams, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
     ) -> Partial:
-        weights = np.ones(x.shape[0]) if weight is None else weight
-        index = np.arange(start, start + x.shape[0])
         rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
-        label, d2, sum_w, sum_x, inertia, key = lloyd_pass(rows, weights, params.centers, self.shift, start)
-        score = -d2 if weight is None else np.where(weights > 0, -d2, np.inf)
+        label, score, sum_w, sum_x, inertia, key = lloyd_pass(rows, weight, params.centers, self.shift, start)
+        far = lowest(score, self.n_worst)
+        w = np.ones(len(far)) if weight is None else weight[far]
         return Partial(
             KMeansStats(sum_w, sum_x, inertia),
-            LowestRows.of(self.n_worst, score, index, x, weights, label),
+            LowestRows.of(self.n_worst, score[far], start + far, x[far], w, label[far]),
             key,
-            self._exemplars(x, weights, index, label, d2) if exemplars else None,
+            self._exemplars(x, start, label, score) if exemplars else None,
         )
 
-    def _exemplars(self, x: Rows, weight: Array, index: Array, label: Array, d2: Array) -> Exemplars:
+    def _exemplars(self, x: Rows, start: int, label: Array, score: Array) -> Exemplars:
         total: Exemplars | None = None
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            live = weight[rows] > 0
-            own = np.where(label[rows][live, None] == np.arange(self.n_components), 0.0, -np.inf)
-            best = Exemplars.of(N_EXEMPLARS, index[rows][live], own, own - d2[rows][live, None], x[rows][live])
+            live = rows.start + np.flatnonzero(score[rows] < np.inf)
+            own = np.where(label[live, None] == np.arange(self.n_components), 0.0, -np.inf)
+            best = Exemplars.of(N_EXEMPLARS, start + live, own, own + score[live, None], x[live])
             total = best if total is None else total + best
         assert total is not None, "a chunk has at least one row"
         return total
@@ -155,4 +154,5 @@ def nearest(x: Rows, centers: Array, shift: Array) -> tuple[Array, Array]:
         label = score.argmin(axis=1)
         return label.astype(np.int32), np.maximum(score[np.arange(len(label)), label] + x.multiply(x).sum(axis=1), 0.0)
     rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
-    return lloyd_pass(rows, np.ones(len(rows)), centers, shift)[:2]
+    label, score, *_ = lloyd_pass(rows, None, centers, shift)
+    return label, -score

@@ -79,11 +79,15 @@ class LowestRows:
         return LowestRows(self.limit, score[keep], row[keep], *merged)
 
 
-def _lowest(score: Array, row: Array, limit: int) -> Array:
-    # Cheap cuts first, by a few rows and then by what is left: sorting all rows for a handful would cost more than
-    # the E-step.
+def lowest(score: Array, limit: int) -> Array:
+    """Positions of scores up to the limit-th lowest, in order of position: more than `limit` only where scores tie."""
+    # Cut by a few rows first and then by what is left: selecting among all rows would cost more than some E-steps.
     kept = np.flatnonzero(score <= _cut(score[: 1024 + 16 * limit], limit))
-    kept = kept[score[kept] <= _cut(score[kept], limit)]
+    return kept[score[kept] <= _cut(score[kept], limit)]
+
+
+def _lowest(score: Array, row: Array, limit: int) -> Array:
+    kept = lowest(score, limit)
     return kept[np.lexsort((row[kept], score[kept]))][:limit]
 
 
