@@ -19,21 +19,26 @@ def single_thread() -> Any:
 
 
 def kernel_set() -> list[str]:
-    """What this process multiplies with, such as ["openblas Zen"]."""
+    """What this process computes with: BLAS kernels, and what compiled ones are compiled for.
+
+    Such as ["compiled znver3", "openblas Haswell"].
+    """
     import numpy  # noqa: F401  both must be loaded, or threadpoolctl does not see their BLAS
     import scipy.linalg  # noqa: F401
+    from llvmlite.binding import get_host_cpu_name
     from threadpoolctl import threadpool_info
 
     libraries = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
-    return sorted({f"{lib['internal_api']} {lib.get('architecture', 'unknown')}" for lib in libraries})
+    names = {f"{lib['internal_api']} {lib.get('architecture', 'unknown')}" for lib in libraries}
+    return sorted({f"compiled {get_host_cpu_name()}", *names})
 
 
 def check_same_kernels(mine: list[str], others: dict[str, list[str]]) -> None:
     """Refuse a mixture of kernel sets: the same chunk would give other bits on another worker."""
     for name, theirs in others.items():
         if theirs != mine:
-            core = mine[0].split()[-1]
+            core = next((kernels.split()[1] for kernels in mine if kernels.startswith("openblas")), "Haswell")
             raise InputError(
-                f"worker {name} multiplies with {theirs}, this process with {mine}; results would depend on who computes "
-                f"what. Start every process with the same kernels: export OPENBLAS_CORETYPE={core}"
+                f"worker {name} computes with {theirs}, this process with {mine}; results would depend on who computes "
+                f"what. Start every process on the same kind of CPU with the same kernels: export OPENBLAS_CORETYPE={core}"
             )

@@ -1,8 +1,8 @@
-"""The innermost step of nearest centres: a vector of rows against a block of centres, in registers alone.
+"""Two innermost steps with their vectors spelled out: a transposed square, and rows against a block of centres.
 
-Compilers do not keep a block of sums in registers across a loop over features when they start from loops; here
-the vectors are spelled out. A step loads a feature of many rows once and multiplies it with six centres, so
-nothing waits for memory: measured at the speed of a large matrix product, with the comparisons included.
+From loops no compiler keeps a block of sums in registers while features go by. Here a step loads one feature of
+many rows, multiplies it with six centres and waits for no memory: it runs at the speed of a large matrix product,
+comparisons included.
 """
 
 from __future__ import annotations
@@ -15,11 +15,55 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK = 6  # centres: with vectors of two registers, 12 sums; there are 16 registers (32 with AVX-512)
+SQUARE_BYTES = 32  # a side of a transposed square: one register
 VECTOR_BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def keep_nearest(
+def _data(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
+    """The array structures among the arguments."""
+    pairs = [(kind, value) for kind, value in zip(signature.args, args, strict=True) if isinstance(kind, types.Array)]
+    return [context.make_array(kind)(context, builder, value) for kind, value in pairs]
+
+
+def _transpose_square(typing: Any, x: Any, s: Any, i: Any, reference: Any, rows: Any, t: Any) -> tuple[Any, Any]:
+    """rows[i + j, t + r] <- x[s + r, i + j] - reference[i + j] for a square of SQUARE_BYTES. x : (n, d).  rows : (d, v)."""
+    side, align = 8 * SQUARE_BYTES // x.dtype.bitwidth, x.dtype.bitwidth // 8
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = ir.IntType(64)
+        vector = ir.VectorType(context.get_data_type(x.dtype), side)
+        source, subtract, target = _data(context, builder, signature, args)
+
+        def place(array: Any, line: Any, column: Any) -> Any:
+            width = builder.extract_value(array.shape, 1)
+            pointer = builder.gep(array.data, [builder.add(builder.mul(line, width), column)])
+            return builder.bitcast(pointer, vector.as_pointer())
+
+        one = builder.bitcast(builder.gep(subtract.data, [args[2]]), vector.as_pointer())
+        shift = builder.load(one, align=align)
+        lines = [
+            builder.fsub(builder.load(place(source, builder.add(args[1], whole(r)), args[2]), align=align), shift)
+            for r in range(side)
+        ]
+        step = 1
+        while step < side:  # exchange the off-diagonal squares of 1, 2, 4, ... [Eklundh 1972]
+            upper = [n if not n & step else side + n - step for n in range(side)]
+            lower = [n + step if not n & step else side + n for n in range(side)]
+            for r in range(side):
+                if not r & step:
+                    pair = lines[r], lines[r + step]
+                    for at, mask in ((r, upper), (r + step, lower)):
+                        chosen = ir.Constant(ir.VectorType(ir.IntType(32), side), mask)
+                        lines[at] = builder.shuffle_vector(*pair, chosen)
+            step *= 2
+        for j, line in enumerate(lines):
+            builder.store(line, place(target, builder.add(args[2], whole(j)), args[5]), align=align)
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, types.intp, reference, rows, types.intp), generate
+
+
+def _keep_nearest(
     typing: Any, rows: Any, coefficients: Any, constant: Any, first: Any, best: Any, index: Any
 ) -> tuple[Any, Any]:
     """Compare constant_j + sum_i coefficients[i, j] rows[i] with the best so far; the first of equal ones stays.
@@ -32,11 +76,7 @@ def keep_nearest(
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         real, whole = context.get_data_type(rows.dtype), ir.IntType(64)
         vector = ir.VectorType(real, v)
-        arrays = [
-            context.make_array(kind)(context, builder, value)
-            for kind, value in zip(signature.args, args, strict=True)
-            if isinstance(kind, types.Array)
-        ]
+        arrays = _data(context, builder, signature, args)
         x, c, start, low, name = (array.data for array in arrays)
         x, low, name = (builder.bitcast(pointer, vector.as_pointer()) for pointer in (x, low, name))
         product = ir.FunctionType(vector, [vector] * 3)
@@ -70,3 +110,8 @@ def keep_nearest(
         return context.get_dummy_value()
 
     return types.void(rows, coefficients, constant, first, best, index), generate
+
+
+# Not by decorator: numba's types would show the code generators' arguments to callers.
+transpose_square: Any = intrinsic(_transpose_square)
+keep_nearest: Any = intrinsic(_keep_nearest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, keep_nearest
+from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, keep_nearest, transpose_square
 from pipeline.kernels.compiling import exact_kernel, kernel
 
 TILE = 256  # rows, transposed; a block of centres is read once for all of them
@@ -59,20 +59,24 @@ def _pass(
     n, d = x.shape
     lanes = VECTOR_BYTES // x.itemsize
     rows = np.empty((TILE // lanes, d, lanes), x.dtype)
-    best, index = np.empty((TILE // lanes, lanes), x.dtype), np.empty((TILE // lanes, lanes), x.dtype)
+    best, chosen = np.empty((TILE // lanes, lanes), x.dtype), np.empty(TILE, x.dtype)
+    index = chosen.reshape(best.shape)
+    tail = np.zeros((TILE, d), x.dtype)  # the last rows, filled up
     w = np.ones(TILE)
     inertia, key = 0.0, np.uint64(0)
     for start in range(0, n, TILE):
         m = min(TILE, n - start)
-        _load(x, start, reference, rows)
+        if m < TILE:
+            tail[:m] = x[start:]
+        _load(x[start : start + TILE] if m == TILE else tail, reference, rows)
         best[:] = np.inf
-        index[:] = 0
+        chosen[:] = 0
         for b in range(len(coefficients)):
             for g in range(len(rows)):
                 keep_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
         own, stop = label[start : start + m], start + m
         for t in range(m):
-            own[t] = np.int32(index[t // lanes, t % lanes])
+            own[t] = np.int32(chosen[t])
             if weight.size:
                 w[t] = weight[start + t]
         inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
@@ -81,14 +85,19 @@ def _pass(
 
 
 @exact_kernel
-def _load(x: np.ndarray, start: int, reference: np.ndarray, rows: np.ndarray) -> None:
-    """rows <- a tile of x - reference, transposed in groups of one vector; past the end the last row is repeated."""
-    lanes = rows.shape[2]
-    for g in range(rows.shape[0]):
+def _load(tile: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> None:
+    """rows <- tile - reference, transposed in groups of one vector. tile : (TILE, d)."""
+    groups, d, lanes = rows.shape
+    side = SQUARE_BYTES // tile.itemsize
+    squares = d - d % side
+    for g in range(groups):
+        group = rows[g]
+        for t in range(0, lanes, side):
+            for i in range(0, squares, side):
+                transpose_square(tile, g * lanes + t, i, reference, group, t)
         for t in range(lanes):
-            s = min(start + g * lanes + t, x.shape[0] - 1)
-            for i in range(x.shape[1]):
-                rows[g, i, t] = x[s, i] - reference[i]
+            for i in range(squares, d):
+                group[i, t] = tile[g * lanes + t, i] - reference[i]
 
 
 @kernel
