@@ -83,6 +83,7 @@ def run(
     with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
         refuse_impossible(config, chunks)
+        start = _given_start(config, chunks.n_rows)
         record = provenance.record(config, chunks.fingerprint())
         with _engine(config, chunks) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
@@ -90,7 +91,7 @@ def run(
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, directory, chunks, engine, log, memory, began)
             job.log("start", **provenance.surroundings(engine.workers, chunks))
-            known, runs = _start(job)
+            known, runs = _start(job, *start)
             job = replace(job, chunks=replace(chunks, affine=known.affine))
             checkpoint.save(directory.checkpoints, 0, pack(known, runs))
             _fit(job, known, runs, generation=0)
@@ -242,7 +243,7 @@ def _engine(config: Config, chunks: Chunks) -> Iterator[Engine]:
         yield opened
 
 
-def _start(job: Job) -> tuple[Known, list[Run]]:
+def _start(job: Job, labels: RowColumn | None, arrays: dict[str, np.ndarray] | None) -> tuple[Known, list[Run]]:
     """The profiling pass, the preprocessing it fits, and the initial parameters of all restarts."""
     config, chunks = job.config, job.chunks
     seed = config.fit.random_state
@@ -258,7 +259,6 @@ def _start(job: Job) -> tuple[Known, list[Run]]:
     chunks = replace(chunks, affine=known.affine)
     model = build_model(config, known)
     began = time.perf_counter()
-    labels, arrays = _given_start(config, chunks.n_rows)
     params = initial_params(
         model,
         config.fit.init,

@@ -33,7 +33,7 @@ def newest(folder: Path) -> tuple[int, float, list[str]]:
     return generation, found.facts["value"], warnings
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     arrays=st.dictionaries(
         st.sampled_from(["a", "b/c", "b/d/e", "known/mean"]),

@@ -218,27 +218,28 @@ def slow_config(path: Path) -> Path:
     plain = {
         "data": {"source": "synthetic", "n_rows": 400_000, "mixture": mixture},
         "model": {"n_components": 4, "covariance_type": "diag"},
-        "fit": {"init": "random", "max_iter": 6, "tol": 0},
+        "fit": {"init": "random", "max_iter": 30, "tol": 0},
     }
     path.write_text(yaml.safe_dump(plain))
     return path
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_with_a_checkpoint_and_resume_ends_with_the_same_bytes(tmp_path):
-    """SIGINT ends the command quickly with exit code 75 and the line to type next."""
+@pytest.mark.parametrize("options", [[], ["--profile", "local"]], ids=["threads", "processes"])
+def test_ctrl_c_stops_with_a_checkpoint_and_resume_ends_with_the_same_bytes(tmp_path, options):
+    """Ctrl-C, which reaches every process of a terminal, ends the command with 75 and the line to type next."""
     config, run = slow_config(tmp_path / "c.yaml"), tmp_path / "run"
-    program = [sys.executable, "-m", "pipeline"]
+    program = [sys.executable, "-m", "pipeline", "run", config, "--output", run, *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([*program, "run", config, "--output", run], stderr=subprocess.PIPE, env=env) as started:
+    with subprocess.Popen(program, stderr=subprocess.PIPE, env=env, start_new_session=True) as started:
         deadline = time.monotonic() + 120
         while not (run / "checkpoints" / "gen-000001").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.3)
         began = time.monotonic()
-        started.send_signal(signal.SIGINT)
+        os.killpg(started.pid, signal.SIGINT)  # a session of its own: nobody else's processes are in it
         error = started.stderr.read().decode()
-    assert started.returncode == 75 and f"em-pipeline resume {run}" in error and "Traceback" not in error
+    assert started.returncode == 75 and f"em-pipeline resume {run}" in error and "Traceback" not in error, error
     assert time.monotonic() - began < 25
     assert not (run / ".lock").exists()
     assert command("resume", run).code == 0

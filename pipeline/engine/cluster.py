@@ -64,6 +64,7 @@ def _local(profile: Profile, workers: int) -> Iterator[Any]:
             processes=True,
             host=_LOCAL,
             dashboard_address=f"{_LOCAL}:0",
+            preload="pipeline.engine.embedded",
             silence_logs=logging.CRITICAL,  # what fails on a worker is raised here, and said once
             memory_limit=None,  # the memory plan already bounds what runs at once
         ) as cluster,

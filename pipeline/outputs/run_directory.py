@@ -123,10 +123,10 @@ class RunDirectory:
                         f"{self.path}: in use by process {pid} on {host}. Wait for it; if it is gone, remove {path}."
                     )
                 path.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name with a null byte
             raise _unwritable(self.path, error) from error
         finally:
-            with suppress(OSError):  # there is none where nothing can be written
+            with suppress(OSError, ValueError):  # there is none where nothing can be written
                 mine.unlink()
         try:
             yield
@@ -148,7 +148,7 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith((".lock", ".config.yaml."))
 
 
-def _unwritable(path: Path, error: OSError) -> StorageError:
+def _unwritable(path: Path, error: Exception) -> StorageError:
     return StorageError(f"output {path}: cannot be used ({error}). Make it writable, or choose another --output.")
 
 
