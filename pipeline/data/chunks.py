@@ -78,7 +78,10 @@ class Chunks:
         return rows * self.source.n_features * self.source.dtype.itemsize if not self.source.sparse else 2**23
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the input without its path or times: shape, dtype, grid, object sizes, bytes of 16 chunks."""
+        """What identifies the input without its path or times: shape, dtype, grid, object sizes, bytes of 16 chunks.
+
+        Their weights count as bytes of theirs.
+        """
         source = self.source
         content = hashlib.sha256()
         for i in np.unique(np.linspace(0, source.n_chunks - 1, N_HASHED).round().astype(int)):
@@ -86,6 +89,8 @@ class Chunks:
             parts = (x,) if isinstance(x, np.ndarray) else (x.indptr, x.indices, x.data)
             for part in parts:
                 content.update(np.ascontiguousarray(part).data)
+            if self.weights is not None:
+                content.update(self.weights.read(int(source.bounds[i]), int(source.bounds[i + 1])).tobytes())
         return {
             "shape": [source.n_rows, source.n_features],
             "dtype": str(source.dtype),
