@@ -107,7 +107,7 @@ def by_products(problem: Problem, x: Array, weight: Array, log_norm: Array) -> S
     reference = problem.shift.astype(dtype)
     linear = _linear(problem, order[:n_log], reference.astype(np.float64))
     p = n_features(linear.kind, d)
-    height = tile_rows(p if n_log else d, k)
+    height = tile_rows(p if n_log or n_moments else d, k)
     features = np.empty((height, p), dtype)
     joint = np.empty((height, k), dtype)
     coefficients = linear.coefficients.astype(dtype)
@@ -119,8 +119,9 @@ def by_products(problem: Problem, x: Array, weight: Array, log_norm: Array) -> S
     for rows in tiles(len(x), height):
         tile = x[rows]
         phi, r, w = features[: len(tile)], joint[: len(tile)], weight[rows].astype(dtype)
-        if n_log:
+        if n_log or n_moments:
             fill_features(tile, reference, linear.kind, phi)
+        if n_log:
             np.matmul(phi, coefficients, out=r[:, :n_log])
         for column, c in enumerate(order[n_log:], start=n_log):
             r[:, column] = log_density(problem, int(c), tile)
@@ -142,8 +143,8 @@ def _on_products(problem: Problem, dtype: np.dtype[Any], d: int) -> tuple[int, i
     if problem.shape.kind == PAIRS and d > MOST_PAIRS:
         return 0, 0
     if not problem.shape.per_component:  # one covariance: one route; first moments about the reference lose nothing
-        everything = len(problem.reach) if n_log == len(problem.reach) else 0
-        return everything, everything
+        k = len(problem.reach)
+        return (k if n_log == k else 0), k
     return n_log, n_moments
 
 
@@ -209,12 +210,13 @@ def _linear(problem: Problem, chosen: Array, reference: Array) -> _Linear:
         quadratic = np.where(i == j, -0.5, -1.0) * precision[:, i, j]
     else:
         precision = problem.factors[chosen] ** 2
-        precision = precision.reshape(len(chosen), -1)
+        if shape.kind == SPHERE:
+            precision = precision[:, None]
         slope = precision * m
         quadratic = -0.5 * precision
     constant = problem.log_scale[chosen] - 0.5 * np.einsum("kd,kd->k", slope, m)
     coefficients = np.concatenate([quadratic, slope, constant[:, None]], axis=1).T
-    return _Linear(shape.kind, np.ascontiguousarray(coefficients), not shape.per_component)
+    return _Linear(shape.kind, np.ascontiguousarray(coefficients), not shape.per_component and len(chosen) > 0)
 
 
 def _collected(

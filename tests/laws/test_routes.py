@@ -1,0 +1,88 @@
+"""The routes of a Gaussian's E-step lead to the same statistics, whichever a component takes."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from pipeline.models import routes
+from pipeline.models.gaussian import Gaussian
+from tests.laws.common import TYPES
+from tests.reference import gaussian_log_joint
+
+NOWHERE, EVERYWHERE = (0.0, 0.0), (np.inf, np.inf)
+
+
+def problem(covariance_type, d, k, dtype, seed=0, n=700):
+    """Overlapping components of moderate condition, their model and parameters, and rows drawn from them."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(k, d))
+    roots = rng.normal(size=(k, d, d)) / np.sqrt(d)
+    full = roots @ np.swapaxes(roots, 1, 2) * 0.5 + 0.5 * np.eye(d)
+    narrow = {
+        "full": full,
+        "tied": full.mean(axis=0),
+        "diag": np.diagonal(full, axis1=1, axis2=2).copy(),
+        "spherical": np.trace(full, axis1=1, axis2=2) / d,
+    }
+    x = (means[rng.integers(k, size=n)] + rng.normal(size=(n, d))).astype(dtype)
+    model = Gaussian(k, x.mean(axis=0, dtype=np.float64), covariance_type)
+    weights = rng.dirichlet(np.ones(k))
+    return model, model.params(weights, means, narrow[covariance_type]), x, rng.random(n)
+
+
+def statistics(model, params, x, weight, most_lanes, limits):
+    """The E-step with the routes that these settings leave open."""
+    table = {np.dtype(np.float32): limits, np.dtype(np.float64): limits}
+    with mock.patch.object(routes, "MOST_LANES", most_lanes), mock.patch.object(routes, "LIMITS", table):
+        return model.chunk_stats(params, x, weight)
+
+
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-3)])
+@pytest.mark.parametrize(("d", "k"), [(1, 1), (5, 3), (16, 4), (20, 9)])
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_routes_agree(covariance_type, d, k, dtype, tolerance, assignment):
+    """Lanes, products, Cholesky and a mixture of the last two give one answer, to the dtype's rounding."""
+    model, params, x, weight = problem(covariance_type, d, k, dtype)
+    model = Gaussian(k, model.shift, covariance_type, assignment=assignment)
+    reach = model._problem(params).reach
+    between = (float(np.median(reach)), float(np.quantile(reach, 0.25)))
+    expected, density = statistics(model, params, x.astype(np.float64), weight, 0, NOWHERE)
+    for most_lanes, limits in ((d, NOWHERE), (0, EVERYWHERE), (0, NOWHERE), (0, between)):
+        found, log_norm = statistics(model, params, x, weight, most_lanes, limits)
+        np.testing.assert_allclose(log_norm, density, rtol=0, atol=tolerance * (d + np.abs(density).max()))
+        for name in ("sum_w", "sum_x", "sum_xx", "log_likelihood", "entropy"):
+            a, b = np.asarray(getattr(found, name)), np.asarray(getattr(expected, name))
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * (1 + np.abs(b).max()), err_msg=name)
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_components_beyond_the_limits_leave_the_products(covariance_type):
+    """Far from the others and narrow, so that c_k is huge in float32: the log-densities are still those of float64."""
+    model, params, x, weight = problem(covariance_type, 20, 3, np.float32)
+    means = params.means.copy()
+    means[1] += 1e4
+    params = model.params(params.weights, means, params.covariances)
+    x[:200] += np.float32(1e4)
+    reach = model._problem(params).reach
+    assert reach.max() > routes.LIMITS[np.dtype(np.float32)][0]
+    _, log_norm = model.chunk_stats(params, x, weight)
+    full = {"full": params.covariances, "tied": params.covariances}.get(covariance_type, params.covariances)
+    exact = gaussian_log_joint(x.astype(np.float64), params.weights, params.means, full, covariance_type)
+    peak = exact.max(axis=1)
+    expected = peak + np.log(np.exp(exact - peak[:, None]).sum(axis=1))
+    np.testing.assert_allclose(log_norm, expected, rtol=0, atol=1e-5 * (20 + np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_float32_densities_on_the_products_route_are_within_the_stated_bound(covariance_type):
+    """10 eps c_k max(1, d/8) nats of float64 on the same rows and parameters (SPEC section 5)."""
+    for seed in range(20):
+        d = 17 + 3 * seed % 40
+        model, params, x, weight = problem(covariance_type, d, 4, np.float32, seed)
+        reach = model._problem(params).reach
+        _, low = statistics(model, params, x, weight, 0, EVERYWHERE)
+        _, high = statistics(model, params, x.astype(np.float64), weight, 0, NOWHERE)
+        bound = 10 * np.finfo(np.float32).eps * reach.max() * max(1.0, d / 8)
+        assert np.abs(low - high).max() <= bound
