@@ -15,8 +15,9 @@ import scipy.sparse as sp
 
 from pipeline.data.column import RowColumn
 from pipeline.data.preprocess import Affine
-from pipeline.data.source import Source
+from pipeline.data.source import TARGET_BYTES, Source
 from pipeline.errors import InputError
+from pipeline.models.base import compute_dtype
 from pipeline.models.stats import Array, Rows
 
 N_HASHED = 16  # chunks whose bytes enter the fingerprint
@@ -73,9 +74,11 @@ class Chunks:
         return Chunk(x if self.affine is None else self.affine.apply(x), weight, start, bad)
 
     def chunk_bytes(self) -> int:
-        """Decoded bytes of the largest chunk."""
+        """Bytes of the largest chunk in the dtype that it is computed in; for sparse rows what a chunk aims at."""
+        if self.source.sparse:
+            return TARGET_BYTES
         rows = int(np.diff(self.source.bounds).max())
-        return rows * self.source.n_features * self.source.dtype.itemsize if not self.source.sparse else 2**23
+        return rows * self.source.n_features * compute_dtype(self.source.dtype).itemsize
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the input without its path or times: shape, dtype, grid, object sizes, bytes of 16 chunks.
