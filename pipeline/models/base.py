@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 from pipeline.errors import InputError
-from pipeline.models.posterior import POSTERIORS
 from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
 
 TILE_BYTES = 2**22  # of working arrays: about the caches that one core can use
@@ -190,7 +190,7 @@ class Mixture(Model):
             live = weight[rows] > 0
             tile = x[rows][live]
             log_joint = self.log_joint(params, tile)
-            log_resp = log_joint - POSTERIORS["soft"](log_joint).log_norm[:, None]
+            log_resp = log_joint - logsumexp(log_joint, axis=1)[:, None]
             best = Exemplars.of(N_EXEMPLARS, index[rows][live], log_resp, log_joint, tile)
             total = best if total is None else total + best
         assert total is not None, "a chunk has at least one row"
@@ -199,7 +199,7 @@ class Mixture(Model):
     def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
             log_joint = self.log_joint(params, x[rows])
-            log_norm = POSTERIORS["soft"](log_joint).log_norm
+            log_norm = logsumexp(log_joint, axis=1)
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
 
