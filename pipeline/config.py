@@ -89,7 +89,8 @@ class Data(Section):
         "error", description="zarr: fill is for stores that left out chunks of nothing but the fill value"
     )
     cache: str | None = Field(
-        None, description="docword: where the converted store goes (workers must see it); null: beside the input"
+        None,
+        description="docword and large .gz files: folder of the converted copy (workers must see it); null: beside the input",
     )
 
 

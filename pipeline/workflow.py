@@ -233,7 +233,7 @@ def _open_chunks(config: Config) -> Chunks:
     if weights is None:
         return Chunks(source)
     options = config.data.storage_options
-    return Chunks(source, RowColumn.open(weights, source.n_rows, "weights", storage_options=options))
+    return Chunks(source, RowColumn.open(weights, source.n_rows, "weights", None, options, config.data.missing_chunks))
 
 
 @contextmanager
@@ -300,7 +300,7 @@ def _given_start(config: Config, n_rows: int) -> tuple[RowColumn | None, dict[st
     if path is None:
         return None, None
     if config.fit.init == "labels":
-        return RowColumn.open(path, n_rows, "labels"), None
+        return RowColumn.open(path, n_rows, "labels", missing_chunks=config.data.missing_chunks), None
     import zarr
 
     try:

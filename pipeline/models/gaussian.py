@@ -11,7 +11,7 @@ of all tiles, chunks and iterations add.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -293,9 +293,8 @@ class Gaussian(Mixture):
         return params
 
     def reorder(self, params: GaussianParams, order: Array) -> GaussianParams:
-        if self.shape.per_component:
-            params = replace(params, covariances=params.covariances[order], factors=params.factors[order])
-        return replace(params, weights=params.weights[order], means=params.means[order])
+        covariances = params.covariances[order] if self.shape.per_component else params.covariances
+        return self.params(params.weights[order], params.means[order], covariances)
 
     def positions(self, params: GaussianParams) -> Array:
         return params.means

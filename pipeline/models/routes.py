@@ -6,7 +6,7 @@
 
 The error of a log-density on the products' route is about eps x c_k, where c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the
 reference point; components above a limit go the Cholesky way, whose error does not grow. A tile's height depends on
-the model and the dtype alone.
+model, parameters and dtype, never on memory or workers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ MOST_LANES = 16  # features; above, matrix products win
 MOST_PAIRS = 128  # features; above, a tile of their products no longer fits the cache
 TILE_NUMBERS = 2**20  # features and responsibilities of a tile: about what a core's share of the caches holds
 
-# The largest c_k for the E-step and for the moments (measured: FACTS, and tests/laws/test_routes.py).
 # The largest condition number of a covariance whose whitening may run in float32: its error grows with the root.
 FLOAT32_CONDITION = 3e4
+# The largest c_k for the E-step and for the moments on the products' route (tests/laws/test_routes.py).
 LIMITS = {np.dtype(np.float32): (1e4, 1e3), np.dtype(np.float64): (1e9, 1e8)}
 
 
