@@ -134,7 +134,9 @@ class ProfileJob:
         index = np.arange(chunk.start + rows.start, chunk.start + rows.stop)
         weight = np.ones(n) if chunk.weight is None else chunk.weight[rows]
         bad = np.flatnonzero(chunk.bad[rows]) if chunk.bad is not None else np.empty(0, dtype=int)
-        sample = LowestRows.of(self.sample_size, race(self.seed, SAMPLE_STREAM, index, weight), index, x, weight)
+        sample = LowestRows.of(
+            self.sample_size, race(self.seed, SAMPLE_STREAM, index, weight), int(index[0]), x, weight
+        )
         first_bad = int(index[bad[0]]) if len(bad) else np.iinfo(np.int64).max
         moments = self._sparse_moments if sp.issparse(x) else self._dense_moments
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported by check()

@@ -80,7 +80,7 @@ def _keep_nearest(
         x, c, start, low, name = (array.data for array in arrays)
         x, low, name = (builder.bitcast(pointer, vector.as_pointer()) for pointer in (x, low, name))
         product = ir.FunctionType(vector, [vector] * 3)
-        fma = cgutils.get_or_insert_function(builder.module, product, f"llvm.fma.v{v}f{rows.dtype.bitwidth}")  # type: ignore[no-untyped-call]
+        fma = cgutils.get_or_insert_function(builder.module, product, f"llvm.fma.v{v}f{rows.dtype.bitwidth}")
         align = rows.dtype.bitwidth // 8
 
         def everywhere(value: Any) -> Any:
@@ -91,7 +91,7 @@ def _keep_nearest(
         def element(pointer: Any, at: Any) -> Any:
             return everywhere(builder.load(builder.gep(pointer, [at])))
 
-        sums = [cgutils.alloca_once_value(builder, element(start, whole(j))) for j in range(BLOCK)]  # type: ignore[no-untyped-call]
+        sums = [cgutils.alloca_once_value(builder, element(start, whole(j))) for j in range(BLOCK)]
         with cgutils.for_range(builder, builder.extract_value(arrays[0].shape, 0)) as loop:
             row = builder.load(builder.gep(x, [loop.index]), align=align)
             line = builder.mul(loop.index, whole(BLOCK))

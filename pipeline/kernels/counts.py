@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from pipeline.kernels.compiling import kernel
-from pipeline.kernels.softmax import softmax_rows
+from pipeline.kernels.softmax import padded, softmax_rows
 
 TILE = 64  # documents; their log joint densities stay in the first-level cache
 LOG_FACTORIAL = gammaln(np.arange(1024) + 1.0)  # of small counts, which nearly all are
@@ -92,21 +92,20 @@ def counts_pass(
     sum_w : (k,) and sum_x : (v, k), float64, added to.
     """
     n, k_total = weight.size, sum_w.size
-    tile = np.empty((TILE, k_total))
+    tile = np.empty((TILE, padded(k_total, 8)))
     w, possible = np.empty(TILE), np.empty(TILE, np.bool_)
-    bits = np.empty(k_total, np.int64)
     chosen = np.empty(k_total, np.int64)
     entropy = 0.0
     for start in range(0, n, TILE):
         stop = min(start + TILE, n)
-        joint, ends = tile[: stop - start], indptr[start : stop + 1]
+        joint, ends = tile[: stop - start, :k_total], indptr[start : stop + 1]
         log_joint_counts(data, indices, ends, constant[start:stop], log_weights, log_prob, joint)
         for t in range(stop - start):
             possible[t] = joint[t].max() > -np.inf
             w[t] = weight[start + t] if possible[t] else 0.0
             if not possible[t]:
                 joint[t] = 0.0  # -inf minus -inf would be NaN
-        entropy += softmax_rows(joint, w[: stop - start], hard, log_norm[start:stop], bits)
+        entropy += softmax_rows(tile[: stop - start], k_total, w[: stop - start], hard, log_norm[start:stop])
         for t in range(stop - start):
             if not possible[t]:
                 log_norm[start + t] = -np.inf

@@ -1,57 +1,79 @@
-"""exp over lanes, by a polynomial that the compiler turns into vector instructions (libm's exp stays scalar).
-
-exp(v) = 2^m exp(r), m = round(v / ln 2), |r| <= ln 2 / 2; Taylor to degree 7 (float32) or 13 (float64): the
-error is that of rounding. [Cody and Waite 1980: the reduction in two steps]
-"""
+"""exp and log of vectors in registers (libm's stay scalar); both err by little more than their rounding."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from pipeline.kernels.compiling import exact_kernel
+from pipeline.kernels.vectors import exponent, fma, is_single, power_of_two, significand, spread, where_less
 
 _LOG2E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.4286068203094172e-06  # the first has 15 bits: m times it is exact
+_LN2, _ROOT2 = 0.6931471805599453, 1.4142135623730951
 
 
-@exact_kernel  # reordering would undo the reduction in two steps
-def exp_lanes(a: np.ndarray, scale: np.ndarray, bits: np.ndarray) -> None:
-    """a <- exp(a) for a <= 0.
+@exact_kernel
+def lowest(like: Any) -> Any:
+    """What exp takes at least, in all lanes: the smallest normal number is not far."""
+    return spread(-87.0 if is_single(like) else -708.0, like)
 
-    Below -87 (float32) or -708 (float64) the result is 0: the smallest normal number is not far.
-    a, scale : (t,) float32 or float64.  bits : `scale` viewed as integers of the same width.
+
+@exact_kernel
+def exp(v: Any) -> Any:
+    """e^v for v from lowest(v) to 0; of lowest(v) itself it is 0. v : a vector.
+
+    exp(v) = 2^m exp(r), m = round(v / ln 2), |r| <= ln 2 / 2; Taylor to degree 7 (float32) or 13 (float64).
+    [Cody and Waite 1980: the reduction in two steps]
     """
-    real, whole = a.dtype.type, bits.dtype.type
-    single = a.itemsize == 4
-    lowest = real(-87.0) if single else real(-708.0)
-    bias, shift = (whole(127), whole(23)) if single else (whole(1023), whole(52))
-    # Adding 1.5 x 2^(mantissa bits) rounds to an integer and leaves it in the low bits, in vector registers.
-    magic = real(12582912.0) if single else real(6755399441055744.0)
-    for t in range(a.size):
-        v = max(a[t], lowest)
-        rounded = v * real(_LOG2E) + magic
-        scale[t] = rounded
-        m = rounded - magic
-        r = v - m * real(_LN2_HIGH) - m * real(_LN2_LOW)
-        if single:
-            y = r * real(1 / 5040) + real(1 / 720)
-            y = y * r + real(1 / 120)
-        else:
-            y = r * real(1 / 6227020800) + real(1 / 479001600)
-            y = y * r + real(1 / 39916800)
-            y = y * r + real(1 / 3628800)
-            y = y * r + real(1 / 362880)
-            y = y * r + real(1 / 40320)
-            y = y * r + real(1 / 5040)
-            y = y * r + real(1 / 720)
-            y = y * r + real(1 / 120)
-        y = y * r + real(1 / 24)
-        y = y * r + real(1 / 6)
-        y = y * r + real(0.5)
-        y = y * r + real(1)
-        y = y * r + real(1)
-        a[t] = y if a[t] > lowest else real(0)
-    for t in range(a.size):
-        bits[t] = (bits[t] + bias) << shift
-    for t in range(a.size):
-        a[t] *= scale[t]
+    single = is_single(v)
+    # Adding 1.5 x 2^(bits of the significand) rounds to a whole number and leaves it in the low bits.
+    magic = spread(12582912.0 if single else 6755399441055744.0, v)
+    rounded = fma(v, spread(_LOG2E, v), magic)
+    m = rounded - magic
+    r = fma(m, spread(-_LN2_LOW, v), fma(m, spread(-_LN2_HIGH, v), v))
+    if single:
+        y = fma(r, spread(1 / 5040, v), spread(1 / 720, v))
+        y = fma(y, r, spread(1 / 120, v))
+    else:
+        y = fma(r, spread(1 / 6227020800, v), spread(1 / 479001600, v))
+        y = fma(y, r, spread(1 / 39916800, v))
+        y = fma(y, r, spread(1 / 3628800, v))
+        y = fma(y, r, spread(1 / 362880, v))
+        y = fma(y, r, spread(1 / 40320, v))
+        y = fma(y, r, spread(1 / 5040, v))
+        y = fma(y, r, spread(1 / 720, v))
+        y = fma(y, r, spread(1 / 120, v))
+    one = spread(1.0, v)
+    y = fma(y, r, spread(1 / 24, v))
+    y = fma(y, r, spread(1 / 6, v))
+    y = fma(y, r, spread(0.5, v))
+    y = fma(fma(y, r, one), r, one)
+    return where_less(lowest(v), v, y * power_of_two(rounded), spread(0.0, v))
+
+
+@exact_kernel
+def log(v: Any) -> Any:
+    """Natural logarithm of normal positive numbers. v : a vector.
+
+    log(2^e s) = e ln 2 + 2 atanh(f), f = (s - 1) / (s + 1), s between the roots of 1/2 and 2, by the series of atanh.
+    """
+    one, e, s = spread(1.0, v), exponent(v), significand(v)
+    root = spread(_ROOT2, v)
+    e = where_less(root, s, e + one, e)
+    s = where_less(root, s, s * spread(0.5, v), s)
+    f = (s - one) / (s + one)
+    z = f * f
+    if is_single(v):
+        y = fma(z, spread(1 / 9, v), spread(1 / 7, v))
+    else:
+        y = fma(z, spread(1 / 21, v), spread(1 / 19, v))
+        y = fma(y, z, spread(1 / 17, v))
+        y = fma(y, z, spread(1 / 15, v))
+        y = fma(y, z, spread(1 / 13, v))
+        y = fma(y, z, spread(1 / 11, v))
+        y = fma(y, z, spread(1 / 9, v))
+        y = fma(y, z, spread(1 / 7, v))
+    y = fma(y, z, spread(1 / 5, v))
+    y = fma(y, z, spread(1 / 3, v))
+    y = fma(y, z, one)
+    return fma(e, spread(_LN2, v), (f + f) * y)

@@ -4,51 +4,62 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.kernels.compiling import kernel
-from pipeline.kernels.exponential import exp_lanes
+from pipeline.kernels.compiling import exact_kernel
+from pipeline.kernels.exponential import exp, lowest
+from pipeline.kernels.vectors import WIDE_BYTES, fma, highest, put, spread, total, view, where_less, wide, wide_lanes
 
 
-@kernel
-def softmax_rows(joint: np.ndarray, weight: np.ndarray, hard: bool, log_norm: np.ndarray, bits: np.ndarray) -> float:
+@exact_kernel
+def padded(k: int, itemsize: int) -> int:
+    """Columns of an array whose rows of k numbers are made of whole vectors."""
+    lanes = WIDE_BYTES // itemsize
+    return -(-k // lanes) * lanes
+
+
+@exact_kernel
+def softmax_rows(joint: np.ndarray, k_total: int, weight: np.ndarray, hard: bool, log_norm: np.ndarray) -> float:
     """Turn log joint densities into weight x responsibility, in place; return the total weighted entropy, nats.
 
-    joint : (n, k).  weight : (n,), in joint's dtype.  hard : all weight to the first of the largest.
-    log_norm : (n,) float64, written: log of the sum.  bits : (k,) integers as wide as joint, for scratch.
+    joint : (n, padded(k)), of which k_total columns count; the others become 0.  weight : (n,).
+    hard : all weight to the first of the largest.  log_norm : (n,) float64, written: log of the sum.
     """
-    n, k_total = joint.shape
-    real = joint.dtype.type
-    floor = real(-87.0) if joint.itemsize == 4 else real(-708.0)
-    scale = bits.view(joint.dtype)
-    gap = np.empty(k_total, joint.dtype)
-    e = np.empty(k_total, joint.dtype)
+    rows, step = view(joint), wide_lanes(joint)
     entropy = 0.0
-    for t in range(n):
-        row = joint[t]
-        peak = row[0]
-        for k in range(1, k_total):
-            peak = max(peak, row[k])
-        for k in range(k_total):
-            e[k] = row[k] - peak
-            gap[k] = max(e[k], floor)  # -inf x 0 would be NaN
-        exp_lanes(e, scale, bits)
-        total, cross = real(0), real(0)
-        for k in range(k_total):
-            total += e[k]
-            cross += e[k] * gap[k]
-        log_total = np.log(np.float64(total))
-        log_norm[t] = np.float64(peak) + log_total
+    for t in range(joint.shape[0]):
+        for k in range(k_total, joint.shape[1]):
+            joint[t, k] = -np.inf
+        top = wide(rows, (t, 0))
+        zero = spread(0.0, top)
+        for k in range(step, joint.shape[1], step):
+            v = wide(rows, (t, k))
+            top = where_less(top, v, v, top)
+        peak = highest(top)
         w = weight[t]
-        if not w > 0:
-            row[:] = real(0)
-        elif hard:
+        if hard and w > 0:
             first = 0
-            while first < k_total - 1 and row[first] != peak:
+            while first < k_total - 1 and joint[t, first] != peak:
                 first += 1
-            row[:] = real(0)
-            row[first] = w
+        top = spread(peak, top)
+        floor = lowest(top)
+        mass, cross = zero, zero
+        for k in range(0, joint.shape[1], step):
+            gap = wide(rows, (t, k)) - top
+            gap = where_less(floor, gap, gap, floor)  # -inf x 0 would be NaN
+            e = exp(gap)
+            mass = mass + e
+            cross = fma(e, gap, cross)
+            put(rows, (t, k), e)
+        sum_e, sum_cross = np.float64(total(mass)), np.float64(total(cross))
+        log_sum = np.log(sum_e)
+        log_norm[t] = np.float64(peak) + log_sum
+        if not w > 0:
+            joint[t] = 0
+        elif hard:
+            joint[t] = 0
+            joint[t, first] = w
         else:
-            share = w / total
-            for k in range(k_total):
-                row[k] = e[k] * share
-            entropy += np.float64(w) * (log_total - np.float64(cross / total))
+            share = spread(w / sum_e, top)
+            for k in range(0, joint.shape[1], step):
+                put(rows, (t, k), wide(rows, (t, k)) * share)
+            entropy += w * (log_sum - sum_cross / sum_e)
     return entropy

@@ -178,14 +178,16 @@ class Mixture(Model):
         self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
     ) -> Partial:
         weights = np.ones(x.shape[0]) if weight is None else weight
-        index = np.arange(start, start + x.shape[0])
         stats, log_norm = self.chunk_stats(params, x, weights)
-        self._refuse_impossible(log_norm, index, weights)
-        worst = LowestRows.of(self.n_worst, np.where(weights > 0, log_norm, np.inf), index, x, weights)
-        return Partial(stats, worst, exemplars=self._exemplars(params, x, weights, index) if exemplars else None)
+        if not np.isfinite(stats.log_likelihood):
+            self._refuse_impossible(log_norm, start, weights)
+        score = log_norm if weight is None else np.where(weights > 0, log_norm, np.inf)
+        worst = LowestRows.of(self.n_worst, score, start, x, weight)
+        return Partial(stats, worst, exemplars=self._exemplars(params, x, weights, start) if exemplars else None)
 
-    def _exemplars(self, params: Any, x: Rows, weight: Array, index: Array) -> Exemplars:
+    def _exemplars(self, params: Any, x: Rows, weight: Array, start: int) -> Exemplars:
         total: Exemplars | None = None
+        index = np.arange(start, start + x.shape[0])
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
             live = weight[rows] > 0
             tile = x[rows][live]
@@ -203,14 +205,22 @@ class Mixture(Model):
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
 
-    def _refuse_impossible(self, log_norm: Array, index: Array, weight: Array) -> None:
+    def _refuse_impossible(self, log_norm: Array, start: int, weight: Array) -> None:
         bad = np.flatnonzero(~np.isfinite(log_norm) & (weight > 0))
         if len(bad):
             raise InputError(
-                f"row {index[bad[0]]}: log-density {log_norm[bad[0]]}; no component can produce it. {self.impossible_advice}"
+                f"row {start + bad[0]}: log-density {log_norm[bad[0]]}; no component can produce it. "
+                f"{self.impossible_advice}"
             )
 
     impossible_advice: ClassVar[str] = ""
+
+
+def weighted_total(weight: Array, values: Array) -> float:
+    """sum of weight x value, in which rows of weight 0 do not count, whatever their value. weight, values : (n,)."""
+    with np.errstate(invalid="ignore"):  # 0 x inf
+        total = float(weight @ values)
+    return total if np.isfinite(total) else float(weight @ np.where(weight > 0, values, 0.0))
 
 
 def share_with(weights: Array, moved: Array) -> Array:

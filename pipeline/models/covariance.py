@@ -17,6 +17,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
+from pipeline.kernels.lanes import packed
 from pipeline.models.stats import Array
 
 
@@ -37,7 +38,7 @@ class Shape(NamedTuple):
     per_component : False if one covariance serves all (tied)
     min_rows : d -> effective rows below which a component counts as collapsed
     kind : which quadratic features its log-density is linear in (kernels.features)
-    lane_factors : (factors, k, d) -> lower triangles (k, d, d) or diagonals (k, 1, d), for rows in lanes
+    lane_factors : (factors, k, d) -> packed lower triangles or diagonals (k, d), for rows in lanes
     from_lanes : second moments in the shape of those -> the shape's moments
     """
 
@@ -138,8 +139,8 @@ FULL = Shape(
     per_component=True,
     min_rows=lambda d: d + 1,
     kind=PAIRS,
-    lane_factors=lambda factors, k, d: np.swapaxes(factors, 1, 2),
-    from_lanes=lambda lower: lower + np.swapaxes(np.tril(lower, -1), 1, 2),
+    lane_factors=lambda factors, k, d: packed(np.swapaxes(factors, 1, 2)),
+    from_lanes=lambda lower: np.tril(lower) + np.swapaxes(np.tril(lower, -1), 1, 2),
 )
 TIED = Shape(
     outer=lambda a, b: a.T @ b,
@@ -156,7 +157,7 @@ TIED = Shape(
     per_component=False,
     min_rows=lambda d: 1,
     kind=NONE,
-    lane_factors=lambda factor, k, d: np.broadcast_to(factor.T, (k, d, d)),
+    lane_factors=lambda factor, k, d: np.tile(packed(factor.T[None]), (k, 1)),
     from_lanes=lambda lower: lower[0],
 )
 DIAG = Shape(
@@ -174,7 +175,7 @@ DIAG = Shape(
     per_component=True,
     min_rows=lambda d: 2,
     kind=DIAGONAL,
-    lane_factors=lambda factors, k, d: factors[:, None, :],
+    lane_factors=lambda factors, k, d: factors,
     from_lanes=lambda squares: squares[:, 0],
 )
 SPHERICAL = Shape(
@@ -192,7 +193,7 @@ SPHERICAL = Shape(
     per_component=True,
     min_rows=lambda d: 2,
     kind=SPHERE,
-    lane_factors=lambda factors, k, d: np.broadcast_to(factors[:, None, None], (k, 1, d)),
+    lane_factors=lambda factors, k, d: np.repeat(factors[:, None], d, axis=1),
     from_lanes=lambda squares: squares[:, 0].sum(axis=1),
 )
 SHAPES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}

@@ -28,6 +28,7 @@ from pipeline.models.base import (
     compute_dtype,
     share_with,
     tiles,
+    weighted_total,
 )
 from pipeline.models.covariance import SHAPES, Shape, identity
 from pipeline.models.stats import Array, Partial, Rows
@@ -104,7 +105,7 @@ class Gaussian(Mixture):
         if not shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             sum_xx = self._scatter(x, weight)
-        log_likelihood = float(weight @ np.where(weight > 0, log_norm, 0.0))
+        log_likelihood = weighted_total(weight, log_norm)
         return GaussianStats(sums.sum_w, log_likelihood, sums.entropy, sum_x, sum_xx), log_norm
 
     def _scatter(self, x: Array, weight: Array) -> Array:

@@ -72,7 +72,7 @@ class DistanceSample:
         total: LowestRows | None = None
         for rows, x, weight, _, d2 in _tiles_to_centers(chunk, self.centers, self.shift):
             index = np.arange(chunk.start + rows.start, chunk.start + rows.stop)
-            found = LowestRows.of(self.size, race(self.seed, self.stream, index, weight * d2), index, x, weight)
+            found = LowestRows.of(self.size, race(self.seed, self.stream, index, weight * d2), int(index[0]), x, weight)
             total = found if total is None else total + found
         assert total is not None, "a chunk has at least one row"
         return total

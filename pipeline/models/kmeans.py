@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from pipeline.kernels.nearest import add_residuals, lloyd_pass
 from pipeline.models.base import N_EXEMPLARS, Labels, Model, Reset, checked_arrays, compute_dtype, tile_height, tiles
-from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows, lowest
+from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,9 @@ class KMeans(Model):
     ) -> Partial:
         rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
         label, score, sum_w, sum_x, inertia, key = lloyd_pass(rows, weight, params.centers, self.shift, start)
-        far = lowest(score, self.n_worst)
-        w = np.ones(len(far)) if weight is None else weight[far]
         return Partial(
             KMeansStats(sum_w, sum_x, inertia),
-            LowestRows.of(self.n_worst, score[far], start + far, x[far], w, label[far]),
+            LowestRows.of(self.n_worst, score, start, x, weight, label),
             key,
             self._exemplars(x, start, label, score) if exemplars else None,
         )

@@ -24,6 +24,7 @@ from pipeline.models.base import (
     checked_arrays,
     checked_weights,
     share_with,
+    weighted_total,
 )
 from pipeline.models.stats import Array, Partial, Rows
 
@@ -75,7 +76,7 @@ class Multinomial(Mixture):
         # m_step adds the prior to sum_x: what is left out of 2^40 words does not reach its last bit.
         least = (self.concentration - 1.0) * 2.0**-93
         entropy = counts_pass(*counts, weight, coefficient, *_by_word(params), hard, least, log_norm, sum_w, sum_x)
-        log_likelihood = float(weight @ np.where(weight > 0, log_norm, 0.0))
+        log_likelihood = weighted_total(weight, log_norm)
         return MultinomialStats(sum_w, log_likelihood, entropy, sum_x.T, float(weight @ coefficient)), log_norm
 
     def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> MultinomialStats:

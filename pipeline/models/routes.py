@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.kernels.features import PAIRS, SPHERE, fill_features, n_features
-from pipeline.kernels.lanes import LANES, gaussian_lanes
-from pipeline.kernels.softmax import softmax_rows
+from pipeline.kernels.features import NONE, PAIRS, SPHERE, fill_features, n_features
+from pipeline.kernels.lanes import gaussian_lanes, whole
+from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.base import tiles
 from pipeline.models.covariance import Shape
 from pipeline.models.stats import Array
@@ -29,7 +29,10 @@ TILE_NUMBERS = 2**20  # features and responsibilities of a tile: about what a co
 # The largest condition number of a covariance whose whitening may run in float32: its error grows with the root.
 FLOAT32_CONDITION = 3e4
 # The largest c_k for the E-step and for the moments on the products' route (tests/laws/test_routes.py).
-LIMITS = {np.dtype(np.float32): (1e4, 1e3), np.dtype(np.float64): (1e9, 1e8)}
+LIMITS: dict[np.dtype[Any], tuple[float, float]] = {
+    np.dtype(np.float32): (1e4, 1e3),
+    np.dtype(np.float64): (1e9, 1e8),
+}  # in this order
 
 
 class Sums(NamedTuple):
@@ -63,16 +66,19 @@ def by_lanes(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums
     if (problem.condition > FLOAT32_CONDITION).any():  # one kernel serves all components
         x = x.astype(np.float64, copy=False)
     dtype = x.dtype
-    high = problem.means.astype(dtype)
-    low = (problem.means - high).astype(dtype)
-    factor = problem.shape.lane_factors(problem.factors, k, d).astype(dtype)
-    sum_w, sum_x, sum_xx = np.zeros(k), np.zeros((k, d)), np.zeros(factor.shape)
+    high = problem.means.astype(dtype, order="C")
+    low = (problem.means - high).astype(dtype, order="C")[
+        : k if dtype.itemsize == 4 else 0
+    ]  # in float64 nothing is left
+    matrices, e = problem.shape.kind in (PAIRS, NONE), whole(d)
+    sum_w, sum_x = np.zeros(k), np.zeros((k, e))
+    sum_xx = np.zeros((k, e, e) if matrices else (k, 1, d))
     entropy = gaussian_lanes(
         np.ascontiguousarray(x),
-        weight.astype(dtype),
+        weight,
         high,
         low,
-        np.ascontiguousarray(factor),
+        problem.shape.lane_factors(problem.factors, k, d).astype(dtype, order="C"),
         problem.log_scale.astype(dtype),
         problem.hard,
         problem.shape.per_component,
@@ -80,72 +86,90 @@ def by_lanes(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums
         sum_w,
         sum_x,
         sum_xx,
-        np.empty(LANES, np.int32 if dtype.itemsize == 4 else np.int64),
     )
-    return Sums(problem.means, sum_w, sum_x, problem.shape.from_lanes(sum_xx), entropy)
+    sum_xx = problem.shape.from_lanes(sum_xx[:, :d, :d])
+    return Sums(problem.means, sum_w, sum_x[:, :d], sum_xx, entropy)
 
 
-class _Linear(NamedTuple):
-    """log p(x, k) as a linear function of features of y = x - reference.
+class _Products:
+    """Components whose densities and moments are matrix products in one precision, as columns in the order of c_k."""
 
-    kind : of features (kernels.features).  coefficients : (p, k).  common : whether -|yᵀP|²/2, the same for all
-    components, is left out of them (tied).
-    """
+    def __init__(
+        self, problem: Problem, order: Array, densities: slice, moments: slice, dtype: Any, height: int
+    ) -> None:
+        self.densities, self.moments = densities, moments
+        self.kind = problem.shape.kind
+        self.reference = problem.shift.astype(dtype)
+        self.coefficients = _coefficients(problem, order[densities], self.reference.astype(np.float64)).astype(dtype)
+        self.features = np.empty((height, n_features(self.kind, len(self.reference))), dtype)
+        self.sums = np.zeros((moments.stop - moments.start, self.features.shape[1]))
+        self.product = np.empty(self.sums.shape, dtype)
 
-    kind: int
-    coefficients: Array
-    common: bool
+    def fill(self, x: Array, joint: Array) -> None:
+        """Features of a tile, and its log joint densities. x : (n, d).  joint : (n, k), some columns written."""
+        phi, columns = self.features[: len(x)], joint[:, self.densities]
+        fill_features(x.astype(phi.dtype, copy=False), self.reference, self.kind, phi)
+        if columns.size:
+            np.matmul(phi, self.coefficients, out=columns, casting="same_kind")
+
+    def add(self, resp: Array) -> None:
+        """Add the moments of the tile. resp : (n, k)."""
+        if len(self.sums):
+            columns = resp[:, self.moments].astype(self.product.dtype, copy=False)
+            np.matmul(columns.T, self.features[: len(resp)], out=self.product)
+            np.add(self.sums, self.product, out=self.sums)
 
 
 def by_products(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums:
     """Matrix products, tile by tile; components beyond the limits by Cholesky. Arguments as for by_lanes."""
     shape, dtype = problem.shape, x.dtype
     k, d = problem.means.shape
-    # Components in the order of c_k: those on the products' route are the first columns of every array.
     order = np.argsort(problem.reach, kind="stable")
-    n_log, n_moments = _on_products(problem, dtype, d)
-    reference = problem.shift.astype(dtype)
-    linear = _linear(problem, order[:n_log], reference.astype(np.float64))
-    p = n_features(linear.kind, d)
-    height = tile_rows(p if n_log or n_moments else d, k)
-    features = np.empty((height, p), dtype)
-    joint = np.empty((height, k), dtype)
-    coefficients = linear.coefficients.astype(dtype)
-    bits = np.empty(k, np.int32 if dtype.itemsize == 4 else np.int64)
-    sums = np.zeros((n_moments, p))
+    p = n_features(shape.kind, d)
+    height = tile_rows(p if d <= MOST_PAIRS or shape.kind != PAIRS else d, k)
+    precisions = [
+        _Products(problem, order, densities, moments, precision, height)
+        for precision, densities, moments in on_products(problem, dtype)
+        if densities != moments or densities.stop > densities.start
+    ]
+    n_log, n_moments = (max([0, *(getattr(one, name).stop for one in precisions)]) for name in ("densities", "moments"))
+    joint = np.empty((height, padded(k, dtype.itemsize)), dtype)
     sum_w = np.zeros(k)
     rest = [Moments(shape, problem.means[c], d) for c in order[n_moments:]] if shape.per_component else []
     entropy = 0.0
     for rows in tiles(len(x), height):
-        tile = x[rows]
-        phi, r, w = features[: len(tile)], joint[: len(tile)], weight[rows].astype(dtype)
-        if n_log or n_moments:
-            fill_features(tile, reference, linear.kind, phi)
-        if n_log:
-            np.matmul(phi, coefficients, out=r[:, :n_log])
+        tile, resp = x[rows], joint[: rows.stop - rows.start]
+        for one in precisions:
+            one.fill(tile, resp)
         for column, c in enumerate(order[n_log:], start=n_log):
-            r[:, column] = log_density(problem, int(c), tile)
-        entropy += softmax_rows(r, w, problem.hard, log_norm[rows], bits)
-        if linear.common:
-            log_norm[rows] -= 0.5 * shape.mahalanobis(tile - reference, problem.factors.astype(dtype))
-        sum_w += r.sum(axis=0, dtype=np.float64)
-        if n_moments:
-            sums += r[:, :n_moments].T @ phi
+            resp[:, column] = log_density(problem, int(c), tile)
+        entropy += softmax_rows(resp, k, weight[rows], problem.hard, log_norm[rows])
+        if n_log and not shape.per_component:  # their densities lack -|yᵀP|²/2, the same for all components
+            log_norm[rows] -= 0.5 * shape.mahalanobis(tile - problem.shift.astype(dtype), problem.factors.astype(dtype))
+        sum_w += resp[:, :k].sum(axis=0, dtype=np.float64)
+        for one in precisions:
+            one.add(resp)
         for column, moments in enumerate(rest, start=n_moments):
-            moments.add(tile, r[:, column])
-    return _collected(problem, order, n_moments, linear.kind, reference, sums, sum_w, rest, entropy)
+            moments.add(tile, resp[:, column])
+    return _collected(problem, order, precisions, sum_w, rest, entropy)
 
 
-def _on_products(problem: Problem, dtype: np.dtype[Any], d: int) -> tuple[int, int]:
-    """How many components, in the order of c_k, have their densities and their moments by matrix products."""
-    log_limit, moment_limit = LIMITS[dtype]
-    n_log, n_moments = int((problem.reach <= log_limit).sum()), int((problem.reach <= moment_limit).sum())
-    if problem.shape.kind == PAIRS and d > MOST_PAIRS:
-        return 0, 0
-    if not problem.shape.per_component:  # one covariance: one route; first moments about the reference lose nothing
-        k = len(problem.reach)
-        return (k if n_log == k else 0), k
-    return n_log, n_moments
+def on_products(problem: Problem, dtype: np.dtype[Any]) -> list[tuple[np.dtype[Any], slice, slice]]:
+    """Which components, in the order of c_k, have densities and moments by matrix products, by precision.
+
+    Those beyond the limits of float32 data's own precision are computed in float64.
+    """
+    k, d = problem.means.shape
+    found, log_start, moment_start = [], 0, 0
+    for precision, (log_limit, moment_limit) in LIMITS.items():
+        if precision.itemsize < dtype.itemsize or (problem.shape.kind == PAIRS and d > MOST_PAIRS):
+            continue
+        n_log, n_moments = int((problem.reach <= log_limit).sum()), int((problem.reach <= moment_limit).sum())
+        if not problem.shape.per_component:  # one covariance: one route; first moments about the shift lose nothing
+            n_log, n_moments = (k if n_log == k else log_start), k
+        found.append((precision, slice(log_start, n_log), slice(moment_start, n_moments)))
+        log_start, moment_start = n_log, n_moments
+    return found
 
 
 def tile_rows(p: int, k: int) -> int:
@@ -193,20 +217,21 @@ def difference(x: Array, mean: Array) -> Array:
     return diff
 
 
-def _linear(problem: Problem, chosen: Array, reference: Array) -> _Linear:
-    """Coefficients of the chosen components' log joint densities, formed in float64."""
+def _coefficients(problem: Problem, chosen: Array, reference: Array) -> Array:
+    """(p, k') coefficients of the chosen components' log joint densities in the features, formed in float64.
+
+    Tied: without -|yᵀP|²/2, which all components share.
+    """
     shape = problem.shape
     m = problem.means[chosen] - reference
     if not shape.per_component:
-        precision = problem.factors @ problem.factors.T
-        slope = m @ precision
+        slope = m @ (problem.factors @ problem.factors.T)
         quadratic = np.empty((len(chosen), 0))
     elif shape.kind == PAIRS:
         factors = problem.factors[chosen]
         precision = factors @ np.swapaxes(factors, 1, 2)
         slope = np.einsum("kij,kj->ki", precision, m)
-        d = m.shape[1]
-        i, j = np.tril_indices(d)
+        i, j = np.tril_indices(m.shape[1])
         quadratic = np.where(i == j, -0.5, -1.0) * precision[:, i, j]
     else:
         precision = problem.factors[chosen] ** 2
@@ -215,36 +240,25 @@ def _linear(problem: Problem, chosen: Array, reference: Array) -> _Linear:
         slope = precision * m
         quadratic = -0.5 * precision
     constant = problem.log_scale[chosen] - 0.5 * np.einsum("kd,kd->k", slope, m)
-    coefficients = np.concatenate([quadratic, slope, constant[:, None]], axis=1).T
-    return _Linear(shape.kind, np.ascontiguousarray(coefficients), not shape.per_component and len(chosen) > 0)
+    return np.ascontiguousarray(np.concatenate([quadratic, slope, constant[:, None]], axis=1).T)
 
 
 def _collected(
-    problem: Problem,
-    order: Array,
-    n_moments: int,
-    kind: int,
-    reference: Array,
-    sums: Array,
-    sum_w: Array,
-    rest: list[Moments],
-    entropy: float,
+    problem: Problem, order: Array, precisions: list[_Products], sum_w: Array, rest: list[Moments], entropy: float
 ) -> Sums:
-    """The sums of both routes, in the order of the components."""
+    """The sums of all routes, in the order of the components."""
     shape = problem.shape
     k, d = problem.means.shape
-    first, others = order[:n_moments], order[n_moments:]
-    about = problem.means.copy()
-    about[first] = reference
-    all_w, sum_x = np.empty(k), np.zeros((k, d))
-    all_w[order] = sum_w
-    linear = sums.shape[1] - d - 1
-    sum_x[first] = sums[:, linear : linear + d]
-    if not shape.per_component:
-        return Sums(about, all_w, sum_x, np.zeros((d, d)), entropy)
+    about, all_w, sum_x = problem.means.copy(), np.empty(k), np.zeros((k, d))
     sum_xx = np.zeros(shape.array_shape(k, d))
-    sum_xx[first] = _from_quadratic(kind, sums[:, :linear], d)
-    for c, moments in zip(others, rest, strict=True):
+    all_w[order] = sum_w
+    for one in precisions:
+        own, linear = order[one.moments], one.sums.shape[1] - d - 1
+        about[own] = one.reference
+        sum_x[own] = one.sums[:, linear : linear + d]
+        if shape.per_component:
+            sum_xx[own] = _from_quadratic(one.kind, one.sums[:, :linear], d)
+    for c, moments in zip(order[k - len(rest) :], rest, strict=True):
         sum_x[c], sum_xx[c] = moments.sum_x, moments.sum_xx
     return Sums(about, all_w, sum_x, sum_xx, entropy)
 

@@ -61,16 +61,24 @@ class LowestRows:
     label: Array
 
     @classmethod
-    def of(cls, limit: int, score: Array, row: Array, x: Rows, weight: Array, label: Array | None = None) -> LowestRows:
-        """The lowest of all rows given; rows whose score is +inf or NaN are left out."""
-        keep = _lowest(score, row, limit)
-        label = np.full(len(score), -1) if label is None else label
-        return cls(limit, score[keep], row[keep], x[keep], weight[keep], label[keep])
+    def of(
+        cls, limit: int, score: Array, start: int, x: Rows, weight: Array | None, label: Array | None = None
+    ) -> LowestRows:
+        """The lowest of consecutive rows, of which the first is row `start`; scores of +inf or NaN are left out.
+
+        weight : (n,), None for ones.  label : (n,), None for -1.
+        """
+        kept = lowest(score, limit)
+        keep = kept[np.argsort(score[kept], kind="stable")][:limit]
+        weight = np.ones(len(keep)) if weight is None else weight[keep]
+        label = np.full(len(keep), -1) if label is None else label[keep]
+        return cls(limit, score[keep], start + keep, x[keep], weight, label)
 
     def __add__(self, other: LowestRows) -> LowestRows:
         score = np.concatenate([self.score, other.score])
         row = np.concatenate([self.row, other.row])
-        keep = _lowest(score, row, self.limit)
+        kept = lowest(score, self.limit)
+        keep = kept[np.lexsort((row[kept], score[kept]))][: self.limit]
         merged = (
             stack(self.x, other.x)[keep],
             np.concatenate([self.weight, other.weight])[keep],
@@ -84,11 +92,6 @@ def lowest(score: Array, limit: int) -> Array:
     # Cut by a few rows first and then by what is left: selecting among all rows would cost more than some E-steps.
     kept = np.flatnonzero(score <= _cut(score[: 1024 + 16 * limit], limit))
     return kept[score[kept] <= _cut(score[kept], limit)]
-
-
-def _lowest(score: Array, row: Array, limit: int) -> Array:
-    kept = lowest(score, limit)
-    return kept[np.lexsort((row[kept], score[kept]))][:limit]
 
 
 def _cut(score: Array, limit: int) -> Any:

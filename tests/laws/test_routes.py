@@ -10,7 +10,7 @@ from pipeline.models.gaussian import Gaussian
 from tests.laws.common import TYPES
 from tests.reference import gaussian_log_joint
 
-NOWHERE, EVERYWHERE = (0.0, 0.0), (np.inf, np.inf)
+NOWHERE, EVERYWHERE = (-1.0, -1.0), (np.inf, np.inf)
 
 
 def problem(covariance_type, d, k, dtype, seed=0, n=700):
@@ -32,8 +32,8 @@ def problem(covariance_type, d, k, dtype, seed=0, n=700):
 
 
 def statistics(model, params, x, weight, most_lanes, limits):
-    """The E-step with the routes that these settings leave open."""
-    table = {np.dtype(np.float32): limits, np.dtype(np.float64): limits}
+    """The E-step with the routes that these settings leave open. limits : by bytes of a number."""
+    table = {dtype: limits.get(dtype.itemsize, NOWHERE) for dtype in routes.LIMITS}
     with mock.patch.object(routes, "MOST_LANES", most_lanes), mock.patch.object(routes, "LIMITS", table):
         return model.chunk_stats(params, x, weight)
 
@@ -48,8 +48,9 @@ def test_routes_agree(covariance_type, d, k, dtype, tolerance, assignment):
     model = Gaussian(k, model.shift, covariance_type, assignment=assignment)
     reach = model._problem(params).reach
     between = (float(np.median(reach)), float(np.quantile(reach, 0.25)))
-    expected, density = statistics(model, params, x.astype(np.float64), weight, 0, NOWHERE)
-    for most_lanes, limits in ((d, NOWHERE), (0, EVERYWHERE), (0, NOWHERE), (0, between)):
+    expected, density = statistics(model, params, x.astype(np.float64), weight, 0, {})
+    ways = [(d, {}), (0, {4: EVERYWHERE, 8: EVERYWHERE}), (0, {8: EVERYWHERE}), (0, {}), (0, {4: between, 8: between})]
+    for most_lanes, limits in [*ways, (0, {4: between, 8: EVERYWHERE})]:
         found, log_norm = statistics(model, params, x, weight, most_lanes, limits)
         np.testing.assert_allclose(log_norm, density, rtol=0, atol=tolerance * (d + np.abs(density).max()))
         for name in ("sum_w", "sum_x", "sum_xx", "log_likelihood", "entropy"):
@@ -82,7 +83,7 @@ def test_float32_densities_on_the_products_route_are_within_the_stated_bound(cov
         d = 17 + 3 * seed % 40
         model, params, x, weight = problem(covariance_type, d, 4, np.float32, seed)
         reach = model._problem(params).reach
-        _, low = statistics(model, params, x, weight, 0, EVERYWHERE)
-        _, high = statistics(model, params, x.astype(np.float64), weight, 0, NOWHERE)
+        _, low = statistics(model, params, x, weight, 0, {4: EVERYWHERE})
+        _, high = statistics(model, params, x.astype(np.float64), weight, 0, {})
         bound = 10 * np.finfo(np.float32).eps * reach.max() * max(1.0, d / 8)
         assert np.abs(low - high).max() <= bound
