@@ -6,11 +6,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from pipeline.engine.blas import choose_kernels
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.config import Engine
 
 app = typer.Typer(
     name="em-pipeline",
@@ -52,11 +56,13 @@ def run_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run of ours")] = False,
 ) -> None:
     """Fit what CONFIG asks for."""
-    from pipeline import workflow
     from pipeline.config import load_config
 
     changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
     loaded = load_config(config, changes)
+    _before_numpy(loaded.engine)
+    from pipeline import workflow
+
     where = output or Path(loaded.output.path)
     _with_progress(where, lambda listener: workflow.run(loaded, output, overwrite, [listener]))
 
@@ -73,9 +79,10 @@ def resume_command(
     ] = False,
 ) -> None:
     """Go on exactly where RUN stopped; of a finished run, do what is missing."""
+    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
+    _before_numpy(_stored_engine(run, changes))
     from pipeline import workflow
 
-    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
     _with_progress(run, lambda listener: workflow.resume(run, changes, [listener], accept_other_bits))
 
 
@@ -100,9 +107,10 @@ def predict_command(
     profile: ProfileName = None,
 ) -> None:
     """Label rows with the model of RUN: its own, or others given by --set data.key=value and --output."""
+    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
+    _before_numpy(_stored_engine(run, changes))
     from pipeline import workflow
 
-    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
     _with_progress(output or run, lambda listener: workflow.predict(run, changes, output, [listener]))
 
 
@@ -122,6 +130,21 @@ def _engine(address: str | None, file: Path | None, profile: str | None) -> list
     chosen = {name: str(value) if value else None for name, value in given.items()}
     chosen["scheduler"] = chosen["scheduler"] or "threads"
     return [f"engine.{name}={'null' if value is None else value}" for name, value in chosen.items()]
+
+
+def _before_numpy(engine: Engine) -> None:
+    """What must be settled before NumPy loads. Workers that others started have theirs already, and must be matched."""
+    if not (engine.scheduler_address or engine.scheduler_file):
+        choose_kernels()
+
+
+def _stored_engine(run: Path, changes: list[str]) -> Engine:
+    """The engine section of a run's config, with the changes."""
+    from pipeline.config import validate
+    from pipeline.outputs.run_directory import RunDirectory
+
+    record = RunDirectory(run).read_config()
+    return validate(record["config"], changes, str(run / "config.yaml")).engine
 
 
 def _with_progress(where: Path, action: Callable[[Any], Path]) -> None:

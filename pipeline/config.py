@@ -182,6 +182,18 @@ class Engine(Section):
         "auto", description="bytes that the job may use on this machine, such as 4GiB; auto: 60% of what is free"
     )
 
+    keep_decoded: bool = Field(
+        False, description="keep decoded chunks between passes, as far as memory allows; threads only"
+    )
+
+    @model_validator(mode="after")
+    def _keeps_where_it_can(self) -> Engine:
+        if self.keep_decoded and (self.scheduler_address or self.scheduler_file or self.scheduler != "threads"):
+            raise ValueError(
+                "keep_decoded: only threads share what they keep; use scheduler: threads, or leave it false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_place(self) -> Engine:
         given = [self.scheduler_address, self.scheduler_file, None if self.scheduler == "threads" else self.scheduler]

@@ -46,5 +46,6 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     fitting = task_bytes(chunks.chunk_bytes(), max(statistics, square + sample), TILE_BYTES, n_init)
     # A block of labels is filled and concatenated while two finished ones wait to be written.
     labelling = task_bytes(chunks.chunk_bytes(), 0, TILE_BYTES, 0) + 4 * block_bytes(config.output.top_k)
-    driver = 4 * statistics * n_init + 3 * (square + sample)
-    return plan(engine.memory, engine.workers, max(fitting, labelling), driver, uses_processes(engine))
+    driver = 8 * statistics * n_init + 3 * (square + sample)
+    each, processes = max(fitting, labelling), uses_processes(engine)
+    return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes)

@@ -239,7 +239,8 @@ def _open_chunks(config: Config) -> Chunks:
 @contextmanager
 def _engine(config: Config, chunks: Chunks) -> Iterator[Engine]:
     """The engine with as many tasks at a time as the memory plan allows."""
-    with open_engine(config.engine, memory_plan(config, chunks).workers) as opened:
+    plan = memory_plan(config, chunks)
+    with open_engine(config.engine, plan.workers, plan.ahead, plan.spare) as opened:
         yield opened
 
 

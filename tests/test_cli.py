@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import load_config
+from pipeline.config import load_config, to_plain
+from pipeline.engine.blas import kernel_set
+from pipeline.outputs.run_directory import RunDirectory
 from tests.jobs import Interrupt, blobs, command, files, job, refused, results, write_config, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,3 +247,47 @@ def test_ctrl_c_stops_with_a_checkpoint_and_resume_ends_with_the_same_bytes(tmp_
     assert command("resume", run).code == 0
     assert command("run", config, "--output", tmp_path / "whole").code == 0
     assert results(run) == results(tmp_path / "whole")
+
+
+# --- what must be settled before NumPy loads
+
+
+def python(code, *arguments, **environment):
+    """What a fresh interpreter prints."""
+    own = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=own | environment
+    )
+    return done.stdout.split()
+
+
+CHOOSE = "import os, sys; from pathlib import Path; from pipeline.engine.blas import choose_kernels as c; \
+c(Path(sys.argv[1])); print(os.environ.get('OPENBLAS_CORETYPE'))"
+
+
+def test_wide_kernels_are_chosen_where_the_cpu_has_them_and_blas_does_not_know(tmp_path):
+    """Only with all AVX-512 flags, a library that fell back to Haswell, NumPy not loaded and no choice of the user's."""
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    wide.write_text("processor: 0\nflags : fpu avx2 avx512f avx512cd avx512bw avx512dq avx512vl\n")
+    narrow.write_text("processor: 0\nflags : fpu avx2 avx512f\n")
+    fell_back = any(kernel.startswith("openblas Haswell") for kernel in kernel_set())
+    assert python(CHOOSE, wide) == ["SkylakeX" if fell_back else "None"]
+    assert python(CHOOSE, narrow) == ["None"]
+    assert python(CHOOSE, tmp_path / "none") == ["None"]
+    assert python(CHOOSE, wide, OPENBLAS_CORETYPE="Zen") == ["Zen"]
+    assert python("import numpy;" + CHOOSE, wide) == ["None"]
+
+
+@pytest.mark.parametrize("command", ["run", "resume", "predict"])
+def test_commands_choose_before_numpy_loads_unless_others_started_the_workers(tmp_path, command):
+    """The choice is made while it still has an effect; with a foreign scheduler it is left to its workers."""
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {source: npy, path: none.npy}\nmodel: {n_components: 2}\n")
+    path = config
+    if command != "run":
+        path = tmp_path / "run"
+        directory = RunDirectory(path)
+        directory.create({"config": to_plain(load_config(config).resolved())})
+    code = "import sys, pipeline.cli as c; c.choose_kernels = lambda: print('chosen', 'numpy' in sys.modules); c.main()"
+    assert python(code, command, path)[:2] == ["chosen", "False"]
+    assert python(code, command, path, "--scheduler-file", tmp_path / "absent") == []

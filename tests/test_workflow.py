@@ -436,10 +436,12 @@ def test_a_place_that_cannot_be_written_is_an_error_of_storage(tmp_path, data):
 def test_memory_is_refused_with_advice(data):
     """A limit that not even one task fits in says what is needed and what to do; a larger one allows fewer workers."""
     with pytest.raises(InputError, match=r"one task needs \d+ MiB.*Raise engine.memory"):
-        memory.plan(2**20, "auto", 50 * 2**20, 2**20, False)
-    one = memory.plan(memory.IMPORTS + 80 * 2**20, 4, 50 * 2**20, 2**20, False)
-    assert one.workers == 1 and one.peak <= one.limit
-    assert memory.plan(2**40, 4, 50 * 2**20, 2**20, False).workers == 4
+        memory.plan(2**20, "auto", 50 * 2**20, 8 * 2**20, 2**20, False)
+    one = memory.plan(memory.IMPORTS + 53 * 2**20, 4, 50 * 2**20, 8 * 2**20, 2**20, False)
+    assert one.workers == 1 and not one.ahead and one.peak <= one.limit
+    room = memory.plan(memory.IMPORTS + 60 * 2**20, 4, 50 * 2**20, 8 * 2**20, 2**20, False)
+    assert room.workers == 1 and room.ahead and 0 <= room.spare < 2**21
+    assert memory.plan(2**40, 4, 50 * 2**20, 8 * 2**20, 2**20, False).workers == 4
 
 
 # --- rows and their weights

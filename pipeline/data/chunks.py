@@ -34,6 +34,12 @@ class Chunk:
     start: int
     bad: Array | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows, weights and masks."""
+        rows = (self.x.data, self.x.indices, self.x.indptr) if sp.issparse(self.x) else (self.x,)
+        return sum(part.nbytes for part in (*rows, self.weight, self.bad) if part is not None)
+
 
 @dataclass(frozen=True)
 class Chunks:

@@ -27,19 +27,21 @@ def uses_processes(config: EngineConfig) -> bool:
 
 
 @contextmanager
-def open_engine(config: EngineConfig, workers: int) -> Iterator[Engine]:
+def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: int = 0) -> Iterator[Engine]:
     """An engine for the length of a job. workers : tasks at a time, for threads and embedded clusters.
+
+    ahead : read the next chunk while one computes.  spare : bytes for kept chunks, where the config wants them.
 
     Raises InputError for an unknown profile, ClusterLost when a scheduler cannot be reached or is lost.
     """
     if config.scheduler_address or config.scheduler_file:
         with _lost_cluster_errors(), _attached(config) as client:
-            yield _engine_of(client)
+            yield _engine_of(client, ahead)
     elif config.scheduler == "threads":
-        yield Engine(workers=workers)
+        yield Engine(workers=workers, ahead=ahead, keep=spare if config.keep_decoded else 0)
     else:
         with _lost_cluster_errors(), _local(_profile(config), workers) as client:
-            yield _engine_of(client)
+            yield _engine_of(client, ahead)
 
 
 def _profile(config: EngineConfig) -> Profile:
@@ -104,10 +106,10 @@ def _address_in(file: Path) -> str:
     return str(json.loads(file.read_text(encoding="utf-8"))["address"])
 
 
-def _engine_of(client: Any) -> Engine:
+def _engine_of(client: Any, ahead: bool) -> Engine:
     check_same_kernels(kernel_set(), client.run(kernel_set))
     workers = sum(client.nthreads().values())
-    return Engine(client=client, workers=workers)
+    return Engine(client=client, workers=workers, ahead=ahead)
 
 
 @contextmanager

@@ -20,17 +20,24 @@ class Plan(NamedTuple):
     """A predicted use of memory. All in bytes; workers : tasks at a time.
 
     per_task : one task's peak.  fixed : what does not grow with workers.  limit : what the job may use.
+    ahead : whether a task reads its next chunk while one computes.
     """
 
     workers: int
     per_task: int
     fixed: int
     limit: int
+    ahead: bool
 
     @property
     def peak(self) -> int:
-        """Predicted peak of the whole job on this machine, bytes."""
+        """Predicted peak of the whole job on this machine, bytes; kept chunks come on top, up to the limit."""
         return self.fixed + self.workers * self.per_task
+
+    @property
+    def spare(self) -> int:
+        """What the limit leaves for kept chunks, bytes."""
+        return self.limit - self.peak
 
 
 def task_bytes(chunk_bytes: int, stats_bytes: int, tile_bytes: int, n_jobs: int) -> int:
@@ -42,8 +49,10 @@ def task_bytes(chunk_bytes: int, stats_bytes: int, tile_bytes: int, n_jobs: int)
     return 4 * chunk_bytes + 6 * tile_bytes + 8 * stats_bytes * n_jobs
 
 
-def plan(limit: int | str, workers: int | str, per_task: int, driver_bytes: int, processes: bool) -> Plan:
-    """How many tasks may run at once within `limit` bytes.
+def plan(
+    limit: int | str, workers: int | str, per_task: int, chunk_bytes: int, driver_bytes: int, processes: bool
+) -> Plan:
+    """How many tasks may run at once within `limit` bytes, and whether there is room for one more chunk in each.
 
     Raises InputError, with advice, when not even one fits.
     """
@@ -58,7 +67,9 @@ def plan(limit: int | str, workers: int | str, per_task: int, driver_bytes: int,
             f"engine.memory: {allowed / MIB:.0f} MiB, but one task needs {each / MIB:.0f} MiB beside {fixed / MIB:.0f} MiB "
             "for the job itself. Raise engine.memory, store the data in smaller chunks, or lower model.n_components."
         )
-    return Plan(min(wanted, fitting), each, fixed, allowed)
+    running = min(wanted, fitting)
+    ahead = fixed + running * (each + chunk_bytes) <= allowed
+    return Plan(running, each + chunk_bytes * ahead, fixed, allowed, ahead)
 
 
 def job_pss() -> int:

@@ -1,7 +1,7 @@
 """Passes over the chunks on Dask: the only graph code.
 
-A task is a shard, not a chunk: it streams its chunks one by one, gives each to every job (so one read feeds
-all restarts) and sums what they return along the canonical tree. What is above the shards is summed by a
+A task is a shard, not a chunk: it streams its chunks one by one, the next read while one computes, gives each to every
+job (so one read feeds all restarts) and sums what they return along the canonical tree, in place. What is above the shards is summed by a
 few tasks more. Jobs reach the tasks as the result of one small task, never as an argument of each.
 """
 
@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 from dask.delayed import delayed
 
 from pipeline.data.chunks import Chunk, Chunks
+from pipeline.engine.reading import Kept, in_turn
 from pipeline.engine.tree import shard_level, shards, tree_sum
 from pipeline.errors import Stopped
 
@@ -27,9 +28,12 @@ Job = Callable[[Chunk], Any]
 class Engine:
     """Threads of this process (client None), or a Dask cluster behind a client."""
 
-    def __init__(self, client: Any = None, workers: int = 1) -> None:
+    def __init__(self, client: Any = None, workers: int = 1, ahead: bool = True, keep: int = 0) -> None:
+        """ahead : read the next chunk while one computes.  keep : bytes of decoded chunks kept between passes (threads)."""
         self.client = client
         self.workers = workers
+        self._ahead = ahead
+        self._kept = Kept(keep) if keep else None
         self._chunk_seconds = 0.0
         self._stop: Event | None = None
 
@@ -37,7 +41,8 @@ class Engine:
         """For each job, the sum of job(chunk) over all chunks: one read of the data, the same bits on any workers."""
         began = time.perf_counter()
         level = shard_level(chunks.n_chunks, self.workers, self._chunk_seconds)
-        source, stop = delayed(_same, pure=False)(_Opaque(chunks)), self._new_stop()
+        stop = self._new_stop()
+        source = delayed(_same, pure=False)(_Opaque(_Reading(chunks, self._ahead, self._kept)))
         shared_jobs = delayed(_same, pure=False)(_Opaque(list(jobs)))
         parts = [
             delayed(_sum_shard, pure=False)(source, shared_jobs, run.start, run.stop, stop)
@@ -85,13 +90,25 @@ def _same(opaque: _Opaque) -> _Opaque:
     return opaque
 
 
-def _sum_shard(chunks: _Opaque, jobs: _Opaque, start: int, stop: int, ended: _Opaque) -> list[Any]:
-    return tree_sum((_on_chunk(chunks.value, jobs.value, i, ended.value) for i in range(start, stop)), _add_lists)
+class _Reading(NamedTuple):
+    """How a shard gets its chunks."""
+
+    chunks: Chunks
+    ahead: bool
+    kept: Kept | None
+
+    def load(self, i: int) -> Chunk:
+        """Chunk i, read or kept."""
+        return self.chunks.load(i) if self.kept is None else self.kept.load(self.chunks, i)
 
 
-def _on_chunk(chunks: Chunks, jobs: list[Job], i: int, ended: Event | None) -> list[Any]:
+def _sum_shard(source: _Opaque, jobs: _Opaque, start: int, stop: int, ended: _Opaque) -> list[Any]:
+    chunks = in_turn(source.value.load, range(start, stop), source.value.ahead)
+    return tree_sum((_on_chunk(chunk, jobs.value, ended.value) for chunk in chunks), _add_in_place)
+
+
+def _on_chunk(chunk: Chunk, jobs: list[Job], ended: Event | None) -> list[Any]:
     _begin(ended)
-    chunk = chunks.load(i)
     return [job(chunk) for job in jobs]
 
 
@@ -109,6 +126,13 @@ def _begin(ended: Event | None) -> None:
 
 def _add_lists(a: list[Any], b: list[Any]) -> list[Any]:
     return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def _add_in_place(a: list[Any], b: list[Any]) -> list[Any]:
+    """The same where nobody else holds `a`: between tasks Dask does, and may hand it to a task that it repeats."""
+    for i, y in enumerate(b):
+        a[i] += y
+    return a
 
 
 @cache

@@ -5,7 +5,8 @@ covariance whitens a row. For every shape, moments about another point follow fr
 
     M(a + b) = M(a) - outer(b, s) - outer(s, b) + N outer(b, b)
 
-where s and N are the first and zeroth moments about a. [Bishop 2006, sec. 9.2; scikit-learn's shapes]
+where s and N are the first and zeroth moments about a. Second moments of full covariances are symmetric, and only
+their lower triangles (k, d (d + 1) / 2) are summed, sent and stored. [Bishop 2006, sec. 9.2; scikit-learn's shapes]
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Shape(NamedTuple):
     """Functions of one covariance type; k components, d features.
 
     outer : ((k, d), (k, d)) -> the shape's product of two vectors, per component
-    tile_moment : (diff (n, d), r (n,)) -> the weighted second moment of one component
+    tile_moment : (diff (n, d), r (n,)) -> the weighted second moment of one component, not packed
+    packed : such moments (k, ...) -> the shape's moments
     mahalanobis : (diff (n, d), factor of one component) -> (n,) squared distances
     factor : covariances -> precision factors, NaN for a component without one
     log_det : (factors, d) -> (k,) log determinants of the factors (half those of the precisions)
@@ -39,11 +41,13 @@ class Shape(NamedTuple):
     min_rows : d -> effective rows below which a component counts as collapsed
     kind : which quadratic features its log-density is linear in (kernels.features)
     lane_factors : (factors, k, d) -> packed lower triangles or diagonals (k, d), for rows in lanes
-    from_lanes : second moments in the shape of those -> the shape's moments
+    moments_shape : (k, d) -> shape of the moments
+    from_lanes : second moments (k, d, d), or (k, 1, d) of diagonals -> the shape's moments
     """
 
     outer: Callable[[Array, Array], Array]
     tile_moment: Callable[[Array, Array], Array]
+    packed: Callable[[Array], Array]
     mahalanobis: Callable[[Array, Array], Array]
     factor: Callable[[Array], Array]
     log_det: Callable[[Array, int], Array]
@@ -57,6 +61,7 @@ class Shape(NamedTuple):
     min_rows: Callable[[int], int]
     kind: int
     lane_factors: Callable[[Array, int, int], Array]
+    moments_shape: Callable[[int, int], tuple[int, ...]]
     from_lanes: Callable[[Array], Array]
 
 
@@ -101,8 +106,28 @@ def _full_moment(diff: Array, r: Array) -> Array:
     return (diff * r[:, None]).T @ diff
 
 
+def _lower(matrices: Array) -> Array:
+    """(k, d (d + 1) / 2) lower triangles, row by row, of (k, d, d)."""
+    i, j = np.tril_indices(matrices.shape[-1])
+    return matrices[:, i, j]
+
+
+def _lower_outer(a: Array, b: Array) -> Array:
+    i, j = np.tril_indices(a.shape[1])
+    return a[:, i] * b[:, j]
+
+
+def _from_lower(packed: Array, d: int) -> Array:
+    """Symmetric matrices (k, d, d)."""
+    i, j = np.tril_indices(d)
+    full = np.empty((len(packed), d, d))
+    full[:, i, j] = packed
+    full[:, j, i] = packed
+    return full
+
+
 def _full_covariances(moments: Array, counts: Array, d: int, reg: float) -> Array:
-    covariances = _ratio(_symmetric(moments), counts)
+    covariances = _ratio(_from_lower(moments, d), counts)
     covariances[:, np.arange(d), np.arange(d)] += reg
     return covariances
 
@@ -125,12 +150,13 @@ def _tied_covariances(moments: Array, counts: Array, d: int, reg: float) -> Arra
 
 
 FULL = Shape(
-    outer=lambda a, b: a[:, :, None] * b[:, None, :],
+    outer=_lower_outer,
     tile_moment=_full_moment,
+    packed=_lower,
     mahalanobis=_matrix_mahalanobis,
     factor=lambda covariances: np.stack([_cholesky_factor(c) for c in covariances]),
     log_det=_log_diagonal,
-    trace=_matrix_trace,
+    trace=lambda factors, moments: _matrix_trace(factors, _from_lower(moments, factors.shape[-1])),
     covariances=_full_covariances,
     extremes=lambda covariances, k: _extreme_eigenvalues(covariances),
     traces=lambda covariances, k, d: np.trace(covariances, axis1=1, axis2=2),
@@ -140,11 +166,13 @@ FULL = Shape(
     min_rows=lambda d: d + 1,
     kind=PAIRS,
     lane_factors=lambda factors, k, d: packed(np.swapaxes(factors, 1, 2)),
-    from_lanes=lambda lower: np.tril(lower) + np.swapaxes(np.tril(lower, -1), 1, 2),
+    moments_shape=lambda k, d: (k, d * (d + 1) // 2),
+    from_lanes=_lower,
 )
 TIED = Shape(
     outer=lambda a, b: a.T @ b,
     tile_moment=_full_moment,
+    packed=lambda moments: moments.sum(axis=0),
     mahalanobis=_matrix_mahalanobis,
     factor=_cholesky_factor,
     log_det=_log_diagonal,
@@ -158,11 +186,13 @@ TIED = Shape(
     min_rows=lambda d: 1,
     kind=NONE,
     lane_factors=lambda factor, k, d: np.tile(packed(factor.T[None]), (k, 1)),
+    moments_shape=lambda k, d: (d, d),
     from_lanes=lambda lower: lower[0],
 )
 DIAG = Shape(
     outer=lambda a, b: a * b,
     tile_moment=lambda diff, r: r @ (diff * diff),
+    packed=lambda moments: moments,
     mahalanobis=lambda diff, factor: _squares(diff * factor),
     factor=_inverse_root,
     log_det=lambda factors, d: np.log(factors).sum(axis=1),
@@ -176,11 +206,13 @@ DIAG = Shape(
     min_rows=lambda d: 2,
     kind=DIAGONAL,
     lane_factors=lambda factors, k, d: factors,
+    moments_shape=lambda k, d: (k, d),
     from_lanes=lambda squares: squares[:, 0],
 )
 SPHERICAL = Shape(
     outer=lambda a, b: np.einsum("kd,kd->k", a, b),
     tile_moment=lambda diff, r: r @ _squares(diff),
+    packed=lambda moments: moments,
     mahalanobis=lambda diff, factor: _squares(diff) * (factor * factor),
     factor=_inverse_root,
     log_det=lambda factors, d: d * np.log(factors),
@@ -194,6 +226,7 @@ SPHERICAL = Shape(
     min_rows=lambda d: 2,
     kind=SPHERE,
     lane_factors=lambda factors, k, d: np.repeat(factors[:, None], d, axis=1),
+    moments_shape=lambda k, d: (k,),
     from_lanes=lambda squares: squares[:, 0].sum(axis=1),
 )
 SHAPES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}

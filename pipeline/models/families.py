@@ -17,7 +17,11 @@ from pipeline.models.multinomial import Multinomial
 def _gaussian(config: Config, known: Known) -> Model:
     m = config.model
     assignment = config.fit.assignment or "soft"
-    return Gaussian(m.n_components, known.mean, m.covariance_type, m.reg_covar, assignment, tuple(m.fixed))
+    # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
+    with np.errstate(over="ignore"):
+        shift = known.mean.astype(np.float32).astype(np.float64)
+    shift = np.where(np.isfinite(shift), shift, known.mean)
+    return Gaussian(m.n_components, shift, m.covariance_type, m.reg_covar, assignment, tuple(m.fixed))
 
 
 def _kmeans(config: Config, known: Known) -> Model:
@@ -44,6 +48,6 @@ def build_model(config: Config, known: Known) -> Model:
 
 def stats_bytes(family: str, covariance_type: str, k: int, d: int) -> int:
     """Bytes of one chunk's statistics and the lists beside them, for the memory plan."""
-    second = {"full": k * d * d, "tied": d * d, "diag": k * d, "spherical": k}[covariance_type]
+    second = {"full": k * d * (d + 1) // 2, "tied": d * d, "diag": k * d, "spherical": k}[covariance_type]
     moments = {"gaussian": k * d + second, "kmeans": k * d, "multinomial": k * d}[family]
     return 8 * (moments + 2 * k + min(k, 8 if family != "kmeans" else k) * d)

@@ -56,7 +56,9 @@ class GaussianParams:
 
 @dataclass(frozen=True)
 class GaussianStats(MixtureStats):
-    """Moments about the model's shift. sum_x : (k, d).  sum_xx : the type's shape; tied: (d, d), of all rows."""
+    """Moments about the model's shift. sum_x : (k, d).  sum_xx : (k, d (d + 1) / 2) lower triangles, (d, d) of all rows
+    (tied), (k, d) or (k,).
+    """
 
     sum_x: Array
     sum_xx: Array
@@ -101,7 +103,9 @@ class Gaussian(Mixture):
         log_norm = np.empty(len(x))
         route = routes.by_lanes if d <= routes.MOST_LANES else routes.by_products
         sums = route(self._problem(params), x, weight, log_norm)
-        sum_x, sum_xx = _moved(shape, sums.sum_w, sums.sum_x, sums.sum_xx, self.shift - sums.about)
+        sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
+        if by.any():
+            sum_x, sum_xx = _moved(shape, sums.sum_w, sum_x, sum_xx, by)
         if not shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             sum_xx = self._scatter(x, weight)
@@ -138,8 +142,7 @@ class Gaussian(Mixture):
                 own = np.where(labels[rows] == c, weights[rows], 0.0)
                 moments[c].add(x[rows], own.astype(x.dtype))
         sum_x = np.stack([m.sum_x for m in moments])
-        sum_xx = np.stack([m.sum_xx for m in moments])
-        return GaussianStats(sum_w, 0.0, 0.0, sum_x, sum_xx if shape.per_component else sum_xx.sum(axis=0))
+        return GaussianStats(sum_w, 0.0, 0.0, sum_x, shape.packed(np.stack([m.sum_xx for m in moments])))
 
     def m_step(self, stats: GaussianStats, params: GaussianParams | None) -> GaussianParams:
         shape, d = self.shape, self.n_features

@@ -191,8 +191,7 @@ class Moments:
 
     def __init__(self, shape: Shape, mean: Array, d: int) -> None:
         self.shape, self.mean = shape, mean
-        one = shape.array_shape(1, d)
-        self.sum_x, self.sum_xx = np.zeros(d), np.zeros(one[1:] if shape.per_component else one)
+        self.sum_x, self.sum_xx = np.zeros(d), shape.tile_moment(np.zeros((0, d)), np.zeros(0))
 
     def add(self, x: Array, resp: Array) -> None:
         """Add the rows of a tile. x : (n, d).  resp : (n,)."""
@@ -201,7 +200,7 @@ class Moments:
             x, resp = x[rows], resp[rows]
         diff = difference(x, self.mean)
         self.sum_x += resp @ diff
-        self.sum_xx += self.shape.tile_moment(diff, resp)
+        self.sum_xx = self.sum_xx + self.shape.tile_moment(diff, resp)
 
 
 def difference(x: Array, mean: Array) -> Array:
@@ -250,25 +249,16 @@ def _collected(
     shape = problem.shape
     k, d = problem.means.shape
     about, all_w, sum_x = problem.means.copy(), np.empty(k), np.zeros((k, d))
-    sum_xx = np.zeros(shape.array_shape(k, d))
+    sum_xx = np.zeros(shape.moments_shape(k, d))
     all_w[order] = sum_w
     for one in precisions:
         own, linear = order[one.moments], one.sums.shape[1] - d - 1
         about[own] = one.reference
         sum_x[own] = one.sums[:, linear : linear + d]
         if shape.per_component:
-            sum_xx[own] = _from_quadratic(one.kind, one.sums[:, :linear], d)
-    for c, moments in zip(order[k - len(rest) :], rest, strict=True):
-        sum_x[c], sum_xx[c] = moments.sum_x, moments.sum_xx
+            sum_xx[own] = one.sums[:, 0] if one.kind == SPHERE else one.sums[:, :linear]
+    if rest:
+        others = order[k - len(rest) :]
+        sum_x[others] = [moments.sum_x for moments in rest]
+        sum_xx[others] = shape.packed(np.stack([moments.sum_xx for moments in rest]))
     return Sums(about, all_w, sum_x, sum_xx, entropy)
-
-
-def _from_quadratic(kind: int, sums: Array, d: int) -> Array:
-    """Second moments from the sums of quadratic features. sums : (k, q)."""
-    if kind != PAIRS:
-        return sums[:, 0] if kind == SPHERE else sums
-    full = np.empty((len(sums), d, d))
-    i, j = np.tril_indices(d)
-    full[:, i, j] = sums
-    full[:, j, i] = sums
-    return full

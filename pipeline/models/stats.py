@@ -7,7 +7,8 @@ known (the worst-fit rows, the best examples) travels beside them as lists that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import operator
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +25,10 @@ class Additive:
     def __add__(self, other: Self) -> Self:
         return type(self)(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
 
+    def __iadd__(self, other: Self) -> Self:
+        """The sum, in this value's arrays: no pass over large statistics allocates."""
+        return type(self)(*map(operator.iadd, self._values(), other._values()))
+
     def __mul__(self, factor: float) -> Self:
         return type(self)(*(a * factor for a in self._values()))
 
@@ -38,7 +43,7 @@ class Additive:
         return sum(np.asarray(value).nbytes for value in self._values())
 
     def _values(self) -> list[Any]:
-        return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        return list(vars(self).values())  # in the order of the fields: they are set once, when it is made
 
 
 def stack(a: Rows, b: Rows) -> Rows:
@@ -77,8 +82,7 @@ class LowestRows:
     def __add__(self, other: LowestRows) -> LowestRows:
         score = np.concatenate([self.score, other.score])
         row = np.concatenate([self.row, other.row])
-        kept = lowest(score, self.limit)
-        keep = kept[np.lexsort((row[kept], score[kept]))][: self.limit]
+        keep = np.lexsort((row, score))[: self.limit]
         merged = (
             stack(self.x, other.x)[keep],
             np.concatenate([self.weight, other.weight])[keep],
@@ -145,11 +149,20 @@ class Partial:
     exemplars: Exemplars | None = None
 
     def __add__(self, other: Partial) -> Partial:
+        return self._with(self.stats + other.stats, other)
+
+    def __iadd__(self, other: Partial) -> Partial:
+        stats = self.stats
+        stats += other.stats
+        return self._with(stats, other)
+
+    def _with(self, stats: Any, other: Partial) -> Partial:
+        """The merged lists beside the summed statistics."""
         exemplars = self.exemplars
         if exemplars is not None and other.exemplars is not None:
             exemplars = exemplars + other.exemplars
         return Partial(
-            self.stats + other.stats,
+            stats,
             self.worst + other.worst,
             np.add(self.label_key, other.label_key, dtype=np.uint64),
             exemplars,

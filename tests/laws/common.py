@@ -167,8 +167,8 @@ def close_sums(a: Any, b: Any, model: Any, params: Any, x: Any, weight: Any = No
     for name in vars(b):
         one, other = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
         if name == "sum_xx":
-            tied = model.covariance_type == "tied"
-            size = squares[3 if tied else other.ndim]
+            full = {"tied": squares[3], "full": squares[3][np.tril_indices(len(reach))]}
+            size = full.get(model.covariance_type, squares[other.ndim])
         else:
             size = sizes.get(name, 1.0 + np.abs(other) / total)
         error = np.abs(one - other)

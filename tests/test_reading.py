@@ -1,0 +1,125 @@
+"""Reading ahead and keeping change when chunks are read, never what is computed."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.config import validate
+from pipeline.data.chunks import Chunks
+from pipeline.engine.passes import Engine
+from pipeline.engine.reading import WORTH_SECONDS, Kept, in_turn
+from pipeline.errors import InputError
+from tests.laws.common import ArraySource
+
+
+class SlowLoad:
+    """Loads numbers, slowly enough to be worth reading ahead; remembers what was asked for, and by which thread."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, i):
+        self.asked.append((i, threading.get_ident()))
+        time.sleep(2 * WORTH_SECONDS)
+        if i == 13:
+            raise OSError("chunk 13 is damaged")
+        return i
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_chunks_come_once_and_in_order(n, ahead):
+    """Each index is loaded once, whether the next one is loaded by another thread or not."""
+    load = SlowLoad()
+    assert list(in_turn(load, range(n), ahead)) == list(range(n))
+    assert [i for i, _ in load.asked] == list(range(n))
+    others = {thread for _, thread in load.asked[1:]} - {threading.get_ident()}
+    assert len(others) == (ahead and n > 1)
+
+
+def test_the_next_chunk_is_read_while_one_computes_and_no_other():
+    """Whoever computes on chunk i finds chunk i + 1 on its way, and chunk i + 2 not begun."""
+    load = SlowLoad()
+    for i in in_turn(load, range(6), True):
+        deadline = time.monotonic() + 10
+        while len(load.asked) < min(i + 2, 6) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(5 * WORTH_SECONDS)
+        assert len(load.asked) == min(i + 2, 6)
+
+
+def test_an_error_comes_with_its_chunk_and_who_stops_early_waits_for_one_read_at_most():
+    """The chunks before a damaged one are computed; after a stop, no further chunk is read."""
+    seen = []
+    with pytest.raises(OSError, match="chunk 13"):
+        collect(seen, in_turn(SlowLoad(), range(20), True))
+    assert seen == list(range(13))
+    load = SlowLoad()
+    chunks = in_turn(load, range(100), True)
+    next(chunks)
+    chunks.close()
+    count = len(load.asked)
+    time.sleep(10 * WORTH_SECONDS)
+    assert len(load.asked) == count <= 3
+
+
+def collect(seen, chunks):
+    """Append each chunk as it comes, so that those before an error are kept."""
+    for chunk in chunks:
+        seen.append(chunk)
+
+
+class Counting(ArraySource):
+    """A source that counts how often each chunk is read."""
+
+    reads: dict[int, int]
+
+    def read(self, i):
+        """Chunk i."""
+        self.reads[i] = self.reads.get(i, 0) + 1
+        return super().read(i)
+
+
+def counting(n_rows=1000, rows=100):
+    """Rows in ten chunks of 100 x 3 float64."""
+    x = np.random.default_rng(0).normal(size=(n_rows, 3))
+    source = Counting(x, np.arange(0, n_rows + 1, rows))
+    source.reads = {}
+    return x, source
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 0), (2400 * 4 + 1000, 4), (10**9, 10)])
+def test_kept_chunks_are_read_once_and_sums_stay_the_same(limit, kept):
+    """As many chunks as the limit holds are read in the first pass only; another set of rows begins anew."""
+    x, source = counting()
+    chunks, engine = Chunks(source), Engine(workers=2, keep=limit)
+    sums = [engine.sum_over(chunks, [ColumnSums()])[0] for _ in range(3)]
+    assert all((total == sums[0]).all() for total in sums)
+    np.testing.assert_allclose(sums[0], x.sum(axis=0))
+    assert sorted(source.reads.values()) == [1] * kept + [3] * (10 - kept)
+    engine.sum_over(Chunks(source), [ColumnSums()])
+    assert sum(source.reads.values()) == kept + 3 * (10 - kept) + 10
+
+
+class ColumnSums:
+    """A job: sums of the columns of a chunk."""
+
+    def __call__(self, chunk):
+        """(d,)."""
+        return chunk.x.sum(axis=0)
+
+
+def test_a_kept_chunk_is_the_chunk_itself():
+    """The second load gives the very arrays of the first."""
+    _, source = counting()
+    chunks, kept = Chunks(source), Kept(10**6)
+    assert kept.load(chunks, 3) is kept.load(chunks, 3)
+
+
+def test_keeping_is_for_threads():
+    """Processes do not share what they keep, so the option is refused there, not ignored."""
+    engine = {"scheduler": "local", "keep_decoded": True}
+    with pytest.raises(InputError, match="only threads share what they keep"):
+        validate({"data": {"source": "npy", "path": "x.npy"}, "model": {"n_components": 2}, "engine": engine})
