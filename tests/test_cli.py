@@ -286,8 +286,8 @@ def test_commands_choose_before_numpy_loads_unless_others_started_the_workers(tm
     path = config
     if command != "run":
         path = tmp_path / "run"
-        directory = RunDirectory(path)
-        directory.create({"config": to_plain(load_config(config).resolved())})
+        path.mkdir()
+        RunDirectory(path).create({"config": to_plain(load_config(config).resolved())})
     code = "import sys, pipeline.cli as c; c.choose_kernels = lambda: print('chosen', 'numpy' in sys.modules); c.main()"
     assert python(code, command, path)[:2] == ["chosen", "False"]
     assert python(code, command, path, "--scheduler-file", tmp_path / "absent") == []
