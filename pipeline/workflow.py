@@ -353,6 +353,7 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> No
         workers=job.engine.workers,
         restarts=len(runs),
         max_iter=job.config.fit.max_iter,
+        routes=best.model.route_shares(best.params, job.chunks.source.dtype),
         **{name: value, f"{name}_per_row": value / known.total},
     )
 

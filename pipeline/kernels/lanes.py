@@ -66,6 +66,7 @@ def gaussian_lanes(
     sum_w: np.ndarray,
     sum_x: np.ndarray,
     sum_xx: np.ndarray,
+    scratch: np.ndarray,
 ) -> float:
     """Add the moments of rows about the means to the sums; return the entropy of their responsibilities, total nats.
 
@@ -74,15 +75,15 @@ def gaussian_lanes(
     for a component of weight 0; all of these but the weight in the compute dtype.  hard : one-hot responsibilities.
     second : whether second moments are wanted.  log_norm : (n,), written: log p(x), nats.  sum_w : (k,), sum_x : (k, e),
     sum_xx : (k, e, e), of which the lower triangle counts, or (k, 1, d), with e = whole(d); these in float64, added to.
+    scratch : (d + e + k + 7, TILE) in the compute dtype. An array of the kernel's own would not outlive its last mention.
     """
     n, d = x.shape
-    k_total = len(high)
-    tile = np.empty((d, TILE), x.dtype)
-    differences, lines_of_four = np.zeros((sum_x.shape[1], TILE), x.dtype), np.empty((4, TILE), x.dtype)
-    joint_densities = np.empty((k_total, TILE), x.dtype)
-    tile_weight, highest, log_mass = np.empty(TILE, x.dtype), np.empty(TILE, x.dtype), np.empty(TILE, x.dtype)
-    rows, diff, part, joint = view(tile), view(differences), view(lines_of_four), view(joint_densities)
-    w, peak, rest = view(tile_weight), view(highest), view(log_mass)
+    k_total, e = len(high), sum_x.shape[1]
+    scratch[:] = 0  # lines of differences beyond d stay so
+    tile, single = scratch[e + k_total + 4 : e + k_total + 4 + d], e + k_total + 4 + d
+    tile_weight, highest, log_mass = scratch[single], scratch[single + 1], scratch[single + 2]
+    diff, joint, part = view(scratch[:e]), view(scratch[e : e + k_total]), view(scratch[e + k_total : e + k_total + 4])
+    rows, w, peak, rest = view(tile), view(tile_weight), view(highest), view(log_mass)
     upper, lower, scale, first, squares = view(high), view(low), view(factor), view(sum_x), view(sum_xx)
     diagonal = sum_xx.shape[1] == 1
     entropy = 0.0

@@ -53,7 +53,7 @@ class _ViewModel(models.StructModel):
 
 
 def _view(typing: Any, array: Any) -> Any:
-    """The numbers of an array that outlives the view."""
+    """The numbers of an array that outlives the view: an argument of the kernel, or a part of one."""
     if array.layout != "C":
         raise TypingError(f"view: came with {array}, expected a C-contiguous array")
     kind = View(array.dtype, array.ndim)

@@ -114,6 +114,10 @@ class Model(ABC):
     def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
         """Labels and log-densities of a chunk, tile by tile."""
 
+    def route_shares(self, params: Any, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+        """How an E-step on rows of this dtype is computed: by route, components' densities and moments. Empty: one way."""
+        return {}
+
     @abstractmethod
     def n_free_parameters(self) -> int:
         """How many numbers are learned, for BIC and AIC."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -101,7 +101,7 @@ class Gaussian(Mixture):
         shape, d = self.shape, self.n_features
         x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
         log_norm = np.empty(len(x))
-        route = routes.by_lanes if d <= routes.MOST_LANES else routes.by_products
+        route = routes.by_lanes if routes.in_lanes(d) else routes.by_products
         sums = route(self._problem(params), x, weight, log_norm)
         sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
         if by.any():
@@ -111,6 +111,9 @@ class Gaussian(Mixture):
             sum_xx = self._scatter(x, weight)
         log_likelihood = weighted_total(weight, log_norm)
         return GaussianStats(sums.sum_w, log_likelihood, sums.entropy, sum_x, sum_xx), log_norm
+
+    def route_shares(self, params: GaussianParams, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+        return routes.shares(self._problem(params), compute_dtype(dtype))
 
     def _scatter(self, x: Array, weight: Array) -> Array:
         """(d, d) weighted scatter about the shift."""

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.kernels.features import NONE, PAIRS, SPHERE, fill_features, n_features
-from pipeline.kernels.lanes import gaussian_lanes, whole
+from pipeline.kernels.lanes import TILE, gaussian_lanes, whole
 from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.base import tiles
 from pipeline.models.covariance import Shape
 from pipeline.models.stats import Array
 
+CACHE_LINE = 64  # bytes
 MOST_LANES = 16  # features; above, matrix products win
 MOST_PAIRS = 128  # features; above, a tile of their products no longer fits the cache
 TILE_NUMBERS = 2**20  # features and responsibilities of a tile: about what a core's share of the caches holds
@@ -60,6 +61,29 @@ class Problem(NamedTuple):
     hard: bool
 
 
+def aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    """An array that begins at a cache line: a vector that straddles two is loaded twice."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    raw = np.empty(size + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def in_lanes(d: int) -> bool:
+    """Whether rows of d features lie in the vector lanes, whatever the components."""
+    return d <= MOST_LANES
+
+
+def shares(problem: Problem, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+    """By route, how many components have their densities and their moments computed there."""
+    k, d = problem.means.shape
+    if in_lanes(d):
+        return {"lanes": [k, k]}
+    found = {f"products in {p}": [e.stop - e.start, m.stop - m.start] for p, e, m in on_products(problem, dtype)}
+    rest = [k - sum(counts[part] for counts in found.values()) for part in (0, 1)]
+    return found | {"cholesky": rest}
+
+
 def by_lanes(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums:
     """Rows in the vector lanes. x : (n, d), float32 or float64.  log_norm : (n,), written."""
     k, d = problem.means.shape
@@ -86,6 +110,7 @@ def by_lanes(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums
         sum_w,
         sum_x,
         sum_xx,
+        aligned((d + e + k + 7, TILE), dtype),
     )
     sum_xx = problem.shape.from_lanes(sum_xx[:, :d, :d])
     return Sums(problem.means, sum_w, sum_x[:, :d], sum_xx, entropy)
