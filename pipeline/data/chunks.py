@@ -131,12 +131,9 @@ def _bad_rows(x: Rows) -> Array | None:
         if np.isfinite(x.data).all():
             return None
         return np.asarray((sp.csr_array((~np.isfinite(x.data), x.indices, x.indptr), shape=x.shape)).sum(axis=1) > 0)
-    # One sum finds any NaN or inf without a mask of the whole chunk.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(x.sum(axis=1, dtype=np.float64)).all():
-            return None
-    bad = ~np.isfinite(x).all(axis=1)
-    return bad if bad.any() else None
+    if np.isfinite(x).all():
+        return None
+    return ~np.isfinite(x).all(axis=1)
 
 
 def _zeroed(x: Rows, bad: Array) -> Rows:

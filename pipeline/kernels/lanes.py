@@ -118,6 +118,38 @@ def gaussian_lanes(
 
 
 @exact_kernel
+def joint_lanes(
+    x: np.ndarray,
+    high: np.ndarray,
+    low: np.ndarray,
+    factor: np.ndarray,
+    log_scale: np.ndarray,
+    diagonal: bool,
+    out: np.ndarray,
+    scratch: np.ndarray,
+) -> None:
+    """Log joint densities alone. out : (n, k) float64, written.  scratch : (d + whole(d) + k + 1, TILE); the rest as above."""
+    n, d = x.shape
+    k_total, e = len(high), len(scratch) - 1 - d - len(high)
+    scratch[:] = 0
+    tile, densities = scratch[e + k_total : e + k_total + d], scratch[e : e + k_total]
+    rows, diff, joint = view(tile), view(scratch[:e]), view(densities)
+    upper, lower, scale = view(high), view(low), view(factor)
+    for start in range(0, n, TILE):
+        m = min(TILE, n - start)
+        _load(x, np.empty(0), start, m, tile, scratch[len(scratch) - 1])
+        for k in range(k_total):
+            _differences(rows, upper, lower, k, diff)
+            if diagonal:
+                _diagonal_joint(diff, scale, k, log_scale[k], joint)
+            else:
+                _triangular_joint(diff, scale, k, log_scale[k], joint)
+        for t in range(m):
+            for k in range(k_total):
+                out[start + t, k] = densities[k, t]
+
+
+@exact_kernel
 def _load(x: np.ndarray, weight: np.ndarray, start: int, m: int, rows: np.ndarray, w: np.ndarray) -> None:
     """Transpose a tile; lanes past the end repeat its last row, with weight 0."""
     for i in range(x.shape[1]):

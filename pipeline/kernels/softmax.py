@@ -63,3 +63,23 @@ def softmax_rows(joint: np.ndarray, k_total: int, weight: np.ndarray, hard: bool
                 put(rows, (t, k), wide(rows, (t, k)) * share)
             entropy += w * (log_sum - sum_cross / sum_e)
     return entropy
+
+
+@exact_kernel
+def log_sum_exp_rows(joint: np.ndarray, line: np.ndarray, out: np.ndarray) -> None:
+    """Log of the sum of exponentials of each row. joint : (n, k).  line : (padded(k),), -inf, scratch.  out : (n,)."""
+    vectors, step = view(line), wide_lanes(line)
+    for t in range(joint.shape[0]):
+        peak = joint[t, 0]
+        for k in range(joint.shape[1]):
+            line[k] = joint[t, k]
+            peak = max(peak, line[k])
+        if peak == -np.inf:
+            out[t] = peak
+            continue
+        top = spread(peak, wide(vectors, 0))
+        floor, mass = lowest(top), spread(0.0, top)
+        for k in range(0, line.size, step):
+            gap = wide(vectors, k) - top
+            mass = mass + exp(where_less(floor, gap, gap, floor))
+        out[t] = peak + np.log(total(mass))

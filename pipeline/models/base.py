@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
 
 from pipeline.errors import InputError
+from pipeline.kernels.softmax import log_sum_exp_rows, padded
 from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
 
 TILE_BYTES = 2**22  # of working arrays: about the caches that one core can use
 N_EXEMPLARS = 5
+FIRST_ROWS = 64
 MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
 
 
@@ -49,6 +50,21 @@ def tiles(n: int, height: int) -> Iterator[slice]:
     """Consecutive row ranges of at most `height` rows."""
     for start in range(0, n, height):
         yield slice(start, min(start + height, n))
+
+
+def first_few_then_tiles(n: int, height: int) -> Iterator[slice]:
+    """Row ranges in order, of which the first is short: what it leaves lets most of the others be skipped."""
+    first = min(n, FIRST_ROWS)
+    yield slice(0, first)
+    for rows in tiles(n - first, height):
+        yield slice(first + rows.start, first + rows.stop)
+
+
+def log_sum_exp(log_joint: Array) -> Array:
+    """(n,) log of the sum of exponentials of each row; -inf for a row of -inf. log_joint : (n, k) float64."""
+    out = np.empty(len(log_joint))
+    log_sum_exp_rows(log_joint, np.full(padded(log_joint.shape[1], 8), -np.inf), out)
+    return out
 
 
 def tile_height(n_features: int, n_components: int) -> int:
@@ -191,13 +207,14 @@ class Mixture(Model):
 
     def _exemplars(self, params: Any, x: Rows, weight: Array, start: int) -> Exemplars:
         total: Exemplars | None = None
-        index = np.arange(start, start + x.shape[0])
-        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            live = weight[rows] > 0
-            tile = x[rows][live]
-            log_joint = self.log_joint(params, tile)
-            log_resp = log_joint - logsumexp(log_joint, axis=1)[:, None]
-            best = Exemplars.of(N_EXEMPLARS, index[rows][live], log_resp, log_joint, tile)
+        for rows in first_few_then_tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+            live = rows.start + np.flatnonzero(weight[rows] > 0)
+            log_joint = self.log_joint(params, x[live])
+            log_resp = log_joint - log_sum_exp(log_joint)[:, None]
+            if total is not None:
+                chosen = total.challengers(log_resp, log_joint)
+                live, log_joint, log_resp = live[chosen], log_joint[chosen], log_resp[chosen]
+            best = Exemplars.of(N_EXEMPLARS, start + live, log_resp, log_joint, x[live])
             total = best if total is None else total + best
         assert total is not None, "a chunk has at least one row"
         return total
@@ -205,7 +222,7 @@ class Mixture(Model):
     def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
             log_joint = self.log_joint(params, x[rows])
-            log_norm = logsumexp(log_joint, axis=1)
+            log_norm = log_sum_exp(log_joint)
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
 

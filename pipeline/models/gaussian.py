@@ -92,9 +92,8 @@ class Gaussian(Mixture):
 
     def log_joint(self, params: GaussianParams, x: Rows) -> Array:
         self._refuse_singular(params)
-        x = x.astype(compute_dtype(x.dtype), copy=False)
-        problem = self._problem(params)
-        return np.stack([routes.log_density(problem, k, x) for k in range(self.n_components)], axis=1)
+        x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
+        return routes.log_joint(self._problem(params), x)
 
     def chunk_stats(self, params: GaussianParams, x: Rows, weight: Array) -> tuple[GaussianStats, Array]:
         self._refuse_singular(params)

@@ -14,7 +14,17 @@ import numpy as np
 import scipy.sparse as sp
 
 from pipeline.kernels.nearest import add_residuals, lloyd_pass
-from pipeline.models.base import N_EXEMPLARS, Labels, Model, Reset, checked_arrays, compute_dtype, tile_height, tiles
+from pipeline.models.base import (
+    N_EXEMPLARS,
+    Labels,
+    Model,
+    Reset,
+    checked_arrays,
+    compute_dtype,
+    first_few_then_tiles,
+    tile_height,
+    tiles,
+)
 from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
 
 
@@ -67,8 +77,11 @@ class KMeans(Model):
 
     def _exemplars(self, x: Rows, start: int, label: Array, score: Array) -> Exemplars:
         total: Exemplars | None = None
-        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+        for rows in first_few_then_tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
             live = rows.start + np.flatnonzero(score[rows] < np.inf)
+            if total is not None and total.row.shape[1] == N_EXEMPLARS:  # as Exemplars.challengers, but without (n, k)
+                last = np.where(total.log_resp[:, -1] == 0, total.log_joint[:, -1], -np.inf)
+                live = live[score[live] > last[label[live]]]
             own = np.where(label[live, None] == np.arange(self.n_components), 0.0, -np.inf)
             best = Exemplars.of(N_EXEMPLARS, start + live, own, own + score[live, None], x[live])
             total = best if total is None else total + best

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.kernels.features import NONE, PAIRS, SPHERE, fill_features, n_features
-from pipeline.kernels.lanes import TILE, gaussian_lanes, whole
+from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE, fill_features, n_features
+from pipeline.kernels.lanes import TILE, gaussian_lanes, joint_lanes, whole
 from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.base import tiles
 from pipeline.models.covariance import Shape
@@ -87,33 +87,41 @@ def shares(problem: Problem, dtype: np.dtype[Any]) -> dict[str, list[int]]:
 def by_lanes(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums:
     """Rows in the vector lanes. x : (n, d), float32 or float64.  log_norm : (n,), written."""
     k, d = problem.means.shape
-    if (problem.condition > FLOAT32_CONDITION).any():  # one kernel serves all components
-        x = x.astype(np.float64, copy=False)
-    dtype = x.dtype
-    high = problem.means.astype(dtype, order="C")
-    low = (problem.means - high).astype(dtype, order="C")[
-        : k if dtype.itemsize == 4 else 0
-    ]  # in float64 nothing is left
     matrices, e = problem.shape.kind in (PAIRS, NONE), whole(d)
     sum_w, sum_x = np.zeros(k), np.zeros((k, e))
     sum_xx = np.zeros((k, e, e) if matrices else (k, 1, d))
+    x, high, low, factor, log_scale = _for_lanes(problem, x)
     entropy = gaussian_lanes(
-        np.ascontiguousarray(x),
+        x,
         weight,
         high,
         low,
-        problem.shape.lane_factors(problem.factors, k, d).astype(dtype, order="C"),
-        problem.log_scale.astype(dtype),
+        factor,
+        log_scale,
         problem.hard,
         problem.shape.per_component,
         log_norm,
         sum_w,
         sum_x,
         sum_xx,
-        aligned((d + e + k + 7, TILE), dtype),
+        aligned((d + e + k + 7, TILE), x.dtype),
     )
     sum_xx = problem.shape.from_lanes(sum_xx[:, :d, :d])
     return Sums(problem.means, sum_w, sum_x[:, :d], sum_xx, entropy)
+
+
+def _for_lanes(problem: Problem, x: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Rows, the means in two parts, factors and log scales as the lanes' kernels take them."""
+    k, d = problem.means.shape
+    if (problem.condition > FLOAT32_CONDITION).any():  # one kernel serves all components
+        x = x.astype(np.float64, copy=False)
+    dtype = x.dtype
+    high = problem.means.astype(dtype, order="C")
+    low = (problem.means - high).astype(dtype, order="C")
+    if dtype == np.float64:
+        low = low[:0]  # nothing is left
+    factor = problem.shape.lane_factors(problem.factors, k, d).astype(dtype, order="C")
+    return np.ascontiguousarray(x), high, low, factor, problem.log_scale.astype(dtype)
 
 
 class _Products:
@@ -157,26 +165,62 @@ def by_products(problem: Problem, x: Array, weight: Array, log_norm: Array) -> S
         for precision, densities, moments in on_products(problem, dtype)
         if densities != moments or densities.stop > densities.start
     ]
-    n_log, n_moments = (max([0, *(getattr(one, name).stop for one in precisions)]) for name in ("densities", "moments"))
+    n_moments = max([0, *(one.moments.stop for one in precisions)])
     joint = np.empty((height, padded(k, dtype.itemsize)), dtype)
     sum_w = np.zeros(k)
     rest = [Moments(shape, problem.means[c], d) for c in order[n_moments:]] if shape.per_component else []
     entropy = 0.0
     for rows in tiles(len(x), height):
         tile, resp = x[rows], joint[: rows.stop - rows.start]
-        for one in precisions:
-            one.fill(tile, resp)
-        for column, c in enumerate(order[n_log:], start=n_log):
-            resp[:, column] = log_density(problem, int(c), tile)
+        common = _fill(problem, order, precisions, tile, resp)
         entropy += softmax_rows(resp, k, weight[rows], problem.hard, log_norm[rows])
-        if n_log and not shape.per_component:  # their densities lack -|yᵀP|²/2, the same for all components
-            log_norm[rows] -= 0.5 * shape.mahalanobis(tile - problem.shift.astype(dtype), problem.factors.astype(dtype))
+        log_norm[rows] += common
         sum_w += resp[:, :k].sum(axis=0, dtype=np.float64)
         for one in precisions:
             one.add(resp)
         for column, moments in enumerate(rest, start=n_moments):
             moments.add(tile, resp[:, column])
     return _collected(problem, order, precisions, sum_w, rest, entropy)
+
+
+def log_joint(problem: Problem, x: Array) -> Array:
+    """(n, k) float64 log joint densities, by the routes of an E-step. x : (n, d), float32 or float64."""
+    k, d = problem.means.shape
+    out = np.empty((len(x), k))
+    if in_lanes(d):
+        x, high, low, factor, log_scale = _for_lanes(problem, x)
+        diagonal = problem.shape.kind in (DIAGONAL, SPHERE)
+        joint_lanes(x, high, low, factor, log_scale, diagonal, out, aligned((d + whole(d) + k + 1, TILE), x.dtype))
+        return out
+    order = np.argsort(problem.reach, kind="stable")
+    height = tile_rows(n_features(problem.shape.kind, d) if d <= MOST_PAIRS else d, k)
+    precisions = [
+        _Products(problem, order, densities, slice(0, 0), precision, height)
+        for precision, densities, _ in on_products(problem, x.dtype)
+        if densities.stop > densities.start
+    ]
+    joint = np.empty((height, k), x.dtype)
+    for rows in tiles(len(x), height):
+        tile, some = x[rows], joint[: rows.stop - rows.start]
+        common = _fill(problem, order, precisions, tile, some)
+        out[rows.start : rows.stop, order] = some + np.reshape(common, (-1, 1))
+    return out
+
+
+def _fill(problem: Problem, order: Array, precisions: list[_Products], x: Array, joint: Array) -> Array | float:
+    """Write log joint densities, in the order of c_k, without a part that all share (tied); (n,) that part, or 0.
+
+    x : (n, d).  joint : (n, k or more).
+    """
+    n_log = 0
+    for one in precisions:
+        one.fill(x, joint)
+        n_log = max(n_log, one.densities.stop)
+    for column, c in enumerate(order[n_log:], start=n_log):
+        joint[:, column] = log_density(problem, int(c), x)
+    if problem.shape.per_component or not n_log:
+        return 0.0
+    return -0.5 * problem.shape.mahalanobis(x - problem.shift.astype(x.dtype), problem.factors.astype(x.dtype))
 
 
 def on_products(problem: Problem, dtype: np.dtype[Any]) -> list[tuple[np.dtype[Any], slice, slice]]:

@@ -128,6 +128,17 @@ class Exemplars:
         chosen = (row[best], log_resp[best, component], log_joint[best, component])
         return cls(limit, *chosen, rows[best].astype(np.float64))
 
+    def challengers(self, log_resp: Array, log_joint: Array) -> Array:
+        """Positions of later rows that may take a place here. log_resp, log_joint : (n, k).
+
+        All others lose, also by ties, which go to the earlier row; few are left to be sorted.
+        """
+        if self.row.shape[1] < self.limit:
+            return np.arange(len(log_resp))
+        last_resp, last_joint = self.log_resp[:, -1], self.log_joint[:, -1]
+        better = (log_resp > last_resp) | ((log_resp == last_resp) & (log_joint > last_joint))
+        return np.flatnonzero(better.any(axis=1))
+
     def __add__(self, other: Exemplars) -> Exemplars:
         row, log_resp, log_joint = (
             np.concatenate([getattr(self, name), getattr(other, name)], axis=1)
