@@ -18,7 +18,7 @@ import dask
 from dask.delayed import delayed
 
 from pipeline.data.chunks import Chunk, Chunks
-from pipeline.engine.reading import Kept, in_turn
+from pipeline.engine.reading import WORTH_BYTES, Kept, in_turn
 from pipeline.engine.tree import shard_level, shards, tree_sum
 from pipeline.errors import Stopped
 
@@ -42,7 +42,8 @@ class Engine:
         began = time.perf_counter()
         level = shard_level(chunks.n_chunks, self.workers, self._chunk_seconds)
         stop = self._new_stop()
-        source = delayed(_same, pure=False)(_Opaque(_Reading(chunks, self._ahead, self._kept)))
+        ahead = self._ahead and chunks.chunk_bytes() >= WORTH_BYTES
+        source = delayed(_same, pure=False)(_Opaque(_Reading(chunks, ahead, self._kept)))
         shared_jobs = delayed(_same, pure=False)(_Opaque(list(jobs)))
         parts = [
             delayed(_sum_shard, pure=False)(source, shared_jobs, run.start, run.stop, stop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -11,23 +10,18 @@ from typing import TypeVar
 from pipeline.data.chunks import Chunk, Chunks
 
 T = TypeVar("T")
-WORTH_SECONDS = 0.001  # to read a chunk; below, handing it from thread to thread costs as much
+WORTH_BYTES = 2**18  # of a chunk; below, handing it from thread to thread costs as much as reading it
 
 
 def in_turn(load: Callable[[int], T], indices: Sequence[int], ahead: bool) -> Iterator[T]:
-    """load(i) for each i, in order. ahead : the next is loaded in a thread beside the caller's, at most one at a time."""
-    began = time.perf_counter()
-    first = load(indices[0])
-    if not ahead or len(indices) == 1 or time.perf_counter() - began < WORTH_SECONDS:
-        yield first
-        yield from map(load, indices[1:])
+    """load(i) for each i, in order. ahead : a thread beside the caller's loads the next one while the caller computes."""
+    if not ahead:
+        yield from map(load, indices)
         return
     reader = ThreadPoolExecutor(1)
     try:
-        waiting = reader.submit(load, indices[1])
-        yield first
-        del first
-        for i in indices[2:]:
+        waiting = reader.submit(load, indices[0])
+        for i in indices[1:]:
             loaded = waiting.result()
             waiting = reader.submit(load, i)
             yield loaded
