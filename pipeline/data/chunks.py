@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.models.base import compute_dtype
 from pipeline.models.stats import Array, Rows
 
+FINITE_TILE = 2**16  # numbers
 N_HASHED = 16  # chunks whose bytes enter the fingerprint
 
 
@@ -131,7 +132,9 @@ def _bad_rows(x: Rows) -> Array | None:
         if np.isfinite(x.data).all():
             return None
         return np.asarray((sp.csr_array((~np.isfinite(x.data), x.indices, x.indptr), shape=x.shape)).sum(axis=1) > 0)
-    if np.isfinite(x).all():
+    flat = x.reshape(-1)
+    # Piece by piece: a mask of the whole chunk would be new memory each time, which costs more than the test.
+    if all(np.isfinite(flat[i : i + FINITE_TILE]).all() for i in range(0, flat.size, FINITE_TILE)):
         return None
     return ~np.isfinite(x).all(axis=1)
 

@@ -46,7 +46,7 @@ def task_bytes(chunk_bytes: int, stats_bytes: int, tile_bytes: int, n_jobs: int)
     Decoding holds the stored bytes, the decoded chunk and its copy; a binary counter holds up to a handful of
     partial sums for each job.
     """
-    return 4 * chunk_bytes + 6 * tile_bytes + 8 * stats_bytes * n_jobs
+    return 4 * chunk_bytes + 8 * tile_bytes + 8 * stats_bytes * n_jobs
 
 
 def plan(

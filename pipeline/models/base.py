@@ -170,8 +170,8 @@ class Mixture(Model):
         """(n, k) float64: log pi_k + log p(x | k), nats."""
 
     @abstractmethod
-    def chunk_stats(self, params: Any, x: Rows, weight: Array) -> tuple[Any, Array]:
-        """Statistics of a chunk, and (n,) log p(x) of its rows, nats; tile by tile. weight : (n,)."""
+    def chunk_stats(self, params: Any, x: Rows, weight: Array | None) -> tuple[Any, Array]:
+        """Statistics of a chunk, and (n,) log p(x) of its rows, nats; tile by tile. weight : (n,), or None for ones."""
 
     @abstractmethod
     def expected_log_joint(self, stats: Any, params: Any) -> float:
@@ -197,18 +197,19 @@ class Mixture(Model):
     def e_step(
         self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
     ) -> Partial:
-        weights = np.ones(x.shape[0]) if weight is None else weight
-        stats, log_norm = self.chunk_stats(params, x, weights)
+        stats, log_norm = self.chunk_stats(params, x, weight)
+        score = log_norm if weight is None else np.where(weight > 0, log_norm, np.inf)
         if not np.isfinite(stats.log_likelihood):
-            self._refuse_impossible(log_norm, start, weights)
-        score = log_norm if weight is None else np.where(weights > 0, log_norm, np.inf)
+            self._refuse_impossible(score, start)
         worst = LowestRows.of(self.n_worst, score, start, x, weight)
-        return Partial(stats, worst, exemplars=self._exemplars(params, x, weights, start) if exemplars else None)
+        return Partial(stats, worst, exemplars=self._exemplars(params, x, weight, start) if exemplars else None)
 
-    def _exemplars(self, params: Any, x: Rows, weight: Array, start: int) -> Exemplars:
+    def _exemplars(self, params: Any, x: Rows, weight: Array | None, start: int) -> Exemplars:
         total: Exemplars | None = None
         for rows in first_few_then_tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            live = rows.start + np.flatnonzero(weight[rows] > 0)
+            live = np.arange(rows.start, rows.stop)
+            if weight is not None:
+                live = live[weight[rows] > 0]
             log_joint = self.log_joint(params, x[live])
             log_resp = log_joint - log_sum_exp(log_joint)[:, None]
             if total is not None:
@@ -226,19 +227,22 @@ class Mixture(Model):
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
 
-    def _refuse_impossible(self, log_norm: Array, start: int, weight: Array) -> None:
-        bad = np.flatnonzero(~np.isfinite(log_norm) & (weight > 0))
+    def _refuse_impossible(self, score: Array, start: int) -> None:
+        """score : (n,) log-densities, inf for rows of weight 0."""
+        bad = np.flatnonzero(~(score > -np.inf))
         if len(bad):
             raise InputError(
-                f"row {start + bad[0]}: log-density {log_norm[bad[0]]}; no component can produce it. "
+                f"row {start + bad[0]}: log-density {score[bad[0]]}; no component can produce it. "
                 f"{self.impossible_advice}"
             )
 
     impossible_advice: ClassVar[str] = ""
 
 
-def weighted_total(weight: Array, values: Array) -> float:
+def weighted_total(weight: Array | None, values: Array) -> float:
     """sum of weight x value, in which rows of weight 0 do not count, whatever their value. weight, values : (n,)."""
+    if weight is None:
+        return float(values.sum())
     with np.errstate(invalid="ignore"):  # 0 x inf
         total = float(weight @ values)
     return total if np.isfinite(total) else float(weight @ np.where(weight > 0, values, 0.0))

@@ -95,7 +95,7 @@ class Gaussian(Mixture):
         x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
         return routes.log_joint(self._problem(params), x)
 
-    def chunk_stats(self, params: GaussianParams, x: Rows, weight: Array) -> tuple[GaussianStats, Array]:
+    def chunk_stats(self, params: GaussianParams, x: Rows, weight: Array | None) -> tuple[GaussianStats, Array]:
         self._refuse_singular(params)
         shape, d = self.shape, self.n_features
         x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
@@ -114,12 +114,12 @@ class Gaussian(Mixture):
     def route_shares(self, params: GaussianParams, dtype: np.dtype[Any]) -> dict[str, list[int]]:
         return routes.shares(self._problem(params), compute_dtype(dtype))
 
-    def _scatter(self, x: Array, weight: Array) -> Array:
+    def _scatter(self, x: Array, weight: Array | None) -> Array:
         """(d, d) weighted scatter about the shift."""
         total = np.zeros((self.n_features, self.n_features))
         for rows in tiles(len(x), SCATTER_ROWS):
             diff = np.subtract(x[rows], self.shift, dtype=np.float64)
-            total += (diff * weight[rows, None]).T @ diff
+            total += (diff if weight is None else diff * weight[rows, None]).T @ diff
         return total
 
     def _problem(self, params: GaussianParams) -> routes.Problem:

@@ -68,16 +68,17 @@ class Multinomial(Mixture):
         log_joint_counts(*counts, _log_coefficient(*counts), *_by_word(params), out)
         return out
 
-    def chunk_stats(self, params: MultinomialParams, x: Rows, weight: Array) -> tuple[MultinomialStats, Array]:
+    def chunk_stats(self, params: MultinomialParams, x: Rows, weight: Array | None) -> tuple[MultinomialStats, Array]:
         counts = _stored(x)
         coefficient = _log_coefficient(*counts)
-        log_norm, sum_w, sum_x = np.empty(len(weight)), np.zeros(self.n_components), np.zeros(params.log_prob.T.shape)
+        log_norm, sum_w, sum_x = np.empty(x.shape[0]), np.zeros(self.n_components), np.zeros(params.log_prob.T.shape)
         hard = self.assignment == "hard"
         # m_step adds the prior to sum_x: what is left out of 2^40 words does not reach its last bit.
         least = (self.concentration - 1.0) * 2.0**-93
-        entropy = counts_pass(*counts, weight, coefficient, *_by_word(params), hard, least, log_norm, sum_w, sum_x)
+        weights = np.ones(x.shape[0]) if weight is None else weight
+        entropy = counts_pass(*counts, weights, coefficient, *_by_word(params), hard, least, log_norm, sum_w, sum_x)
         log_likelihood = weighted_total(weight, log_norm)
-        return MultinomialStats(sum_w, log_likelihood, entropy, sum_x.T, float(weight @ coefficient)), log_norm
+        return MultinomialStats(sum_w, log_likelihood, entropy, sum_x.T, float(weights @ coefficient)), log_norm
 
     def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> MultinomialStats:
         weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)

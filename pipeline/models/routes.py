@@ -25,7 +25,7 @@ from pipeline.models.stats import Array
 CACHE_LINE = 64  # bytes
 MOST_LANES = 16  # features; above, matrix products win
 MOST_PAIRS = 128  # features; above, a tile of their products no longer fits the cache
-TILE_NUMBERS = 2**20  # features and responsibilities of a tile: about what a core's share of the caches holds
+TILE_NUMBERS = 2**21  # features and responsibilities of a tile: about what a core's share of the caches holds
 
 # The largest condition number of a covariance whose whitening may run in float32: its error grows with the root.
 FLOAT32_CONDITION = 3e4
@@ -84,8 +84,8 @@ def shares(problem: Problem, dtype: np.dtype[Any]) -> dict[str, list[int]]:
     return found | {"cholesky": rest}
 
 
-def by_lanes(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums:
-    """Rows in the vector lanes. x : (n, d), float32 or float64.  log_norm : (n,), written."""
+def by_lanes(problem: Problem, x: Array, weight: Array | None, log_norm: Array) -> Sums:
+    """Rows in the vector lanes. x : (n, d), float32 or float64.  weight : (n,), None for ones.  log_norm : (n,), written."""
     k, d = problem.means.shape
     matrices, e = problem.shape.kind in (PAIRS, NONE), whole(d)
     sum_w, sum_x = np.zeros(k), np.zeros((k, e))
@@ -93,7 +93,7 @@ def by_lanes(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums
     x, high, low, factor, log_scale = _for_lanes(problem, x)
     entropy = gaussian_lanes(
         x,
-        weight,
+        np.empty(0) if weight is None else weight,
         high,
         low,
         factor,
@@ -134,7 +134,7 @@ class _Products:
         self.kind = problem.shape.kind
         self.reference = problem.shift.astype(dtype)
         self.coefficients = _coefficients(problem, order[densities], self.reference.astype(np.float64)).astype(dtype)
-        self.features = np.empty((height, n_features(self.kind, len(self.reference))), dtype)
+        self.features = aligned((height, n_features(self.kind, len(self.reference))), np.dtype(dtype))
         self.sums = np.zeros((moments.stop - moments.start, self.features.shape[1]))
         self.product = np.empty(self.sums.shape, dtype)
 
@@ -153,7 +153,7 @@ class _Products:
             np.add(self.sums, self.product, out=self.sums)
 
 
-def by_products(problem: Problem, x: Array, weight: Array, log_norm: Array) -> Sums:
+def by_products(problem: Problem, x: Array, weight: Array | None, log_norm: Array) -> Sums:
     """Matrix products, tile by tile; components beyond the limits by Cholesky. Arguments as for by_lanes."""
     shape, dtype = problem.shape, x.dtype
     k, d = problem.means.shape
@@ -166,14 +166,15 @@ def by_products(problem: Problem, x: Array, weight: Array, log_norm: Array) -> S
         if densities != moments or densities.stop > densities.start
     ]
     n_moments = max([0, *(one.moments.stop for one in precisions)])
-    joint = np.empty((height, padded(k, dtype.itemsize)), dtype)
+    joint, ones = aligned((height, padded(k, dtype.itemsize)), dtype), np.ones(height)
     sum_w = np.zeros(k)
     rest = [Moments(shape, problem.means[c], d) for c in order[n_moments:]] if shape.per_component else []
     entropy = 0.0
     for rows in tiles(len(x), height):
         tile, resp = x[rows], joint[: rows.stop - rows.start]
         common = _fill(problem, order, precisions, tile, resp)
-        entropy += softmax_rows(resp, k, weight[rows], problem.hard, log_norm[rows])
+        w = ones[: len(tile)] if weight is None else weight[rows]
+        entropy += softmax_rows(resp, k, w, problem.hard, log_norm[rows])
         log_norm[rows] += common
         sum_w += resp[:, :k].sum(axis=0, dtype=np.float64)
         for one in precisions:
