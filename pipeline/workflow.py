@@ -92,7 +92,7 @@ def run(
             job = Job(config, directory, chunks, engine, log, memory, began)
             job.log("start", **provenance.surroundings(engine.workers, chunks))
             known, runs = _start(job, *start)
-            job = replace(job, chunks=replace(chunks, affine=known.affine))
+            job = replace(job, chunks=chunks.known(known.affine, known.n_bad))
             checkpoint.save(directory.checkpoints, 0, pack(known, runs))
             _fit(job, known, runs, generation=0)
             _finish(job)
@@ -156,7 +156,7 @@ def _go_on(job: Job) -> None:
     directory = job.directory
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
     known = unpack_known(state)
-    job = replace(job, chunks=replace(job.chunks, affine=known.affine))
+    job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
     runs = unpack_runs(state, build_model(job.config, known))
     for name in ("report.html", "labels.zarr", "model.zarr"):  # those of a lower max_iter
         directory.discard(name)
@@ -257,7 +257,7 @@ def _start(job: Job, labels: RowColumn | None, arrays: dict[str, np.ndarray] | N
     profile.check(config.data.bad_rows)
     _warn(job, profile)
     known = known_rows(profile, config.preprocess)
-    chunks = replace(chunks, affine=known.affine)
+    chunks = chunks.known(known.affine, known.n_bad)
     model = build_model(config, known)
     began = time.perf_counter()
     params = initial_params(

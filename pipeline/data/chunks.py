@@ -44,11 +44,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Chunks:
-    """The rows of a source with their weights and preprocessing, chunk by chunk."""
+    """The rows of a source with their weights and preprocessing, chunk by chunk.
+
+    clean : whether a pass has found no NaN and no inf; to look again would cost as much as some E-steps.
+    """
 
     source: Source
     weights: RowColumn | None = None
     affine: Affine | None = None
+    clean: bool = False
 
     @property
     def n_chunks(self) -> int:
@@ -65,6 +69,10 @@ class Chunks:
         """Columns that the models see."""
         return self.source.n_features if self.affine is None else self.affine.n_out
 
+    def known(self, affine: Affine | None, n_bad: int) -> Chunks:
+        """The same rows after a profiling pass: mapped, and looked through."""
+        return replace(self, affine=affine, clean=n_bad == 0)
+
     def raw(self) -> Chunks:
         """The same rows without the preprocessing."""
         return replace(self, affine=None)
@@ -74,7 +82,7 @@ class Chunks:
         start, stop = int(self.source.bounds[i]), int(self.source.bounds[i + 1])
         x = self.source.read(i)
         weight = None if self.weights is None else self._checked(self.weights.read(start, stop), start)
-        bad = _bad_rows(x)
+        bad = None if self.clean else _bad_rows(x)
         if bad is not None:
             weight = np.where(bad, 0.0, 1.0 if weight is None else weight)
             x = _zeroed(x, bad)

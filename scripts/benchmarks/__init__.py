@@ -1,0 +1,1 @@
+"""The project's performance targets as runnable groups; `scripts/benchmark.py` is the command."""

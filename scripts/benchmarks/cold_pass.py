@@ -1,0 +1,96 @@
+"""Passes over a store that is not in the page cache, within a memory limit, in a process of their own.
+
+    python -m benchmarks.cold_pass SPEC.json
+
+SPEC: config (of a job), arrays (.npz of the parameters), rounds. Source, memory plan and engine are those of
+`pipeline.workflow`. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stores import drop_cache, read_all
+from pipeline.config import validate
+from pipeline.em.loop import EStep
+from pipeline.engine.blas import single_thread
+from pipeline.engine.memory import PeakMemory
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.kmeans import KMeans
+from pipeline.planning import memory_plan, refuse_impossible
+from pipeline.workflow import _engine, _open_chunks
+
+SAMPLE = 16  # chunks whose CPU time stands for all
+
+
+def job_of(family: str, arrays: dict[str, np.ndarray]) -> EStep:
+    """The E-step of a model about the mean of its centres."""
+    model: Any
+    if family == "kmeans":
+        model = KMeans(len(arrays["centers"]), arrays["centers"].mean(axis=0))
+    else:
+        model = Gaussian(len(arrays["weights"]), arrays["weights"] @ arrays["means"])
+    return EStep(model, model.params_from_arrays(arrays))
+
+
+def cpu_seconds(function: Callable[[Any], Any], arguments: list[Any]) -> float:
+    """CPU seconds of this process, all its threads, for one call."""
+    began = time.process_time()
+    for argument in arguments:
+        function(argument)
+    return (time.process_time() - began) / len(arguments)
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """Seconds: cold passes, cold reading alone, CPU of arithmetic and of reading and decoding warm chunks."""
+    config = validate(spec["config"]).resolved()
+    store = Path(str(config.data.path))
+    with np.load(spec["arrays"]) as stored:
+        job = job_of(config.model.family, dict(stored))
+    chunks = _open_chunks(config).known(affine=None, n_bad=0)  # as after the profiling pass
+    refuse_impossible(config, chunks)
+    plan = memory_plan(config, chunks)
+    sample = [int(i) for i in np.linspace(0, chunks.n_chunks - 1, min(SAMPLE, chunks.n_chunks))]
+    peak, cpu = 0, 0.0
+    passes: list[float] = []
+    reads: list[float] = []
+    with single_thread(), _engine(config, chunks) as engine:
+        job(chunks.load(0))  # compiles
+        for i in sample:
+            chunks.load(i)  # into the page cache
+        decode = cpu_seconds(chunks.source.read, sample)
+        arithmetic = float(np.mean([cpu_seconds(job, [chunks.load(i)]) for i in sample]))
+        for _ in range(spec["rounds"]):
+            drop_cache(store)
+            began = time.perf_counter()
+            read_all(store)
+            reads.append(time.perf_counter() - began)
+            drop_cache(store)
+            before, began = time.process_time(), time.perf_counter()
+            with PeakMemory() as memory:
+                engine.sum_over(chunks, [job])
+            passes.append(time.perf_counter() - began)
+            cpu, peak = time.process_time() - before, max(peak, memory.bytes)
+    return {
+        "n_chunks": chunks.n_chunks,
+        "n": chunks.n_rows,
+        "workers": plan.workers,
+        "planned_peak_bytes": plan.peak,
+        "peak_pss_bytes": peak,
+        "pass_s": passes,
+        "pass_cpu_s": cpu,
+        "read_s": reads,
+        "arithmetic_cpu_s": arithmetic * chunks.n_chunks,
+        "decode_cpu_s": decode * chunks.n_chunks,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))

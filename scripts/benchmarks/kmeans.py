@@ -1,0 +1,122 @@
+"""A Lloyd pass over unstructured rows in memory, against the fastest of scikit-learn, faiss and dask-ml."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from benchmarks.common import THREADS, InMemory, Record, Setting, Way, compared, faster_blas, interleaved, one_pass
+from pipeline.data.chunks import Chunks
+from pipeline.models.kmeans import KMeans
+
+# d, K, rows: at least so many times faster than the fastest peer
+CASES = {(64, 200, 2**20): 1.3, (64, 1000, 2**19): 1.3, (8, 20, 2**23): 1.5}
+QUICK_ROWS = 2**15
+
+
+def ours(x: np.ndarray, centers: np.ndarray) -> Way:
+    """E-step and M-step through the engine."""
+    model = KMeans(len(centers), x.mean(axis=0, dtype=np.float64))
+    params = model.params_from_arrays({"centers": centers.astype(np.float64)})
+    return one_pass(Chunks(InMemory(x), clean=True), model, params)
+
+
+def scikit_learn(x: np.ndarray, centers: np.ndarray) -> Way:
+    """The call that KMeans(algorithm="lloyd") makes once an iteration, under the BLAS limit that it sets."""
+    from sklearn.cluster._kmeans import lloyd_iter_chunked_dense
+
+    k = len(centers)
+    weight, label = np.ones(len(x), np.float32), np.zeros(len(x), np.int32)
+    new, in_clusters, moved = np.zeros_like(centers), np.zeros(k, np.float32), np.zeros(k, np.float32)
+    arguments = (x, weight, centers, new, in_clusters, label, moved, THREADS)
+    return Way(lambda: lloyd_iter_chunked_dense(*arguments), blas=1, openmp=THREADS)
+
+
+def faiss_search(x: np.ndarray, centers: np.ndarray) -> Way:
+    """The nearest centres by faiss's exact index, without the sums: what a pass of faiss.Kmeans takes at least."""
+    import faiss
+
+    def run() -> object:
+        index = faiss.IndexFlatL2(x.shape[1])
+        index.add(centers)
+        return index.search(x, 1)
+
+    return Way(run, openmp=THREADS)
+
+
+def dask_ml(x: np.ndarray, centers: np.ndarray) -> Way:
+    """The body of the loop in dask_ml.cluster.k_means._kmeans_single_lloyd, on blocks of the project's size."""
+    import dask
+    import dask.array as da
+    from dask_ml.cluster.k_means import _centers_dense
+    from dask_ml.metrics import pairwise_distances_argmin_min
+
+    (n, d), k = x.shape, len(centers)
+    rows = -(-n // InMemory(x).n_chunks)
+    blocks = da.from_array(x, chunks=(rows, d)).persist()
+
+    def run() -> object:
+        with dask.config.set(scheduler="threads", num_workers=THREADS):
+            label, _ = pairwise_distances_argmin_min(
+                blocks, centers, metric="euclidean", metric_kwargs={"squared": True}
+            )
+            label = label.astype(np.int32)
+            sums = da.blockwise(
+                _centers_dense,
+                "ij",
+                blocks,
+                "ij",
+                label,
+                "i",
+                k,
+                None,
+                "i",
+                adjust_chunks={"i": k, "j": d},
+                dtype=x.dtype,
+            )
+            total = da.from_delayed(sum(sums.to_delayed().flatten()), (k, d), x.dtype)
+            return (total / da.maximum(da.bincount(label, minlength=k), 1)[:, None]).compute()
+
+    return Way(run)
+
+
+PEERS: dict[str, Callable[[np.ndarray, np.ndarray], Way]] = {
+    "scikit-learn": scikit_learn,
+    "faiss (search)": lambda x, centers: faster_blas(faiss_search(x, centers)),
+    "dask-ml": dask_ml,
+}
+
+
+def kmeans(setting: Setting) -> Iterator[Record]:
+    """Float32 rows without structure, centres drawn from them."""
+    for (d, k, n_full), target in CASES.items():
+        n = setting.pick(n_full, QUICK_ROWS)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((n, d), dtype=np.float32)
+        centers = x[rng.choice(n, k, replace=False)]
+        ways = {"ours": ours(x, centers), **_installed(x, centers)}
+        times = interleaved(ways, setting.rounds)
+        fastest = min(ways.keys() - {"ours"}, key=lambda name: times[name].median)
+        yield compared(
+            "kmeans",
+            f"d={d} K={k} float32",
+            times,
+            fastest,
+            target,
+            n=n,
+            ns={name: timed.median / n / k * 1e9 for name, timed in times.items()},  # per row and centre
+            ratios={name: times[name].median / times["ours"].median for name in ways if name != "ours"},
+        )
+
+
+def _installed(x: np.ndarray, centers: np.ndarray) -> dict[str, Way]:
+    """The peers that there are; one that is not installed is said so."""
+    found = {}
+    for name, make in PEERS.items():
+        try:
+            found[name] = make(x, centers)
+        except ImportError as error:
+            print(f"kmeans: without {name}: {error}", file=sys.stderr)
+    return found

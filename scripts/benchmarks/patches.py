@@ -1,0 +1,164 @@
+"""Real image patches: one EM pass of 200 components over 8 x 8 patches, and a whole fit, against scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import (
+    THREADS,
+    InMemory,
+    Record,
+    Setting,
+    Way,
+    compared,
+    faster_blas,
+    fitted,
+    interleaved,
+    one_pass,
+    relative,
+)
+from benchmarks.gaussian import per_row, scikit_learn
+from pipeline.config import Data, Patch, Preprocess
+from pipeline.data.chunks import Chunks
+from pipeline.data.opening import open_source
+from pipeline.data.profile import Known, ProfileJob, known_rows
+from pipeline.engine.blas import single_thread
+from pipeline.engine.passes import Engine
+from pipeline.models import routes
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.init import initial_params
+
+PICTURES = "images/train400"
+STRIDE = 11  # of 400 pictures of 180 x 180 pixels: 102,400 patches
+K_PASS, WARM_ITERATIONS, PASS_TARGET = 200, 5, 4.0
+K_FIT, FIT_FEATURES, FIT_ITERATIONS, FIT_ROUNDS, FIT_TARGET = 50, 16, 30, 2, 15.0
+SAME_FIT = 1e-6  # of the log-likelihoods at the end of both fits, relative
+SAMPLE = 20_000
+
+
+def prepared(data: Data, steps: list[Preprocess], k: int) -> tuple[Chunks, Gaussian, Any]:
+    """Preprocessed rows in memory, a model of k components, and a start from random rows.
+
+    Components so begin wide: those of a k-means start may hold a few rows, which we reset and scikit-learn does not.
+    """
+    engine = Engine(workers=THREADS)
+    stored = Chunks(open_source(data))
+    known: Known = known_rows(engine.sum_over(stored, [ProfileJob("full", SAMPLE, 0)])[0], steps)
+    stored = replace(stored, affine=known.affine)
+    chunks = Chunks(InMemory(np.concatenate([stored.load(i).x for i in range(stored.n_chunks)])), clean=True)
+    model = Gaussian(k, known.mean.astype(np.float32).astype(np.float64))  # as a job rounds it
+    start = initial_params(model, "random", 1, 0, known, lambda jobs: engine.sum_over(chunks, jobs), None, None)
+    return chunks, model, start[0]
+
+
+def all_rows(chunks: Chunks) -> np.ndarray:
+    """(n, d)."""
+    return np.concatenate([chunks.load(i).x for i in range(chunks.n_chunks)])
+
+
+def patches(setting: Setting) -> Iterator[Record]:
+    """A pass from the parameters of a few iterations, where components are as ill-conditioned as they become."""
+    data = Data(
+        source="images",
+        path=str(setting.real(PICTURES)),
+        patch=Patch(size=(8, 8), stride=setting.pick(STRIDE, 40), remove_mean=True),
+    )
+    k = setting.pick(K_PASS, 20)
+    with single_thread():
+        chunks, model, start = prepared(data, [], k)
+        params = fitted(Engine(workers=THREADS), chunks, model, start, WARM_ITERATIONS).params
+    x = all_rows(chunks)
+    peer = faster_blas(scikit_learn(x, "full", params))
+    ways = {"ours": one_pass(chunks, model, params), "scikit-learn": peer}
+    times = interleaved(ways, setting.rounds)
+    yield compared(
+        "patches",
+        f"full d={x.shape[1]} K={k} {x.dtype}, patches",
+        times,
+        "scikit-learn",
+        PASS_TARGET,
+        **per_row(times, len(x), k),
+        **route_shares(model, params, x.dtype),
+        peer_blas_threads=peer.blas,
+    )
+
+
+def route_shares(model: Gaussian, params: Any, dtype: Any) -> Record:
+    """Percent of the components whose densities, and whose moments, are matrix products; the rest goes by Cholesky."""
+    found, k = {}, model.n_components
+    for precision, densities, moments in routes.on_products(model._problem(params), np.dtype(dtype)):
+        found[f"densities_by_{precision}_products_%"] = 100 * (densities.stop - densities.start) / k
+        found[f"moments_by_{precision}_products_%"] = 100 * (moments.stop - moments.start) / k
+    return found
+
+
+def fit(setting: Setting) -> Iterator[Record]:
+    """A whole fit of FIT_ITERATIONS iterations to the patches of scikit-learn's two photographs, from one start.
+
+    Both fits are judged by one float64 E-step: what scikit-learn says of float32 rows is itself off by 1e-6.
+    """
+    patch = Patch(size=(8, 8), stride=setting.pick(1, 3), remove_mean=True)
+    steps = [Preprocess(kind="pca", n_components=FIT_FEATURES)]
+    with single_thread():
+        chunks, model, start = prepared(Data(source="images", path="photographs", patch=patch), steps, K_FIT)
+        one_pass(chunks, model, start).run()  # compiles the kernels: no fit is run twice for that
+    n, n_iter = chunks.n_rows, setting.pick(FIT_ITERATIONS, 3)
+    ours = Way(lambda: fitted(Engine(workers=THREADS), chunks, model, start, n_iter))
+    x = all_rows(chunks)
+    blas = faster_blas(scikit_learn(x, "full", start)).blas
+    ways = {"ours": ours, "scikit-learn": _scikit_learn_fit(x, start, model.reg_covar, n_iter)._replace(blas=blas)}
+    times = interleaved(ways, min(setting.rounds, FIT_ROUNDS), warm=False)
+    run, judge = times["ours"].result, Chunks(InMemory(x.astype(np.float64)), clean=True)
+    with single_thread():
+        reached = [
+            one_pass(judge, model, params).run().log_likelihood / n
+            for params in (run.params, model.params(*times["scikit-learn"].result))
+        ]
+    apart = relative(*reached)
+    yield compared(
+        "fit",
+        f"full d={FIT_FEATURES} K={K_FIT}, {n} patches, {n_iter} iterations",
+        times,
+        "scikit-learn",
+        FIT_TARGET,
+        n=n,
+        log_likelihood_per_row=reached[0],
+        peer_log_likelihood_per_row=reached[1],
+        log_likelihoods_apart=apart,
+        peer_blas_threads=blas,
+        resets=int(run.resets.sum()),  # of collapsed components, which no peer does: 0, or the fits are not the same
+        same_fit=bool(apart <= SAME_FIT),
+        reaches_peer=bool(reached[0] >= reached[1] - SAME_FIT * abs(reached[1])),
+    )
+
+
+def _scikit_learn_fit(x: np.ndarray, start: Any, reg_covar: float, n_iter: int) -> Way:
+    """`GaussianMixture.fit`; returns its weights, means and covariances, float64."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    weights, means, precisions = (
+        array.astype(x.dtype) for array in (start.weights, start.means, np.linalg.inv(start.covariances))
+    )
+
+    def run() -> list[np.ndarray]:
+        peer = GaussianMixture(
+            len(weights),
+            max_iter=n_iter,
+            tol=0.0,
+            reg_covar=reg_covar,
+            weights_init=weights,
+            means_init=means,
+            precisions_init=precisions,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # tol = 0 never converges
+            peer.fit(x)
+        return [array.astype(np.float64) for array in (peer.weights_, peer.means_, peer.covariances_)]
+
+    return Way(run, openmp=THREADS)
