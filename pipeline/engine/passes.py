@@ -18,6 +18,7 @@ import dask
 from dask.delayed import delayed
 
 from pipeline.data.chunks import Chunk, Chunks
+from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.reading import WORTH_BYTES, Kept, in_turn
 from pipeline.engine.tree import shard_level, shards, tree_sum
 from pipeline.errors import Stopped
@@ -40,6 +41,8 @@ class Engine:
     def sum_over(self, chunks: Chunks, jobs: Sequence[Job]) -> list[Any]:
         """For each job, the sum of job(chunk) over all chunks: one read of the data, the same bits on any workers."""
         began = time.perf_counter()
+        if self.client is None:
+            keep_freed_memory()
         level = shard_level(chunks.n_chunks, self.workers, self._chunk_seconds)
         stop = self._new_stop()
         ahead = self._ahead and chunks.chunk_bytes() >= WORTH_BYTES
@@ -120,7 +123,7 @@ def _call(function: _Opaque, arguments: tuple[Any, ...], ended: _Opaque) -> Any:
 
 def _begin(ended: Event | None) -> None:
     if ended is None:
-        _one_blas_thread()
+        _settle()
     elif ended.is_set():
         raise Stopped("the job has ended; nobody waits for this")
 
@@ -137,8 +140,10 @@ def _add_in_place(a: list[Any], b: list[Any]) -> list[Any]:
 
 
 @cache
-def _one_blas_thread() -> None:
+def _settle() -> None:
     """In a worker process, for good: a limit that each task set and restored would race with its neighbours."""
     from threadpoolctl import threadpool_limits
+
+    keep_freed_memory()
 
     threadpool_limits(1)
