@@ -43,11 +43,11 @@ def shards(n_chunks: int, level: int) -> Iterator[range]:
         yield range(start, min(start + width, n_chunks))
 
 
-def shard_level(n_chunks: int, workers: int, chunk_seconds: float, per_worker: int = 4, longest: float = 20.0) -> int:
+def shard_level(n_chunks: int, workers: int, chunk_seconds: float, per_worker: int = 8, longest: float = 20.0) -> int:
     """How large shards may be: a few per worker, and none much longer than `longest` seconds.
 
     >>> shard_level(n_chunks=10_000, workers=2, chunk_seconds=0.0)
-    10
+    9
     """
     level = 0
     while n_chunks / (2 << level) >= workers * per_worker and chunk_seconds * (2 << level) <= longest:

@@ -235,8 +235,10 @@ def on_products(problem: Problem, dtype: np.dtype[Any]) -> list[tuple[np.dtype[A
         if precision.itemsize < dtype.itemsize or (problem.shape.kind == PAIRS and d > MOST_PAIRS):
             continue
         n_log, n_moments = int((problem.reach <= log_limit).sum()), int((problem.reach <= moment_limit).sum())
-        if not problem.shape.per_component:  # one covariance: one route; first moments about the shift lose nothing
-            n_log, n_moments = (k if n_log == k else log_start), k
+        if not problem.shape.per_component:
+            # One covariance, one route, in the rows' own precision: before the common part is added, what a float32
+            # column holds may be far larger than a log-density. First moments about the shift lose nothing.
+            n_log, n_moments = (k if n_log == k and precision == dtype else log_start), k
         found.append((precision, slice(log_start, n_log), slice(moment_start, n_moments)))
         log_start, moment_start = n_log, n_moments
     return found
