@@ -123,3 +123,13 @@ def test_keeping_is_for_threads():
     engine = {"scheduler": "local", "keep_decoded": True}
     with pytest.raises(InputError, match="only threads share what they keep"):
         validate({"data": {"source": "npy", "path": "x.npy"}, "model": {"n_components": 2}, "engine": engine})
+
+
+def test_rows_that_a_pass_has_found_clean_are_not_looked_through_again():
+    """After the profiling pass bad rows are known: where there are none, chunks say so at no cost; else they are set aside."""
+    x, source = counting()
+    x[5, 1] = np.nan
+    chunks = Chunks(source)
+    assert chunks.load(0).bad.sum() == 1 and chunks.load(1).bad is None
+    assert chunks.known(None, 1).load(0).bad.sum() == 1
+    assert chunks.known(None, 0).load(0).bad is None  # told so

@@ -87,3 +87,35 @@ def test_float32_densities_on_the_products_route_are_within_the_stated_bound(cov
         _, high = statistics(model, params, x.astype(np.float64), weight, 0, {})
         bound = 10 * np.finfo(np.float32).eps * reach.max() * max(1.0, d / 8)
         assert np.abs(low - high).max() <= bound
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [5, 20, 140])
+def test_the_shares_of_the_routes_are_all_of_the_components(d, dtype, covariance_type):
+    """Each component's density and moments are computed once; many features of full covariances never by products."""
+    model, params, x, weight = problem(covariance_type, d, 6, dtype, n=300)
+    means = params.means.copy()
+    means[2] += 3e3
+    params = model.params(params.weights, means, params.covariances)
+    shares = model.route_shares(params, np.dtype(dtype))
+    assert np.array(list(shares.values())).sum(axis=0).tolist() == [6, 6]
+    assert ("lanes" in shares) == (d == 5)
+    if d == 140 and covariance_type == "full":
+        assert shares == {"cholesky": [6, 6]}
+    if d == 20 and dtype == np.float32 and covariance_type in ("full", "diag"):
+        assert shares["products in float32"] == [5, 5]
+        assert shares["products in float64"] == [1, 1]
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@pytest.mark.parametrize("d", [3, 16, 20])
+def test_densities_alone_are_those_of_an_e_step(d, covariance_type):
+    """Labels and exemplars take the same routes: their log-densities are the E-step's, to float64 rounding."""
+    model, params, x, weight = problem(covariance_type, d, 5, np.float64)
+    _, log_norm = model.chunk_stats(params, x, weight)
+    labels = [found for _, found in model.assign(params, x)]
+    found = np.concatenate([one.log_density for one in labels])
+    np.testing.assert_allclose(found, log_norm, rtol=0, atol=1e-12 * (d + np.abs(log_norm).max()))
+    exact = gaussian_log_joint(x, params.weights, params.means, params.covariances, covariance_type)
+    assert (np.concatenate([one.label for one in labels]) == exact.argmax(axis=1)).mean() > 0.99
