@@ -47,11 +47,12 @@ def log_joint_counts(
     out: np.ndarray,
 ) -> None:
     """Log joint densities. data, indices, indptr : CSR counts (n, v), none of them 0.  constant : (n,), added.
-    log_weights : (k,).  log_prob : (v, k), C-contiguous.  out : (n, k), written.
+    log_weights : (k,).  log_prob : (v, k), C-contiguous.  out : (n, k or more), C-contiguous, written.
     """
+    k_total = log_weights.size
     for t in range(out.shape[0]):
         start, stop = indptr[t], indptr[t + 1]
-        for k in range(out.shape[1]):
+        for k in range(k_total):
             out[t, k] = log_weights[k] + constant[t]
         # Four words at a time: the sums are loaded and stored a quarter as often.
         p = start
@@ -59,12 +60,12 @@ def log_joint_counts(
             v0, v1, v2, v3 = indices[p], indices[p + 1], indices[p + 2], indices[p + 3]
             c0, c1 = np.float64(data[p]), np.float64(data[p + 1])
             c2, c3 = np.float64(data[p + 2]), np.float64(data[p + 3])
-            for k in range(out.shape[1]):
+            for k in range(k_total):
                 out[t, k] += c0 * log_prob[v0, k] + c1 * log_prob[v1, k] + (c2 * log_prob[v2, k] + c3 * log_prob[v3, k])
             p += 4
         while p < stop:
             v0, c0 = indices[p], np.float64(data[p])
-            for k in range(out.shape[1]):
+            for k in range(k_total):
                 out[t, k] += c0 * log_prob[v0, k]
             p += 1
 
@@ -98,18 +99,19 @@ def counts_pass(
     entropy = 0.0
     for start in range(0, n, TILE):
         stop = min(start + TILE, n)
-        joint, ends = tile[: stop - start, :k_total], indptr[start : stop + 1]
+        joint, ends = tile[: stop - start], indptr[start : stop + 1]  # whole lines: contiguous, so that loops are vectors
         log_joint_counts(data, indices, ends, constant[start:stop], log_weights, log_prob, joint)
         for t in range(stop - start):
-            possible[t] = joint[t].max() > -np.inf
+            possible[t] = joint[t, :k_total].max() > -np.inf
             w[t] = weight[start + t] if possible[t] else 0.0
             if not possible[t]:
                 joint[t] = 0.0  # -inf minus -inf would be NaN
-        entropy += softmax_rows(tile[: stop - start], k_total, w[: stop - start], hard, log_norm[start:stop])
+        entropy += softmax_rows(joint, k_total, w[: stop - start], hard, log_norm[start:stop])
         for t in range(stop - start):
             if not possible[t]:
                 log_norm[start + t] = -np.inf
-            sum_w += joint[t]
+            for k in range(k_total):
+                sum_w[k] += joint[t, k]
             _add_expected(data, indices, ends[t], ends[t + 1], joint[t], least, chosen, sum_x)
     return entropy
 
@@ -126,12 +128,12 @@ def _add_expected(
     sum_x: np.ndarray,
 ) -> None:
     """sum_x[v] += count x resp for one document. Most documents belong to few components, and only those are visited."""
-    n_chosen = 0
-    for k in range(resp.size):
+    n_chosen, k_total = 0, sum_x.shape[1]
+    for k in range(k_total):
         if resp[k] > least:
             chosen[n_chosen] = k
             n_chosen += 1
-    scattered = 4 * n_chosen < resp.size
+    scattered = 4 * n_chosen < k_total
     for p in range(start, stop):
         v, count = indices[p], np.float64(data[p])
         if scattered:
@@ -139,5 +141,5 @@ def _add_expected(
                 k = chosen[c]
                 sum_x[v, k] += count * resp[k]
         else:
-            for k in range(resp.size):
+            for k in range(k_total):
                 sum_x[v, k] += count * resp[k]
