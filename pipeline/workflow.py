@@ -91,7 +91,11 @@ def run(
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, directory, chunks, engine, log, memory, began)
             planned = memory_plan(config, chunks)
-            job.log("start", **provenance.surroundings(engine.workers, chunks), plan=planned._asdict() | {"peak": planned.peak})
+            job.log(
+                "start",
+                **provenance.surroundings(engine.workers, chunks),
+                plan=planned._asdict() | {"peak": planned.peak},
+            )
             known, runs = _start(job, *start)
             job = replace(job, chunks=chunks.known(known.affine, known.n_bad))
             checkpoint.save(directory.checkpoints, 0, pack(known, runs))

@@ -94,7 +94,7 @@ def test_float32_densities_on_the_products_route_are_within_the_stated_bound(cov
 @pytest.mark.parametrize("d", [5, 20, 140])
 def test_the_shares_of_the_routes_are_all_of_the_components(d, dtype, covariance_type):
     """Each component's density and moments are computed once; many features of full covariances never by products."""
-    model, params, x, weight = problem(covariance_type, d, 6, dtype, n=300)
+    model, params, _, _ = problem(covariance_type, d, 6, dtype, n=300)
     means = params.means.copy()
     means[2] += 3e3
     params = model.params(params.weights, means, params.covariances)
