@@ -105,7 +105,10 @@ def test_the_shares_of_the_routes_are_all_of_the_components(d, dtype, covariance
         assert shares == {"cholesky": [6, 6]}
     if d == 20 and dtype == np.float32 and covariance_type in ("full", "diag"):
         assert shares["products in float32"] == [5, 5]
-        assert shares["products in float64"] == [1, 0] and shares["cholesky"] == [0, 1]  # its moments are beyond float64 too
+        assert shares["products in float64"] == [1, 0] and shares["cholesky"] == [
+            0,
+            1,
+        ]  # its moments are beyond float64 too
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
