@@ -6,8 +6,8 @@ config -> source -> chunks -> profile -> initial parameters -> [pass, fold, M-st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine
-from pipeline.engine.memory import PeakMemory
+from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.models.base import Model
@@ -85,12 +85,12 @@ def run(
         refuse_impossible(config, chunks)
         start = _given_start(config, chunks.n_rows)
         record = provenance.record(config, chunks.fingerprint())
-        with _engine(config, chunks) as engine, directory.lock():
+        planned = memory_plan(config, chunks)
+        with _engine(config, planned) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, directory, chunks, engine, log, memory, began)
-            planned = memory_plan(config, chunks)
             job.log(
                 "start",
                 **provenance.surroundings(engine.workers, chunks),
@@ -131,7 +131,7 @@ def resume(
     with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
         provenance.refuse_other_data(record, chunks.fingerprint())
-        with _engine(config, chunks) as engine, directory.lock():
+        with _engine(config, memory_plan(config, chunks)) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, directory, chunks, engine, log, memory, began)
             for text in provenance.other_versions(record):
@@ -200,7 +200,7 @@ def predict(
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
         target = directory if output is None else RunDirectory(output)
-        with _engine(config, chunks) as engine, target.lock():
+        with _engine(config, memory_plan(config, chunks)) as engine, target.lock():
             if output is not None:
                 _begin_prediction(target, config, fingerprint, directory)
             log = EventLog(target.events, tuple(listeners))
@@ -241,12 +241,9 @@ def _open_chunks(config: Config) -> Chunks:
     return Chunks(source, RowColumn.open(weights, source.n_rows, "weights", None, options, config.data.missing_chunks))
 
 
-@contextmanager
-def _engine(config: Config, chunks: Chunks) -> Iterator[Engine]:
+def _engine(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
     """The engine with as many tasks at a time as the memory plan allows."""
-    plan = memory_plan(config, chunks)
-    with open_engine(config.engine, plan.workers, plan.ahead, plan.spare) as opened:
-        yield opened
+    return open_engine(config.engine, plan.workers, plan.ahead, plan.spare)
 
 
 def _start(job: Job, labels: RowColumn | None, arrays: dict[str, np.ndarray] | None) -> tuple[Known, list[Run]]:

@@ -19,6 +19,13 @@ def lowest(like: Any) -> Any:
 
 
 @exact_kernel
+def at_least_lowest(v: Any) -> Any:
+    """v, or the lowest that exp takes where it is less or NaN (as -inf minus -inf is)."""
+    floor = lowest(v)
+    return where_less(floor, v, v, floor)
+
+
+@exact_kernel
 def exp(v: Any) -> Any:
     """e^v for v from lowest(v) to 0; of lowest(v) itself it is 0. v : a vector.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.kernels.compiling import exact_kernel
-from pipeline.kernels.exponential import exp, log, lowest
+from pipeline.kernels.exponential import at_least_lowest, exp, log
 from pipeline.kernels.vectors import (
     add,
     columns,
@@ -84,18 +84,14 @@ def gaussian_lanes(
     tile_weight, highest, log_mass = scratch[single], scratch[single + 1], scratch[single + 2]
     diff, joint, part = view(scratch[:e]), view(scratch[e : e + k_total]), view(scratch[e + k_total : e + k_total + 4])
     rows, w, peak, rest = view(tile), view(tile_weight), view(highest), view(log_mass)
-    upper, lower, scale, first, squares = view(high), view(low), view(factor), view(sum_x), view(sum_xx)
+    upper, lower, scale, constant = view(high), view(low), view(factor), view(log_scale)
+    first, squares = view(sum_x), view(sum_xx)
     diagonal = sum_xx.shape[1] == 1
     entropy = 0.0
     for start in range(0, n, TILE):
         m = min(TILE, n - start)
         _load(x, weight, start, m, tile, tile_weight)
-        for k in range(k_total):
-            _differences(rows, upper, lower, k, diff)
-            if diagonal:
-                _diagonal_joint(diff, scale, k, log_scale[k], joint)
-            else:
-                _triangular_joint(diff, scale, k, log_scale[k], joint)
+        _joint(rows, upper, lower, scale, constant, diagonal, diff, joint)
         if hard:
             _one_hot(joint, w, peak, rest)
         else:
@@ -134,16 +130,12 @@ def joint_lanes(
     scratch[:] = 0
     tile, densities = scratch[e + k_total : e + k_total + d], scratch[e : e + k_total]
     rows, diff, joint = view(tile), view(scratch[:e]), view(densities)
-    upper, lower, scale = view(high), view(low), view(factor)
+    upper, lower, scale, constant = view(high), view(low), view(factor), view(log_scale)
+    ones = np.empty(0)
     for start in range(0, n, TILE):
         m = min(TILE, n - start)
-        _load(x, np.empty(0), start, m, tile, scratch[len(scratch) - 1])
-        for k in range(k_total):
-            _differences(rows, upper, lower, k, diff)
-            if diagonal:
-                _diagonal_joint(diff, scale, k, log_scale[k], joint)
-            else:
-                _triangular_joint(diff, scale, k, log_scale[k], joint)
+        _load(x, ones, start, m, tile, scratch[len(scratch) - 1])
+        _joint(rows, upper, lower, scale, constant, diagonal, diff, joint)
         for t in range(m):
             for k in range(k_total):
                 out[start + t, k] = densities[k, t]
@@ -178,18 +170,29 @@ def _differences(rows: Any, high: Any, low: Any, k: int, diff: Any) -> None:
 
 
 @exact_kernel
-def _diagonal_joint(diff: Any, factor: Any, k: int, log_scale: float, joint: Any) -> None:
+def _joint(rows: Any, high: Any, low: Any, factor: Any, log_scale: Any, diagonal: bool, diff: Any, joint: Any) -> None:
+    """joint <- log joint densities of a tile. joint : (k, TILE)."""
+    for k in range(lines(joint)):
+        _differences(rows, high, low, k, diff)
+        if diagonal:
+            _diagonal_joint(diff, factor, k, log_scale, joint)
+        else:
+            _triangular_joint(diff, factor, k, log_scale, joint)
+
+
+@exact_kernel
+def _diagonal_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any) -> None:
     step = wide_lanes(diff)
     for t in range(0, TILE, step):
         square = spread(0.0, wide(diff, (0, t)))
         for i in range(columns(factor)):
             z = element(factor, (k, i), square) * wide(diff, (i, t))
             square = fma(z, z, square)
-        put(joint, (k, t), fma(square, spread(-0.5, square), spread(log_scale, square)))
+        put(joint, (k, t), fma(square, spread(-0.5, square), element(log_scale, k, square)))
 
 
 @exact_kernel
-def _triangular_joint(diff: Any, factor: Any, k: int, log_scale: float, joint: Any) -> None:
+def _triangular_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any) -> None:
     step = wide_lanes(diff)
     for t in range(0, TILE, step):
         square = spread(0.0, wide(diff, (0, t)))
@@ -220,7 +223,7 @@ def _triangular_joint(diff: Any, factor: Any, k: int, log_scale: float, joint: A
             z3 = fma(element(factor, (k, p + 9), v), v, z3)
             square = fma(z3, z3, fma(z2, z2, fma(z1, z1, fma(z0, z0, square))))
             p += 10
-        put(joint, (k, t), fma(square, spread(-0.5, square), spread(log_scale, square)))
+        put(joint, (k, t), fma(square, spread(-0.5, square), element(log_scale, k, square)))
 
 
 @exact_kernel
@@ -241,11 +244,9 @@ def _responsibilities(joint: Any, w: Any, peak: Any, rest: Any) -> float:
         top, weight = _peak(joint, t), wide(w, t)
         put(peak, t, top)
         zero = spread(0.0, top)
-        floor = lowest(top)
         mass, cross = zero, zero
         for k in range(lines(joint)):
-            gap = wide(joint, (k, t)) - top
-            gap = where_less(floor, gap, gap, floor)  # -inf x 0 would be NaN
+            gap = at_least_lowest(wide(joint, (k, t)) - top)
             e = exp(gap)
             mass = mass + e
             cross = fma(e, gap, cross)
@@ -267,11 +268,10 @@ def _one_hot(joint: Any, w: Any, peak: Any, rest: Any) -> None:
     for t in range(0, TILE, step):
         top, left = _peak(joint, t), wide(w, t)
         put(peak, t, top)
-        zero, floor, mass = spread(0.0, top), lowest(top), spread(0.0, top)
+        zero, mass = spread(0.0, top), spread(0.0, top)
         for k in range(lines(joint)):
             value = wide(joint, (k, t))
-            gap = value - top
-            mass = mass + exp(where_less(floor, gap, gap, floor))
+            mass = mass + exp(at_least_lowest(value - top))
             taken = where_equal(value, top, left, zero)
             put(joint, (k, t), taken)
             left = left - taken

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.kernels.compiling import exact_kernel
-from pipeline.kernels.exponential import exp, lowest
+from pipeline.kernels.exponential import at_least_lowest, exp
 from pipeline.kernels.vectors import WIDE_BYTES, fma, highest, put, spread, total, view, where_less, wide, wide_lanes
 
 
@@ -40,11 +40,9 @@ def softmax_rows(joint: np.ndarray, k_total: int, weight: np.ndarray, hard: bool
             while first < k_total - 1 and joint[t, first] != peak:
                 first += 1
         top = spread(peak, top)
-        floor = lowest(top)
         mass, cross = zero, zero
         for k in range(0, joint.shape[1], step):
-            gap = wide(rows, (t, k)) - top
-            gap = where_less(floor, gap, gap, floor)  # -inf x 0 would be NaN
+            gap = at_least_lowest(wide(rows, (t, k)) - top)
             e = exp(gap)
             mass = mass + e
             cross = fma(e, gap, cross)
@@ -78,8 +76,7 @@ def log_sum_exp_rows(joint: np.ndarray, line: np.ndarray, out: np.ndarray) -> No
             out[t] = peak
             continue
         top = spread(peak, wide(vectors, 0))
-        floor, mass = lowest(top), spread(0.0, top)
+        mass = spread(0.0, top)
         for k in range(0, line.size, step):
-            gap = wide(vectors, k) - top
-            mass = mass + exp(where_less(floor, gap, gap, floor))
+            mass = mass + exp(at_least_lowest(wide(vectors, k) - top))
         out[t] = peak + np.log(total(mass))

@@ -163,7 +163,7 @@ def by_products(problem: Problem, x: Array, weight: Array | None, log_norm: Arra
     precisions = [
         _Products(problem, order, densities, moments, precision, height)
         for precision, densities, moments in on_products(problem, dtype)
-        if densities != moments or densities.stop > densities.start
+        if densities.stop > densities.start or moments.stop > moments.start
     ]
     n_moments = max([0, *(one.moments.stop for one in precisions)])
     joint, ones = aligned((height, padded(k, dtype.itemsize)), dtype), np.ones(height)
@@ -272,7 +272,7 @@ class Moments:
             x, resp = x[rows], resp[rows]
         diff = difference(x, self.mean)
         self.sum_x += resp @ diff
-        self.sum_xx = self.sum_xx + self.shape.tile_moment(diff, resp)
+        self.sum_xx += self.shape.tile_moment(diff, resp)
 
 
 def difference(x: Array, mean: Array) -> Array:

@@ -61,7 +61,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     peak, cpu = 0, 0.0
     passes: list[float] = []
     reads: list[float] = []
-    with single_thread(), _engine(config, chunks) as engine:
+    with single_thread(), _engine(config, plan) as engine:
         job(chunks.load(0))  # compiles
         for i in sample:
             chunks.load(i)  # into the page cache
