@@ -183,19 +183,21 @@ def _joint(rows: Any, high: Any, low: Any, factor: Any, log_scale: Any, diagonal
 @exact_kernel
 def _diagonal_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any) -> None:
     step = wide_lanes(diff)
+    constant = element(log_scale, k, wide(diff, (0, 0)))
     for t in range(0, TILE, step):
-        square = spread(0.0, wide(diff, (0, t)))
+        square = spread(0.0, constant)
         for i in range(columns(factor)):
             z = element(factor, (k, i), square) * wide(diff, (i, t))
             square = fma(z, z, square)
-        put(joint, (k, t), fma(square, spread(-0.5, square), element(log_scale, k, square)))
+        put(joint, (k, t), fma(square, spread(-0.5, square), constant))
 
 
 @exact_kernel
 def _triangular_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any) -> None:
     step = wide_lanes(diff)
+    constant = element(log_scale, k, wide(diff, (0, 0)))
     for t in range(0, TILE, step):
-        square = spread(0.0, wide(diff, (0, t)))
+        square = spread(0.0, constant)
         zero = square
         p = 0
         for i in range(0, lines(diff), 4):
@@ -223,7 +225,7 @@ def _triangular_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any
             z3 = fma(element(factor, (k, p + 9), v), v, z3)
             square = fma(z3, z3, fma(z2, z2, fma(z1, z1, fma(z0, z0, square))))
             p += 10
-        put(joint, (k, t), fma(square, spread(-0.5, square), element(log_scale, k, square)))
+        put(joint, (k, t), fma(square, spread(-0.5, square), constant))
 
 
 @exact_kernel
