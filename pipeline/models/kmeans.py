@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.errors import InputError
 from pipeline.kernels.nearest import add_residuals, lloyd_pass
 from pipeline.models.base import (
     N_EXEMPLARS,
@@ -68,6 +69,11 @@ class KMeans(Model):
     ) -> Partial:
         rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
         label, score, sum_w, sum_x, inertia, key = lloyd_pass(rows, weight, params.centers, self.shift, start)
+        if np.isnan(inertia):  # NaN that came after the profiling pass: bad rows are set aside before they get here
+            row = start + int(np.isnan(score).argmax())
+            raise InputError(
+                f"row {row}: its distance is NaN. The data have changed since the job began: start it again."
+            )
         return Partial(
             KMeansStats(sum_w, sum_x, inertia),
             LowestRows.of(self.n_worst, score, start, x, weight, label),

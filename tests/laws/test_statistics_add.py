@@ -110,6 +110,9 @@ def test_statistics_are_a_vector_space(family, seed):
     for name in vars(a):
         value, size = getattr((a + b) - b, name), np.abs(getattr(a, name)) + np.abs(getattr(b, name))
         assert (np.abs(value - getattr(a, name)) <= 2 * EPS * size).all()
+    summed = a + b
+    a += b
+    same_bits(a, summed)
     assert a.nbytes == sum(np.asarray(value).nbytes for value in vars(a).values())
 
 
