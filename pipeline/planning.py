@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
+from pipeline.data.draw import draw_rows, row_bytes
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
 from pipeline.errors import InputError
@@ -36,6 +37,11 @@ def sample_size(config: Config, n_features: int) -> int:
     return max(k, min(max(MIN_SAMPLE_ROWS, SAMPLE_PER_COMPONENT * k), affordable))
 
 
+def searches(config: Config) -> bool:
+    """Whether a search on rows in memory looks for the start. Held means stay where they are put."""
+    return config.fit.method != "em" and "means" not in config.model.fixed
+
+
 def memory_plan(config: Config, chunks: Chunks) -> Plan:
     """As many tasks at a time as engine.memory allows. Raises InputError, with advice, when not even one fits."""
     model, engine, n_init = config.model, config.engine, config.fit.n_init
@@ -46,6 +52,8 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     fitting = task_bytes(chunks.chunk_bytes(), max(statistics, square + sample), TILE_BYTES, n_init)
     # A block of labels is filled and concatenated while two finished ones wait to be written.
     labelling = task_bytes(chunks.chunk_bytes(), 0, TILE_BYTES, 0) + 4 * block_bytes(config.output.top_k)
-    driver = 8 * statistics * n_init + 3 * (square + sample)
+    # Rows for the search are drawn, then put in order: for a moment they are held twice.
+    held = 2 * draw_rows(chunks, model.n_components) * row_bytes(chunks) if searches(config) else 0
+    driver = 8 * statistics * n_init + 3 * (square + sample) + held
     each, processes = max(fitting, labelling), uses_processes(engine)
     return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes)

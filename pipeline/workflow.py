@@ -8,10 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -19,8 +18,9 @@ from pipeline import provenance
 from pipeline.config import Config, to_plain, validate
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
+from pipeline.data.draw import Drawn
 from pipeline.data.opening import open_source
-from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
+from pipeline.data.profile import Known
 from pipeline.em.loop import em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
@@ -29,9 +29,9 @@ from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
+from pipeline.job import Job
 from pipeline.models.base import Model
 from pipeline.models.families import build_model
-from pipeline.models.init import initial_params
 from pipeline.outputs import checkpoint
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
@@ -45,25 +45,13 @@ from pipeline.outputs.model_store import (
 )
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.state import pack, unpack_known, unpack_runs
-from pipeline.planning import memory_plan, refuse_impossible, sample_size
+from pipeline.planning import memory_plan, refuse_impossible
+from pipeline.starting import Given, given_start, profiled, starts
 
 if TYPE_CHECKING:
     import xarray as xr
 
 CHECKPOINT_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """The parts of a running job."""
-
-    config: Config
-    directory: RunDirectory
-    chunks: Chunks
-    engine: Engine
-    log: EventLog
-    memory: PeakMemory
-    began: float
 
 
 def run(
@@ -83,7 +71,7 @@ def run(
     with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
         refuse_impossible(config, chunks)
-        start = _given_start(config, chunks.n_rows)
+        given = given_start(config, chunks.n_rows)
         record = provenance.record(config, chunks.fingerprint())
         planned = memory_plan(config, chunks)
         with _engine(config, planned) as engine, directory.lock():
@@ -96,10 +84,8 @@ def run(
                 **provenance.surroundings(engine.workers, chunks),
                 plan=planned._asdict() | {"peak": planned.peak},
             )
-            known, runs = _start(job, *start)
-            job = replace(job, chunks=chunks.known(known.affine, known.n_bad))
-            checkpoint.save(directory.checkpoints, 0, pack(known, runs))
-            _fit(job, known, runs, generation=0)
+            job, known, drawn = profiled(job)
+            _begin(job, known, given, drawn)
             _finish(job)
     return directory.path
 
@@ -162,11 +148,22 @@ def _go_on(job: Job) -> None:
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
     known = unpack_known(state)
     job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
-    runs = unpack_runs(state, build_model(job.config, known))
     for name in ("report.html", "labels.zarr", "model.zarr"):  # those of a lower max_iter
         directory.discard(name)
     job.log("resume", generation=generation, **provenance.surroundings(job.engine.workers, job.chunks))
-    _fit(job, known, _reopened(runs, job.config), generation)
+    runs = unpack_runs(state, build_model(job.config, known))
+    if runs:
+        _fit(job, known, _reopened(runs, job.config), generation)
+    else:  # it ended while it looked for a start
+        _begin(job, known, given_start(job.config, job.chunks.n_rows), None)
+
+
+def _begin(job: Job, known: Known, given: Given, drawn: Drawn | None) -> None:
+    """Starts, and the fit. A search takes as long as some passes do: what is known is saved before it."""
+    checkpoint.save(job.directory.checkpoints, 0, pack(known, []))
+    runs = starts(job, known, given, drawn)
+    checkpoint.save(job.directory.checkpoints, 1, pack(known, runs))
+    _fit(job, known, runs, generation=1)
 
 
 def predict(
@@ -246,78 +243,6 @@ def _engine(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
     return open_engine(config.engine, plan.workers, plan.ahead, plan.spare)
 
 
-def _start(job: Job, labels: RowColumn | None, arrays: dict[str, np.ndarray] | None) -> tuple[Known, list[Run]]:
-    """The profiling pass, the preprocessing it fits, and the initial parameters of all restarts."""
-    config, chunks = job.config, job.chunks
-    seed = config.fit.random_state
-    began = time.perf_counter()
-    full = config.model.family == "gaussian" or any(step.kind in ("pca", "zca") for step in config.preprocess)
-    scatter = "none" if chunks.source.sparse else "full" if full else "diag"
-    size = sample_size(config, chunks.n_features)
-    profile: Profile = job.engine.sum_over(chunks, [ProfileJob(scatter, size, seed)])[0]
-    job.log("profile", rows=profile.n_rows, seconds=time.perf_counter() - began, bytes_read=_pass_bytes(chunks))
-    profile.check(config.data.bad_rows)
-    _warn(job, profile)
-    known = known_rows(profile, config.preprocess)
-    chunks = chunks.known(known.affine, known.n_bad)
-    model = build_model(config, known)
-    began = time.perf_counter()
-    params = initial_params(
-        model,
-        config.fit.init,
-        config.fit.n_init,
-        seed,
-        known,
-        lambda jobs: job.engine.sum_over(chunks, jobs),
-        labels,
-        arrays,
-    )
-    job.log("init", method=config.fit.init, seconds=time.perf_counter() - began)
-    return known, [Run(restart, model, p) for restart, p in enumerate(params)]
-
-
-def _warn(job: Job, profile: Profile) -> None:
-    if profile.n_bad:
-        job.log(
-            "warning", message=f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}"
-        )
-    if job.config.model.family == "multinomial":
-        if profile.low.min() < 0:
-            raise InputError(
-                f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more."
-            )
-        return
-    constant = profile.constant_features()
-    if len(constant):
-        shown = ", ".join(str(i) for i in constant[:10]) + (", …" if len(constant) > 10 else "")
-        job.log("warning", message=f"{len(constant)} features have one value only: {shown}")
-    distinct = profile.distinct_sample_rows()
-    if distinct < min(job.config.model.n_components, len(profile.sample.row)):
-        message = f"the sample of {len(profile.sample.row)} rows has {distinct} distinct ones, fewer than n_components"
-        job.log("warning", message=message)
-
-
-def _given_start(config: Config, n_rows: int) -> tuple[RowColumn | None, dict[str, np.ndarray] | None]:
-    """What fit.init_path holds: labels of the rows, or arrays by name."""
-    path = config.fit.init_path
-    if path is None:
-        return None, None
-    if config.fit.init == "labels":
-        return RowColumn.open(path, n_rows, "labels", missing_chunks=config.data.missing_chunks), None
-    import zarr
-
-    try:
-        if path.endswith(".npz"):
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                return None, {name: stored[name] for name in stored.files}
-        group = zarr.open_group(path, mode="r")
-        return None, {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise InputError(
-            f"fit.init_path {path}: cannot be read ({error}); expected an .npz or .zarr of arrays."
-        ) from error
-
-
 def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
     """The loop, with events and checkpoints; ends with model.zarr."""
     limits = Limits(job.config.fit.max_iter or 0, job.config.fit.tol or 0.0)
@@ -328,8 +253,7 @@ def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
         _log_pass(job, runs, known, now - began)
         for event in resets:
             job.log("reset", restart=event.restart, iteration=event.iteration, **event.reset._asdict())
-        first = generation == 0
-        if first or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
+        if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
             generation += 1
             checkpoint.save(job.directory.checkpoints, generation, pack(known, runs))
             saved_at = time.perf_counter()
@@ -351,20 +275,12 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> No
         final=all(run.final is not None for run in runs),
         seconds=seconds,
         rows=known.n_rows,
-        bytes_read=_pass_bytes(job.chunks),
+        bytes_read=job.pass_bytes,
         workers=job.engine.workers,
         restarts=len(runs),
         max_iter=job.config.fit.max_iter,
         routes=best.model.route_shares(best.params, job.chunks.source.dtype),
         **{name: value, f"{name}_per_row": value / known.total},
-    )
-
-
-def _pass_bytes(chunks: Chunks) -> int:
-    """Decoded bytes of one pass."""
-    source = chunks.source
-    return (
-        source.n_rows * source.n_features * source.dtype.itemsize if not source.sparse else sum(source.object_sizes())
     )
 
 

@@ -36,6 +36,7 @@ class Run:
     resets : (k,) how often each component was reset.  settled : no reset in the last iteration.
     label_key : key of the last hard labels (K-means), None before the first pass.
     stop_reason : why it stopped, None while it goes on.  final : the E-step of the stored parameters.
+    rungs : of the search that found its start (em/search.py).
     """
 
     restart: int
@@ -47,6 +48,7 @@ class Run:
     label_key: int | None = None
     stop_reason: str | None = None
     final: Partial | None = None
+    rungs: tuple[Any, ...] = ()
 
     @property
     def objective(self) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from pipeline.errors import InputError
 from pipeline.kernels.softmax import log_sum_exp_rows, padded
@@ -90,6 +91,11 @@ class Model(ABC):
         return len(self.shift)
 
     @property
+    def least_rows(self) -> int:
+        """A component with fewer effective rows than this is collapsed."""
+        return 1
+
+    @property
     def n_worst(self) -> int:
         """How many worst-fit rows travel beside the statistics, as places for resets."""
         return min(self.n_components, 8)
@@ -129,6 +135,16 @@ class Model(ABC):
     @abstractmethod
     def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
         """Labels and log-densities of a chunk, tile by tile."""
+
+    @abstractmethod
+    def removal_costs(self, params: Any, x: Rows, weight: Array | None = None) -> tuple[Array, Array]:
+        """What the objective would lose on these rows without each component, the others unchanged, and who would
+        take its rows: (k,), and (k, k) weights of the rows of one component that are next best explained by another.
+        """
+
+    @abstractmethod
+    def responsibilities(self, params: Any, x: Rows, least: float) -> sp.csr_array:
+        """(n, k), those below `least` left out."""
 
     def route_shares(self, params: Any, dtype: np.dtype[Any]) -> dict[str, list[int]]:
         """How an E-step on rows of this dtype is computed: by route, components' densities and moments. Empty: one way."""
@@ -226,6 +242,31 @@ class Mixture(Model):
             log_norm = log_sum_exp(log_joint)
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
+
+    def removal_costs(self, params: Any, x: Rows, weight: Array | None = None) -> tuple[Array, Array]:
+        """Sums of -log(1 - r_nk); where r_nk is near 1 the rest is summed without it, so that no digit is lost."""
+        k = self.n_components
+        cost, heirs = np.zeros(k), np.zeros((k, k))
+        for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
+            log_joint = self.log_joint(params, x[rows])
+            log_norm = log_sum_exp(log_joint)
+            each, top = np.arange(len(log_joint)), log_joint.argmax(axis=1)
+            with np.errstate(divide="ignore"):
+                lost = -np.log1p(-np.exp(log_joint - log_norm[:, None]))
+            log_joint[each, top] = -np.inf
+            lost[each, top] = log_norm - log_sum_exp(log_joint)
+            weights = np.ones(len(lost)) if weight is None else weight[rows]
+            cost += weights @ lost
+            np.add.at(heirs, (top, log_joint.argmax(axis=1)), weights)
+        return cost, heirs
+
+    def responsibilities(self, params: Any, x: Rows, least: float) -> sp.csr_array:
+        parts = []
+        for _, labels in self.assign(params, x):
+            shares = np.exp(labels.log_resp)
+            shares[shares < least] = 0.0
+            parts.append(sp.csr_array(shares))
+        return sp.csr_array(sp.vstack(parts))
 
     def _refuse_impossible(self, score: Array, start: int) -> None:
         """score : (n,) log-densities, inf for rows of weight 0."""

@@ -12,10 +12,11 @@ their lower triangles (k, d (d + 1) / 2) are summed, sent and stored. [Bishop 20
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpotrf, dtrtri
 
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.kernels.lanes import packed
@@ -71,14 +72,11 @@ def _cholesky_factor(covariance: Array) -> Array:
     A pivot is the share of a feature's variance that those before it leave open; one that is lost in rounding
     would pass or fail by luck.
     """
-    try:
-        lower = np.linalg.cholesky(covariance)
-        variances = np.diagonal(covariance)
-        if (np.diagonal(lower) ** 2 <= len(lower) * np.finfo(np.float64).eps * variances).any():
-            return np.full_like(covariance, np.nan)
-        return solve_triangular(lower, np.eye(len(covariance)), lower=True).T
-    except (np.linalg.LinAlgError, ValueError):
+    lower, failed = dpotrf(covariance, lower=1)
+    pivots = np.diagonal(lower) ** 2
+    if failed or not (pivots > len(lower) * np.finfo(np.float64).eps * np.diagonal(covariance)).all():
         return np.full_like(covariance, np.nan)
+    return dtrtri(lower, lower=1)[0].T
 
 
 def _squares(diff: Array) -> Array:
@@ -106,20 +104,26 @@ def _full_moment(diff: Array, r: Array) -> Array:
     return (diff * r[:, None]).T @ diff
 
 
+@cache
+def _triangle(d: int) -> tuple[Array, Array]:
+    """Rows and columns of a lower triangle, row by row."""
+    return np.tril_indices(d)
+
+
 def _lower(matrices: Array) -> Array:
     """(k, d (d + 1) / 2) lower triangles, row by row, of (k, d, d)."""
-    i, j = np.tril_indices(matrices.shape[-1])
+    i, j = _triangle(matrices.shape[-1])
     return matrices[:, i, j]
 
 
 def _lower_outer(a: Array, b: Array) -> Array:
-    i, j = np.tril_indices(a.shape[1])
+    i, j = _triangle(a.shape[1])
     return a[:, i] * b[:, j]
 
 
 def _from_lower(packed: Array, d: int) -> Array:
     """Symmetric matrices (k, d, d)."""
-    i, j = np.tril_indices(d)
+    i, j = _triangle(d)
     full = np.empty((len(packed), d, d))
     full[:, i, j] = packed
     full[:, j, i] = packed

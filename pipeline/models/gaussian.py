@@ -85,6 +85,10 @@ class Gaussian(Mixture):
         """The functions of the covariance type."""
         return SHAPES[self.covariance_type]
 
+    @property
+    def least_rows(self) -> int:
+        return self.shape.min_rows(self.n_features) if "covariances" not in self.fixed else 1  # a mean needs a row
+
     def params(self, weights: Array, means: Array, covariances: Array) -> GaussianParams:
         """Parameters with their derived factors."""
         factors, extremes = self.shape.factor(covariances), self.shape.extremes(covariances, self.n_components)
@@ -177,14 +181,12 @@ class Gaussian(Mixture):
 
     def collapsed(self, params: GaussianParams, sum_w: Array) -> list[tuple[int, str]]:
         """Components that are collapsed, and why (SPEC: fewer than min_rows rows, or no width)."""
-        shape, d = self.shape, self.n_features
-        learned = "covariances" not in self.fixed
-        least = shape.min_rows(d) if learned else 1  # a mean needs a row
+        learned, least = "covariances" not in self.fixed, self.least_rows
         found = []
         broken = self._broken(params)
         # Moments about the shift, seen from the mean, keep this much of their rounding.
         rounding = 16 * np.finfo(np.float64).eps * ((params.means - self.shift) ** 2).max(axis=1)
-        if not shape.per_component:
+        if not self.shape.per_component:
             rounding = np.full(self.n_components, rounding.max())
         width = params.eigenvalues[:, 1] if learned else np.full(self.n_components, np.inf)
         for k in range(self.n_components):

@@ -135,7 +135,7 @@ def initial_params(
         assert arrays is not None
         return [model.params_from_arrays(arrays)] * n_init
     if init == "labels":
-        return _from_hard(model, sum_jobs([HardStart(model, None, labels)])) * n_init
+        return from_hard(model, sum_jobs([HardStart(model, None, labels)])) * n_init
     generators = [np.random.default_rng([seed, restart]) for restart in range(n_init)]
     if init == "near-mean":
         return [_near_mean(model, known, rng) for rng in generators]
@@ -152,7 +152,7 @@ def initial_params(
         centers = _parallel(model, known, seed, generators, sum_jobs)
     if isinstance(model, KMeans):
         return [model.params_from_arrays({"centers": c}) for c in centers]
-    return _from_hard(model, sum_jobs([HardStart(model, c) for c in centers]))
+    return from_hard(model, sum_jobs([HardStart(model, c) for c in centers]))
 
 
 def _parallel(
@@ -201,7 +201,7 @@ def _plus_plus(rows: Rows, weight: Array, k: int, rng: np.random.Generator) -> A
     return params.centers
 
 
-def _from_hard(model: Model, stats: Sequence[Any]) -> list[Any]:
+def from_hard(model: Model, stats: Sequence[Any]) -> list[Any]:
     """One M-step from a hard assignment; held weights and covariances that no one gave are uniform and the identity."""
     learned = tuple(part for part in getattr(model, "fixed", ()) if part != "means")
     started = replace(model, fixed=learned) if learned != getattr(model, "fixed", ()) else model  # type: ignore[type-var]

@@ -145,6 +145,28 @@ class KMeans(Model):
             log_resp = np.where(label[:, None] == np.arange(self.n_components), 0.0, -np.inf)
             yield rows, Labels(label, d2, log_resp)
 
+    def removal_costs(self, params: KMeansParams, x: Rows, weight: Array | None = None) -> tuple[Array, Array]:
+        """How much farther the second nearest centre is, squared, summed over each centre's rows."""
+        k = self.n_components
+        cost, heirs = np.zeros(k), np.zeros((k, k))
+        centers = (params.centers - self.shift).astype(compute_dtype(x.dtype))
+        square = np.einsum("kd,kd->k", centers, centers)
+        for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
+            score = square - 2.0 * (np.subtract(x[rows], self.shift, dtype=centers.dtype) @ centers.T)
+            each, label = np.arange(len(score)), score.argmin(axis=1)
+            nearest_score = score[each, label]
+            score[each, label] = np.inf
+            second = score.argmin(axis=1)
+            weights = np.ones(len(score)) if weight is None else weight[rows]
+            farther = score[each, second].astype(np.float64) - nearest_score
+            cost += np.bincount(label, weights * farther, minlength=k)
+            heirs += np.bincount(label * k + second, weights, minlength=k * k).reshape(k, k)
+        return cost, heirs
+
+    def responsibilities(self, params: KMeansParams, x: Rows, least: float) -> sp.csr_array:
+        label, _ = nearest(x, params.centers, self.shift)
+        return sp.csr_array((np.ones(len(label)), label, np.arange(len(label) + 1)), (len(label), self.n_components))
+
     def n_free_parameters(self) -> int:
         return self.n_components * self.n_features
 

@@ -143,6 +143,7 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
         "stop_reason": run.stop_reason,
         "converged": str(run.stop_reason).startswith("converged"),
         "n_iter": len(run.history),
+        "search": [rung._asdict() for rung in run.rungs],
         "order": order.tolist(),
         "data": source.describe(),
         "data_mean": known.mean.tolist(),

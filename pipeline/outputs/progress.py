@@ -105,10 +105,17 @@ def _reset(e: dict[str, Any]) -> str:
     return f"component {e['component']} {what}: {e['reason']}"
 
 
+def _rung(e: dict[str, Any]) -> str:
+    moved = f", moved {' + '.join(map(str, e['moved']))} components" if e["moved"] else ""
+    starts = f", best of {e['starts']} starts" if e["starts"] > 1 else ""
+    return f"search on {count(e['rows'])} of {count(e['of'])} rows: {e['family']}{starts}{moved}, {e['objective']:.6g} a row"
+
+
 _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "start": _start,
     "resume": lambda e: f"resumed from checkpoint {e['generation']}",
     "profile": lambda e: f"profile of {count(e['rows'])} rows  {duration(e['seconds'])}",
+    "rung": _rung,
     "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
     "pass": _pass,
     "reset": _reset,

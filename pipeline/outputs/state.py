@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import Known
 from pipeline.em.run import Entry, Run
+from pipeline.em.search import Rung
 from pipeline.models.base import Model
 from pipeline.models.stats import Array, LowestRows, Rows
 from pipeline.outputs.checkpoint import State
@@ -43,6 +44,7 @@ def pack(known: Known, runs: Sequence[Run]) -> State:
                 # 64 bits do not fit JSON's numbers
                 "label_key": None if run.label_key is None else str(run.label_key),
                 "stop_reason": run.stop_reason,
+                "rungs": [list(rung) for rung in run.rungs],
                 "phases": [entry.phase for entry in run.history],
             }
         )
@@ -78,6 +80,7 @@ def _unpack_run(state: State, model: Model, facts: dict[str, Any]) -> Run:
         settled=facts["settled"],
         label_key=None if facts["label_key"] is None else int(facts["label_key"]),
         stop_reason=facts["stop_reason"],
+        rungs=tuple(Rung(*rung) for rung in facts["rungs"]),
     )
 
 

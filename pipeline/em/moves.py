@@ -1,0 +1,259 @@
+"""Moves from one optimum to a better one: components that gain by being split make up for those that are hardly missed.
+
+A round splits `many` components where a fit of two to their own rows gains most, lets all of them settle, and then leaves
+out, one by one, those whose rows the others explain nearly as well. What is left is kept only if the objective rose and no
+component came near collapse. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
+
+Gains and costs come from the responsibilities alone: by Jensen's inequality the gain of a split is a lower bound of what
+the objective gains, and the cost of leaving a component out is exact for fixed others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.em.loop import EStep, em
+from pipeline.em.run import Run
+from pipeline.em.stopping import Limits
+from pipeline.models.base import Model
+from pipeline.models.stats import Array, Rows
+
+T = TypeVar("T")
+MOST_SPLITS = 8  # in one round; halved when a round fails
+ROUNDING = 1e-9  # of the objective: a smaller gain is none
+LEAST_SHARE = 0.05  # of a row, for it to take part in the fit of a split
+SPLIT_ROWS = 4096  # of one component that the fit of a split looks at
+SPLIT_STEPS = 4
+WIDE_STEPS = 4  # with more components than asked for
+MOST_ROUNDS = 50  # that are accepted, on one rung
+MARGIN = 4  # times the rows below which a component is collapsed: no move may end with fewer
+
+
+class HeldRows(Protocol):
+    """Rows in memory, see engine/held.py."""
+
+    @property
+    def x(self) -> Rows:
+        """(m, d)."""
+
+    @property
+    def weight(self) -> Array | None:
+        """(m,), or None for ones."""
+
+    @property
+    def n_rows(self) -> int:
+        """m."""
+
+    def head(self, m: int) -> HeldRows:
+        """The first m rows: a sample."""
+
+    def sum_over(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
+        """Sums of jobs over all rows."""
+
+    def map(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
+        """function(item) for each, in order."""
+
+
+@dataclass(frozen=True)
+class RemovalCosts:
+    """Job: what the objective would lose without each component, and who would take its rows, see Model.removal_costs."""
+
+    model: Model
+    params: Any
+
+    def __call__(self, chunk: Any) -> Array:
+        """(k + 1, k): the costs above the heirs, of one chunk."""
+        cost, heirs = self.model.removal_costs(self.params, chunk.x, chunk.weight)
+        return np.concatenate([cost[None], heirs])
+
+
+@dataclass(frozen=True)
+class Responsibilities:
+    """Job: (n, k) responsibilities of at least LEAST_SHARE, sparse; a list of one, so that sums concatenate."""
+
+    model: Model
+    params: Any
+
+    def __call__(self, chunk: Any) -> list[sp.csr_array]:
+        """Those of one chunk."""
+        return [self.model.responsibilities(self.params, chunk.x, LEAST_SHARE)]
+
+
+class Split(NamedTuple):
+    """Two components in place of one. gain : of the objective, at least, nats or squared distance."""
+
+    gain: float
+    params: Any
+
+
+def settle(model: Model, params: Any, rows: HeldRows, limits: Limits) -> Run:
+    """EM on held rows until `limits`; the run, finished."""
+    (run,) = settle_all([Run(0, model, params)], rows, limits)
+    return run
+
+
+def settle_all(runs: Sequence[Run], rows: HeldRows, limits: Limits) -> list[Run]:
+    """The same for several runs that share each pass."""
+
+    def evaluate(jobs: Sequence[EStep]) -> list[Any]:
+        return rows.sum_over([replace(job, final=False) for job in jobs])  # nobody looks at exemplars of a sample
+
+    current = list(runs)
+    for after, _ in em(runs, evaluate, limits, rows.n_rows):
+        current = after
+    return current
+
+
+def improve(run: Run, rows: HeldRows, limits: Limits) -> tuple[Run, list[int]]:
+    """Rounds of moves until none helps; the run, and how many components each accepted one moved.
+
+    run : settled on these rows.  limits : of the settling after a move. The run goes on settling beside each trial, under
+    the same limits: a trial that comes back to the same hill, farther up, is no better.
+    """
+    moved: list[int] = []
+    many = min(MOST_SPLITS, run.model.n_components)
+    while many and len(moved) < MOST_ROUNDS:
+        tried = _breathe(run, rows, many)
+        if tried is None:
+            break
+        run, trial = settle_all([replace(run, final=None, stop_reason=None, history=()), tried], rows, limits)
+        if trial.objective > run.objective + ROUNDING * abs(run.objective) and crowded(trial) <= crowded(run):
+            run = replace(trial, restart=run.restart)
+            moved.append(many)
+        else:
+            many //= 2
+    return run, moved
+
+
+def crowded(run: Run) -> int:
+    """How many components are near collapse."""
+    assert run.final is not None
+    return int((run.final.stats.sum_w < MARGIN * run.model.least_rows).sum())
+
+
+def _breathe(run: Run, rows: HeldRows, many: int) -> Run | None:
+    """One round: `many` components more, then as many fewer. None if no component can be split."""
+    model, k = run.model, run.model.n_components
+    splits = _splits(model, run.params, rows)
+    order = np.argsort([-s.gain for s in splits], kind="stable")[:many]
+    chosen = [int(i) for i in order if splits[i].gain > 0]
+    if not chosen:
+        return None
+    wide = replace(model, n_components=k + len(chosen))  # type: ignore[type-var]
+    params = settle(wide, _with_splits(model, wide, run.params, splits, chosen), rows, Limits(WIDE_STEPS, 0.0)).params
+    while wide.n_components > k:
+        costs = rows.sum_over([RemovalCosts(wide, params)])[0]
+        kept = _needed(costs[0], costs[1:], wide.n_components - k)
+        wide, params = _only(wide, params, kept)
+    return Run(run.restart + 1, model, params)
+
+
+def _splits(model: Model, params: Any, rows: HeldRows) -> list[Split]:
+    """For each component, two that are fitted to its own rows."""
+    shares = sp.csc_array(sp.vstack(rows.sum_over([Responsibilities(model, params)])[0]))
+
+    def split(k: int) -> Split:
+        own = slice(shares.indptr[k], shares.indptr[k + 1])
+        index, share = shares.indices[own], shares.data[own]
+        if rows.weight is not None:
+            share = share * rows.weight[index]
+        total = share.sum()
+        order = np.argsort(index[:], kind="stable")[:SPLIT_ROWS]  # a head of the sample
+        index, share = index[order], share[order]
+        if not (share > 0).any() or share.sum() < 2 * MARGIN * model.least_rows:
+            return Split(-np.inf, None)
+        best = _fit_two(model, rows.x[index], share)
+        return Split(best.gain * total / share.sum(), best.params)
+
+    return list(rows.map(split, range(model.n_components)))
+
+
+def _fit_two(model: Model, x: Rows, weight: Array) -> Split:
+    """Two components against one, on weighted rows."""
+    one = replace(model, n_components=1)  # type: ignore[type-var]
+    params = one.m_step(one.stats_of_labels(x, np.zeros(x.shape[0], dtype=np.int64), weight), None)
+    before = one.objective(one.e_step(params, x, weight).stats, params)
+    two = replace(model, n_components=2)  # type: ignore[type-var]
+    best = Split(-np.inf, None)
+    for labels in _halves(x, weight):
+        params = two.m_step(two.stats_of_labels(x, labels.astype(np.int64), weight), None)
+        for _ in range(SPLIT_STEPS):
+            params = two.m_step(two.e_step(params, x, weight).stats, params)
+        stats = two.e_step(params, x, weight).stats
+        gain = two.objective(stats, params) - before
+        if stats.sum_w.min() >= MARGIN * model.least_rows and gain > best.gain:
+            best = Split(gain, params)
+    return best
+
+
+def _halves(x: Rows, weight: Array) -> list[Array]:
+    """Ways to begin a split, (n,) bool: along the axis of most variance; and near against far (scale mixtures)."""
+    share = weight / weight.sum()
+    mean = share @ x
+    axis = np.ones(x.shape[1]) / np.sqrt(x.shape[1])
+    for _ in range(8):  # power iterations
+        along = x @ axis - mean @ axis
+        axis = (share * along) @ x - (share @ along) * mean
+        length = np.linalg.norm(axis)
+        if length == 0:
+            break
+        axis = axis / length
+    along = np.asarray(x @ axis - mean @ axis)
+    found = [along > 0]
+    if not sp.issparse(x):
+        far = ((x - mean) ** 2).sum(axis=1)
+        found.append(far > np.median(far))
+    return found
+
+
+def _with_splits(model: Model, wide: Model, params: Any, splits: Sequence[Split], chosen: Sequence[int]) -> Any:
+    """Parameters in which each chosen component became two, the second at the end."""
+    arrays = {name: value.copy() for name, value in params.arrays().items()}
+    k = model.n_components
+    for i in chosen:
+        for name, halves in splits[i].params.arrays().items():
+            if not _per_component(name, model):
+                continue
+            if name == "weights":
+                halves = halves * params.weights[i]
+            arrays[name][i] = halves[0]
+            arrays[name] = np.concatenate([arrays[name], halves[1:]])
+    assert all(len(value) == k + len(chosen) for name, value in arrays.items() if _per_component(name, model))
+    return wide.params_from_arrays(_normalized(arrays))
+
+
+def _needed(cost: Array, heirs: Array, excess: int) -> Array:
+    """Components to keep when up to `excess` of the least missed are left out, in order.
+
+    Whoever takes over the rows of one that is left out stays: of two that share a cluster both would hardly be missed.
+    """
+    dropped: list[int] = []
+    staying = set()
+    for k in np.argsort(cost, kind="stable"):
+        if len(dropped) < excess and k not in staying:
+            dropped.append(int(k))
+            staying.add(int(heirs[k].argmax()))
+    return np.delete(np.arange(len(cost)), dropped)
+
+
+def _only(model: Model, params: Any, kept: Array) -> tuple[Model, Any]:
+    """A model of the given components alone."""
+    fewer = replace(model, n_components=len(kept))  # type: ignore[type-var]
+    arrays = {name: value[kept] if _per_component(name, model) else value for name, value in params.arrays().items()}
+    return fewer, fewer.params_from_arrays(_normalized(arrays))
+
+
+def _normalized(arrays: dict[str, Array]) -> dict[str, Array]:
+    if "weights" in arrays:
+        arrays["weights"] = arrays["weights"] / arrays["weights"].sum()
+    return arrays
+
+
+def _per_component(name: str, model: Model) -> bool:
+    """Whether an array has a row for each component: all but a tied covariance."""
+    return not (name == "covariances" and getattr(model, "covariance_type", "") == "tied")

@@ -1,0 +1,105 @@
+"""Where EM starts from under method auto: a search on rows that are held in memory, rung by rung.
+
+EM stops at the nearest hill, and a pass over data on disk is expensive. So what takes many passes is done on a sample: its
+rungs are nested and grow by a factor; several starts are tried on the lowest, the best one climbs, and on every rung moves
+look for a better hill (em/moves.py). The fit of all rows begins where the search ends; nothing of it is from a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.em.moves import HeldRows, improve, settle_all
+from pipeline.em.run import Run
+from pipeline.em.stopping import Limits
+from pipeline.models.base import Model
+from pipeline.models.init import HardStart, Known, from_hard, initial_params
+from pipeline.models.kmeans import KMeans
+
+GROWTH = 4  # of a rung over the one below
+ROWS_PER_COMPONENT = 64  # of the lowest rung, at least
+LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
+STARTS = 4
+FIRST_STEPS, STEPS = 20, 12  # of EM on a rung, and after each round of moves
+TOL = 1e-4  # nats a row, of these
+CENTERS_ROWS = 2**15  # that K-means climbs to where it only starts another family
+
+
+class Rung(NamedTuple):
+    """What was done on one rung. objective : per row, after it.  moved : components, in each accepted round of moves."""
+
+    family: str
+    rows: int
+    starts: int
+    moved: list[int]
+    objective: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to look for a start.
+
+    init : where starts come from, as fit.init.  moves : whether components may be taken from one place to another.
+    rows : in memory.  tell : called after each rung.
+    """
+
+    init: str
+    moves: bool
+    seed: int
+    known: Known
+    rows: HeldRows
+    tell: Callable[[Rung], None]
+
+    def __call__(self, model: Model, given: Any = None) -> Any:
+        """Parameters for the fit to start from. given : parameters for the search to start from."""
+        lowest = self.rows.head(rungs(model, self.rows.n_rows)[0])
+        if given is not None:
+            starts = [given]
+        elif isinstance(model, KMeans) or sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
+            starts = self._starts(model, lowest)
+        else:
+            centers = self._centers(model, max(lowest.n_rows, CENTERS_ROWS))
+            starts = from_hard(model, lowest.sum_over([HardStart(model, centers)]))
+        return self._climb(model, starts, self.rows)
+
+    def _starts(self, model: Model, rows: HeldRows) -> list[Any]:
+        return initial_params(model, self.init, STARTS, self.seed, self.known, rows.sum_over, None, None)
+
+    def _centers(self, model: Model, n_rows: int) -> Any:
+        """(k, d) centres by K-means on the first rows, for another family to start from."""
+        kmeans = KMeans(model.n_components, model.shift, float(np.mean(self.known.variance)))
+        rows = self.rows.head(n_rows)
+        lowest = rows.head(rungs(kmeans, rows.n_rows)[0])
+        return self._climb(kmeans, self._starts(kmeans, lowest), rows).centers
+
+    def _climb(self, model: Model, starts: Sequence[Any], rows: HeldRows) -> Any:
+        """The best of the starts on the lowest rung, settled and moved on each."""
+        tol = 0.0 if isinstance(model, KMeans) else TOL
+        for size in rungs(model, rows.n_rows):
+            rung = rows.head(size)
+            runs = [Run(i, model, params) for i, params in enumerate(starts)]
+            best = max(settle_all(runs, rung, Limits(FIRST_STEPS, tol)), key=lambda run: run.objective)
+            moved: list[int] = []
+            if self.moves:
+                best, moved = improve(best, rung, Limits(STEPS, tol))
+            self.tell(Rung(model.family, size, len(starts), moved, best.objective / size))
+            starts = [best.params]
+        return starts[0]
+
+
+def rungs(model: Model, n_rows: int) -> list[int]:
+    """Sizes of the rungs, the largest n_rows, the lowest enough for every component.
+
+    >>> rungs(KMeans(10, np.zeros(2)), 50_000)
+    [782, 3125, 12500, 50000]
+    """
+    least = model.n_components * max(ROWS_PER_COMPONENT, LEAST_ROWS * model.least_rows)
+    sizes = [n_rows]
+    while -(-sizes[-1] // GROWTH) >= least:
+        sizes.append(-(-sizes[-1] // GROWTH))
+    return sizes[::-1]
