@@ -117,14 +117,17 @@ def improve(run: Run, rows: HeldRows, limits: Limits) -> tuple[Run, list[int]]:
     """
     moved: list[int] = []
     many = min(MOST_SPLITS, run.model.n_components)
+    splits: list[Split] | None = None
     while many and len(moved) < MOST_ROUNDS:
-        tried = _breathe(run, rows, many)
+        splits = splits or _splits(run.model, run.params, rows)
+        tried = _breathe(run, rows, splits, many)
         if tried is None:
             break
         run, trial = settle_all([replace(run, final=None, stop_reason=None, history=()), tried], rows, limits)
         if trial.objective > run.objective + ROUNDING * abs(run.objective) and crowded(trial) <= crowded(run):
             run = replace(trial, restart=run.restart)
             moved.append(many)
+            splits = None
         else:
             many //= 2
     return run, moved
@@ -136,10 +139,9 @@ def crowded(run: Run) -> int:
     return int((run.final.stats.sum_w < MARGIN * run.model.least_rows).sum())
 
 
-def _breathe(run: Run, rows: HeldRows, many: int) -> Run | None:
+def _breathe(run: Run, rows: HeldRows, splits: list[Split], many: int) -> Run | None:
     """One round: `many` components more, then as many fewer. None if no component can be split."""
     model, k = run.model, run.model.n_components
-    splits = _splits(model, run.params, rows)
     order = np.argsort([-s.gain for s in splits], kind="stable")[:many]
     chosen = [int(i) for i in order if splits[i].gain > 0]
     if not chosen:

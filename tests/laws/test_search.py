@@ -1,0 +1,195 @@
+"""The search for a start: what its moves promise, and that it changes with neither chunks nor threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+
+from pipeline.data.chunks import Chunk
+from pipeline.data.draw import Draw
+from pipeline.data.profile import ProfileJob, known_rows
+from pipeline.em.moves import crowded, improve, settle
+from pipeline.em.search import Search, rungs
+from pipeline.em.stopping import Limits
+from pipeline.engine.held import BLOCK_ROWS, HeldRows
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.kmeans import KMeans
+from pipeline.models.multinomial import Multinomial
+from tests.problems import covariance_types, gaussian_problem, seeds
+
+ALONE = SimpleNamespace(map=map)  # stands for a pool of threads
+
+
+def held(x, weight=None):
+    return HeldRows(x, weight, ALONE)
+
+
+def known_of(x):
+    return known_rows(ProfileJob("full", 500, 0)(Chunk(x, None, 0, None)), [])
+
+
+def grid_of_clusters(side, rows, seed):
+    """Rows around a grid of centres, ten deviations apart, in random order, and the centres."""
+    rng = np.random.default_rng(seed)
+    centers = 10.0 * np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
+    x = np.repeat(centers, rows, axis=0) + rng.normal(size=(rows * side * side, 2))
+    return rng.permutation(x), centers
+
+
+def missed(found, centers):
+    """Centres that no found one is nearest to, or the other way round. [Fränti and Sieranoja 2018: centroid index]"""
+    distance = ((found[:, None] - centers) ** 2).sum(axis=2)
+    near = (len(np.unique(distance.argmin(axis=axis))) for axis in (0, 1))
+    return len(centers) - min(near)
+
+
+@given(seeds, covariance_types)
+@settings(max_examples=25, deadline=None)
+def test_the_cost_of_leaving_out_a_mixture_component_is_what_the_rest_cannot_explain(seed, kind):
+    problem = gaussian_problem(seed, k=4)
+    x, weight = problem["x"], problem["sample_weight"]
+    model = Gaussian(4, x.mean(axis=0), kind)
+    params = model.params(problem["weights"], problem["means"], problem["covariances"][kind])
+    full = {
+        "full": lambda c: c,
+        "tied": lambda c: np.stack([c] * 4),
+        "diag": lambda c: np.stack([np.diag(v) for v in c]),
+        "spherical": lambda c: np.stack([np.eye(x.shape[1]) * v for v in c]),
+    }[kind](problem["covariances"][kind])
+    log_joint = np.stack(
+        [
+            np.log(problem["weights"][k]) + multivariate_normal(problem["means"][k], full[k]).logpdf(x).reshape(-1)
+            for k in range(4)
+        ],
+        axis=1,
+    )
+    expected = [
+        weight @ (logsumexp(log_joint, axis=1) - logsumexp(np.delete(log_joint, k, axis=1), axis=1)) for k in range(4)
+    ]
+    cost, heirs = model.removal_costs(params, x, weight)
+    np.testing.assert_allclose(cost, expected, rtol=1e-6, atol=1e-8 * weight.sum())
+    assert heirs.sum() == pytest.approx(weight.sum())
+    assert not np.diagonal(heirs).any()
+
+
+@given(seeds)
+@settings(max_examples=25, deadline=None)
+def test_the_cost_of_leaving_out_a_center_is_what_its_rows_then_have_farther_to_go(seed):
+    rng = np.random.default_rng(seed)
+    x, weight, centers = rng.normal(size=(200, 3)), rng.random(200), rng.normal(size=(5, 3))
+    model = KMeans(5, x.mean(axis=0))
+    cost, heirs = model.removal_costs(model.params_from_arrays({"centers": centers}), x, weight)
+    distance = ((x[:, None] - centers) ** 2).sum(axis=2)
+    before = weight @ distance.min(axis=1)
+    np.testing.assert_allclose(
+        cost, [weight @ np.delete(distance, k, axis=1).min(axis=1) - before for k in range(5)], rtol=1e-9, atol=1e-12
+    )
+    label, second = np.argsort(distance, axis=1)[:, :2].T
+    np.testing.assert_allclose(heirs, sp.coo_array((weight, (label, second)), shape=(5, 5)).toarray())
+
+
+@given(seeds, st.sampled_from(["gaussian", "kmeans", "multinomial"]))
+@settings(max_examples=15, deadline=None)
+def test_moves_never_lower_the_objective_nor_crowd_a_component(seed, family):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(600, 2)) + 6.0 * rng.normal(size=(5, 2))[rng.integers(5, size=600)]
+    model, arrays = Gaussian(4, x.mean(axis=0)), {
+        "weights": np.full(4, 0.25),
+        "means": x[:4],
+        "covariances": np.stack([np.cov(x.T)] * 4),
+    }
+    if family == "kmeans":
+        model, arrays = KMeans(4, x.mean(axis=0), x.var()), {"centers": x[:4]}
+    if family == "multinomial":
+        x = sp.csr_array(rng.poisson(rng.gamma(0.5, size=(5, 12))[rng.integers(5, size=600)]))
+        words = rng.dirichlet(np.ones(12), size=4)
+        model, arrays = Multinomial(4, np.zeros(12)), {"weights": np.full(4, 0.25), "log_prob": np.log(words)}
+    limits = Limits(15, 1e-4)
+    before = settle(model, model.params_from_arrays(arrays), held(x), limits)
+    after, moved = improve(before, held(x), limits)
+    assert after.objective >= before.objective - 1e-9 * abs(before.objective)
+    assert crowded(after) <= crowded(before)
+    if not moved:  # it has settled beside its trials
+        assert after.model is before.model
+
+
+@pytest.mark.parametrize("family", ["kmeans", "gaussian"])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_cluster_is_found(family, seed):
+    """With a start from random rows, which leaves several clusters without a component."""
+    x, centers = grid_of_clusters(5, 60, seed)
+    k = len(centers)
+    model = KMeans(k, x.mean(axis=0), x.var()) if family == "kmeans" else Gaussian(k, x.mean(axis=0))
+    found = {}
+    for moves in (False, True):
+        params = Search("random", moves, seed, known_of(x), held(x), lambda rung: None)(model)
+        found[moves] = missed(params.centers if family == "kmeans" else params.means, centers)
+    assert found[True] == 0
+    assert found[False] > 0, "the problem is too easy to show anything"
+
+
+@pytest.mark.parametrize("family", ["kmeans", "gaussian", "multinomial"])
+def test_threads_do_not_change_a_bit(family):
+    rng = np.random.default_rng(0)
+    n = 2 * BLOCK_ROWS + 77
+    if family == "multinomial":
+        x = sp.csr_array(rng.poisson(rng.gamma(0.5, size=(6, 15))[rng.integers(6, size=n)]).astype(np.float64))
+        model = Multinomial(6, np.zeros(15))
+        known = known_rows(ProfileJob("none", 500, 0)(Chunk(x, None, 0, None)), [])
+    else:
+        x = rng.normal(size=(n, 3)) + 3.0 * rng.normal(size=(6, 3))[rng.integers(6, size=n)]
+        model = KMeans(6, x.mean(axis=0), x.var()) if family == "kmeans" else Gaussian(6, x.mean(axis=0))
+        known = known_of(x)
+    answers = []
+    for threads in (1, 3):
+        with ThreadPoolExecutor(threads) as pool:
+            found = Search("k-means||", True, 0, known, HeldRows(x, None, pool), lambda rung: None)(model)
+        answers.append({name: value.tobytes() for name, value in found.arrays().items()})
+    assert answers[0] == answers[1]
+
+
+@given(seeds, st.integers(1, 400), st.floats(0.05, 1.0))
+@settings(max_examples=50, deadline=None)
+def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
+    """Other chunks draw the same rows in the same order, weights go with them, and rows of no weight are left out."""
+    rng = np.random.default_rng(seed)
+    x, weight = rng.normal(size=(400, 2)), rng.integers(0, 3, size=400).astype(np.float64)
+    draw = Draw(share, seed)
+    parts = [Chunk(x[a:b], weight[a:b], a, None) for a, b in ((0, cut), (cut, 400)) if b > a]
+    together, apart = draw(Chunk(x, weight, 0, None)), draw(parts[0])
+    for part in parts[1:]:
+        apart = apart + draw(part)
+    if not together.key:
+        return
+    (rows, weights), (rows_apart, weights_apart) = together.rows(None), apart.rows(None)
+    np.testing.assert_array_equal(rows, rows_apart)
+    np.testing.assert_array_equal(weights, weights_apart)
+    originals = {row.tobytes(): w for row, w in zip(x, weight, strict=True)}
+    drawn = [originals[row.tobytes()] for row in rows]
+    assert (np.ones(len(drawn)) if weights is None else weights).tolist() == drawn
+    assert min(drawn) > 0
+
+
+def test_a_smaller_share_is_the_head_of_a_larger_one():
+    x = np.arange(1000.0)[:, None]
+    small, large = (Draw(share, 3)(Chunk(x, None, 0, None)).rows(None)[0] for share in (0.2, 0.7))
+    np.testing.assert_array_equal(small, large[: len(small)])
+    assert 150 < len(small) < 250
+
+
+@given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 2_000_000), covariance_types)
+def test_rungs_grow_to_all_rows_and_hold_enough_for_each_component(k, d, n, kind):
+    model = Gaussian(k, np.zeros(d), kind)
+    sizes = rungs(model, n)
+    assert sizes[-1] == n
+    assert sizes == sorted(set(sizes))
+    for size, above in zip(sizes, sizes[1:], strict=False):
+        assert size == -(-above // 4)
+        assert size >= 64 * k
+        assert size >= 10 * model.least_rows * k
