@@ -69,7 +69,7 @@ def test_status_during_and_after(finished, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         workflow.run(job(finished / "x.npy"), run, listeners=[look, Interrupt("pass", 4)])
-    assert "in progress" in shown[0] and "iteration   3" in shown[0] and "gen-000001" in shown[0]
+    assert "in progress" in shown[0] and "iteration   3" in shown[0] and "gen-000002" in shown[0]
     with (run / "events.jsonl").open("ab") as log:
         log.write(b'{"event": "pa\xff')
     assert "in progress" in command("status", run).out

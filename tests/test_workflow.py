@@ -59,7 +59,7 @@ def warnings_of(run: Path) -> list[str]:
 # --- the same bytes
 
 
-LAST_THINGS = [("pass", 2), ("checkpoint", 1), ("checkpoint", 3), ("pass", 7), ("labelled", 2)]
+LAST_THINGS = [("rung", 1), ("rung", 2), ("init", 1), ("pass", 2), ("checkpoint", 1), ("checkpoint", 3), ("pass", 7), ("labelled", 2)]
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_directories_that_are_not_ours_are_left_alone(tmp_path, data):
 def test_a_directory_of_ours_starts_afresh_goes_on_or_is_refused(tmp_path, data):
     """Without a checkpoint a run starts afresh; with one it names resume; a finished run wants --overwrite."""
     run, config = tmp_path / "run", job(data)
-    interrupted(config, run, "init")
+    interrupted(config, run, "profile")
     assert not (run / "checkpoints").exists()
     with pytest.raises(InputError, match="no checkpoint yet"):
         workflow.resume(run)
@@ -387,7 +387,7 @@ def test_a_directory_in_use_is_refused(tmp_path, data):
     messages: list[str] = []
 
     def second(event) -> None:
-        if event["event"] == "init":
+        if event["event"] == "profile":
             with pytest.raises(InputError) as refusal:
                 workflow.run(job(data), tmp_path / "run")
             messages.append(str(refusal.value))
