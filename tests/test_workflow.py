@@ -17,6 +17,7 @@ from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs import labels
 from pipeline.outputs.events import read_events
+from pipeline.outputs.model_store import load_model
 from tests.jobs import Interrupt, blobs, files, job, results, write_rows
 
 
@@ -102,6 +103,51 @@ def test_results_depend_on_the_rows_and_the_config_alone(tmp_path, data, monkeyp
     assert results(tmp_path / "a") == results(Path("deep/b"))
     written = b"".join(results(tmp_path / "a").values())
     assert str(tmp_path).encode() not in written and b"elsewhere" not in written
+
+
+@pytest.mark.parametrize(
+    ("prior", "covariance_type"),
+    [
+        ("auto", "full"),
+        ({"weights": 2, "dof": 9}, "tied"),
+        ({"shrinkage": 3, "scale": 0}, "diag"),
+        ("auto", "spherical"),
+    ],
+)
+def test_a_prior_is_fixed_by_the_profile_and_stored_with_the_model(tmp_path, data, prior, covariance_type):
+    """The same bytes through a resume and on other workers; load_model gives back the very prior, and so the objective."""
+    model = {"covariance_type": covariance_type, "prior": prior, "n_components": 3}
+    steps = [{"kind": "pca", "n_components": 2}]
+    config = job(data, model=model, preprocess=steps, engine={"workers": 1})
+    workflow.run(config, tmp_path / "whole")
+    interrupted(job(data, model=model, preprocess=steps, engine={"workers": 3}), tmp_path / "run", "pass", 3)
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    stored = workflow.open_run(tmp_path / "run")
+    found, params, affine = load_model(stored)
+    x = affine.apply(blobs())
+    n, d = x.shape
+    assert np.abs(found.prior.mean - x.mean(axis=0)).max() < 1e-12
+    if found.prior.scale is not None:
+        np.testing.assert_allclose(found.prior.scale, (np.cov(x.T, ddof=0) + 1e-6 * np.eye(d)) / 3 ** (2 / d), 0, 1e-9)
+    assert found.prior.dof == (9 if covariance_type == "tied" else d + 2)
+    statistics = found.e_step(params, x).stats
+    [restart] = stored.attrs["restarts"]
+    np.testing.assert_allclose(restart["objective"], found.objective(statistics, params), 1e-10)
+    # As mclust's: the criterion takes the log-likelihood at the mode, and the prior costs no parameter.
+    likelihood, p = statistics.log_likelihood, found.n_free_parameters()
+    assert found.log_prior(params) != 0
+    np.testing.assert_allclose(stored.attrs["bic"], p * np.log(n) - 2 * likelihood, 1e-10)
+
+
+def test_a_multinomials_prior_of_weights_is_stored(tmp_path):
+    """The concentration of the weights comes back with the model, beside that of the words."""
+    rows = write_rows(tmp_path / "counts.zarr", np.random.default_rng(0).poisson(2.0, size=(200, 5)).astype(float))
+    model = {"family": "multinomial", "covariance_type": "full", "prior": {"weights": 3}}
+    workflow.run(job(rows, model=model), tmp_path / "run")
+    found, params, _ = load_model(workflow.open_run(tmp_path / "run"))
+    assert (found.weight_concentration, found.concentration) == (3.0, 1.1)
+    assert params.weights.min() > 2 / 206  # N_k + 2 of 206
 
 
 def test_the_number_of_restarts_is_kept_through_a_resume(tmp_path, data):

@@ -82,17 +82,18 @@ def _section_at(loc: tuple[Any, ...]) -> type[Section]:
     section: type[Section] = Config
     for part in loc:
         field = section.model_fields.get(str(part))
-        inner = list(_sections_in(field.annotation)) if field else []
+        inner = list(sections_in(field.annotation)) if field else []
         if inner:
             section = inner[0]
     return section
 
 
-def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that an annotation is made of."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for part in getattr(annotation, "__args__", ()):
-        yield from _sections_in(part)
+        yield from sections_in(part)
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -97,13 +97,48 @@ class Preprocess(Section):
     epsilon: float = Field(1e-6, ge=0, description="zca: added to each eigenvalue, as a share of their mean")
 
 
+def _default_prior(value: Any) -> Any:
+    """`auto` is the prior that nothing is said about."""
+    if isinstance(value, str):
+        if value != "auto":
+            raise ValueError("write null for none, auto, or a mapping such as {shrinkage: 0.01}")
+        return {}
+    return value
+
+
+class Prior(Section):
+    """Conjugate priors, as rows that are imagined beside the data's; what is left out is Fraley and Raftery's (2007)."""
+
+    weights: float = Field(1.0, ge=1, description="Dirichlet concentration of the weights; 1: none")
+    shrinkage: float | None = Field(
+        None, ge=0, description="gaussian: rows that each mean's pull to the data's mean counts as; 0: none; null: 0.01"
+    )
+    dof: float | None = Field(
+        None, gt=0, description="gaussian: degrees of freedom of the covariances' inverse Wishart; null: features + 2"
+    )
+    scale: float | None = Field(
+        None,
+        ge=0,
+        description="gaussian: its scale, as a share of the data's covariance; 0: none; null: n_components^(-2/features)",
+    )
+
+
 class Model(Section):
     """What to fit."""
 
     family: Family = Field("gaussian", description="the kind of clustering")
     n_components: int = Field(8, ge=1, description="how many components or clusters")
     covariance_type: Literal["full", "tied", "diag", "spherical"] = Field("full", description="gaussian: its shape")
-    reg_covar: float = Field(1e-6, ge=0, description="gaussian: added to each covariance's diagonal after an M-step")
+    reg_covar: float = Field(
+        1e-6,
+        ge=0,
+        description="gaussian: added to each covariance's diagonal after an M-step; under a prior of covariances, to the "
+        "covariance that its scale comes from",
+    )
+    prior: Annotated[Prior | None, BeforeValidator(_default_prior)] = Field(
+        None,
+        description="conjugate priors, for the most probable parameters; null: none; auto: Fraley and Raftery's; or",
+    )
     concentration: float = Field(
         1.1, ge=1, description="multinomial: Dirichlet prior on words; counts + concentration - 1"
     )
@@ -117,6 +152,22 @@ class Model(Section):
         extra = set(self.fixed) - allowed[self.family]
         if extra:
             raise ValueError(f"fixed: {sorted(extra)} cannot be held in a {self.family} model")
+        return self
+
+    @model_validator(mode="after")
+    def _prior_has_parts(self) -> Model:
+        prior = self.prior
+        if prior is None:
+            return self
+        if self.family == "kmeans":
+            raise ValueError("prior: kmeans has no density that a prior could join; use family gaussian, or null")
+        of_rows = [prior.shrinkage, prior.dof, prior.scale]
+        if self.family == "multinomial" and (prior.weights == 1 or any(value is not None for value in of_rows)):
+            raise ValueError(
+                "prior: a multinomial takes {weights: …} above 1 and nothing else; that of its words is model.concentration"
+            )
+        if prior.scale == 0 and prior.dof is not None:
+            raise ValueError(f"prior: scale 0 means no prior of covariances, but dof is {prior.dof:g}; leave one out")
         return self
 
 

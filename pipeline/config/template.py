@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pipeline.config.loading import sections_in
 from pipeline.config.sections import Config, Section
 from pipeline.errors import InputError
 
@@ -46,6 +47,15 @@ def _commented(section: Section, indent: int) -> Iterator[str]:
         else:
             dumped = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000).strip()
             yield f"{pad}{name}: {dumped.removesuffix('...').strip()}  # {comment}"
+            if value is None:
+                yield from (f"{pad}#   {line}" for line in _absent(field.annotation))
+
+
+def _absent(annotation: Any) -> Iterator[str]:
+    """What a section that may be given could say, where it has defaults."""
+    for section in sections_in(annotation):
+        if not any(field.is_required() for field in section.model_fields.values()):
+            yield from _commented(section(), 0)
 
 
 def _plain(value: Any) -> Any:
