@@ -13,8 +13,10 @@ import zarr
 
 import pipeline
 from pipeline import workflow
+from pipeline.data.chunks import Chunk
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
+from pipeline.models.information import ScoreProducts, standard_errors
 from pipeline.outputs import labels
 from pipeline.outputs.events import read_events
 from pipeline.outputs.model_store import load_model
@@ -148,6 +150,44 @@ def test_a_multinomials_prior_of_weights_is_stored(tmp_path):
     found, params, _ = load_model(workflow.open_run(tmp_path / "run"))
     assert (found.weight_concentration, found.concentration) == (3.0, 1.1)
     assert params.weights.min() > 2 / 206  # N_k + 2 of 206
+
+
+def test_standard_errors_are_added_on_request(tmp_path, data):
+    """With the run or by a later resume, stopped or not, on any workers: the same bytes, and the errors of the stored fit."""
+    steps = [{"kind": "standardize"}]
+    output = {"standard_errors": True}
+    workflow.run(job(data, preprocess=steps, output=output, engine={"workers": 3}), tmp_path / "whole")
+    interrupted(job(data, preprocess=steps, output=output, engine={"workers": 1}), tmp_path / "run", "labelled", 1)
+    workflow.resume(tmp_path / "run")
+    workflow.run(job(data, preprocess=steps), tmp_path / "later")
+    assert "means_se" not in workflow.open_run(tmp_path / "later")
+    workflow.resume(tmp_path / "later", ["output.standard_errors=true"])
+    for name in ("run", "later"):
+        assert results(tmp_path / name) == results(tmp_path / "whole")
+    assert "standard_errors" in {event["event"] for event in read_events(tmp_path / "later" / "events.jsonl")}
+    stored = workflow.open_run(tmp_path / "whole")
+    assert stored.weights_se.dims == ("component",) and stored.means_se.dims == ("component", "feature")
+    model, params, affine = load_model(stored)
+    rows = Chunk(affine.apply(blobs()), None, 0)
+    asked = ScoreProducts(model, params, covariances=True)
+    for name, value in standard_errors(asked, asked(rows)).items():
+        np.testing.assert_allclose(stored[name].values, value, 1e-8)
+        assert (value > 0).all()
+    workflow.resume(tmp_path / "later", ["output.standard_errors=given-covariances"])
+    given = workflow.open_run(tmp_path / "later")
+    assert given.attrs["standard_errors"] == "given-covariances" and (given.means_se < stored.means_se).all()
+
+
+def test_standard_errors_that_cannot_be_had_are_said_to_be_missing(tmp_path):
+    """More parameters than rows: the errors are NaN and a warning says so; a matrix beyond the bound is refused at once."""
+    rows = write_rows(tmp_path / "few.zarr", blobs(8))
+    workflow.run(job(rows, output={"standard_errors": True}), tmp_path / "run")
+    assert np.isnan(workflow.open_run(tmp_path / "run").means_se).all()
+    assert any("means_se" in message for message in warnings_of(tmp_path / "run"))
+    many = write_rows(tmp_path / "many.zarr", blobs(1100))
+    with pytest.raises(InputError, match=r"standard_errors: 1050 components"):
+        workflow.run(job(many, model={"n_components": 1050}, output={"standard_errors": True}), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_number_of_restarts_is_kept_through_a_resume(tmp_path, data):

@@ -254,6 +254,11 @@ class Output(Section):
     path: str = Field("runs/run", description="the run directory")
     labels: bool = Field(True, description="write labels.zarr")
     top_k: int = Field(0, ge=0, description="responsibilities kept per row in labels.zarr")
+    standard_errors: bool | Literal["given-covariances"] = Field(
+        False,
+        description="gaussian: weights_se and means_se in model.zarr, for one more read of the data; given-covariances: as if "
+        "those were known, which needs less memory and gives errors that are too small; true | false",
+    )
 
 
 class Config(Section):
@@ -278,6 +283,13 @@ class Config(Section):
             raise ValueError(f"data: source {self.data.source} needs a path")
         if self.data.source == "docword" and self.preprocess:
             raise ValueError("preprocess: counts are never made dense; leave it empty for docword")
+        if self.output.standard_errors:
+            if self.model.family != "gaussian" or self.fit.assignment == "hard":
+                raise ValueError(
+                    "output.standard_errors: only of a gaussian mixture with soft assignment; set it to false"
+                )
+            if {"weights", "means"} <= set(self.model.fixed):
+                raise ValueError("output.standard_errors: weights and means are both held; set it to false")
         return self
 
     def resolved(self) -> Config:

@@ -263,3 +263,13 @@ def from_covariance(shape: Shape, covariance: Array, k: int) -> Array:
 def full_matrix(covariance: Array) -> Array:
     """(d, d) of a covariance given whole or by its diagonal (d,)."""
     return np.diag(covariance) if covariance.ndim == 1 else covariance
+
+
+def full_covariances(shape: Shape, covariances: Array, k: int, d: int) -> Array:
+    """(k, d, d) of the shape's array."""
+    wide = covariances if shape.per_component else covariances[None]
+    if wide.ndim == 1:
+        wide = np.repeat(wide[:, None], d, axis=1)
+    if wide.ndim == 2:
+        wide = wide[:, :, None] * np.eye(d)
+    return np.broadcast_to(wide, (k, d, d))
