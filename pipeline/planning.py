@@ -10,7 +10,9 @@ from pipeline.engine.memory import Plan, plan, task_bytes
 from pipeline.errors import InputError
 from pipeline.models.base import TILE_BYTES
 from pipeline.models.families import stats_bytes
+from pipeline.models.information import information_bytes
 from pipeline.outputs.labels import block_bytes
+from pipeline.outputs.standard_errors import learns_covariances
 
 MIN_SAMPLE_ROWS = 2000
 SAMPLE_PER_COMPONENT = 20
@@ -55,5 +57,10 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     # Rows for the search are drawn, then put in order: for a moment they are held twice.
     held = 2 * draw_rows(chunks, model.n_components) * row_bytes(chunks) if searches(config) else 0
     driver = 8 * statistics * n_init + 3 * (square + sample) + held
-    each, processes = max(fitting, labelling), uses_processes(engine)
+    errors = 0
+    if config.output.standard_errors:
+        information = information_bytes(model.n_components, d, model.covariance_type, learns_covariances(config))
+        errors = task_bytes(chunks.chunk_bytes(), information, TILE_BYTES, 1)
+        driver = max(driver, 8 * information)
+    each, processes = max(fitting, labelling, errors), uses_processes(engine)
     return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes)

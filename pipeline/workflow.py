@@ -44,6 +44,7 @@ from pipeline.outputs.model_store import (
     write_dataset,
 )
 from pipeline.outputs.run_directory import RunDirectory
+from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import pack, unpack_known, unpack_runs
 from pipeline.planning import memory_plan, refuse_impossible
 from pipeline.starting import Given, given_start, profiled, starts
@@ -109,7 +110,8 @@ def resume(
     stored = validate(record["config"], name=str(directory.config))
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
     provenance.refuse_other_job(stored, config, record, accept_other_bits)
-    if directory.model.exists() and not _goes_on(directory, config) and not _lacks_labels(directory, config):
+    whole = directory.model.exists() and not _goes_on(directory, config) and not lacks_errors(directory.model, config)
+    if whole and not _lacks_labels(directory, config):
         with directory.lock():  # nothing to compute: the data are not needed
             _report(directory)
         return directory.path
@@ -294,8 +296,11 @@ def _reopened(runs: list[Run], config: Config) -> list[Run]:
 
 
 def _finish(job: Job) -> None:
-    """Labels and the report, each if it is missing."""
+    """Standard errors, labels and the report, each if it is missing."""
     directory = job.directory
+    if lacks_errors(directory.model, job.config):
+        write_errors(directory.model, job.config, job.chunks, job.engine, job.log)
+        directory.discard("report.html")
     if _lacks_labels(directory, job.config):
         model, params, affine = load_model(read_dataset(directory.model))
         _label(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)

@@ -28,6 +28,7 @@ def message(raw: object, *overrides: str) -> str:
         ({"data": {"patch": {"sise": [8, 8]}}}, "data.patch.sise: there is no such key; did you mean size?"),
         ({"preprocess": [{"kind": "pca", "n_component": 3}]}, "did you mean n_components?"),
         ({"engine": {"profiles": {"mine": {"worker": 3}}}}, "did you mean workers?"),
+        ({"model": {"prior": {"shrinkge": 1}}}, "model.prior.shrinkge: there is no such key; did you mean shrinkage?"),
         ({"data": {"mixture": {"weight": [1.0]}}}, "did you mean weights?"),
     ],
 )
@@ -58,6 +59,17 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"engine": {"workers": -2}}, "engine.workers"),
         ({"engine": {"scheduler_address": "tcp://a:1", "scheduler_file": "b"}}, "give one of"),
         ({"engine": {"scheduler": "local", "scheduler_file": "b"}}, "give one of"),
+        ({"model": {"prior": "flat"}}, "write null for none, auto, or a mapping"),
+        ({"model": {"prior": {"weights": 0.5}}}, "model.prior.weights: Input should be greater than or equal to 1"),
+        ({"model": {"prior": {"dof": 0}}}, "model.prior.dof: Input should be greater than 0"),
+        ({"model": {"prior": {"shrinkage": -1}}}, "model.prior.shrinkage"),
+        ({"model": {"prior": {"scale": 0, "dof": 3}}}, "no prior of covariances, but dof is 3"),
+        ({"model": {"family": "kmeans", "prior": "auto"}}, "kmeans has no density"),
+        ({"model": {"family": "multinomial", "prior": "auto"}}, "{weights: …} above 1"),
+        ({"model": {"family": "multinomial", "prior": {"weights": 2, "dof": 3}}}, "model.concentration"),
+        ({"model": {"family": "kmeans"}, "output": {"standard_errors": True}}, "only of a gaussian mixture"),
+        ({"fit": {"assignment": "hard"}, "output": {"standard_errors": True}}, "soft assignment"),
+        ({"model": {"fixed": ["means", "weights"]}, "output": {"standard_errors": True}}, "both held"),
         ({1: {2: 3}}, "1"),
         ({"data": {"patch": {"size": [8]}}}, "data.patch.size"),
     ],
@@ -134,6 +146,18 @@ def test_the_template_is_a_valid_config_that_says_the_defaults(family):
         assert name in changed or to_plain(config)[name] == value
     uncommented = [line for line in text.splitlines() if "#" not in line]
     assert uncommented == []
+
+
+def test_a_prior_is_off_auto_or_what_is_given():
+    """auto leaves everything open; a key given beside it, or alone, leaves the others open; the template names them all."""
+    assert validate({}).model.prior is None
+    auto = validate({"model": {"prior": "auto"}})
+    assert auto.model.prior == validate({"model": {"prior": {}}}).model.prior
+    given = validate({"model": {"prior": "auto"}}, ["model.prior.weights=2"]).model.prior
+    assert given.model_dump() == {"weights": 2.0, "shrinkage": None, "dof": None, "scale": None}
+    assert validate(to_plain(auto)) == auto
+    text = template("gaussian")
+    assert all(f"#   {name}:" in text for name in given.model_dump())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

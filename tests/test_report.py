@@ -65,6 +65,7 @@ def write_run(folder: Path, centre: str, arrays: dict[str, Any], data: dict[str,
         ("covariances", 1): ("component",),
         ("exemplars", 3): ("component", "rank", "feature"),
         ("sample", 2): ("sample_row", "feature"),
+        ("means_se", 2): ("component", "feature"),
         ("preprocess_offset", 1): ("raw_feature",),
         ("preprocess_matrix", 2): ("raw_feature", "feature"),
         ("preprocess_inverse", 2): ("feature", "raw_feature"),
@@ -345,6 +346,19 @@ def test_rows_are_shown_in_the_units_of_the_data(tmp_path: Path) -> None:
     table = means_table(read_record(write_run(tmp_path / "run", "means", arrays, {"kind": "rows"})))
     assert table.means.tolist() == [[10, 24], [14, 32]]
     assert table.deviations is not None and table.deviations.tolist() == [[2, 4], [2, 4]]
+
+
+def test_standard_errors_stand_beside_the_means(tmp_path: Path) -> None:
+    """In the table of means, where they are in the data's units; not where a preprocess lies between."""
+    from pipeline.outputs.report.projection import means_table
+    from pipeline.outputs.report.record import read_record
+
+    arrays = {"means": np.array([[0.0, 1.0], [2.0, 3.0]]), "means_se": np.array([[0.125, 0.25], [0.5, np.nan]])}
+    run = write_run(tmp_path / "run", "means", arrays, {"kind": "rows"})
+    assert "± 0.25" in write_report(run).read_text(encoding="utf-8")
+    turned = {"preprocess_offset": np.zeros(2), "preprocess_matrix": np.eye(2), "preprocess_inverse": np.eye(2)}
+    mapped = write_run(tmp_path / "mapped", "means", {**arrays, **turned}, {"kind": "rows"})
+    assert means_table(read_record(mapped)).errors is None
 
 
 def test_words_are_ranked_with_their_lift(tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ import zarr
 
 import pipeline
 from pipeline import workflow
+from pipeline.data.chunks import Chunk
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
+from pipeline.models.information import ScoreProducts, standard_errors
 from pipeline.outputs import labels
 from pipeline.outputs.events import read_events
+from pipeline.outputs.model_store import load_model
 from tests.jobs import Interrupt, blobs, files, job, results, write_rows
 
 
@@ -102,6 +105,89 @@ def test_results_depend_on_the_rows_and_the_config_alone(tmp_path, data, monkeyp
     assert results(tmp_path / "a") == results(Path("deep/b"))
     written = b"".join(results(tmp_path / "a").values())
     assert str(tmp_path).encode() not in written and b"elsewhere" not in written
+
+
+@pytest.mark.parametrize(
+    ("prior", "covariance_type"),
+    [
+        ("auto", "full"),
+        ({"weights": 2, "dof": 9}, "tied"),
+        ({"shrinkage": 3, "scale": 0}, "diag"),
+        ("auto", "spherical"),
+    ],
+)
+def test_a_prior_is_fixed_by_the_profile_and_stored_with_the_model(tmp_path, data, prior, covariance_type):
+    """The same bytes through a resume and on other workers; load_model gives back the very prior, and so the objective."""
+    model = {"covariance_type": covariance_type, "prior": prior, "n_components": 3}
+    steps = [{"kind": "pca", "n_components": 2}]
+    config = job(data, model=model, preprocess=steps, engine={"workers": 1})
+    workflow.run(config, tmp_path / "whole")
+    interrupted(job(data, model=model, preprocess=steps, engine={"workers": 3}), tmp_path / "run", "pass", 3)
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    stored = workflow.open_run(tmp_path / "run")
+    found, params, affine = load_model(stored)
+    x = affine.apply(blobs())
+    n, d = x.shape
+    assert np.abs(found.prior.mean - x.mean(axis=0)).max() < 1e-12
+    if found.prior.scale is not None:
+        np.testing.assert_allclose(found.prior.scale, (np.cov(x.T, ddof=0) + 1e-6 * np.eye(d)) / 3 ** (2 / d), 0, 1e-9)
+    assert found.prior.dof == (9 if covariance_type == "tied" else d + 2)
+    statistics = found.e_step(params, x).stats
+    [restart] = stored.attrs["restarts"]
+    np.testing.assert_allclose(restart["objective"], found.objective(statistics, params), 1e-10)
+    # As mclust's: the criterion takes the log-likelihood at the mode, and the prior costs no parameter.
+    likelihood, p = statistics.log_likelihood, found.n_free_parameters()
+    assert found.log_prior(params) != 0
+    np.testing.assert_allclose(stored.attrs["bic"], p * np.log(n) - 2 * likelihood, 1e-10)
+
+
+def test_a_multinomials_prior_of_weights_is_stored(tmp_path):
+    """The concentration of the weights comes back with the model, beside that of the words."""
+    rows = write_rows(tmp_path / "counts.zarr", np.random.default_rng(0).poisson(2.0, size=(200, 5)).astype(float))
+    model = {"family": "multinomial", "covariance_type": "full", "prior": {"weights": 3}}
+    workflow.run(job(rows, model=model), tmp_path / "run")
+    found, params, _ = load_model(workflow.open_run(tmp_path / "run"))
+    assert (found.weight_concentration, found.concentration) == (3.0, 1.1)
+    assert params.weights.min() > 2 / 206  # N_k + 2 of 206
+
+
+def test_standard_errors_are_added_on_request(tmp_path, data):
+    """With the run or by a later resume, stopped or not, on any workers: the same bytes, and the errors of the stored fit."""
+    steps = [{"kind": "standardize"}]
+    output = {"standard_errors": True}
+    workflow.run(job(data, preprocess=steps, output=output, engine={"workers": 3}), tmp_path / "whole")
+    interrupted(job(data, preprocess=steps, output=output, engine={"workers": 1}), tmp_path / "run", "labelled", 1)
+    workflow.resume(tmp_path / "run")
+    workflow.run(job(data, preprocess=steps), tmp_path / "later")
+    assert "means_se" not in workflow.open_run(tmp_path / "later")
+    workflow.resume(tmp_path / "later", ["output.standard_errors=true"])
+    for name in ("run", "later"):
+        assert results(tmp_path / name) == results(tmp_path / "whole")
+    assert "standard_errors" in {event["event"] for event in read_events(tmp_path / "later" / "events.jsonl")}
+    stored = workflow.open_run(tmp_path / "whole")
+    assert stored.weights_se.dims == ("component",) and stored.means_se.dims == ("component", "feature")
+    model, params, affine = load_model(stored)
+    rows = Chunk(affine.apply(blobs()), None, 0)
+    asked = ScoreProducts(model, params, covariances=True)
+    for name, value in standard_errors(asked, asked(rows)).items():
+        np.testing.assert_allclose(stored[name].values, value, 1e-8)
+        assert (value > 0).all()
+    workflow.resume(tmp_path / "later", ["output.standard_errors=given-covariances"])
+    given = workflow.open_run(tmp_path / "later")
+    assert given.attrs["standard_errors"] == "given-covariances" and (given.means_se < stored.means_se).all()
+
+
+def test_standard_errors_that_cannot_be_had_are_said_to_be_missing(tmp_path):
+    """More parameters than rows: the errors are NaN and a warning says so; a matrix beyond the bound is refused at once."""
+    rows = write_rows(tmp_path / "few.zarr", blobs(8))
+    workflow.run(job(rows, output={"standard_errors": True}), tmp_path / "run")
+    assert np.isnan(workflow.open_run(tmp_path / "run").means_se).all()
+    assert any("means_se" in message for message in warnings_of(tmp_path / "run"))
+    many = write_rows(tmp_path / "many.zarr", blobs(1100))
+    with pytest.raises(InputError, match=r"standard_errors: 1050 components"):
+        workflow.run(job(many, model={"n_components": 1050}, output={"standard_errors": True}), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_number_of_restarts_is_kept_through_a_resume(tmp_path, data):

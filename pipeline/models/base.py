@@ -300,6 +300,20 @@ def share_with(weights: Array, moved: Array) -> Array:
     return shared
 
 
+def map_weights(sum_w: Array, concentration: float) -> Array:
+    """Weights at the mode under a symmetric Dirichlet. sum_w : (k,) soft counts.  concentration >= 1; 1: no prior."""
+    counts = sum_w + (concentration - 1.0)
+    return counts / counts.sum()
+
+
+def log_dirichlet(weights: Array, concentration: float) -> float:
+    """Log density of that Dirichlet, nats, up to its constant. weights : (k,)."""
+    if concentration == 1.0:
+        return 0.0
+    with np.errstate(divide="ignore"):  # a given start may have weights of 0
+        return float((concentration - 1.0) * np.log(weights).sum())
+
+
 def checked_weights(weights: Array) -> Array:
     """The weights, or InputError unless they are non-negative and sum to 1. weights : (k,)."""
     if (weights < 0).any() or not np.isclose(weights.sum(), 1.0):

@@ -44,6 +44,7 @@ class Shape(NamedTuple):
     lane_factors : (factors, k, d) -> packed lower triangles or diagonals (k, d), for rows in lanes
     moments_shape : (k, d) -> shape of the moments
     from_lanes : second moments (k, d, d), or (k, 1, d) of diagonals -> the shape's moments
+    prior_rows : (degrees of freedom, d) -> rows that an inverse Wishart or gamma prior's power of |covariance| counts as
     """
 
     outer: Callable[[Array, Array], Array]
@@ -64,6 +65,7 @@ class Shape(NamedTuple):
     lane_factors: Callable[[Array, int, int], Array]
     moments_shape: Callable[[int, int], tuple[int, ...]]
     from_lanes: Callable[[Array], Array]
+    prior_rows: Callable[[float, int], float]
 
 
 def _cholesky_factor(covariance: Array) -> Array:
@@ -172,6 +174,7 @@ FULL = Shape(
     lane_factors=lambda factors, k, d: packed(np.swapaxes(factors, 1, 2)),
     moments_shape=lambda k, d: (k, d * (d + 1) // 2),
     from_lanes=_lower,
+    prior_rows=lambda dof, d: dof + d + 1,
 )
 TIED = Shape(
     outer=lambda a, b: a.T @ b,
@@ -192,6 +195,7 @@ TIED = Shape(
     lane_factors=lambda factor, k, d: np.tile(packed(factor.T[None]), (k, 1)),
     moments_shape=lambda k, d: (d, d),
     from_lanes=lambda lower: lower[0],
+    prior_rows=lambda dof, d: dof + d + 1,
 )
 DIAG = Shape(
     outer=lambda a, b: a * b,
@@ -212,6 +216,7 @@ DIAG = Shape(
     lane_factors=lambda factors, k, d: factors,
     moments_shape=lambda k, d: (k, d),
     from_lanes=lambda squares: squares[:, 0],
+    prior_rows=lambda dof, d: dof + 2,
 )
 SPHERICAL = Shape(
     outer=lambda a, b: np.einsum("kd,kd->k", a, b),
@@ -232,6 +237,7 @@ SPHERICAL = Shape(
     lane_factors=lambda factors, k, d: np.repeat(factors[:, None], d, axis=1),
     moments_shape=lambda k, d: (k,),
     from_lanes=lambda squares: squares[:, 0].sum(axis=1),
+    prior_rows=lambda dof, d: (dof + 2) / d,
 )
 SHAPES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 
@@ -256,3 +262,18 @@ def from_covariance(shape: Shape, covariance: Array, k: int) -> Array:
     target = shape.array_shape(k, d)
     per_component = target[1:] if shape.per_component else target
     return np.broadcast_to(narrow[len(per_component)], target).copy()
+
+
+def full_matrix(covariance: Array) -> Array:
+    """(d, d) of a covariance given whole or by its diagonal (d,)."""
+    return np.diag(covariance) if covariance.ndim == 1 else covariance
+
+
+def full_covariances(shape: Shape, covariances: Array, k: int, d: int) -> Array:
+    """(k, d, d) of the shape's array."""
+    wide = covariances if shape.per_component else covariances[None]
+    if wide.ndim == 1:
+        wide = np.repeat(wide[:, None], d, axis=1)
+    if wide.ndim == 2:
+        wide = wide[:, :, None] * np.eye(d)
+    return np.broadcast_to(wide, (k, d, d))

@@ -8,10 +8,12 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.models.base import Model
+from pipeline.models.covariance import full_matrix
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.init import Known
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
+from pipeline.models.prior import SHRINKAGE, Prior
 
 
 def _gaussian(config: Config, known: Known) -> Model:
@@ -21,7 +23,21 @@ def _gaussian(config: Config, known: Known) -> Model:
     with np.errstate(over="ignore"):
         shift = known.mean.astype(np.float32).astype(np.float64)
     shift = np.where(np.isfinite(shift), shift, known.mean)
-    return Gaussian(m.n_components, shift, m.covariance_type, m.reg_covar, assignment, tuple(m.fixed))
+    fixed, prior = tuple(m.fixed), _prior(config, known, m.n_components)
+    return Gaussian(m.n_components, shift, m.covariance_type, m.reg_covar, assignment, fixed, prior)
+
+
+def _prior(config: Config, known: Known, k: int) -> Prior | None:
+    """The prior that a config asks for; what it leaves open is as Fraley and Raftery (2007, sec. 4.2) have it."""
+    m, d = config.model, len(known.mean)
+    if m.prior is None:
+        return None
+    shrinkage = SHRINKAGE if m.prior.shrinkage is None else m.prior.shrinkage
+    factor = k ** (-2.0 / d) if m.prior.scale is None else m.prior.scale
+    # reg_covar keeps features that never vary from a scale of 0, as it keeps covariances where there is no prior.
+    spread = full_matrix(known.covariance) + m.reg_covar * np.eye(d)
+    scale = factor * spread if factor > 0 else None
+    return Prior(known.mean, shrinkage, m.prior.dof or d + 2.0, scale, m.prior.weights)
 
 
 def _kmeans(config: Config, known: Known) -> Model:
@@ -31,7 +47,9 @@ def _kmeans(config: Config, known: Known) -> Model:
 def _multinomial(config: Config, known: Known) -> Model:
     m = config.model
     origin = np.zeros(len(known.mean))
-    return Multinomial(m.n_components, origin, m.concentration, config.fit.assignment or "soft", tuple(m.fixed))
+    of_weights = 1.0 if m.prior is None else m.prior.weights
+    assignment = config.fit.assignment or "soft"
+    return Multinomial(m.n_components, origin, m.concentration, assignment, tuple(m.fixed), of_weights)
 
 
 FAMILIES: dict[str, Callable[[Config, Known], Model]] = {

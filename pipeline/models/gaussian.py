@@ -5,7 +5,7 @@ log p(x, k) = log pi_k - (d log 2 pi + log|Sigma_k| + (x - mu_k)ᵀ Sigma_k⁻¹
 
 Distances and moments are formed from x - mu_k, so that neither loses digits far from the origin or
 in float32; a tile's moments are then moved, in float64, to the fixed reference point, where those
-of all tiles, chunks and iterations add.
+of all tiles, chunks and iterations add. A prior adds its own there (models/prior.py).
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from pipeline.models.base import (
     checked_arrays,
     checked_weights,
     compute_dtype,
+    map_weights,
     share_with,
     tiles,
     weighted_total,
 )
 from pipeline.models.covariance import SHAPES, Shape, identity
+from pipeline.models.prior import Prior
 from pipeline.models.stats import Array, Partial, Rows
 
 SCATTER_ROWS = 4096
@@ -66,7 +68,7 @@ class GaussianStats(MixtureStats):
 
 @dataclass(frozen=True)
 class Gaussian(Mixture):
-    """Hyperparameters of a Gaussian mixture; `fixed` names parts that are held."""
+    """Hyperparameters of a Gaussian mixture; `fixed` names parts that are held; prior : None for maximum likelihood."""
 
     n_components: int
     shift: Array
@@ -74,6 +76,7 @@ class Gaussian(Mixture):
     reg_covar: float = 1e-6
     assignment: str = "soft"
     fixed: tuple[str, ...] = ()
+    prior: Prior | None = None
 
     family: ClassVar[str] = "gaussian"
     impossible_advice: ClassVar[str] = (
@@ -86,8 +89,22 @@ class Gaussian(Mixture):
         return SHAPES[self.covariance_type]
 
     @property
+    def bounded(self) -> bool:
+        """Whether a prior keeps covariances away from 0: then the objective is bounded, however few rows they have."""
+        return self.prior is not None and self.prior.scale is not None
+
+    @property
+    def floor(self) -> float:
+        """What an M-step adds to the diagonal: nothing under a prior of covariances, whose mode it would leave."""
+        return 0.0 if self.bounded else self.reg_covar
+
+    @property
     def least_rows(self) -> int:
-        return self.shape.min_rows(self.n_features) if "covariances" not in self.fixed else 1  # a mean needs a row
+        """Where covariances are held, or a prior bounds them from below, few rows do no harm; but without one row a
+        component explains nothing, and under most priors never would again.
+        """
+        learned = "covariances" not in self.fixed
+        return self.shape.min_rows(self.n_features) if learned and not self.bounded else 1
 
     def params(self, weights: Array, means: Array, covariances: Array) -> GaussianParams:
         """Parameters with their derived factors."""
@@ -151,22 +168,42 @@ class Gaussian(Mixture):
         return GaussianStats(sum_w, 0.0, 0.0, sum_x, shape.packed(np.stack([m.sum_xx for m in moments])))
 
     def m_step(self, stats: GaussianStats, params: GaussianParams | None) -> GaussianParams:
-        shape, d = self.shape, self.n_features
         held = params if params is not None else self._unit_params()
-        total = stats.sum_w.sum()
-        live = stats.sum_w > 0
-        weights = held.weights if "weights" in self.fixed else stats.sum_w / total
+        weights = held.weights
+        if "weights" not in self.fixed:
+            weights = map_weights(stats.sum_w, 1.0 if self.prior is None else self.prior.weights)
+        sum_w, sum_x, sum_xx = self._with_prior(stats)
         means = held.means
         if "means" not in self.fixed:
-            means = np.where(live[:, None], self.shift + _mean(stats), held.means)
+            means = np.where(sum_w[:, None] > 0, self.shift + _mean(sum_x, sum_w), held.means)
         covariances = held.covariances
         if "covariances" not in self.fixed:
-            about_means = _moved(shape, stats.sum_w, stats.sum_x, stats.sum_xx, means - self.shift)[1]
-            covariances = shape.covariances(about_means, stats.sum_w, d, self.reg_covar)
-            if shape.per_component and not live.all():
-                covariances[~live] = held.covariances[~live]
+            about_means = _moved(self.shape, sum_w, sum_x, sum_xx, means - self.shift)[1]
+            covariances = self._covariances(about_means, stats.sum_w)
+            empty = stats.sum_w <= 0
+            if self.shape.per_component and not self.bounded and empty.any():
+                covariances[empty] = held.covariances[empty]
         new = self.params(weights, means, covariances)
         return self._mended(new, stats) if params is None else new
+
+    def _with_prior(self, stats: GaussianStats) -> tuple[Array, Array, Array]:
+        """sum_w, sum_x and sum_xx, with those of the rows that the prior stands for."""
+        if self.prior is None:
+            return stats.sum_w, stats.sum_x, stats.sum_xx
+        sum_w, sum_x, sum_xx = self.prior.pseudo_moments(self.shape, self.shift, self.n_components)
+        return stats.sum_w + sum_w, stats.sum_x + sum_x, stats.sum_xx + sum_xx
+
+    def _covariances(self, moments: Array, sum_w: Array) -> Array:
+        """Covariances of moments about the means, the prior's among them. sum_w : (k,), of rows alone."""
+        d = self.n_features
+        rows = sum_w if self.prior is None else sum_w + self.prior.rows(self.shape, len(sum_w), d)
+        return self.shape.covariances(moments, rows, d, self.floor)
+
+    def log_prior(self, params: GaussianParams) -> float:
+        if self.prior is None:
+            return 0.0
+        weights = None if "weights" in self.fixed else params.weights
+        return self.prior.log_density(self.shape, weights, params.means, params.factors)
 
     def expected_log_joint(self, stats: GaussianStats, params: GaussianParams) -> float:
         shape, d = self.shape, self.n_features
@@ -194,7 +231,7 @@ class Gaussian(Mixture):
                 found.append((k, f"{sum_w[k]:.3g} effective rows, fewer than {least}"))
             elif broken[k]:
                 found.append((k, f"covariance has no Cholesky factor (largest eigenvalue {width[k]:.3g})"))
-            elif not width[k] > 2 * self.reg_covar:
+            elif not width[k] > 2 * self.floor:
                 found.append((k, f"largest covariance eigenvalue {width[k]:.3g} <= 2 x reg_covar"))
             elif width[k] <= rounding[k]:
                 found.append(
@@ -308,9 +345,9 @@ class Gaussian(Mixture):
         return params.means
 
 
-def _mean(stats: GaussianStats) -> Array:
+def _mean(sum_x: Array, sum_w: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return stats.sum_x / stats.sum_w[:, None]
+        return sum_x / sum_w[:, None]
 
 
 def _moved(shape: Shape, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from pipeline.errors import InputError
 from pipeline.keyed import race
 from pipeline.models.base import Model, tile_height, tiles
-from pipeline.models.covariance import from_covariance, identity
+from pipeline.models.covariance import from_covariance, full_matrix, identity
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans, nearest
 from pipeline.models.multinomial import Multinomial, MultinomialParams, log_shares, start_at
@@ -232,7 +232,7 @@ def _at_rows(model: Model, known: Known, rows: Array) -> Any:
         covariances = identity(model.shape, k, model.n_features)
     else:
         floor = model.reg_covar * np.eye(model.n_features)
-        covariances = from_covariance(model.shape, _full(known.covariance) + floor, k)
+        covariances = from_covariance(model.shape, full_matrix(known.covariance) + floor, k)
     return model.params(np.full(k, 1.0 / k), np.asarray(rows, dtype=np.float64), covariances)
 
 
@@ -267,7 +267,3 @@ def _distinct(x: Rows) -> int:
 
 def _dense(x: Rows) -> Array:
     return np.asarray(x.toarray() if sp.issparse(x) else x, dtype=np.float64)
-
-
-def _full(covariance: Array) -> Array:
-    return np.diag(covariance) if covariance.ndim == 1 else covariance

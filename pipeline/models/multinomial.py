@@ -1,7 +1,7 @@
 """Multinomial mixture for counts: log p(x | k) = log n! - sum_v log x_v! + sum_v x_v log theta_kv.
 
 Rows are sparse and never made dense. MAP under a Dirichlet prior: theta_k is proportional to
-the expected counts + concentration - 1. [Nigam, McCallum, Thrun and Mitchell 2000]
+the expected counts + concentration - 1, and the weights likewise under their own. [Nigam, McCallum, Thrun and Mitchell 2000]
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pipeline.models.base import (
     Reset,
     checked_arrays,
     checked_weights,
+    log_dirichlet,
+    map_weights,
     share_with,
     weighted_total,
 )
@@ -51,13 +53,16 @@ class MultinomialStats(MixtureStats):
 
 @dataclass(frozen=True)
 class Multinomial(Mixture):
-    """Hyperparameters of a multinomial mixture. shift : (v,), all 0 (counts keep their origin)."""
+    """Hyperparameters of a multinomial mixture. shift : (v,), all 0 (counts keep their origin).
+    concentration, weight_concentration : the Dirichlet's of the words of each component, and of the weights.
+    """
 
     n_components: int
     shift: Array
     concentration: float = 1.1
     assignment: str = "soft"
     fixed: tuple[str, ...] = ()
+    weight_concentration: float = 1.0
 
     family: ClassVar[str] = "multinomial"
     impossible_advice: ClassVar[str] = "Raise model.concentration above 1, so that every word keeps some probability."
@@ -94,7 +99,7 @@ class Multinomial(Mixture):
 
     def m_step(self, stats: MultinomialStats, params: MultinomialParams | None) -> MultinomialParams:
         k, v = stats.sum_x.shape
-        weights = stats.sum_w / stats.sum_w.sum()
+        weights = map_weights(stats.sum_w, self.weight_concentration)
         if "weights" in self.fixed:
             weights = np.full(k, 1.0 / k) if params is None else params.weights
         counts = stats.sum_x + (self.concentration - 1.0)
@@ -111,10 +116,11 @@ class Multinomial(Mixture):
         return float(np.sum(xlogy(stats.sum_w, params.weights)) + np.sum(words) + stats.log_coefficient)
 
     def log_prior(self, params: MultinomialParams) -> float:
-        """(concentration - 1) sum_kv log theta_kv, up to its constant."""
+        """(concentration - 1) sum_kv log theta_kv, and the same of the weights unless they are held, up to constants."""
+        value = 0.0 if "weights" in self.fixed else log_dirichlet(params.weights, self.weight_concentration)
         if self.concentration == 1.0:
-            return 0.0
-        return float((self.concentration - 1.0) * params.log_prob.sum())
+            return value
+        return value + float((self.concentration - 1.0) * params.log_prob.sum())
 
     def revive(
         self, new: MultinomialParams, params: MultinomialParams, partial: Partial, resets: Array

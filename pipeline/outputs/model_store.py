@@ -24,6 +24,7 @@ from pipeline.models.base import Mixture, Model
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
+from pipeline.models.prior import Prior
 from pipeline.models.stats import Array
 from pipeline.outputs.run_directory import publish, remove
 
@@ -65,6 +66,8 @@ def build_dataset(run: Run, runs: Sequence[Run], order: Array, known: Known, sou
 
     run = _reordered(run, order)
     variables = _parameters(run) | _history(run) | _exemplars(run) | _preprocessing(known.affine)
+    if isinstance(run.model, Gaussian) and run.model.prior is not None and run.model.prior.scale is not None:
+        variables["prior_scale"] = (("feature", "feature_2"), run.model.prior.scale)
     if not source.sparse:
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(known.mean))))
         variables["sample"] = (("sample_row", "feature"), np.asarray(known.sample.x[:size], dtype=np.float64))
@@ -165,8 +168,10 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
         attributes |= {"assignment": model.assignment, "fixed": list(model.fixed)}  # type: ignore[attr-defined]
     if isinstance(model, Gaussian):
         attributes |= {"covariance_type": model.covariance_type, "reg_covar": model.reg_covar}
+        if (prior := model.prior) is not None:  # its mean is the data's
+            attributes["prior"] = {"weights": prior.weights, "shrinkage": prior.shrinkage, "dof": prior.dof}
     if isinstance(model, Multinomial):
-        attributes["concentration"] = model.concentration
+        attributes |= {"concentration": model.concentration, "weight_concentration": model.weight_concentration}
     if isinstance(model, KMeans):
         attributes["final_inertia"] = float(final.inertia)
         attributes["feature_variance"] = model.variance
@@ -233,10 +238,18 @@ def load_model(dataset: xr.Dataset) -> tuple[Model, Any, Affine | None]:
     if attrs["family"] == "kmeans":
         model = KMeans(k, shift, attrs["feature_variance"])
     elif attrs["family"] == "multinomial":
-        model = Multinomial(k, 0.0 * shift, attrs["concentration"], attrs["assignment"], tuple(attrs["fixed"]))
+        counts = (
+            attrs["concentration"],
+            attrs["assignment"],
+            tuple(attrs["fixed"]),
+            attrs.get("weight_concentration", 1.0),
+        )
+        model = Multinomial(k, 0.0 * shift, *counts)
     else:
         extra = attrs["covariance_type"], attrs["reg_covar"], attrs["assignment"], tuple(attrs["fixed"])
-        model = Gaussian(k, shift, *extra)
+        scale = dataset["prior_scale"].values if "prior_scale" in dataset else None
+        prior = Prior(shift, scale=scale, **attrs["prior"]) if "prior" in attrs else None
+        model = Gaussian(k, shift, *extra, prior)
     affine = None
     if "preprocess_matrix" in dataset:
         matrix = dataset["preprocess_matrix"].values

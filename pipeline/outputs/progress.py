@@ -121,6 +121,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "reset": _reset,
     "warning": lambda e: f"warning: {e['message']}",
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
+    "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",
     "labelled": lambda e: f"labelled {count(e['rows'])} of {count(e['of'])} rows",
     "labels": lambda e: f"labels of {count(e['rows'])} rows  {duration(e['seconds'])}",
     "finished": lambda e: f"finished in {duration(e['seconds'])}, peak memory {e['peak_pss'] / 2**20:.0f} MiB",

@@ -169,12 +169,13 @@ def feature_names(record: Record) -> list[str]:
 
 @dataclass(frozen=True)
 class MeansTable:
-    """Means and deviations in the data's units, one line a component."""
+    """Means, deviations and standard errors of the means in the data's units, one line a component."""
 
     features: list[str]
     means: np.ndarray
     deviations: np.ndarray | None
     hidden: int
+    errors: np.ndarray | None
 
 
 def means_table(record: Record) -> MeansTable:
@@ -189,7 +190,9 @@ def means_table(record: Record) -> MeansTable:
         between = between / np.maximum(space.points(record.array("sample")).var(axis=0), np.finfo(float).tiny)
     kept = np.sort(np.argsort(-between, kind="stable")[:FEATURES_IN_TABLE])
     names = feature_names(record)
-    return MeansTable([names[i] for i in kept], means[:, kept], _deviations(record, space, kept), d - len(kept))
+    # After a map they are not the data's: that would take how the errors of one mean vary together.
+    errors = record.array("means_se")[:, kept] if record.has("means_se") and space.matrix is None else None
+    return MeansTable([names[i] for i in kept], means[:, kept], _deviations(record, space, kept), d - len(kept), errors)
 
 
 def _deviations(record: Record, space: Space, kept: np.ndarray) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from pipeline.outputs.report.words import moment, number, percent, plural, rate,
 
 EVENTS_SHOWN = 100
 # Told elsewhere in the report, or once per pass: not news.
-_ROUTINE = {"start", "profile", "init", "pass", "checkpoint", "finished", "labelled", "labels"}
+_ROUTINE = {"start", "profile", "init", "pass", "checkpoint", "finished", "labelled", "labels", "standard_errors"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def asked(record: Record) -> list[Fact]:
     fixed = record.option("model", "fixed") or []
     note = [f"{' and '.join(fixed)} held fixed"] if fixed else []
     note += ["hard assignment"] if record.attrs.get("assignment") == "hard" and record.family != "kmeans" else []
-    reg = record.attrs.get("reg_covar")
+    note += ["under a conjugate prior"] if record.option("model", "prior") else []
+    reg = None if record.has("prior_scale") else record.attrs.get("reg_covar")
     note += [f"{setting(float(reg))} added to each variance"] if record.family == "gaussian" and reg else []
     facts.append(Fact("Model", model[0].upper() + model[1:], note=", ".join(note)))
     n_init = record.option("fit", "n_init") or 1

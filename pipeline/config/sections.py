@@ -1,21 +1,15 @@
-"""The config: one strict section per part of the job; unknown keys are errors.
+"""The sections: one strict section per part of the job; unknown keys are errors.
 
 A field's default, bounds and description are written once, here; the commented YAML that
-`em-pipeline config` prints is generated from them.
+`em-pipeline config` prints (`template.py`) is generated from them.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from pipeline.errors import InputError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Family = Literal["gaussian", "kmeans", "multinomial"]
 
@@ -103,13 +97,48 @@ class Preprocess(Section):
     epsilon: float = Field(1e-6, ge=0, description="zca: added to each eigenvalue, as a share of their mean")
 
 
+def _default_prior(value: Any) -> Any:
+    """`auto` is the prior that nothing is said about."""
+    if isinstance(value, str):
+        if value != "auto":
+            raise ValueError("write null for none, auto, or a mapping such as {shrinkage: 0.01}")
+        return {}
+    return value
+
+
+class Prior(Section):
+    """Conjugate priors, as rows that are imagined beside the data's; what is left out is Fraley and Raftery's (2007)."""
+
+    weights: float = Field(1.0, ge=1, description="Dirichlet concentration of the weights; 1: none")
+    shrinkage: float | None = Field(
+        None, ge=0, description="gaussian: rows that each mean's pull to the data's mean counts as; 0: none; null: 0.01"
+    )
+    dof: float | None = Field(
+        None, gt=0, description="gaussian: degrees of freedom of the covariances' inverse Wishart; null: features + 2"
+    )
+    scale: float | None = Field(
+        None,
+        ge=0,
+        description="gaussian: its scale, as a share of the data's covariance; 0: none; null: n_components^(-2/features)",
+    )
+
+
 class Model(Section):
     """What to fit."""
 
     family: Family = Field("gaussian", description="the kind of clustering")
     n_components: int = Field(8, ge=1, description="how many components or clusters")
     covariance_type: Literal["full", "tied", "diag", "spherical"] = Field("full", description="gaussian: its shape")
-    reg_covar: float = Field(1e-6, ge=0, description="gaussian: added to each covariance's diagonal after an M-step")
+    reg_covar: float = Field(
+        1e-6,
+        ge=0,
+        description="gaussian: added to each covariance's diagonal after an M-step; under a prior of covariances, to the "
+        "covariance that its scale comes from",
+    )
+    prior: Annotated[Prior | None, BeforeValidator(_default_prior)] = Field(
+        None,
+        description="conjugate priors, for the most probable parameters; null: none; auto: Fraley and Raftery's; or",
+    )
     concentration: float = Field(
         1.1, ge=1, description="multinomial: Dirichlet prior on words; counts + concentration - 1"
     )
@@ -123,6 +152,22 @@ class Model(Section):
         extra = set(self.fixed) - allowed[self.family]
         if extra:
             raise ValueError(f"fixed: {sorted(extra)} cannot be held in a {self.family} model")
+        return self
+
+    @model_validator(mode="after")
+    def _prior_has_parts(self) -> Model:
+        prior = self.prior
+        if prior is None:
+            return self
+        if self.family == "kmeans":
+            raise ValueError("prior: kmeans has no density that a prior could join; use family gaussian, or null")
+        of_rows = [prior.shrinkage, prior.dof, prior.scale]
+        if self.family == "multinomial" and (prior.weights == 1 or any(value is not None for value in of_rows)):
+            raise ValueError(
+                "prior: a multinomial takes {weights: …} above 1 and nothing else; that of its words is model.concentration"
+            )
+        if prior.scale == 0 and prior.dof is not None:
+            raise ValueError(f"prior: scale 0 means no prior of covariances, but dof is {prior.dof:g}; leave one out")
         return self
 
 
@@ -209,6 +254,11 @@ class Output(Section):
     path: str = Field("runs/run", description="the run directory")
     labels: bool = Field(True, description="write labels.zarr")
     top_k: int = Field(0, ge=0, description="responsibilities kept per row in labels.zarr")
+    standard_errors: bool | Literal["given-covariances"] = Field(
+        False,
+        description="gaussian: weights_se and means_se in model.zarr, for one more read of the data; given-covariances: as if "
+        "those were known, which needs less memory and gives errors that are too small; true | false",
+    )
 
 
 class Config(Section):
@@ -233,6 +283,13 @@ class Config(Section):
             raise ValueError(f"data: source {self.data.source} needs a path")
         if self.data.source == "docword" and self.preprocess:
             raise ValueError("preprocess: counts are never made dense; leave it empty for docword")
+        if self.output.standard_errors:
+            if self.model.family != "gaussian" or self.fit.assignment == "hard":
+                raise ValueError(
+                    "output.standard_errors: only of a gaussian mixture with soft assignment; set it to false"
+                )
+            if {"weights", "means"} <= set(self.model.fixed):
+                raise ValueError("output.standard_errors: weights and means are both held; set it to false")
         return self
 
     def resolved(self) -> Config:
@@ -246,150 +303,3 @@ class Config(Section):
             }
         )
         return self.model_copy(update={"fit": fit})
-
-
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read and validate a YAML file; `overrides` are `section.key=value` strings.
-
-    Raises InputError for anything that is not a valid config, naming the nearest key.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path}: cannot be read ({error}). Give the path of a YAML file.") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"config {path}: not plain YAML ({error}). See `em-pipeline config`.") from error
-    return validate({} if raw is None else raw, overrides or [], str(path))
-
-
-def validate(raw: Any, overrides: list[str] | None = None, name: str = "config") -> Config:
-    """A Config from plain dicts and lists, or an InputError that names what is wrong."""
-    if not isinstance(raw, dict):
-        raise InputError(f"{name}: came as {type(raw).__name__}, expected sections such as data: and model:.")
-    for override in overrides or []:
-        raw = _override(raw, override)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise InputError(
-            f"{name}: not a valid config.\n{problems}\nSee `em-pipeline config` for every option."
-        ) from None
-
-
-def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
-    key, separator, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise InputError(f"--set {override!r}: expected section.key=value, such as fit.max_iter=50.")
-    try:
-        leaf = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: the value is not YAML ({error}).") from error
-    for part in reversed(parts[1:]):
-        leaf = {part: leaf}
-    return _merge(raw, {parts[0]: leaf})
-
-
-def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in change.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = list(_section_at(problem["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"{where}: there is no such key; did you mean {near[0]}?"
-    got = problem.get("input")
-    came = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
-    return f"{where or 'config'}: {problem['msg'].removeprefix('Value error, ')}{came}"
-
-
-def _section_at(loc: tuple[Any, ...]) -> type[Section]:
-    section: type[Section] = Config
-    for part in loc:
-        field = section.model_fields.get(str(part))
-        inner = list(_sections_in(field.annotation)) if field else []
-        if inner:
-            section = inner[0]
-    return section
-
-
-def _sections_in(annotation: Any) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from _sections_in(part)
-
-
-def to_plain(config: Config) -> dict[str, Any]:
-    """The config as plain dicts and lists, without `storage_options`: credentials are never written."""
-    return config.model_dump(mode="json", exclude={"data": {"storage_options"}})
-
-
-# What a family's template sets beside the defaults: data that ship with a dependency.
-_TEMPLATES: dict[str, dict[str, Any]] = {
-    "gaussian": {"data": {"source": "images", "path": "photographs"}, "output": {"path": "runs/patches"}},
-    "kmeans": {"data": {"source": "bundled", "path": "digits"}, "model": {"family": "kmeans", "n_components": 10}},
-    "multinomial": {
-        "data": {"source": "docword", "path": "docword.txt.gz", "vocabulary": "vocab.txt"},
-        "model": {"family": "multinomial", "n_components": 20},
-    },
-}
-
-
-def template(family: str) -> str:
-    """A commented YAML with every option, its default, bounds and meaning."""
-    if family not in _TEMPLATES:
-        raise InputError(f"config {family}: expected one of {', '.join(_TEMPLATES)}.")
-    config = Config.model_validate(_TEMPLATES[family])
-    lines = [f"# em-pipeline: a {family} job. `em-pipeline run CONFIG` runs it; every line may be left out."]
-    lines += _commented(config, indent=0)
-    return "\n".join(lines) + "\n"
-
-
-def _commented(section: Section, indent: int) -> Iterator[str]:
-    pad = "  " * indent
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        notes = [field.description or ""] + [f"{_bound(m)}" for m in field.metadata if _bound(m)]
-        choices = _choices(field.annotation)
-        if choices:
-            notes.append(" | ".join(choices))
-        comment = "; ".join(note for note in notes if note)
-        if isinstance(value, Section):
-            yield f"{pad}{name}:  # {comment}"
-            yield from _commented(value, indent + 1)
-        else:
-            dumped = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000).strip()
-            yield f"{pad}{name}: {dumped.removesuffix('...').strip()}  # {comment}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.model_dump(mode="json")
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _bound(constraint: Any) -> str:
-    for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
-        bound = getattr(constraint, attribute, None)
-        if bound is not None:
-            return f"{sign} {bound}"
-    return ""
-
-
-def _choices(annotation: Any) -> list[str]:
-    args = getattr(annotation, "__args__", ())
-    if getattr(annotation, "__origin__", None) is Literal:
-        return [str(arg) for arg in args]
-    return [choice for arg in args for choice in _choices(arg)]

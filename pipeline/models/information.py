@@ -1,0 +1,143 @@
+"""Standard errors of a Gaussian mixture's weights and means, from the empirical information matrix.
+
+    I = sum_n w_n s_n s_nᵀ    s_n = gradient of log p(x_n):  d/d pi_k = r_nk / pi_k,  d/d mu_k = r_nk Sigma_k⁻¹ (x_n - mu_k)
+
+and, for y = x_n - mu_k, r_nk (y yᵀ - Sigma_k) but for a linear map, where covariances are learned: leaving them out would make
+the errors of overlapping components far too small. All scores are linear in u_n, which holds the r_nk, r_nk y and r_nk y yᵀ (what
+the shape keeps of it); the map is the same for every row, so sum w u uᵀ is what travels, a statistic that adds. Errors are the
+roots of I⁻¹'s diagonal, weights moving within their sum of 1.
+[Louis 1982; Meilijson 1989; McLachlan and Peel 2000, sec. 2.15]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, helmert
+
+from pipeline.errors import InputError
+from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
+from pipeline.models.base import tiles
+from pipeline.models.covariance import FULL, SHAPES, full_covariances
+from pipeline.models.gaussian import Gaussian, GaussianParams
+from pipeline.models.stats import Array
+
+MOST_BYTES = 2**27  # of the matrix: a worker holds a handful
+TILE_ROWS = 1024
+
+# What a shape keeps of y yᵀ, (n, q), row by row.
+_SQUARES: dict[int, Callable[[Array, Array], Array]] = {
+    PAIRS: FULL.outer,
+    NONE: FULL.outer,
+    DIAGONAL: lambda a, b: a * b,
+    SPHERE: lambda a, b: np.einsum("nd,nd->n", a, b)[:, None],
+}
+
+
+def information_bytes(k: int, d: int, covariance_type: str, covariances: bool) -> int:
+    """Bytes of the matrix, with or without learned covariances. Raises InputError where it is more than MOST_BYTES."""
+    size = k * (d + 1) + (SHAPES[covariance_type].n_parameters(k, d) if covariances else 0)
+    if 8 * size**2 > MOST_BYTES:
+        raise InputError(
+            f"output.standard_errors: {k} components of {d} features need a matrix of {size} x {size}, "
+            f"{8 * size**2 / 2**20:.0f} MiB, more than {MOST_BYTES / 2**20:.0f} MiB. Lower model.n_components, reduce the "
+            "features (preprocess: pca), choose given-covariances, whose errors are too small, or false."
+        )
+    return 8 * size**2
+
+
+@dataclass(frozen=True)
+class ScoreProducts:
+    """Job: (p, p) sum over rows of w u uᵀ. u : the k of r, then r y of each component in turn, then r y yᵀ likewise.
+
+    covariances : whether they are learned, and u has that last part (tied: summed over components).
+    """
+
+    model: Gaussian
+    params: GaussianParams
+    covariances: bool
+
+    def __call__(self, chunk: Any) -> Array:
+        """The sum over one chunk."""
+        total: Array | None = None
+        for rows, labels in self.model.assign(self.params, chunk.x):
+            x = chunk.x[rows]
+            root = np.ones(len(x)) if chunk.weight is None else np.sqrt(chunk.weight[rows])
+            for part in tiles(len(x), TILE_ROWS):
+                u = self._linear(x[part], np.exp(labels.log_resp[part])) * root[part, None]
+                total = u.T @ u if total is None else total + u.T @ u
+        assert total is not None, "a chunk has at least one row"
+        return total
+
+    def _linear(self, x: Array, resp: Array) -> Array:
+        """(n, p) of u. x : (n, d).  resp : (n, k)."""
+        shape = self.model.shape
+        diff = [np.subtract(x, mean, dtype=np.float64) for mean in self.params.means]
+        first = [y * r[:, None] for y, r in zip(diff, resp.T, strict=True)]
+        if not self.covariances:
+            return np.concatenate([resp, *first], axis=1)
+        second = [_SQUARES[shape.kind](ry, y) for ry, y in zip(first, diff, strict=True)]
+        return np.concatenate([resp, *first, *(second if shape.per_component else [sum(second)])], axis=1)
+
+
+def standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
+    """weights_se : (k,), means_se : (k, d), without what is held; NaN where the information is singular.
+
+    products : the job's sum over all rows. Components of weight 0, at the edge of what weights can be, have no errors either.
+    """
+    model, params = job.model, job.params
+    (k, d), live = params.means.shape, np.flatnonzero(params.weights > 0)
+    m = len(live)
+    sigma = full_covariances(model.shape, params.covariances, k, d)
+    expected = _expected_squares(model, sigma)[live if model.shape.per_component else slice(1)]
+    q = expected.shape[1] if job.covariances else 0  # of each covariance
+    of_squares = live if model.shape.per_component else np.zeros(1, dtype=int)
+    kept = np.concatenate([live, k + _blocks(live, d), k * (d + 1) + _blocks(of_squares, q)])
+    # An orthonormal basis of the directions in which weights keep their sum.
+    basis = helmert(m).T if m > 1 and "weights" not in model.fixed else np.empty((m, 0))
+    n_means = 0 if "means" in model.fixed else m * d
+
+    def scores(u: Array) -> Array:
+        """The gradient's entries from those of u, along the first axis."""
+        resp, first, second = np.split(u, [m, m * (d + 1)])
+        weights = basis.T @ (resp / params.weights[live, None])
+        means = np.linalg.solve(sigma[live], first.reshape(m, d, u.shape[1])).reshape(first.shape)[:n_means]
+        own = resp if model.shape.per_component else resp.sum(axis=0, keepdims=True)
+        squares = second.reshape(len(of_squares), q, u.shape[1]) - expected[:, :q, None] * own[:, None]
+        return np.concatenate([weights, means, squares.reshape(second.shape)])
+
+    covariance = _inverse(scores(scores(products[np.ix_(kept, kept)]).T))
+    split = basis.shape[1]
+    errors = {"weights_se": np.full(k, np.nan), "means_se": np.full((k, d), np.nan)}
+    errors["weights_se"][live] = np.sqrt(np.einsum("ij,jl,il->i", basis, covariance[:split, :split], basis))
+    if n_means:
+        errors["means_se"][live] = np.sqrt(np.diagonal(covariance)[split : split + n_means]).reshape(m, d)
+    return {name: value for name, value in errors.items() if name.removesuffix("_se") not in model.fixed}
+
+
+def _blocks(chosen: Array, size: int) -> Array:
+    """Indices of the chosen ones among blocks of `size`. chosen : (m,)."""
+    return (size * chosen[:, None] + np.arange(size)).ravel()
+
+
+def _expected_squares(model: Gaussian, sigma: Array) -> Array:
+    """(k, q) of E[y yᵀ] = L Lᵀ, the sum of l lᵀ over the columns l of L. sigma : (k, d, d)."""
+    roots = np.swapaxes(np.linalg.cholesky(sigma), 1, 2)
+    return np.stack([_SQUARES[model.shape.kind](root, root).sum(axis=0) for root in roots])
+
+
+def _inverse(information: Array) -> Array:
+    """The inverse, NaN where it is singular: rows are too few, or some parameters are told apart by none."""
+    scale = np.sqrt(np.diagonal(information))
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = cho_factor(information / scale / scale[:, None], lower=True)
+        pivots = np.diagonal(factor[0]) ** 2
+        if (pivots > len(scale) * np.finfo(np.float64).eps).all():
+            return cho_solve(factor, np.eye(len(scale))) / scale / scale[:, None]
+    except (np.linalg.LinAlgError, ValueError):  # no Cholesky factor; entries that are not finite
+        pass
+    return np.full_like(information, np.nan)
