@@ -79,6 +79,11 @@ class LowestRows:
         label = np.full(len(keep), -1) if label is None else label[keep]
         return cls(limit, score[keep], start + keep, x[keep], weight, label)
 
+    def first(self, limit: int) -> LowestRows:
+        """The lowest `limit` of these: what a list of that length would have kept."""
+        parts = (part[:limit] for part in (self.score, self.row, self.x, self.weight, self.label))
+        return LowestRows(min(limit, self.limit), *parts)
+
     def __add__(self, other: LowestRows) -> LowestRows:
         score = np.concatenate([self.score, other.score])
         row = np.concatenate([self.row, other.row])
