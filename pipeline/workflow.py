@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -19,8 +18,10 @@ from pipeline import provenance
 from pipeline.config import Config, to_plain, validate
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
+from pipeline.data.given import given_start
 from pipeline.data.opening import open_source
 from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
+from pipeline.em.heldout import SumJobs, Units, without
 from pipeline.em.loop import em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
@@ -31,8 +32,9 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.models.base import Model
 from pipeline.models.families import build_model
-from pipeline.models.init import initial_params
+from pipeline.models.init import in_step, starting
 from pipeline.outputs import checkpoint
+from pipeline.outputs.candidates import choose, name_of
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.model_store import (
@@ -42,10 +44,11 @@ from pipeline.outputs.model_store import (
     load_model,
     read_dataset,
     write_dataset,
+    write_datasets,
 )
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.state import pack, unpack_known, unpack_runs
-from pipeline.planning import memory_plan, refuse_impossible, sample_size
+from pipeline.planning import memory_plan, refuse_impossible, sample_size, warnings_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,7 +86,7 @@ def run(
     with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
         refuse_impossible(config, chunks)
-        start = _given_start(config, chunks.n_rows)
+        start = given_start(config, chunks.n_rows)
         record = provenance.record(config, chunks.fingerprint())
         planned = memory_plan(config, chunks)
         with _engine(config, planned) as engine, directory.lock():
@@ -145,15 +148,19 @@ def resume(
 
 
 def _goes_on(directory: RunDirectory, config: Config) -> bool:
-    """Whether a finished fit had stopped at a lower max_iter than is asked for now."""
+    """Whether a finished fit had stopped at a lower max_iter than is asked for now, or the other candidates are gone."""
     limit = config.fit.max_iter or 0
-    restarts = read_dataset(directory.model).attrs["restarts"]
-    return any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
+    attrs = read_dataset(directory.model).attrs
+    restarts = [*attrs["restarts"], *(r for entry in attrs.get("candidates", ()) for r in entry["restarts"])]
+    unfinished = any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
+    return unfinished or (len(config.model.candidates) > 1 and not directory.candidates.exists())
 
 
 def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
-    wanted = min(config.output.top_k, config.model.n_components)
-    return config.output.labels and not has_labels(directory.labels, wanted)
+    if not config.output.labels:
+        return False
+    wanted = min(config.output.top_k, read_dataset(directory.model).attrs["n_components"])
+    return not has_labels(directory.labels, wanted)
 
 
 def _go_on(job: Job) -> None:
@@ -162,8 +169,8 @@ def _go_on(job: Job) -> None:
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
     known = unpack_known(state)
     job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
-    runs = unpack_runs(state, build_model(job.config, known))
-    for name in ("report.html", "labels.zarr", "model.zarr"):  # those of a lower max_iter
+    runs = unpack_runs(state, [build_model(candidate, known) for candidate in job.config.candidates()])
+    for name in ("report.html", "labels.zarr", "model.zarr", "candidates.zarr"):  # those of a lower max_iter
         directory.discard(name)
     job.log("resume", generation=generation, **provenance.surroundings(job.engine.workers, job.chunks))
     _fit(job, known, _reopened(runs, job.config), generation)
@@ -254,91 +261,84 @@ def _start(job: Job, labels: RowColumn | None, arrays: dict[str, np.ndarray] | N
     full = config.model.family == "gaussian" or any(step.kind in ("pca", "zca") for step in config.preprocess)
     scatter = "none" if chunks.source.sparse else "full" if full else "diag"
     size = sample_size(config, chunks.n_features)
-    profile: Profile = job.engine.sum_over(chunks, [ProfileJob(scatter, size, seed)])[0]
-    job.log("profile", rows=profile.n_rows, seconds=time.perf_counter() - began, bytes_read=_pass_bytes(chunks))
+    profile: Profile = _sums(job, chunks)([ProfileJob(scatter, size, seed)])[0]
+    job.log("profile", rows=profile.n_rows, seconds=time.perf_counter() - began, bytes_read=chunks.pass_bytes())
     profile.check(config.data.bad_rows)
-    _warn(job, profile)
+    for text in warnings_of(config, profile):
+        job.log("warning", message=text)
     known = known_rows(profile, config.preprocess)
     chunks = chunks.known(known.affine, known.n_bad)
-    model = build_model(config, known)
     began = time.perf_counter()
-    params = initial_params(
-        model,
-        config.fit.init,
-        config.fit.n_init,
-        seed,
-        known,
-        lambda jobs: job.engine.sum_over(chunks, jobs),
-        labels,
-        arrays,
-    )
+    models, starts = [], []
+    for candidate in config.candidates():
+        own = known.with_sample(sample_size(candidate, chunks.source.n_features))
+        models.append(build_model(candidate, own))
+        starts.append(starting(models[-1], config.fit.init, config.fit.n_init, seed, own, labels, arrays))
+    found = in_step(starts, _sums(job, chunks))
     job.log("init", method=config.fit.init, seconds=time.perf_counter() - began)
-    return known, [Run(restart, model, p) for restart, p in enumerate(params)]
+    return known, [
+        Run(restart, models[i], params, candidate=i)
+        for i, each in enumerate(found)
+        for restart, params in enumerate(each)
+    ]
 
 
-def _warn(job: Job, profile: Profile) -> None:
-    if profile.n_bad:
-        job.log(
-            "warning", message=f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}"
-        )
-    if job.config.model.family == "multinomial":
-        if profile.low.min() < 0:
-            raise InputError(
-                f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more."
-            )
-        return
-    constant = profile.constant_features()
-    if len(constant):
-        shown = ", ".join(str(i) for i in constant[:10]) + (", …" if len(constant) > 10 else "")
-        job.log("warning", message=f"{len(constant)} features have one value only: {shown}")
-    distinct = profile.distinct_sample_rows()
-    if distinct < min(job.config.model.n_components, len(profile.sample.row)):
-        message = f"the sample of {len(profile.sample.row)} rows has {distinct} distinct ones, fewer than n_components"
-        job.log("warning", message=message)
-
-
-def _given_start(config: Config, n_rows: int) -> tuple[RowColumn | None, dict[str, np.ndarray] | None]:
-    """What fit.init_path holds: labels of the rows, or arrays by name."""
-    path = config.fit.init_path
-    if path is None:
-        return None, None
-    if config.fit.init == "labels":
-        return RowColumn.open(path, n_rows, "labels", missing_chunks=config.data.missing_chunks), None
-    import zarr
-
-    try:
-        if path.endswith(".npz"):
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                return None, {name: stored[name] for name in stored.files}
-        group = zarr.open_group(path, mode="r")
-        return None, {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise InputError(
-            f"fit.init_path {path}: cannot be read ({error}); expected an .npz or .zarr of arrays."
-        ) from error
+def _sums(job: Job, chunks: Chunks, refit: bool = False) -> SumJobs:
+    """What sums a list of jobs in one pass: over the rows that are not held out, or for a refit over all."""
+    select = job.config.select
+    units = None if refit else Units.of(chunks.source, select.heldout, job.config.fit.random_state)
+    return without(units, lambda jobs: job.engine.sum_over(chunks, jobs))
 
 
 def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
-    """The loop, with events and checkpoints; ends with model.zarr."""
+    """All candidates to their ends, and the chosen one once more where rows were held out; ends with model.zarr."""
+    fits, refits = [run for run in runs if not run.refit], [run for run in runs if run.refit]
+    fits, generation = _advance(job, known, fits, refits, generation)
+    choice = choose(fits, job.config.select.criterion, known.total)
+    for entry in choice.shown:
+        job.log("candidate", **entry)
+    others = [restarts for i, restarts in enumerate(choice.restarts) if i != choice.chosen]
+    if others:
+        datasets = {name_of(restarts[0].model): _dataset(job, known, restarts) for restarts in others}
+        write_datasets(job.directory.candidates, datasets)
+    chosen = choice.restarts[choice.chosen]
+    if job.config.select.heldout:
+        chosen, _ = _advance(job, known, refits or [choice.refit()], fits, generation)
+        known = replace(known, total=known.total + choice.table[choice.chosen]["heldout_weight"])
+    model = _dataset(job, known, chosen)
+    if choice.shown:
+        model.attrs["candidates"] = choice.shown
+    write_dataset(job.directory.model, model)
+
+
+def _dataset(job: Job, known: Known, restarts: list[Run]) -> xr.Dataset:
+    """What the best of a candidate's restarts leaves: what a job with this candidate alone would."""
+    run, source = best_run(restarts), job.chunks.source
+    ordered = job.config.fit.init not in ("explicit", "labels")
+    order = canonical_order(run) if ordered else np.arange(run.model.n_components)
+    size = sample_size(job.config.candidates()[run.candidate], source.n_features)
+    return build_dataset(run, restarts, order, known.with_sample(size), source)
+
+
+def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], generation: int) -> tuple[list[Run], int]:
+    """The loop, with events and checkpoints: runs at their ends, and the last generation. resting : saved beside them."""
     limits = Limits(job.config.fit.max_iter or 0, job.config.fit.tol or 0.0)
     saved_at = began = time.perf_counter()
-    evaluate = lambda jobs: job.engine.sum_over(job.chunks, jobs)  # noqa: E731
+    evaluate = _sums(job, job.chunks, refit=runs[0].refit)
     for current, resets in em(runs, evaluate, limits, known.n_rows):
         runs, now = current, time.perf_counter()
         _log_pass(job, runs, known, now - began)
         for event in resets:
-            job.log("reset", restart=event.restart, iteration=event.iteration, **event.reset._asdict())
+            where = {"candidate": event.candidate, "restart": event.restart, "refit": runs[0].refit}
+            job.log("reset", **where, iteration=event.iteration, **event.reset._asdict())
         first = generation == 0
         if first or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
             generation += 1
-            checkpoint.save(job.directory.checkpoints, generation, pack(known, runs))
+            checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))
             saved_at = time.perf_counter()
             job.log("checkpoint", generation=generation, seconds=saved_at - now)
         began = time.perf_counter()
-    chosen = best_run(runs)
-    ordered = job.config.fit.init not in ("explicit", "labels")
-    order = canonical_order(chosen) if ordered else np.arange(chosen.model.n_components)
-    write_dataset(job.directory.model, build_dataset(chosen, runs, order, known, job.chunks.source))
+    return runs, generation
 
 
 def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> None:
@@ -351,30 +351,26 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> No
         final=all(run.final is not None for run in runs),
         seconds=seconds,
         rows=known.n_rows,
-        bytes_read=_pass_bytes(job.chunks),
+        bytes_read=job.chunks.pass_bytes(),
         workers=job.engine.workers,
         restarts=len(runs),
+        running=sum(run.stop_reason is None for run in runs),
+        refit=best.refit,
         max_iter=job.config.fit.max_iter,
         routes=best.model.route_shares(best.params, job.chunks.source.dtype),
-        **{name: value, f"{name}_per_row": value / known.total},
-    )
-
-
-def _pass_bytes(chunks: Chunks) -> int:
-    """Decoded bytes of one pass."""
-    source = chunks.source
-    return (
-        source.n_rows * source.n_features * source.dtype.itemsize if not source.sparse else sum(source.object_sizes())
+        **{name: value, f"{name}_per_row": value / best.history[-1].n_effective.sum()},
     )
 
 
 def _reopened(runs: list[Run], config: Config) -> list[Run]:
-    """Runs that had stopped at a lower max_iter go on when it was raised."""
+    """Runs that had stopped at a lower max_iter go on when it was raised; a refit then waits for another choice."""
     limit = config.fit.max_iter or 0
-    return [
+    runs = [
         replace(r, stop_reason=None) if str(r.stop_reason).startswith("stopped") and len(r.history) < limit else r
         for r in runs
     ]
+    chosen_again = any(run.stop_reason is None and not run.refit for run in runs)
+    return [run for run in runs if not (run.refit and chosen_again)]
 
 
 def _finish(job: Job) -> None:

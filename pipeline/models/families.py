@@ -16,22 +16,25 @@ from pipeline.models.multinomial import Multinomial
 
 def _gaussian(config: Config, known: Known) -> Model:
     m = config.model
+    [(k, covariance_type)] = m.candidates
     assignment = config.fit.assignment or "soft"
     # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
     with np.errstate(over="ignore"):
         shift = known.mean.astype(np.float32).astype(np.float64)
     shift = np.where(np.isfinite(shift), shift, known.mean)
-    return Gaussian(m.n_components, shift, m.covariance_type, m.reg_covar, assignment, tuple(m.fixed))
+    return Gaussian(k, shift, covariance_type, m.reg_covar, assignment, tuple(m.fixed))
 
 
 def _kmeans(config: Config, known: Known) -> Model:
-    return KMeans(config.model.n_components, known.mean, float(np.mean(known.variance)))
+    [(k, _)] = config.model.candidates
+    return KMeans(k, known.mean, float(np.mean(known.variance)))
 
 
 def _multinomial(config: Config, known: Known) -> Model:
     m = config.model
+    [(k, _)] = m.candidates
     origin = np.zeros(len(known.mean))
-    return Multinomial(m.n_components, origin, m.concentration, config.fit.assignment or "soft", tuple(m.fixed))
+    return Multinomial(k, origin, m.concentration, config.fit.assignment or "soft", tuple(m.fixed))
 
 
 FAMILIES: dict[str, Callable[[Config, Known], Model]] = {
@@ -42,7 +45,7 @@ FAMILIES: dict[str, Callable[[Config, Known], Model]] = {
 
 
 def build_model(config: Config, known: Known) -> Model:
-    """The model that a config asks for, about the mean of the rows."""
+    """The model that a config of one candidate asks for, about the mean of the rows."""
     return FAMILIES[config.model.family](config, known)
 
 

@@ -1,0 +1,323 @@
+"""The sections: one strict section per part of the job; unknown keys are errors.
+
+A field's default, bounds and description are written once, here; the commented YAML that
+`em-pipeline config` prints (`template.py`) is generated from them.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+T = TypeVar("T")
+Family = Literal["gaussian", "kmeans", "multinomial"]
+CovarianceType = Literal["full", "tied", "diag", "spherical"]
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and not value:
+        raise ValueError("came as an empty list; give at least one value")
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _unlisted(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(values) == 1 else list(values)
+
+
+# One value or a list of them, read and written as either.
+OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_listed), PlainSerializer(_unlisted)]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(value: Any) -> Any:
+    """`1GiB`, `500 MB` or a plain number, in bytes; `auto` stays as it is."""
+    if not isinstance(value, str) or value == "auto":
+        return value
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{value!r} is not a size; write for example 1GiB, 500MB or auto")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class Section(BaseModel):
+    """A frozen part of the config that accepts its own keys and no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Patch(Section):
+    """How pictures are cut into rows."""
+
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        (8, 8), description="height and width of a patch, in pixels"
+    )
+    stride: int = Field(1, ge=1, description="pixels from one patch to the next")
+    remove_mean: bool = Field(
+        True, description="drop each patch's mean: size-1 features in an orthonormal basis without the constant"
+    )
+    contrast: float | None = Field(
+        None, gt=0, description="divide each patch by its deviation, floored at this value (pixels are 0 to 1)"
+    )
+
+
+class MixtureSpec(Section):
+    """A known Gaussian mixture to draw rows from."""
+
+    weights: list[float] = Field(min_length=1, description="one weight a component")
+    means: list[list[float]] = Field(description="component x feature")
+    covariances: list[Any] = Field(description="component x feature x feature, x feature, or one variance each")
+
+
+class Data(Section):
+    """What to read."""
+
+    source: Literal["images", "zarr", "npy", "csv", "idx", "docword", "synthetic", "bundled"] = Field(
+        "bundled", description="what kind of data this is"
+    )
+    path: str | None = Field(
+        None,
+        description="file, folder, zarr store, or any fsspec URL; bundled: digits or photographs; images: a folder, or photographs",
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="passed on to fsspec; never written to the run directory"
+    )
+    variable: str | None = Field(None, description="which array of a zarr group")
+    patch: Patch = Field(default_factory=Patch, description="images: how pictures are cut into rows, when read")
+    n_rows: int | None = Field(None, ge=1, description="synthetic: how many rows")
+    mixture: MixtureSpec | None = Field(None, description="synthetic: weights, means and covariances to draw from")
+    random_state: int = Field(0, ge=0, description="synthetic: the seed of the data")
+    dtype: Literal["float32", "float64"] = Field("float64", description="synthetic: the type of the data")
+    delimiter: str | None = Field(None, description="csv: what separates columns; null finds out")
+    weights: str | None = Field(None, description="path of a .npy or .zarr with one non-negative weight a row")
+    vocabulary: str | None = Field(None, description="docword: path of a text file with one word a line")
+    bad_rows: Literal["error", "drop"] = Field("error", description="what to do about rows with NaN or inf")
+    missing_chunks: Literal["error", "fill"] = Field(
+        "error", description="zarr: fill is for stores that left out chunks of nothing but the fill value"
+    )
+    cache: str | None = Field(
+        None,
+        description="docword and large .gz files: folder of the converted copy (workers must see it); null: beside the input",
+    )
+
+
+class Preprocess(Section):
+    """One affine step; steps apply in order and are fitted in one pass over the data."""
+
+    kind: Literal["center", "standardize", "pca", "zca"] = Field(description="what to do")
+    n_components: int | None = Field(None, ge=1, description="pca: how many components are kept")
+    whiten: bool = Field(False, description="pca: unit variance along each component")
+    epsilon: float = Field(1e-6, ge=0, description="zca: added to each eigenvalue, as a share of their mean")
+
+
+class Candidate(NamedTuple):
+    """One of the models to choose from."""
+
+    n_components: int
+    covariance_type: CovarianceType
+
+
+class Model(Section):
+    """What to fit."""
+
+    family: Family = Field("gaussian", description="the kind of clustering")
+    n_components: OneOrMore[Annotated[int, Field(ge=1)]] = Field(
+        (8,), description="how many components or clusters, or a list such as [5, 10, 20] to choose from (see select)"
+    )
+    covariance_type: OneOrMore[CovarianceType] = Field(
+        ("full",), description="gaussian: its shape, or a list to choose from"
+    )
+    reg_covar: float = Field(1e-6, ge=0, description="gaussian: added to each covariance's diagonal after an M-step")
+    concentration: float = Field(
+        1.1, ge=1, description="multinomial: Dirichlet prior on words; counts + concentration - 1"
+    )
+    fixed: list[Literal["weights", "means", "covariances"]] = Field(
+        default_factory=list, description="parts held at their initial values"
+    )
+
+    @model_validator(mode="after")
+    def _fixed_parts_exist(self) -> Model:
+        allowed = {"gaussian": {"weights", "means", "covariances"}, "multinomial": {"weights"}, "kmeans": set()}
+        extra = set(self.fixed) - allowed[self.family]
+        if extra:
+            raise ValueError(f"fixed: {sorted(extra)} cannot be held in a {self.family} model")
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_differ(self) -> Model:
+        if len(set(self.candidates)) < len(self.candidates):
+            raise ValueError("n_components or covariance_type: a list names one value twice; name each once")
+        if len(self.covariance_type) > 1 and self.family != "gaussian":
+            raise ValueError(f"covariance_type: a {self.family} model has none to choose from; leave it out")
+        return self
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Every combination of the two lists, in their order; one where there is nothing to choose."""
+        return [Candidate(*both) for both in product(self.n_components, self.covariance_type)]
+
+
+class Fit(Section):
+    """How to fit it."""
+
+    method: Literal["auto", "em"] = Field("auto", description="em is the textbook's loop; auto is em for now")
+    assignment: Literal["soft", "hard"] | None = Field(
+        None, description="soft responsibilities or hard labels; null: soft for mixtures, hard for kmeans"
+    )
+    init: Literal["k-means||", "k-means++", "random", "near-mean", "labels", "explicit"] = Field(
+        "k-means||", description="where to start from"
+    )
+    init_path: str | None = Field(
+        None,
+        description="explicit: .npz or .zarr with weights, means, covariances (or centers, or weights, log_prob); "
+        "labels: .npy or .zarr, one integer a row",
+    )
+    n_init: int = Field(1, ge=1, description="restarts; all share each read of the data; the best one is kept")
+    max_iter: int | None = Field(None, ge=1, description="most iterations; null: 100, kmeans 300")
+    tol: float | None = Field(
+        None,
+        ge=0,
+        description="stop when the objective moves less, in nats per row; kmeans: as scikit-learn's; null: 1e-3, kmeans 1e-4",
+    )
+    moves: Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+        "auto", description="moves between optima that the method allows; em allows none"
+    )
+    random_state: int = Field(0, ge=0, description="the seed; every draw is keyed by it and the row's number")
+
+    @model_validator(mode="after")
+    def _path_is_given(self) -> Fit:
+        if (self.init in ("labels", "explicit")) != (self.init_path is not None):
+            raise ValueError(f"init: {self.init} and init_path: {self.init_path} do not go together")
+        return self
+
+
+class Select(Section):
+    """How to choose among several models: lists of model.n_components or model.covariance_type."""
+
+    criterion: Literal["bic", "aic", "icl", "heldout"] = Field(
+        "bic", description="what decides; heldout: the log-likelihood of the rows held out"
+    )
+    heldout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of pictures, documents, else rows, held out of the fits; the chosen model is refitted to all rows",
+    )
+
+
+class Profile(Section):
+    """A named cluster."""
+
+    kind: Literal["local"] = Field("local", description="local: worker processes on this machine")
+    workers: int | None = Field(None, ge=1, description="processes; null: one a core")
+    threads_per_worker: int = Field(1, ge=1, description="threads in each process")
+
+
+class Engine(Section):
+    """Where to compute; nothing here changes a bit of the result."""
+
+    scheduler: str = Field("threads", description="threads (in this process), or the name of a profile (local)")
+    scheduler_address: str | None = Field(None, description="address of a running dask scheduler")
+    scheduler_file: str | None = Field(None, description="scheduler file of a running dask scheduler")
+    profiles: dict[str, Profile] = Field(default_factory=dict, description="clusters by name")
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="threads or processes; auto: one a core"
+    )
+    memory: Annotated[int | Literal["auto"], BeforeValidator(parse_bytes)] = Field(
+        "auto", description="bytes that the job may use on this machine, such as 4GiB; auto: 60% of what is free"
+    )
+
+    keep_decoded: bool = Field(
+        False, description="keep decoded chunks between passes, as far as memory allows; threads only"
+    )
+
+    @model_validator(mode="after")
+    def _keeps_where_it_can(self) -> Engine:
+        if self.keep_decoded and (self.scheduler_address or self.scheduler_file or self.scheduler != "threads"):
+            raise ValueError(
+                "keep_decoded: only threads share what they keep; use scheduler: threads, or leave it false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Engine:
+        given = [self.scheduler_address, self.scheduler_file, None if self.scheduler == "threads" else self.scheduler]
+        if sum(value is not None for value in given) > 1:
+            names = ", ".join(repr(value) for value in given if value is not None)
+            raise ValueError(f"{names}: give one of scheduler_address, scheduler_file and a scheduler by profile")
+        return self
+
+
+class Output(Section):
+    """What to write."""
+
+    path: str = Field("runs/run", description="the run directory")
+    labels: bool = Field(True, description="write labels.zarr")
+    top_k: int = Field(0, ge=0, description="responsibilities kept per row in labels.zarr")
+
+
+class Config(Section):
+    """The whole config of a job."""
+
+    data: Data = Field(default_factory=Data, description="what to read")
+    preprocess: list[Preprocess] = Field(
+        default_factory=list, description="e.g. [{kind: pca, n_components: 16, whiten: true}]; applied in order"
+    )
+    model: Model = Field(default_factory=Model, description="what to fit")
+    fit: Fit = Field(default_factory=Fit, description="how to fit it")
+    select: Select = Field(default_factory=Select, description="how to choose among several models")
+    engine: Engine = Field(default_factory=Engine, description="where to compute; changes no bit of the result")
+    output: Output = Field(default_factory=Output, description="what to write")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Config:
+        if self.model.family == "kmeans" and self.fit.assignment == "soft":
+            raise ValueError("fit.assignment: kmeans assigns hard; choose family gaussian for soft assignment")
+        if self.data.source == "synthetic" and (self.data.n_rows is None or self.data.mixture is None):
+            raise ValueError("data: source synthetic needs n_rows and mixture")
+        if self.data.source not in ("synthetic", "bundled") and self.data.path is None:
+            raise ValueError(f"data: source {self.data.source} needs a path")
+        if self.data.source == "docword" and self.preprocess:
+            raise ValueError("preprocess: counts are never made dense; leave it empty for docword")
+        return self
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> Config:
+        several = len(self.model.candidates) > 1
+        if self.model.family == "kmeans" and (several or self.select != Select()):
+            raise ValueError(
+                "model: kmeans has no likelihood to choose by, and inertia falls with every cluster more; give one "
+                "n_components and no select, or use family gaussian with covariance_type spherical"
+            )
+        if self.select.criterion == "heldout" and self.select.heldout == 0:
+            raise ValueError(
+                "select: criterion heldout needs heldout above 0, the share of rows to hold out, such as 0.1"
+            )
+        if self.fit.init == "explicit" and several:
+            raise ValueError("fit.init: explicit parameters are those of one model; give one n_components and type")
+        if self.fit.init == "labels" and len(self.model.n_components) > 1:
+            raise ValueError("fit.init: labels are those of one number of components; give one n_components")
+        return self
+
+    def candidates(self) -> list[Config]:
+        """One config for each of the models to choose from."""
+        return [self._with_model(n_components=(k,), covariance_type=(shape,)) for k, shape in self.model.candidates]
+
+    def _with_model(self, **changes: Any) -> Config:
+        return self.model_copy(update={"model": self.model.model_copy(update=changes)})
+
+    def resolved(self) -> Config:
+        """The same config with every default that depends on the family written out."""
+        kmeans = self.model.family == "kmeans"
+        fit = self.fit.model_copy(
+            update={
+                "assignment": self.fit.assignment or ("hard" if kmeans else "soft"),
+                "max_iter": self.fit.max_iter or (300 if kmeans else 100),
+                "tol": (1e-4 if kmeans else 1e-3) if self.fit.tol is None else self.fit.tol,
+            }
+        )
+        return self.model_copy(update={"fit": fit})

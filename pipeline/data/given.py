@@ -1,0 +1,31 @@
+"""Starts that are given: labels of the rows or parameters by name, from fit.init_path."""
+
+from __future__ import annotations
+
+from zipfile import BadZipFile
+
+import numpy as np
+import zarr
+
+from pipeline.config import Config
+from pipeline.data.column import RowColumn
+from pipeline.errors import InputError
+
+
+def given_start(config: Config, n_rows: int) -> tuple[RowColumn | None, dict[str, np.ndarray] | None]:
+    """What fit.init_path holds: labels of the rows, or arrays by name. Raises InputError when it cannot be read."""
+    path = config.fit.init_path
+    if path is None:
+        return None, None
+    if config.fit.init == "labels":
+        return RowColumn.open(path, n_rows, "labels", missing_chunks=config.data.missing_chunks), None
+    try:
+        if path.endswith(".npz"):
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                return None, {name: stored[name] for name in stored.files}
+        group = zarr.open_group(path, mode="r")
+        return None, {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(
+            f"fit.init_path {path}: cannot be read ({error}); expected an .npz or .zarr of arrays."
+        ) from error
