@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
+from pipeline.em.heldout import SumJobs, Units, without
 from pipeline.engine.memory import PeakMemory
 from pipeline.engine.passes import Engine
 from pipeline.outputs.events import EventLog
@@ -24,10 +25,8 @@ class Job:
     memory: PeakMemory
     began: float
 
-    @property
-    def pass_bytes(self) -> int:
-        """Decoded bytes of one pass; for sparse rows those that are stored."""
-        source = self.chunks.source
-        if source.sparse:
-            return sum(source.object_sizes())
-        return source.n_rows * source.n_features * source.dtype.itemsize
+    def sums(self, refit: bool = False) -> SumJobs:
+        """What sums a list of jobs in one pass: over the rows that are not held out, or for a refit over all."""
+        share, seed = self.config.select.heldout, self.config.fit.random_state
+        units = None if refit else Units.of(self.chunks.source, share, seed)
+        return without(units, lambda jobs: self.engine.sum_over(self.chunks, jobs))

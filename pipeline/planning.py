@@ -5,6 +5,8 @@ from __future__ import annotations
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import draw_rows, row_bytes
+from pipeline.data.profile import Profile
+from pipeline.em.heldout import Units
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
 from pipeline.errors import InputError
@@ -21,7 +23,7 @@ SAMPLE_BYTES = 16 * 2**20
 
 def refuse_impossible(config: Config, chunks: Chunks) -> None:
     """Raise InputError if these rows cannot be fitted as the config asks."""
-    k, family = config.model.n_components, config.model.family
+    k, family = max(config.model.n_components), config.model.family
     if k > chunks.n_rows:
         raise InputError(
             f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}."
@@ -30,11 +32,33 @@ def refuse_impossible(config: Config, chunks: Chunks) -> None:
         raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use multinomial.")
     if family == "multinomial" and config.preprocess:
         raise InputError("preprocess: counts stay counts; leave it empty for a multinomial model.")
+    Units.of(chunks.source, config.select.heldout, config.fit.random_state)
+
+
+def warnings_of(config: Config, profile: Profile) -> list[str]:
+    """What the profile shows that a person should know. Raises InputError for counts below 0."""
+    found = []
+    if profile.n_bad:
+        found.append(f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")
+    if config.model.family == "multinomial":
+        if profile.low.min() < 0:
+            raise InputError(
+                f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more."
+            )
+        return found
+    constant = profile.constant_features()
+    if len(constant):
+        shown = ", ".join(str(i) for i in constant[:10]) + (", …" if len(constant) > 10 else "")
+        found.append(f"{len(constant)} features have one value only: {shown}")
+    distinct, n = profile.distinct_sample_rows(), len(profile.sample.row)
+    if distinct < min(max(config.model.n_components), n):
+        found.append(f"the sample of {n} rows has {distinct} distinct ones, fewer than n_components")
+    return found
 
 
 def sample_size(config: Config, n_features: int) -> int:
-    """Rows that the profile keeps for starts and pictures: enough for K, within a fixed number of bytes."""
-    k = config.model.n_components
+    """Rows that the profile keeps for starts and pictures: enough for the largest K, within a fixed number of bytes."""
+    k = max(config.model.n_components)
     affordable = SAMPLE_BYTES // (8 * n_features)
     return max(k, min(max(MIN_SAMPLE_ROWS, SAMPLE_PER_COMPONENT * k), affordable))
 
@@ -44,22 +68,31 @@ def searches(config: Config) -> bool:
     return config.fit.method != "em" and "means" not in config.model.fixed
 
 
+def held_share(config: Config, chunks: Chunks) -> float:
+    """The share of all rows that the search holds; with several candidates that of the largest."""
+    return draw_rows(chunks, max(config.model.n_components)) / chunks.n_rows
+
+
 def memory_plan(config: Config, chunks: Chunks) -> Plan:
-    """As many tasks at a time as engine.memory allows. Raises InputError, with advice, when not even one fits."""
+    """As many tasks at a time as engine.memory allows. Raises InputError, with advice, when not even one fits.
+
+    The statistics of all candidates stand beside each other, as those of restarts do.
+    """
     model, engine, n_init = config.model, config.engine, config.fit.n_init
     d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
-    statistics = stats_bytes(model.family, model.covariance_type, model.n_components, d)
+    statistics = sum(stats_bytes(model.family, shape, k, d) for k, shape in model.candidates)
     square = chunks.n_features**2 * 8 if config.preprocess or model.family == "gaussian" else 0
     sample = sample_size(config, chunks.n_features) * chunks.n_features * 8
     fitting = task_bytes(chunks.chunk_bytes(), max(statistics, square + sample), TILE_BYTES, n_init)
     # A block of labels is filled and concatenated while two finished ones wait to be written.
     labelling = task_bytes(chunks.chunk_bytes(), 0, TILE_BYTES, 0) + 4 * block_bytes(config.output.top_k)
     # Rows for the search are drawn, then put in order: for a moment they are held twice.
-    held = 2 * draw_rows(chunks, model.n_components) * row_bytes(chunks) if searches(config) else 0
+    held = 2 * draw_rows(chunks, max(model.n_components)) * row_bytes(chunks) if searches(config) else 0
     driver = 8 * statistics * n_init + 3 * (square + sample) + held
     errors = 0
     if config.output.standard_errors:
-        information = information_bytes(model.n_components, d, model.covariance_type, learns_covariances(config))
+        learned = learns_covariances(config)
+        information = max(information_bytes(k, d, shape, learned) for k, shape in model.candidates)
         errors = task_bytes(chunks.chunk_bytes(), information, TILE_BYTES, 1)
         driver = max(driver, 8 * information)
     each, processes = max(fitting, labelling, errors), uses_processes(engine)

@@ -19,6 +19,7 @@ from pipeline.config import Config, to_plain, validate
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
 from pipeline.data.draw import Drawn
+from pipeline.data.given import Given, given_start
 from pipeline.data.opening import open_source
 from pipeline.data.profile import Known
 from pipeline.em.loop import em
@@ -31,8 +32,8 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.job import Job
 from pipeline.models.base import Model
-from pipeline.models.families import build_model
 from pipeline.outputs import checkpoint
+from pipeline.outputs.candidates import choose, name_of
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.model_store import (
@@ -42,12 +43,13 @@ from pipeline.outputs.model_store import (
     load_model,
     read_dataset,
     write_dataset,
+    write_datasets,
 )
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import pack, unpack_known, unpack_runs
-from pipeline.planning import memory_plan, refuse_impossible
-from pipeline.starting import Given, given_start, profiled, starts
+from pipeline.planning import memory_plan, refuse_impossible, sample_size
+from pipeline.starting import models_of, profiled, starts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -133,15 +135,19 @@ def resume(
 
 
 def _goes_on(directory: RunDirectory, config: Config) -> bool:
-    """Whether a finished fit had stopped at a lower max_iter than is asked for now."""
+    """Whether a finished fit had stopped at a lower max_iter than is asked for now, or the other candidates are gone."""
     limit = config.fit.max_iter or 0
-    restarts = read_dataset(directory.model).attrs["restarts"]
-    return any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
+    attrs = read_dataset(directory.model).attrs
+    restarts = [*attrs["restarts"], *(r for entry in attrs.get("candidates", ()) for r in entry["restarts"])]
+    unfinished = any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
+    return unfinished or (len(config.model.candidates) > 1 and not directory.candidates.exists())
 
 
 def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
-    wanted = min(config.output.top_k, config.model.n_components)
-    return config.output.labels and not has_labels(directory.labels, wanted)
+    if not config.output.labels:
+        return False
+    wanted = min(config.output.top_k, read_dataset(directory.model).attrs["n_components"])
+    return not has_labels(directory.labels, wanted)
 
 
 def _go_on(job: Job) -> None:
@@ -150,10 +156,10 @@ def _go_on(job: Job) -> None:
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
     known = unpack_known(state)
     job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
-    for name in ("report.html", "labels.zarr", "model.zarr"):  # those of a lower max_iter
+    for name in ("report.html", "labels.zarr", "model.zarr", "candidates.zarr"):  # those of a lower max_iter
         directory.discard(name)
     job.log("resume", generation=generation, **provenance.surroundings(job.engine.workers, job.chunks))
-    runs = unpack_runs(state, build_model(job.config, known))
+    runs = unpack_runs(state, models_of(job.config, known))
     if runs:
         _fit(job, known, _reopened(runs, job.config), generation)
     else:  # it ended while it looked for a start
@@ -246,25 +252,53 @@ def _engine(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
 
 
 def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
-    """The loop, with events and checkpoints; ends with model.zarr."""
+    """All candidates to their ends, and the chosen one once more where rows were held out; ends with model.zarr."""
+    fits, refits = [run for run in runs if not run.refit], [run for run in runs if run.refit]
+    fits, generation = _advance(job, known, fits, refits, generation)
+    choice = choose(fits, job.config.select.criterion, known.total)
+    for entry in choice.shown:
+        job.log("candidate", **entry)
+    others = [restarts for i, restarts in enumerate(choice.restarts) if i != choice.chosen]
+    if others:
+        datasets = {name_of(restarts[0].model): _dataset(job, known, restarts) for restarts in others}
+        write_datasets(job.directory.candidates, datasets)
+    chosen = choice.restarts[choice.chosen]
+    if job.config.select.heldout:
+        chosen, _ = _advance(job, known, refits or [choice.refit()], fits, generation)
+        known = replace(known, total=known.total + choice.table[choice.chosen]["heldout_weight"])
+    model = _dataset(job, known, chosen)
+    if choice.shown:
+        model.attrs["candidates"] = choice.shown
+    write_dataset(job.directory.model, model)
+
+
+def _dataset(job: Job, known: Known, restarts: list[Run]) -> xr.Dataset:
+    """What the best of a candidate's restarts leaves: what a job with this candidate alone would."""
+    run, source = best_run(restarts), job.chunks.source
+    ordered = job.config.fit.init not in ("explicit", "labels")
+    order = canonical_order(run) if ordered else np.arange(run.model.n_components)
+    size = sample_size(job.config.candidates()[run.candidate], source.n_features)
+    return build_dataset(run, restarts, order, known.with_sample(size), source)
+
+
+def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], generation: int) -> tuple[list[Run], int]:
+    """The loop, with events and checkpoints: runs at their ends, and the last generation. resting : saved beside them."""
     limits = Limits(job.config.fit.max_iter or 0, job.config.fit.tol or 0.0)
     saved_at = began = time.perf_counter()
-    evaluate = lambda jobs: job.engine.sum_over(job.chunks, jobs)  # noqa: E731
+    evaluate = job.sums(refit=runs[0].refit)
     for current, resets in em(runs, evaluate, limits, known.n_rows):
         runs, now = current, time.perf_counter()
         _log_pass(job, runs, known, now - began)
         for event in resets:
-            job.log("reset", restart=event.restart, iteration=event.iteration, **event.reset._asdict())
+            where = {"candidate": event.candidate, "restart": event.restart, "refit": runs[0].refit}
+            job.log("reset", **where, iteration=event.iteration, **event.reset._asdict())
         if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
             generation += 1
-            checkpoint.save(job.directory.checkpoints, generation, pack(known, runs))
+            checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))
             saved_at = time.perf_counter()
             job.log("checkpoint", generation=generation, seconds=saved_at - now)
         began = time.perf_counter()
-    chosen = best_run(runs)
-    ordered = job.config.fit.init not in ("explicit", "labels")
-    order = canonical_order(chosen) if ordered else np.arange(chosen.model.n_components)
-    write_dataset(job.directory.model, build_dataset(chosen, runs, order, known, job.chunks.source))
+    return runs, generation
 
 
 def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> None:
@@ -277,22 +311,26 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> No
         final=all(run.final is not None for run in runs),
         seconds=seconds,
         rows=known.n_rows,
-        bytes_read=job.pass_bytes,
+        bytes_read=job.chunks.pass_bytes(),
         workers=job.engine.workers,
         restarts=len(runs),
+        running=sum(run.stop_reason is None for run in runs),
+        refit=best.refit,
         max_iter=job.config.fit.max_iter,
         routes=best.model.route_shares(best.params, job.chunks.source.dtype),
-        **{name: value, f"{name}_per_row": value / known.total},
+        **{name: value, f"{name}_per_row": value / best.history[-1].n_effective.sum()},
     )
 
 
 def _reopened(runs: list[Run], config: Config) -> list[Run]:
-    """Runs that had stopped at a lower max_iter go on when it was raised."""
+    """Runs that had stopped at a lower max_iter go on when it was raised; a refit then waits for another choice."""
     limit = config.fit.max_iter or 0
-    return [
+    runs = [
         replace(r, stop_reason=None) if str(r.stop_reason).startswith("stopped") and len(r.history) < limit else r
         for r in runs
     ]
+    chosen_again = any(run.stop_reason is None and not run.refit for run in runs)
+    return [run for run in runs if not (run.refit and chosen_again)]
 
 
 def _finish(job: Job) -> None:

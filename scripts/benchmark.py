@@ -42,6 +42,7 @@ GROUPS = {
     "workers": ("benchmarks.passes", "two workers against one"),
     "rows": ("benchmarks.passes", "time against rows, 10^5 to 10^8"),
     "restarts": ("benchmarks.out_of_core", "four restarts in one job against one, from disk"),
+    "candidates": ("benchmarks.out_of_core", "eight models to choose from in one job against one, from disk"),
     "out_of_core": ("benchmarks.out_of_core", "cold passes over large stores in 1 GiB, against the machine's limits"),
     "spark": ("benchmarks.spark", "an iteration, against Spark MLlib; only when named, needs pyspark and java"),
 }

@@ -45,6 +45,17 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"model": [1]}, "model"),
         ({"model": {"n_components": 0}}, "greater than or equal to 1 (got 0)"),
         ({"model": {"n_components": "many"}}, "valid integer"),
+        ({"model": {"n_components": []}}, "model.n_components: came as an empty list"),
+        ({"model": {"n_components": [3, 0]}}, "model.n_components.1: Input should be greater than or equal to 1"),
+        ({"model": {"n_components": [3, 5, 3]}}, "names one value twice"),
+        ({"model": {"covariance_type": ["full", "ful"]}}, "model.covariance_type.1"),
+        ({"model": {"family": "multinomial", "covariance_type": ["full", "diag"]}}, "has none to choose from"),
+        ({"model": {"family": "kmeans", "n_components": [3, 5]}}, "kmeans has no likelihood to choose by"),
+        ({"model": {"family": "kmeans"}, "select": {"heldout": 0.1}}, "kmeans has no likelihood to choose by"),
+        ({"select": {"criterion": "heldout"}}, "criterion heldout needs heldout above 0"),
+        ({"select": {"heldout": 1}}, "select.heldout: Input should be less than 1"),
+        ({"model": {"n_components": [3, 5]}, "fit": {"init": "labels", "init_path": "a"}}, "one number of components"),
+        ({"model": {"covariance_type": ["full", "tied"]}, "fit": {"init": "explicit", "init_path": "a"}}, "one model"),
         ({"model": {"reg_covar": float("nan")}}, "model.reg_covar"),
         ({"model": {"family": "kmeans", "fixed": ["weights"]}}, "cannot be held in a kmeans model"),
         ({"model": {"family": "kmeans"}, "fit": {"assignment": "soft"}}, "kmeans assigns hard"),
@@ -86,6 +97,16 @@ def test_overrides_replace_values_and_are_read_as_yaml():
     assert (config.fit.max_iter, config.fit.tol, config.data.path) == (7, 0.5, "b=c")
     assert config.preprocess[0].kind == "center" and config.data.patch.size == (4, 6)
     assert raw["fit"] == {"max_iter": 5, "tol": 0.5}
+
+
+def test_lists_are_candidates_and_single_values_stay_single():
+    """Every combination is a candidate, in order; each of their configs asks for one; a value is written as it came."""
+    config = validate({"model": {"n_components": [5, 2]}}, ["model.covariance_type=[tied, full]"])
+    assert config.model.candidates == [(5, "tied"), (5, "full"), (2, "tied"), (2, "full")]
+    assert [each.model.candidates for each in config.candidates()] == [[one] for one in config.model.candidates]
+    assert to_plain(config)["model"]["n_components"] == [5, 2] and validate(to_plain(config)) == config
+    one = validate({"model": {"n_components": [5]}}, ["model.covariance_type=tied"])
+    assert to_plain(one)["model"]["n_components"] == 5 and to_plain(one)["model"]["covariance_type"] == "tied"
 
 
 @pytest.mark.parametrize("override", ["fit.max_iter", "=3", "fit..tol=3", "fit.tol=[1", "fit.tl=1", "fit.tol.x=1"])

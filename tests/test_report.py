@@ -205,11 +205,39 @@ def forget(run: Path) -> Path:
     return run
 
 
+def choice_run(folder: Path, shapes: tuple[str, ...] = ("full",), heldout: bool = False, **attrs: Any) -> Path:
+    """A run that was chosen from 2, 3 and 4 components; the second of the first shape by BIC or held-out rows."""
+    table = [
+        {
+            "name": f"k{k}-{shape}",
+            "n_components": k,
+            "covariance_type": shape,
+            "final_log_likelihood": -2e5 + 10 * k,
+            "aic": 4e5 + 100 * abs(k - 3) + i,
+            "bic": 4e5 + 1000 * abs(k - 3) + i,
+            "icl": 4e5 + 900.0 + k,
+            "n_free_parameters": 10 * k,
+            "total_weight": 15_000.0,
+            "n_iter": 20 + k,
+            "stop_reason": f"converged: of {k} components",
+            "restarts": [],
+            "criterion": "heldout" if heldout else "bic",
+            "chosen": k == 3 and i == 0,
+        }
+        | ({"heldout": -13.0 - abs(k - 3), "heldout_weight": 5000.0} if heldout else {})
+        for k in (4, 2, 3)
+        for i, shape in enumerate(shapes)
+    ]
+    return dense_run(folder, candidates=table, **attrs)
+
+
 RUNS: dict[str, Callable[[Path], Path]] = {
     "line": lambda folder: dense_run(folder, d=1, k=1, covariance_type="diag"),
     "plane": dense_run,
     "many": lambda folder: dense_run(folder, d=20, covariance_type="tied"),
     "gaps": lambda folder: forget(dense_run(folder, d=3, covariance_type="spherical")),
+    "choice": choice_run,
+    "choice of types": lambda folder: choice_run(folder, ("full", "tied"), heldout=True),
     "kmeans": kmeans_run,
     "images": image_run,
     "patches": lambda folder: patch_run(folder, k=12, p=4),
@@ -391,6 +419,47 @@ def test_restarts_are_compared(plane: Path, tmp_path: Path) -> None:
     text = read(dense_run(tmp_path / "two", restarts=restarts)).text
     assert f"{number(-2)}" in text and f"{number(-1.5, 8)}" in text and "kept" in text
     assert "kept" not in (plane / "report.html").read_text(encoding="utf-8")
+
+
+def rows_of(page: str) -> list[str]:
+    """The lines of the table of candidates, without their tags."""
+    section = page[page.index('<section id="choice">') :].split("</section>")[0]
+    return [re.sub(r"<[^>]*>", " ", line) for line in section.split("<tbody>")[1].split("<tr")[1:]]
+
+
+def test_a_choice_is_told(plane: Path, tmp_path: Path) -> None:
+    """Each candidate has a line with its criteria per model, the chosen one a mark; one candidate is no choice."""
+    page = write_report(choice_run(tmp_path / "run")).read_text(encoding="utf-8")
+    lines = rows_of(page)
+    assert len(lines) == 3 and ["chosen" in line for line in lines] == [False, False, True]
+    for text in ("401,000", "400,100", "400,904", "of 4 components", number((-2e5 + 40) / 15_000, 8)):
+        assert text in lines[0]
+    assert "BIC is best at 3 components" in page
+    assert "chosen from 3 candidates" in page and "candidate k4-full, iteration 3" in page
+    assert "held out" not in page and "Overlapping" not in page
+    assert 'id="choice"' not in (plane / "report.html").read_text(encoding="utf-8")
+
+
+def test_held_out_rows_and_types_are_told(tmp_path: Path) -> None:
+    """Candidates of several types have a line each in table and chart; held-out figures say which rows they are of."""
+    page = write_report(choice_run(tmp_path / "run", ("full", "tied"), heldout=True)).read_text(encoding="utf-8")
+    lines = rows_of(page)
+    assert len(lines) == 6 and sum("tied" in line for line in lines) == 3
+    assert number(-14.0, 8) in lines[0] and "5,000 held-out rows" in page
+    assert "held-out log-likelihood is best at 3 components (full)" in page
+
+
+def test_the_choice_warns_where_patches_overlap(tmp_path: Path) -> None:
+    """Criteria that count overlapping patches as independent rows say so; patches beside each other do not."""
+    run = choice_run(tmp_path / "run")
+    patches = {"kind": "patch", "size": [2, 1], "channels": 1, "remove_mean": False}
+    zarr.open_group(run / "model.zarr").attrs["data"] = patches
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for stride, said in ((1, True), (2, False)):
+        config["config"]["data"]["patch"] = {"stride": stride}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        page = write_report(run).read_text(encoding="utf-8")
+        assert ("Overlapping patches are not independent" in page) is said
 
 
 def test_interrupted_runs_add_their_sessions_up(tmp_path: Path) -> None:

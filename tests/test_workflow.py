@@ -62,7 +62,16 @@ def warnings_of(run: Path) -> list[str]:
 # --- the same bytes
 
 
-LAST_THINGS = [("rung", 1), ("rung", 2), ("init", 1), ("pass", 2), ("checkpoint", 1), ("checkpoint", 3), ("pass", 7), ("labelled", 2)]
+LAST_THINGS = [
+    ("rung", 1),
+    ("rung", 2),
+    ("init", 1),
+    ("pass", 2),
+    ("checkpoint", 1),
+    ("checkpoint", 3),
+    ("pass", 7),
+    ("labelled", 2),
+]
 
 
 @pytest.mark.parametrize(

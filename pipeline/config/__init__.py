@@ -12,6 +12,7 @@ from pipeline.config.sections import (
     Prior,
     Profile,
     Section,
+    Select,
     parse_bytes,
 )
 from pipeline.config.template import template
@@ -27,6 +28,7 @@ __all__ = [
     "Prior",
     "Profile",
     "Section",
+    "Select",
     "load_config",
     "parse_bytes",
     "template",

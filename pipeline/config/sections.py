@@ -7,11 +7,28 @@ A field's default, bounds and description are written once, here; the commented 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from itertools import product
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
+T = TypeVar("T")
 Family = Literal["gaussian", "kmeans", "multinomial"]
+CovarianceType = Literal["full", "tied", "diag", "spherical"]
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and not value:
+        raise ValueError("came as an empty list; give at least one value")
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _unlisted(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(values) == 1 else list(values)
+
+
+# One value or a list of them, read and written as either.
+OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_listed), PlainSerializer(_unlisted)]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -123,12 +140,23 @@ class Prior(Section):
     )
 
 
+class Candidate(NamedTuple):
+    """One of the models to choose from."""
+
+    n_components: int
+    covariance_type: CovarianceType
+
+
 class Model(Section):
     """What to fit."""
 
     family: Family = Field("gaussian", description="the kind of clustering")
-    n_components: int = Field(8, ge=1, description="how many components or clusters")
-    covariance_type: Literal["full", "tied", "diag", "spherical"] = Field("full", description="gaussian: its shape")
+    n_components: OneOrMore[Annotated[int, Field(ge=1)]] = Field(
+        (8,), description="how many components or clusters, or a list such as [5, 10, 20] to choose from (see select)"
+    )
+    covariance_type: OneOrMore[CovarianceType] = Field(
+        ("full",), description="gaussian: its shape, or a list to choose from"
+    )
     reg_covar: float = Field(
         1e-6,
         ge=0,
@@ -170,6 +198,19 @@ class Model(Section):
             raise ValueError(f"prior: scale 0 means no prior of covariances, but dof is {prior.dof:g}; leave one out")
         return self
 
+    @model_validator(mode="after")
+    def _candidates_differ(self) -> Model:
+        if len(set(self.candidates)) < len(self.candidates):
+            raise ValueError("n_components or covariance_type: a list names one value twice; name each once")
+        if len(self.covariance_type) > 1 and self.family != "gaussian":
+            raise ValueError(f"covariance_type: a {self.family} model has none to choose from; leave it out")
+        return self
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Every combination of the two lists, in their order; one where there is nothing to choose."""
+        return [Candidate(*both) for both in product(self.n_components, self.covariance_type)]
+
 
 class Fit(Section):
     """How to fit it."""
@@ -203,6 +244,20 @@ class Fit(Section):
         if (self.init in ("labels", "explicit")) != (self.init_path is not None):
             raise ValueError(f"init: {self.init} and init_path: {self.init_path} do not go together")
         return self
+
+
+class Select(Section):
+    """How to choose among several models: lists of model.n_components or model.covariance_type."""
+
+    criterion: Literal["bic", "aic", "icl", "heldout"] = Field(
+        "bic", description="what decides; heldout: the log-likelihood of the rows held out"
+    )
+    heldout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of pictures, documents, else rows, held out of the fits; the chosen model is refitted to all rows",
+    )
 
 
 class Profile(Section):
@@ -270,6 +325,7 @@ class Config(Section):
     )
     model: Model = Field(default_factory=Model, description="what to fit")
     fit: Fit = Field(default_factory=Fit, description="how to fit it")
+    select: Select = Field(default_factory=Select, description="how to choose among several models")
     engine: Engine = Field(default_factory=Engine, description="where to compute; changes no bit of the result")
     output: Output = Field(default_factory=Output, description="what to write")
 
@@ -291,6 +347,31 @@ class Config(Section):
             if {"weights", "means"} <= set(self.model.fixed):
                 raise ValueError("output.standard_errors: weights and means are both held; set it to false")
         return self
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> Config:
+        several = len(self.model.candidates) > 1
+        if self.model.family == "kmeans" and (several or self.select != Select()):
+            raise ValueError(
+                "model: kmeans has no likelihood to choose by, and inertia falls with every cluster more; give one "
+                "n_components and no select, or use family gaussian with covariance_type spherical"
+            )
+        if self.select.criterion == "heldout" and self.select.heldout == 0:
+            raise ValueError(
+                "select: criterion heldout needs heldout above 0, the share of rows to hold out, such as 0.1"
+            )
+        if self.fit.init == "explicit" and several:
+            raise ValueError("fit.init: explicit parameters are those of one model; give one n_components and type")
+        if self.fit.init == "labels" and len(self.model.n_components) > 1:
+            raise ValueError("fit.init: labels are those of one number of components; give one n_components")
+        return self
+
+    def candidates(self) -> list[Config]:
+        """One config for each of the models to choose from."""
+        return [self._with_model(n_components=(k,), covariance_type=(shape,)) for k, shape in self.model.candidates]
+
+    def _with_model(self, **changes: Any) -> Config:
+        return self.model_copy(update={"model": self.model.model_copy(update=changes)})
 
     def resolved(self) -> Config:
         """The same config with every default that depends on the family written out."""

@@ -33,10 +33,11 @@ def template(family: str) -> str:
 
 
 def _commented(section: Section, indent: int) -> Iterator[str]:
-    pad = "  " * indent
+    pad, plain = "  " * indent, section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        notes = [field.description or ""] + [f"{_bound(m)}" for m in field.metadata if _bound(m)]
+        bounds = [_bound(constraint) for constraint in (*field.metadata, *_inner(field.annotation))]
+        notes = [field.description or "", *dict.fromkeys(bounds)]
         choices = _choices(field.annotation)
         if choices:
             notes.append(" | ".join(choices))
@@ -45,7 +46,7 @@ def _commented(section: Section, indent: int) -> Iterator[str]:
             yield f"{pad}{name}:  # {comment}"
             yield from _commented(value, indent + 1)
         else:
-            dumped = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000).strip()
+            dumped = yaml.safe_dump(plain[name], default_flow_style=True, width=10_000).strip()
             yield f"{pad}{name}: {dumped.removesuffix('...').strip()}  # {comment}"
             if value is None:
                 yield from (f"{pad}#   {line}" for line in _absent(field.annotation))
@@ -58,12 +59,12 @@ def _absent(annotation: Any) -> Iterator[str]:
             yield from _commented(section(), 0)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.model_dump(mode="json")
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+def _inner(annotation: Any) -> Iterator[Any]:
+    """The constraints of what a list or a choice of types holds."""
+    for field in getattr(annotation, "__metadata__", ()):
+        yield from getattr(field, "metadata", ())
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _inner(argument)
 
 
 def _bound(constraint: Any) -> str:

@@ -95,6 +95,13 @@ class Chunks:
         rows = int(np.diff(self.source.bounds).max())
         return rows * self.source.n_features * compute_dtype(self.source.dtype).itemsize
 
+    def pass_bytes(self) -> int:
+        """Decoded bytes of one pass; for sparse rows those stored."""
+        source = self.source
+        if source.sparse:
+            return sum(source.object_sizes())
+        return source.n_rows * source.n_features * source.dtype.itemsize
+
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the input without its path or times: shape, dtype, grid, object sizes, bytes of 16 chunks.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,7 +17,7 @@ from pipeline.models.stats import Array, Rows
 
 HELD_BYTES = 2**27  # of rows as the models read them: MNIST nearly fits, half a million patches do
 HELD_ROWS, HELD_ROWS_PER_COMPONENT = 2**16, 2**12  # more tell the search little
-DRAW_STREAM = 2  # of keys
+DRAW_STREAM = 3  # of keys
 MAP_ROWS = 2**13
 
 
@@ -32,15 +32,28 @@ class Drawn:
     def __add__(self, other: Drawn) -> Drawn:
         return Drawn(self.key + other.key, self.x + other.x, self.weight + other.weight)
 
-    def rows(self, affine: Affine | None) -> tuple[Rows, Array | None]:
-        """(m, d) mapped rows by increasing key, and their weights (m,), None if all are 1."""
-        order = np.argsort(np.concatenate(self.key), kind="stable")
+    def rows(self, affine: Affine | None) -> Rowed:
+        """All of them, mapped, by increasing key."""
+        keys = np.concatenate(self.key) if self.key else np.zeros(0)
+        order = np.argsort(keys, kind="stable")
         weight = np.concatenate(self.weight)[order]
         if sp.issparse(self.x[0]):
             x: Rows = sp.csr_array(sp.vstack(self.x))[order]
         else:
             x = _gathered(self.x, order, affine)
-        return x, None if (weight == 1.0).all() else weight
+        return Rowed(keys[order], x, None if (weight == 1.0).all() else weight)
+
+
+class Rowed(NamedTuple):
+    """key : (m,), increasing.  x : (m, d).  weight : (m,), or None for ones."""
+
+    key: Array
+    x: Rows
+    weight: Array | None
+
+    def below(self, share: float) -> int:
+        """How many rows a draw of this share would have."""
+        return int(np.searchsorted(self.key, share))
 
 
 @dataclass(frozen=True)

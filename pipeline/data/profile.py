@@ -188,6 +188,10 @@ class Known:
         """(d,), of the population."""
         return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance).copy()
 
+    def with_sample(self, size: int) -> Known:
+        """The same with the sample that a profile of that size draws: the first of these rows."""
+        return replace(self, sample=self.sample.first(size))
+
 
 def known_rows(profile: Profile, steps: Sequence[Preprocess]) -> Known:
     """Fit the preprocessing to a profile and map the profile through it. Raises InputError as fit_preprocess does."""

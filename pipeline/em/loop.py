@@ -23,11 +23,12 @@ from pipeline.models.stats import Partial
 
 
 class ResetEvent(NamedTuple):
-    """A reset, with the restart and iteration it happened in."""
+    """A reset, with the restart and iteration it happened in, and the candidate that the restart is of."""
 
     restart: int
     iteration: int
     reset: Reset
+    candidate: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def advance(run: Run, partial: Partial, limits: Limits, n_rows: int) -> tuple[Ru
         label_key=int(partial.label_key),
     )
     reason = stop_reason(run, advanced, limits)
-    return replace(advanced, stop_reason=reason), [ResetEvent(run.restart, iteration, reset) for reset in resets]
+    return replace(advanced, stop_reason=reason), [
+        ResetEvent(run.restart, iteration, reset, run.candidate) for reset in resets
+    ]
 
 
 def _entry(model: Model, partial: Partial, before: Any, after: Any, n_rows: int) -> Entry:

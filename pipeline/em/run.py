@@ -31,8 +31,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One restart: its model, parameters and history so far.
+    """One restart of one candidate: its model, parameters and history so far.
 
+    candidate : which of the models to choose from.  refit : the chosen one once more, on the held-out rows as well.
     resets : (k,) how often each component was reset.  settled : no reset in the last iteration.
     label_key : key of the last hard labels (K-means), None before the first pass.
     stop_reason : why it stopped, None while it goes on.  final : the E-step of the stored parameters.
@@ -48,6 +49,8 @@ class Run:
     label_key: int | None = None
     stop_reason: str | None = None
     final: Partial | None = None
+    candidate: int = 0
+    refit: bool = False
     rungs: tuple[Any, ...] = ()
 
     @property

@@ -18,13 +18,14 @@ from pipeline.models.prior import SHRINKAGE, Prior
 
 def _gaussian(config: Config, known: Known) -> Model:
     m = config.model
+    [(k, covariance_type)] = m.candidates
     assignment = config.fit.assignment or "soft"
     # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
     with np.errstate(over="ignore"):
         shift = known.mean.astype(np.float32).astype(np.float64)
     shift = np.where(np.isfinite(shift), shift, known.mean)
-    fixed, prior = tuple(m.fixed), _prior(config, known, m.n_components)
-    return Gaussian(m.n_components, shift, m.covariance_type, m.reg_covar, assignment, fixed, prior)
+    fixed, prior = tuple(m.fixed), _prior(config, known, k)
+    return Gaussian(k, shift, covariance_type, m.reg_covar, assignment, fixed, prior)
 
 
 def _prior(config: Config, known: Known, k: int) -> Prior | None:
@@ -41,15 +42,17 @@ def _prior(config: Config, known: Known, k: int) -> Prior | None:
 
 
 def _kmeans(config: Config, known: Known) -> Model:
-    return KMeans(config.model.n_components, known.mean, float(np.mean(known.variance)))
+    [(k, _)] = config.model.candidates
+    return KMeans(k, known.mean, float(np.mean(known.variance)))
 
 
 def _multinomial(config: Config, known: Known) -> Model:
     m = config.model
+    [(k, _)] = m.candidates
     origin = np.zeros(len(known.mean))
     of_weights = 1.0 if m.prior is None else m.prior.weights
     assignment = config.fit.assignment or "soft"
-    return Multinomial(m.n_components, origin, m.concentration, assignment, tuple(m.fixed), of_weights)
+    return Multinomial(k, origin, m.concentration, assignment, tuple(m.fixed), of_weights)
 
 
 FAMILIES: dict[str, Callable[[Config, Known], Model]] = {
@@ -60,7 +63,7 @@ FAMILIES: dict[str, Callable[[Config, Known], Model]] = {
 
 
 def build_model(config: Config, known: Known) -> Model:
-    """The model that a config asks for, about the mean of the rows."""
+    """The model that a config of one candidate asks for, about the mean of the rows."""
     return FAMILIES[config.model.family](config, known)
 
 

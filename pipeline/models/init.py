@@ -2,12 +2,12 @@
 
 k-means||: rounds of D²-weighted sampling over all rows, then weighted k-means++ on the candidates
 [Bahmani et al. 2012]; k-means++ on a sample [Arthur and Vassilvitskii 2007]; random rows; near the mean;
-given labels; given parameters. All restarts share each read of the data.
+given labels; given parameters. All restarts of all models share each read of the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,7 +27,9 @@ ROUNDS = 5  # of k-means||, each drawing 2K rows
 LLOYD_STEPS = 20  # of weighted Lloyd on the candidates
 FIRST_ROUND_STREAM = 16  # key streams of the rounds; those below are the profile's
 
-SumJobs = Callable[[Sequence[Callable[[Any], Any]]], list[Any]]
+Jobs = list[Callable[[Any], Any]]
+SumJobs = Callable[[Jobs], list[Any]]
+Starting = Generator[Jobs, list[Any], list[Any]]  # yields the jobs of a pass, is sent their sums, returns parameters
 
 
 class RowLabels(Protocol):
@@ -116,6 +118,25 @@ class HardStart:
         return self.model.stats_of_labels(chunk.x, labels, chunk.weight)
 
 
+def in_step(startings: Sequence[Starting], sum_jobs: SumJobs) -> list[list[Any]]:
+    """What each of several starts returns, with the jobs that they wait for at a time summed in one pass.
+
+    sum_jobs : one pass over all rows for a list of jobs. None knows of the others: each starts as it would alone.
+    """
+    found: list[list[Any]] = [[] for _ in startings]
+    sums: dict[int, Any] = dict.fromkeys(range(len(startings)))  # None begins a generator
+    while sums:
+        waiting: dict[int, Jobs] = {}
+        for i, value in sums.items():
+            try:
+                waiting[i] = startings[i].send(value)
+            except StopIteration as end:
+                found[i] = end.value
+        together = iter(sum_jobs([job for jobs in waiting.values() for job in jobs]) if waiting else ())
+        sums = {i: [next(together) for _ in jobs] for i, jobs in waiting.items()}
+    return found
+
+
 def initial_params(
     model: Model,
     init: str,
@@ -126,16 +147,29 @@ def initial_params(
     labels: RowLabels | None = None,
     arrays: Mapping[str, Array] | None = None,
 ) -> list[Any]:
-    """One set of initial parameters for each restart.
+    """One set of initial parameters for each restart of one model, see `starting`."""
+    return in_step([starting(model, init, n_init, seed, known, labels, arrays)], sum_jobs)[0]
 
-    known : moments and sample of the rows.  sum_jobs : one pass over all rows for a list of jobs.
+
+def starting(
+    model: Model,
+    init: str,
+    n_init: int,
+    seed: int,
+    known: Known,
+    labels: RowLabels | None = None,
+    arrays: Mapping[str, Array] | None = None,
+) -> Starting:
+    """One set of initial parameters for each restart, for `in_step`.
+
+    known : moments and sample of the rows.
     Raises InputError if there are fewer usable rows than components, or given parameters do not fit.
     """
     if init == "explicit":
         assert arrays is not None
         return [model.params_from_arrays(arrays)] * n_init
     if init == "labels":
-        return from_hard(model, sum_jobs([HardStart(model, None, labels)])) * n_init
+        return from_hard(model, (yield [HardStart(model, None, labels)])) * n_init
     generators = [np.random.default_rng([seed, restart]) for restart in range(n_init)]
     if init == "near-mean":
         return [_near_mean(model, known, rng) for rng in generators]
@@ -149,15 +183,13 @@ def initial_params(
         sample = _unit(known.sample.x) if _is_counts(model) else known.sample.x
         centers = [_plus_plus(sample, np.ones(sample.shape[0]), k, rng) for rng in generators]
     else:
-        centers = _parallel(model, known, seed, generators, sum_jobs)
+        centers = yield from _parallel(model, known, seed, generators)
     if isinstance(model, KMeans):
         return [model.params_from_arrays({"centers": c}) for c in centers]
-    return from_hard(model, sum_jobs([HardStart(model, c) for c in centers]))
+    return from_hard(model, (yield [HardStart(model, c) for c in centers]))
 
 
-def _parallel(
-    model: Model, known: Known, seed: int, generators: Sequence[np.random.Generator], sum_jobs: SumJobs
-) -> list[Array]:
+def _parallel(model: Model, known: Known, seed: int, generators: Sequence[np.random.Generator]) -> Starting:
     """k-means||: (k, d) centres for each restart. Each round is one pass that serves all restarts."""
     k, shift = model.n_components, model.shift
     sample = _unit(known.sample.x) if _is_counts(model) else known.sample.x
@@ -166,19 +198,17 @@ def _parallel(
     # Where most rows are equal, a round may draw one value only: then there are more rounds, while they find others.
     while round_ < ROUNDS or (distinct < k and grown):
         stream = FIRST_ROUND_STREAM + round_
-        found = sum_jobs(
-            [
-                DistanceSample(_dense(c), shift, 2 * k, seed + 7919 * restart, stream)
-                for restart, c in enumerate(candidates)
-            ]
-        )
+        found = yield [
+            DistanceSample(_dense(c), shift, 2 * k, seed + 7919 * restart, stream)
+            for restart, c in enumerate(candidates)
+        ]
         rows = [_unit(f.x) if _is_counts(model) else f.x for f in found]
         candidates = [stack(c, r) for c, r in zip(candidates, rows, strict=True)]
         round_ += 1
         if round_ >= ROUNDS:
             before, distinct = distinct, min(_distinct(c) for c in candidates)
             grown = distinct > before
-    counts = sum_jobs([CountNearest(_dense(c), shift) for c in candidates])
+    counts = yield [CountNearest(_dense(c), shift) for c in candidates]
     return [_plus_plus(c, n, k, rng) for c, n, rng in zip(candidates, counts, generators, strict=True)]
 
 

@@ -79,6 +79,11 @@ class LowestRows:
         label = np.full(len(keep), -1) if label is None else label[keep]
         return cls(limit, score[keep], start + keep, x[keep], weight, label)
 
+    def first(self, limit: int) -> LowestRows:
+        """The lowest `limit` of these: what a list of that length would have kept."""
+        parts = (part[:limit] for part in (self.score, self.row, self.x, self.weight, self.label))
+        return LowestRows(min(limit, self.limit), *parts)
+
     def __add__(self, other: LowestRows) -> LowestRows:
         score = np.concatenate([self.score, other.score])
         row = np.concatenate([self.row, other.row])
@@ -151,6 +156,14 @@ class Exemplars:
 
 
 @dataclass(frozen=True)
+class HeldOut(Additive):
+    """Rows that a fit left out. sum_w : sum of their weights.  log_likelihood : total nats under its parameters."""
+
+    sum_w: float
+    log_likelihood: float
+
+
+@dataclass(frozen=True)
 class Partial:
     """One chunk's share of an E-step: statistics that add, and lists that merge beside them."""
 
@@ -158,6 +171,7 @@ class Partial:
     worst: LowestRows
     label_key: np.uint64 = np.uint64(0)  # a sum of keyed hashes of labels, modulo 2^64: equal keys, equal labels
     exemplars: Exemplars | None = None
+    held_out: HeldOut | None = None
 
     def __add__(self, other: Partial) -> Partial:
         return self._with(self.stats + other.stats, other)
@@ -172,9 +186,13 @@ class Partial:
         exemplars = self.exemplars
         if exemplars is not None and other.exemplars is not None:
             exemplars = exemplars + other.exemplars
+        held_out = self.held_out
+        if held_out is not None and other.held_out is not None:
+            held_out = held_out + other.held_out
         return Partial(
             stats,
             self.worst + other.worst,
             np.add(self.label_key, other.label_key, dtype=np.uint64),
             exemplars,
+            held_out,
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zarr
 from zarr.codecs import ZstdCodec
 
 from pipeline.data.preprocess import Affine
@@ -25,7 +26,7 @@ from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
 from pipeline.models.prior import Prior
-from pipeline.models.stats import Array
+from pipeline.models.stats import Array, HeldOut
 from pipeline.outputs.run_directory import publish, remove
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def canonical_order(run: Run) -> Array:
 
 
 def build_dataset(run: Run, runs: Sequence[Run], order: Array, known: Known, source: Source) -> xr.Dataset:
-    """The dataset of a finished run, with components in the given order."""
+    """The dataset of a finished run, with components in the given order. runs : all restarts of its candidate."""
     import xarray as xr
 
     run = _reordered(run, order)
@@ -151,21 +152,14 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
         "data": source.describe(),
         "data_mean": known.mean.tolist(),
         "log_jacobian": 0.0 if known.affine is None else known.affine.log_jacobian(),
-        "restarts": [
-            {
-                "restart": other.restart,
-                "objective": other.objective,
-                "n_iter": len(other.history),
-                "stop_reason": other.stop_reason,
-                "chosen": other.restart == run.restart,
-            }
-            for other in runs
-        ],
+        "restarts": restarts(runs, run),
         "versions": {name: version(name) for name in ("em-pipeline", "numpy", "scipy", "zarr")},
     }
     if isinstance(model, Mixture):
         attributes |= criteria(model, float(final.log_likelihood), float(final.entropy), known.total)
         attributes |= {"assignment": model.assignment, "fixed": list(model.fixed)}  # type: ignore[attr-defined]
+    if run.final.held_out is not None:
+        attributes |= held_out(run.final.held_out)
     if isinstance(model, Gaussian):
         attributes |= {"covariance_type": model.covariance_type, "reg_covar": model.reg_covar}
         if (prior := model.prior) is not None:  # its mean is the data's
@@ -178,6 +172,20 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
     if (words := source.vocabulary()) is not None:
         attributes["vocabulary"] = words
     return attributes
+
+
+def restarts(runs: Sequence[Run], chosen: Run) -> list[dict[str, Any]]:
+    """How each restart ended."""
+    return [
+        {
+            "restart": run.restart,
+            "objective": run.objective,
+            "n_iter": len(run.history),
+            "stop_reason": run.stop_reason,
+            "chosen": run.restart == chosen.restart,
+        }
+        for run in runs
+    ]
 
 
 def criteria(model: Model, log_likelihood: float, entropy: float, total: float) -> dict[str, float]:
@@ -196,19 +204,31 @@ def criteria(model: Model, log_likelihood: float, entropy: float, total: float) 
     }
 
 
+def held_out(rows: HeldOut) -> dict[str, float]:
+    """What the rows that a fit left out say of it. heldout : log-likelihood, nats per row; higher is better."""
+    return {"heldout": rows.log_likelihood / rows.sum_w if rows.sum_w else float("nan"), "heldout_weight": rows.sum_w}
+
+
 def write_dataset(path: Path, dataset: xr.Dataset) -> None:
     """Write a dataset so that it appears whole under its name."""
+    write_datasets(path, {"/": dataset})
+
+
+def write_datasets(path: Path, datasets: Mapping[str, xr.Dataset]) -> None:
+    """Write a store with a dataset in each named group (/ is the root), so that it appears whole under its name."""
     temporary = path.with_name(f".{path.name}.partial")
-    encoding = {
-        name: {"compressors": [ZstdCodec(level=3, checksum=True)], "chunks": variable.shape}
-        for name, variable in dataset.variables.items()
-        if variable.size
-    }
     try:
         remove(temporary)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")  # strings
-            dataset.to_zarr(temporary, mode="w-", zarr_format=3, consolidated=False, encoding=encoding)
+            zarr.create_group(temporary, zarr_format=3)
+            for group, dataset in datasets.items():
+                encoding = {
+                    name: {"compressors": [ZstdCodec(level=3, checksum=True)], "chunks": variable.shape}
+                    for name, variable in dataset.variables.items()
+                    if variable.size
+                }
+                dataset.to_zarr(temporary, group=group, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
         publish(temporary, path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error}). Make room, then `resume`.") from error

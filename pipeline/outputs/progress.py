@@ -94,10 +94,12 @@ def _pass(e: dict[str, Any]) -> str:
         f"inertia per row {e['inertia_per_row']:.6g}" if value is None else f"log-likelihood per row {value:.6f} nats"
     )
     speed = f"{count(e['rows'] / max(e['seconds'], 1e-9))} rows/s"
+    refit = "refit, " if e.get("refit") else ""
     if e["final"]:
-        return f"final pass  {figure}  {speed}"
+        return f"{refit}final pass  {figure}  {speed}"
     left = (e["max_iter"] - e["iteration"] - 1) * e["seconds"]
-    return f"iteration {e['iteration'] + 1:3d}  {figure}  {speed}  at most {duration(left)} left"
+    going = f"  {e['running']} of {e['restarts']} fits go on" if e.get("restarts", 1) > 1 and "running" in e else ""
+    return f"{refit}iteration {e['iteration'] + 1:3d}  {figure}  {speed}  at most {duration(left)} left{going}"
 
 
 def _reset(e: dict[str, Any]) -> str:
@@ -111,6 +113,14 @@ def _rung(e: dict[str, Any]) -> str:
     return f"search on {count(e['rows'])} of {count(e['of'])} rows: {e['family']}{starts}{moved}, {e['objective']:.6g} a row"
 
 
+def _candidate(e: dict[str, Any]) -> str:
+    found = [f"{name.upper()} {e[name]:.8g}" for name in ("bic", "aic", "icl")]
+    if "heldout" in e:
+        found.append(f"held out {e['heldout']:.6f} nats per row")
+    verdict = f"  chosen by {e['criterion']}" if e["chosen"] else ""
+    return f"candidate {e['name']}  {'  '.join(found)}  {e['n_iter']} iterations{verdict}"
+
+
 _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "start": _start,
     "resume": lambda e: f"resumed from checkpoint {e['generation']}",
@@ -119,6 +129,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
     "pass": _pass,
     "reset": _reset,
+    "candidate": _candidate,
     "warning": lambda e: f"warning: {e['message']}",
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
     "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",

@@ -30,6 +30,7 @@ class RunDirectory:
         self.config, self.checkpoints = self.path / "config.yaml", self.path / "checkpoints"
         self.model, self.labels = self.path / "model.zarr", self.path / "labels.zarr"
         self.report, self.events = self.path / "report.html", self.path / "events.jsonl"
+        self.candidates = self.path / "candidates.zarr"
 
     @property
     def is_ours(self) -> bool:

@@ -30,8 +30,8 @@ def pack(known: Known, runs: Sequence[Run]) -> State:
         "known": {"n_rows": known.n_rows, "n_bad": known.n_bad, "total": known.total, "limit": known.sample.limit},
         "runs": [],
     }
-    for run in runs:
-        at = f"runs/{run.restart}"
+    for i, run in enumerate(runs):
+        at = f"runs/{i}"
         arrays |= {f"{at}/params/{name}": value for name, value in run.params.arrays().items()}
         if run.resets is not None:
             arrays[f"{at}/resets"] = run.resets
@@ -40,6 +40,8 @@ def pack(known: Known, runs: Sequence[Run]) -> State:
         facts["runs"].append(
             {
                 "restart": run.restart,
+                "candidate": run.candidate,
+                "refit": run.refit,
                 "settled": run.settled,
                 # 64 bits do not fit JSON's numbers
                 "label_key": None if run.label_key is None else str(run.label_key),
@@ -62,13 +64,17 @@ def unpack_known(state: State) -> Known:
     return Known(affine, *moments, sample, facts["n_rows"], facts["n_bad"], facts["total"])
 
 
-def unpack_runs(state: State, model: Model) -> list[Run]:
-    """The restarts, ready to go on; finished ones are evaluated again, which costs no extra read."""
-    return [_unpack_run(state, model, facts) for facts in state.facts["runs"]]
+def unpack_runs(state: State, models: Sequence[Model]) -> list[Run]:
+    """The restarts of all candidates, ready to go on; finished ones are evaluated again, which costs no extra read.
+
+    models : one for each candidate.
+    """
+    return [_unpack_run(state, models, facts, f"runs/{i}") for i, facts in enumerate(state.facts["runs"])]
 
 
-def _unpack_run(state: State, model: Model, facts: dict[str, Any]) -> Run:
-    at = f"runs/{facts['restart']}"
+def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at: str) -> Run:
+    candidate = facts.get("candidate", 0)
+    model = models[candidate]
     named = {n.rpartition("/")[2]: a for n, a in state.arrays.items() if n.startswith(f"{at}/params/")}
     history = tuple(_entry(state, at, t, phase) for t, phase in enumerate(facts["phases"]))
     return Run(
@@ -81,6 +87,8 @@ def _unpack_run(state: State, model: Model, facts: dict[str, Any]) -> Run:
         label_key=None if facts["label_key"] is None else int(facts["label_key"]),
         stop_reason=facts["stop_reason"],
         rungs=tuple(Rung(*rung) for rung in facts["rungs"]),
+        candidate=candidate,
+        refit=facts.get("refit", False),
     )
 
 

@@ -41,7 +41,10 @@ def _table(directory: RunDirectory) -> Table:
     saved = generations(directory.checkpoints)
     table = Table(title=Text(str(directory.path)), show_header=False, title_justify="left", box=None)
     model = record.get("config", {}).get("model", {})
-    table.add_row("model", f"{model.get('family')}, {model.get('n_components')} components")
+    table.add_row("model", _asked(model))
+    chosen = [event["name"] for event in events if event["event"] == "candidate" and event["chosen"]]
+    if chosen:
+        table.add_row("chosen", chosen[-1])
     table.add_row("state", _state(directory, events))
     if passes:
         last = passes[-1]
@@ -56,6 +59,16 @@ def _table(directory: RunDirectory) -> Table:
         if text := describe(event):
             table.add_row(event["time"][11:19], Text(text))
     return table
+
+
+def _asked(model: dict[str, Any]) -> str:
+    """The family and its components: `gaussian, 5 or 10 components, full or tied`."""
+    k, shape = (_either(model.get(name)) for name in ("n_components", "covariance_type"))
+    return f"{model.get('family')}, {k} components" + (f", {shape}" if " or " in shape else "")
+
+
+def _either(value: Any) -> str:
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _state(directory: RunDirectory, events: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from pipeline.data.profile import ProfileJob, known_rows
 from pipeline.errors import InputError
 from pipeline.keyed import race, uniform
 from pipeline.models.gaussian import Gaussian
-from pipeline.models.init import DistanceSample, initial_params
+from pipeline.models.init import DistanceSample, in_step, initial_params, starting
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
 from tests.laws.common import TYPES, chunks_of, close, e_step, examples, same_bits, sum_over
@@ -60,6 +60,38 @@ def starts(family, x, init, k=3, n_init=1, seed=0, bounds=None, weight=None, **o
     model = model_of(family, known, k, **options)
     chunks = chunks_of(x, bounds, weight)
     return model, initial_params(model, init, n_init, seed, known, lambda jobs: sum_over(chunks, jobs))
+
+
+@pytest.mark.parametrize("init", DRAWN)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_starts_in_step_are_those_of_each_alone_for_the_reads_of_the_longest(family, init):
+    """Models that start together share passes and nothing else: the bits of each are those of its start alone."""
+    x = rows_of(family, 3)
+    x = sp.csr_array(np.repeat(x.toarray()[:9], 20, axis=0)) if sp.issparse(x) else np.repeat(x[:9], 20, axis=0)
+    known = known_of(x)
+    models = [model_of(family, known, k) for k in (8, 1, 3)]  # nearly as many as there are distinct rows: more rounds
+    passes = []
+
+    def sums(jobs):
+        passes.append(len(jobs))
+        return sum_over(chunks_of(x), jobs)
+
+    together, passes_together = in_step([starting(m, init, 2, 0, known) for m in models], sums), len(passes)
+    alone = []
+    for model, found in zip(models, together, strict=True):
+        passes.clear()
+        same_bits(found, initial_params(model, init, 2, 0, known, sums))
+        alone.append(len(passes))
+    assert passes_together == max(alone)
+
+
+@examples(30)
+@given(seed=seeds)
+def test_a_smaller_sample_is_the_first_of_a_larger_one(seed):
+    """What a profile keeps for one K is what a profile for that K alone keeps, ties and weights of 0 included."""
+    problem = gaussian_problem(seed, n=200, d=2, k=2)
+    small, large = (known_of(problem["x"], problem["sample_weight"], seed, size) for size in (17, 60))
+    same_bits(large.with_sample(17).sample, small.sample)
 
 
 @pytest.mark.parametrize("init", DRAWN)

@@ -1,6 +1,7 @@
 """The search for a start: what its moves promise, and that it changes with neither chunks nor threads."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,10 +28,12 @@ ALONE = SimpleNamespace(map=map)  # stands for a pool of threads
 
 
 def held(x, weight=None):
+    """Rows in memory, on this thread."""
     return HeldRows(x, weight, ALONE)
 
 
 def known_of(x):
+    """What the profiling pass would know of the rows."""
     return known_rows(ProfileJob("full", 500, 0)(Chunk(x, None, 0, None)), [])
 
 
@@ -43,7 +46,7 @@ def grid_of_clusters(side, rows, seed):
 
 
 def missed(found, centers):
-    """Centres that no found one is nearest to, or the other way round. [Fränti and Sieranoja 2018: centroid index]"""
+    """Centres that no found one is nearest to, or the other way round. [Fränti and Sieranoja 2018: centroid index]."""
     distance = ((found[:, None] - centers) ** 2).sum(axis=2)
     near = (len(np.unique(distance.argmin(axis=axis))) for axis in (0, 1))
     return len(centers) - min(near)
@@ -52,6 +55,7 @@ def missed(found, centers):
 @given(seeds, covariance_types)
 @settings(max_examples=25, deadline=None)
 def test_the_cost_of_leaving_out_a_mixture_component_is_what_the_rest_cannot_explain(seed, kind):
+    """By the definition, with densities of scipy."""
     problem = gaussian_problem(seed, k=4)
     x, weight = problem["x"], problem["sample_weight"]
     model = Gaussian(4, x.mean(axis=0), kind)
@@ -81,6 +85,7 @@ def test_the_cost_of_leaving_out_a_mixture_component_is_what_the_rest_cannot_exp
 @given(seeds)
 @settings(max_examples=25, deadline=None)
 def test_the_cost_of_leaving_out_a_center_is_what_its_rows_then_have_farther_to_go(seed):
+    """By the definition, from all distances."""
     rng = np.random.default_rng(seed)
     x, weight, centers = rng.normal(size=(200, 3)), rng.random(200), rng.normal(size=(5, 3))
     model = KMeans(5, x.mean(axis=0))
@@ -97,13 +102,17 @@ def test_the_cost_of_leaving_out_a_center_is_what_its_rows_then_have_farther_to_
 @given(seeds, st.sampled_from(["gaussian", "kmeans", "multinomial"]))
 @settings(max_examples=15, deadline=None)
 def test_moves_never_lower_the_objective_nor_crowd_a_component(seed, family):
+    """Whatever the rows and the start."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(600, 2)) + 6.0 * rng.normal(size=(5, 2))[rng.integers(5, size=600)]
-    model, arrays = Gaussian(4, x.mean(axis=0)), {
-        "weights": np.full(4, 0.25),
-        "means": x[:4],
-        "covariances": np.stack([np.cov(x.T)] * 4),
-    }
+    model, arrays = (
+        Gaussian(4, x.mean(axis=0)),
+        {
+            "weights": np.full(4, 0.25),
+            "means": x[:4],
+            "covariances": np.stack([np.cov(x.T)] * 4),
+        },
+    )
     if family == "kmeans":
         model, arrays = KMeans(4, x.mean(axis=0), x.var()), {"centers": x[:4]}
     if family == "multinomial":
@@ -136,6 +145,7 @@ def test_every_cluster_is_found(family, seed):
 
 @pytest.mark.parametrize("family", ["kmeans", "gaussian", "multinomial"])
 def test_threads_do_not_change_a_bit(family):
+    """The parameters found by one thread and by three."""
     rng = np.random.default_rng(0)
     n = 2 * BLOCK_ROWS + 77
     if family == "multinomial":
@@ -167,7 +177,8 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
         apart = apart + draw(part)
     if not together.key:
         return
-    (rows, weights), (rows_apart, weights_apart) = together.rows(None), apart.rows(None)
+    (keys, rows, weights), (_, rows_apart, weights_apart) = together.rows(None), apart.rows(None)
+    assert (np.diff(keys) > 0).all()
     np.testing.assert_array_equal(rows, rows_apart)
     np.testing.assert_array_equal(weights, weights_apart)
     originals = {row.tobytes(): w for row, w in zip(x, weight, strict=True)}
@@ -177,19 +188,21 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
 
 
 def test_a_smaller_share_is_the_head_of_a_larger_one():
+    """So rungs are nested."""
     x = np.arange(1000.0)[:, None]
-    small, large = (Draw(share, 3)(Chunk(x, None, 0, None)).rows(None)[0] for share in (0.2, 0.7))
+    small, large = (Draw(share, 3)(Chunk(x, None, 0, None)).rows(None).x for share in (0.2, 0.7))
     np.testing.assert_array_equal(small, large[: len(small)])
     assert 150 < len(small) < 250
 
 
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 2_000_000), covariance_types)
 def test_rungs_grow_to_all_rows_and_hold_enough_for_each_component(k, d, n, kind):
+    """By GROWTH, and the lowest for every family."""
     model = Gaussian(k, np.zeros(d), kind)
     sizes = rungs(model, n)
     assert sizes[-1] == n
     assert sizes == sorted(set(sizes))
-    for size, above in zip(sizes, sizes[1:], strict=False):
+    for size, above in pairwise(sizes):
         assert size == -(-above // 4)
         assert size >= 64 * k
         assert size >= 10 * model.least_rows * k

@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.errors import StorageError
 from pipeline.outputs.report import figures, pictures, projection, story, topics, words
+from pipeline.outputs.report.choice import choice
 from pipeline.outputs.report.record import Record, read_record
 from pipeline.outputs.report.timing import timing
 from pipeline.outputs.run_directory import sync_tree
@@ -84,6 +85,8 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "curves": figures.convergence(record, curve) if curve is not None and len(curve.objective) > 1 else [],
         "sizes": [chart for chart in (figures.sizes(record), figures.sizes_over_time(record)) if chart is not None],
         "components": _COMPONENTS.get(record.family, _dense)(record),
+        "choice": choice(record),
+        "overlap": story.overlap(record),
         "restarts": _restarts(record),
         "events": events,
         "more_events": more_events,

@@ -11,7 +11,19 @@ from pipeline.outputs.report.words import moment, number, percent, plural, rate,
 
 EVENTS_SHOWN = 100
 # Told elsewhere in the report, or once per pass: not news.
-_ROUTINE = {"start", "profile", "init", "pass", "checkpoint", "finished", "labelled", "labels", "standard_errors"}
+_ROUTINE = {
+    "start",
+    "profile",
+    "rung",
+    "init",
+    "pass",
+    "checkpoint",
+    "candidate",
+    "finished",
+    "labelled",
+    "labels",
+    "standard_errors",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,8 @@ def asked(record: Record) -> list[Fact]:
     note += ["under a conjugate prior"] if record.option("model", "prior") else []
     reg = None if record.has("prior_scale") else record.attrs.get("reg_covar")
     note += [f"{setting(float(reg))} added to each variance"] if record.family == "gaussian" and reg else []
+    candidates = record.attrs.get("candidates") or []
+    note += [f"chosen from {len(candidates)} candidates"] if len(candidates) > 1 else []
     facts.append(Fact("Model", model[0].upper() + model[1:], note=", ".join(note)))
     n_init = record.option("fit", "n_init") or 1
     init = record.option("fit", "init")
@@ -137,7 +151,7 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
     for criterion in ("bic", "aic", "icl"):
         value = attrs.get(criterion)
         if value is not None and not kmeans:
-            care = "; overlapping patches are not independent" if criterion == "bic" and _overlap(record) else ""
+            care = "; overlapping patches are not independent" if criterion == "bic" and overlap(record) else ""
             facts.append(Fact(criterion.upper(), number(round(float(value))), note=f"lower is better{care}"))
     if spent.peak_pss:
         facts.append(Fact("Peak memory", size(spent.peak_pss), note="driver and workers together"))
@@ -146,7 +160,7 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
     return facts
 
 
-def _overlap(record: Record) -> bool:
+def overlap(record: Record) -> bool:
     """Whether patches share pixels: then a criterion that counts independent rows is too sure of itself."""
     patch = record.option("data", "patch") or {}
     return record.kind == "patch" and int(patch.get("stride", 1)) < max(record.data.get("size") or [1])
@@ -177,7 +191,12 @@ def _reset(entry: dict[str, Any], record: Record) -> str:
     component, where = entry.get("component", "?"), f"iteration {entry.get('iteration', '?')}"
     order, restarts = list(record.attrs.get("order") or []), record.attrs.get("restarts") or []
     chosen = next((r.get("restart") for r in restarts if r.get("chosen")), 0)
-    if entry.get("restart", chosen) != chosen:
+    candidates = record.attrs.get("candidates") or [{"chosen": True}]
+    of = candidates[entry.get("candidate", 0)]
+    before = any("heldout" in one for one in candidates) and not entry.get("refit")  # it was refitted since
+    if before or not of["chosen"]:
+        where = f"candidate {of['name']}, {where}"
+    elif entry.get("restart", chosen) != chosen:
         where = f"restart {entry['restart']}, {where}"
     elif component in order and order.index(component) != component:
         component = f"{component} (now {order.index(component)})"

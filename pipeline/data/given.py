@@ -1,0 +1,40 @@
+"""Starts that are given: labels of the rows or parameters by name, from fit.init_path."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import zarr
+
+from pipeline.config import Config
+from pipeline.data.column import RowColumn
+from pipeline.errors import InputError
+
+
+class Given(NamedTuple):
+    """labels : of the rows.  arrays : parameters by name.  None where they are not given."""
+
+    labels: RowColumn | None = None
+    arrays: dict[str, np.ndarray] | None = None
+
+
+def given_start(config: Config, n_rows: int) -> Given:
+    """What fit.init_path holds. Raises InputError when it cannot be read."""
+    path = config.fit.init_path
+    if path is None:
+        return Given()
+    if config.fit.init == "labels":
+        return Given(labels=RowColumn.open(path, n_rows, "labels", missing_chunks=config.data.missing_chunks))
+    try:
+        if path.endswith(".npz"):
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                return Given(arrays={name: stored[name] for name in stored.files})
+        group = zarr.open_group(path, mode="r")
+        arrays = {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
+        return Given(arrays=arrays)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(
+            f"fit.init_path {path}: cannot be read ({error}); expected an .npz or .zarr of arrays."
+        ) from error
