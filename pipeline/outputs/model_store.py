@@ -66,9 +66,7 @@ def build_dataset(run: Run, runs: Sequence[Run], order: Array, known: Known, sou
     import xarray as xr
 
     run = _reordered(run, order)
-    variables = _parameters(run) | _history(run) | _exemplars(run) | _preprocessing(known.affine)
-    if isinstance(run.model, Gaussian) and run.model.prior is not None and run.model.prior.scale is not None:
-        variables["prior_scale"] = (("feature", "feature_2"), run.model.prior.scale)
+    variables = _parameters(run) | _history(run) | _exemplars(run) | _preprocessing(known.affine) | _prior(run.model)
     if not source.sparse:
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(known.mean))))
         variables["sample"] = (("sample_row", "feature"), np.asarray(known.sample.x[:size], dtype=np.float64))
@@ -134,6 +132,22 @@ def _preprocessing(affine: Affine | None) -> dict[str, Any]:
     }
 
 
+def _prior(model: Model) -> dict[str, Any]:
+    if not isinstance(model, Gaussian) or model.prior is None:
+        return {}
+    variables: dict[str, Any] = {"prior_mean": (("feature",), model.prior.mean)}
+    if model.prior.scale is not None:
+        variables["prior_scale"] = (("feature", "feature_2"), model.prior.scale)
+    return variables
+
+
+def _stored_prior(dataset: xr.Dataset) -> Prior | None:
+    if "prior" not in dataset.attrs:
+        return None
+    scale = dataset["prior_scale"].values if "prior_scale" in dataset else None
+    return Prior(dataset["prior_mean"].values, scale=scale, **dataset.attrs["prior"])
+
+
 def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, source: Source) -> dict[str, Any]:
     assert run.final is not None
     model, final = run.model, run.final.stats
@@ -162,7 +176,7 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
         attributes |= held_out(run.final.held_out)
     if isinstance(model, Gaussian):
         attributes |= {"covariance_type": model.covariance_type, "reg_covar": model.reg_covar}
-        if (prior := model.prior) is not None:  # its mean is the data's
+        if (prior := model.prior) is not None:
             attributes["prior"] = {"weights": prior.weights, "shrinkage": prior.shrinkage, "dof": prior.dof}
     if isinstance(model, Multinomial):
         attributes |= {"concentration": model.concentration, "weight_concentration": model.weight_concentration}
@@ -267,9 +281,7 @@ def load_model(dataset: xr.Dataset) -> tuple[Model, Any, Affine | None]:
         model = Multinomial(k, 0.0 * shift, *counts)
     else:
         extra = attrs["covariance_type"], attrs["reg_covar"], attrs["assignment"], tuple(attrs["fixed"])
-        scale = dataset["prior_scale"].values if "prior_scale" in dataset else None
-        prior = Prior(shift, scale=scale, **attrs["prior"]) if "prior" in attrs else None
-        model = Gaussian(k, shift, *extra, prior)
+        model = Gaussian(k, shift, *extra, _stored_prior(dataset))
     affine = None
     if "preprocess_matrix" in dataset:
         matrix = dataset["preprocess_matrix"].values

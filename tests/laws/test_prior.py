@@ -13,6 +13,7 @@ from pipeline.data.profile import ProfileJob, known_rows
 from pipeline.models.families import build_model
 from pipeline.models.gaussian import GaussianStats
 from tests.laws.common import TYPES, chunks_of, close, e_step, examples, fit, gaussian, multinomial, sum_over
+from tests.laws.test_degenerate import INITS, is_sound, odd_rows, whole_job
 from tests.problems import count_problem, gaussian_problem, seeds
 from tests.reference import full_covariances
 
@@ -322,3 +323,17 @@ def test_a_multinomials_weights_have_a_prior_too(fixed, seed):
     assume(not resets)
     trace = np.array([*(entry.objective for entry in run.history), run.objective])
     assert (np.diff(trace) >= -1e-12 * np.abs(trace).max()).all()
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@examples(25)
+@given(seed=seeds)
+def test_odd_rows_end_in_a_sound_mixture(covariance_type, seed):
+    """K up to N, repeated rows, constant features, lines: finite, no warning; only what has no row is reset, or is lost in rounding."""
+    x, k = odd_rows(seed)
+    asked = {"n_components": k, "covariance_type": covariance_type, "prior": PRIORS[[0, 1, 4][seed % 3]]}
+    config = validate({"model": asked, "fit": {"assignment": ["soft", "hard"][seed % 2]}})
+    run, events = whole_job(lambda known: build_model(config, known), x, INITS[seed % 4])
+    is_sound(run, events, k)
+    assert np.isfinite(run.params.factors).all()
+    assert all("fewer than 1" in event.reset.reason or "rounding" in event.reset.reason for event in events)
