@@ -305,6 +305,8 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> No
     best = best_run(runs)
     kmeans = job.config.model.family == "kmeans"
     name, value = ("inertia", -best.objective) if kmeans else ("log_likelihood", best.log_likelihood)
+    last = best.history[-1]
+    certificate = {name: getattr(last, name) for name in ("fisher_norm", "rate", "left")}
     job.log(
         "pass",
         iteration=max(len(run.history) for run in runs) - 1,
@@ -319,6 +321,7 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> No
         max_iter=job.config.fit.max_iter,
         routes=best.model.route_shares(best.params, job.chunks.source.dtype),
         **{name: value, f"{name}_per_row": value / best.history[-1].n_effective.sum()},
+        **{name: value if np.isfinite(value) else None for name, value in certificate.items()},
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.em.certificate import left_to_gain, rate_of
 from pipeline.em.run import Entry, Run
 from pipeline.em.stopping import Limits, stop_reason
 from pipeline.models.base import Mixture, Model, Reset
@@ -72,9 +73,10 @@ def advance(run: Run, partial: Partial, limits: Limits, n_rows: int) -> tuple[Ru
     """One M-step: new parameters, one more entry of history, and whether to stop."""
     model, old = run.model, run.params
     counts = np.zeros(model.n_components, dtype=np.int64) if run.resets is None else run.resets
-    params, resets = model.revive(model.m_step(partial.stats, old), old, partial, counts)
+    raised = model.m_step(partial.stats, old)
+    params, resets = model.revive(raised, old, partial, counts)
     iteration = len(run.history)
-    entry = _entry(model, partial, old, params, n_rows)
+    entry = _entry(run, partial, raised, params, n_rows)
     moved = np.bincount([r.component for r in resets if r.done], minlength=model.n_components)
     advanced = replace(
         run,
@@ -90,10 +92,21 @@ def advance(run: Run, partial: Partial, limits: Limits, n_rows: int) -> tuple[Ru
     ]
 
 
-def _entry(model: Model, partial: Partial, before: Any, after: Any, n_rows: int) -> Entry:
-    stats = partial.stats
-    objective = model.objective(stats, before)
-    if not isinstance(model, Mixture):
-        return Entry(objective, np.nan, np.nan, np.nan, stats.sum_w, n_rows, "em")
-    bound = model.free_energy(stats, after)
-    return Entry(objective, float(stats.log_likelihood), float(stats.entropy), bound, stats.sum_w, n_rows, "em")
+def _entry(run: Run, partial: Partial, raised: Any, after: Any, n_rows: int) -> Entry:
+    """raised, after : parameters of the M-step, and those with which the run goes on."""
+    model, stats = run.model, partial.stats
+    norm = model.fisher_norm(stats, run.params, raised)
+    rate = rate_of(run.history[-1].fisher_norm, norm) if run.history and run.settled else np.nan
+    mixture = isinstance(model, Mixture)
+    return Entry(
+        objective=model.objective(stats, run.params),
+        log_likelihood=float(stats.log_likelihood) if mixture else np.nan,
+        entropy=float(stats.entropy) if mixture else np.nan,
+        lower_bound=model.free_energy(stats, after) if isinstance(model, Mixture) else np.nan,
+        n_effective=stats.sum_w,
+        rows=n_rows,
+        phase="em",
+        fisher_norm=norm,
+        rate=rate if mixture else np.nan,
+        left=left_to_gain(norm, [*(entry.rate for entry in run.history), rate]) if mixture else np.nan,
+    )

@@ -18,6 +18,8 @@ class Entry(NamedTuple):
     log_likelihood, entropy : at the E-step, total nats; NaN for K-means
     lower_bound : F(q_t, theta_{t+1}), after the M-step; NaN for K-means
     n_effective : (k,) soft counts at the E-step.  rows : rows read.  phase : which part of the fit this was
+    fisher_norm : length of the M-step, sqrt(nats per row), 0 exactly where EM moves nothing
+    rate : of that length to the one before; left : nats per row still to gain, by Aitken; NaN while unknown, and for K-means
     """
 
     objective: float
@@ -27,6 +29,9 @@ class Entry(NamedTuple):
     n_effective: Array
     rows: int
     phase: str
+    fisher_norm: float
+    rate: float
+    left: float
 
 
 @dataclass(frozen=True)

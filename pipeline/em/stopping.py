@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from pipeline.em.run import Run
 from pipeline.models.kmeans import KMeans
 
@@ -28,8 +30,16 @@ def stop_reason(before: Run, after: Run, limits: Limits) -> str | None:
     converged = _kmeans if isinstance(after.model, KMeans) else _mixture
     reason = converged(before, after, limits.tol)
     if reason is None and len(after.history) >= limits.max_iter:
-        return f"stopped: max_iter = {limits.max_iter} iterations reached"
-    return reason
+        reason = f"stopped: max_iter = {limits.max_iter} iterations reached"
+    return reason and reason + _certificate(after)
+
+
+def _certificate(run: Run) -> str:
+    """What the last step says of those that would follow, where it says anything."""
+    last = run.history[-1]
+    if not np.isfinite(last.left):
+        return ""
+    return f"; about {last.left:.2g} nats per row are left to gain (Fisher norm {last.fisher_norm:.2g}, rate {last.rate:.3g})"
 
 
 def _mixture(before: Run, after: Run, tol: float) -> str | None:

@@ -133,6 +133,15 @@ class Model(ABC):
         """What the iterations raise, in total nats, from an E-step's statistics under the same parameters."""
 
     @abstractmethod
+    def fisher_norm(self, stats: Any, params: Any, new: Any) -> float:
+        """Length of the M-step from `params` to `new`: 0 exactly where EM moves nothing.
+
+        sqrt of Δᵀ I Δ, where I is the Fisher information of the complete data per row at `params`, with the shares of
+        rows that `stats` gives to the components. To second order the step gains half its square, in nats per row
+        (K-means: in units of the variance). [Dempster, Laird and Rubin 1977, sec. 3]
+        """
+
+    @abstractmethod
     def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
         """Labels and log-densities of a chunk, tile by tile."""
 
@@ -312,6 +321,11 @@ def log_dirichlet(weights: Array, concentration: float) -> float:
         return 0.0
     with np.errstate(divide="ignore"):  # a given start may have weights of 0
         return float((concentration - 1.0) * np.log(weights).sum())
+
+
+def relative_square(change: Array, value: Array) -> Array:
+    """change² / value, and 0 where nothing changes: 0/0 is a part that no row belongs to. Both : (...)."""
+    return np.divide(change * change, value, out=np.where(change == 0, 0.0, np.inf), where=value > 0)
 
 
 def checked_weights(weights: Array) -> Array:

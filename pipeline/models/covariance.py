@@ -33,6 +33,7 @@ class Shape(NamedTuple):
     factor : covariances -> precision factors, NaN for a component without one
     log_det : (factors, d) -> (k,) log determinants of the factors (half those of the precisions)
     trace : (factors, moments) -> (k,) tr(precision @ moment)
+    strain : (factors, changes of covariances, d) -> (k,) tr((precision @ change)²); tied: one number
     covariances : (moments about the means, N (k,), d, reg) -> covariances
     extremes : (covariances, k) -> (k, 2) smallest and largest eigenvalues, NaN where there are none
     traces : (covariances, k, d) -> (k,) traces
@@ -54,6 +55,7 @@ class Shape(NamedTuple):
     factor: Callable[[Array], Array]
     log_det: Callable[[Array, int], Array]
     trace: Callable[[Array, Array], Array]
+    strain: Callable[[Array, Array, int], Array]
     covariances: Callable[[Array, Array, int, float], Array]
     extremes: Callable[[Array, int], Array]
     traces: Callable[[Array, int, int], Array]
@@ -151,6 +153,10 @@ def _matrix_trace(factors: Array, moments: Array) -> Array:
     return np.einsum("...ij,...ij->...", np.swapaxes(factors, -1, -2) @ moments, np.swapaxes(factors, -1, -2))
 
 
+def _matrix_strain(factors: Array, changes: Array, d: int) -> Array:
+    return np.square(np.swapaxes(factors, -1, -2) @ changes @ factors).sum(axis=(-2, -1))
+
+
 def _tied_covariances(moments: Array, counts: Array, d: int, reg: float) -> Array:
     return _symmetric(moments) / counts.sum() + reg * np.eye(d)
 
@@ -163,6 +169,7 @@ FULL = Shape(
     factor=lambda covariances: np.stack([_cholesky_factor(c) for c in covariances]),
     log_det=_log_diagonal,
     trace=lambda factors, moments: _matrix_trace(factors, _from_lower(moments, factors.shape[-1])),
+    strain=_matrix_strain,
     covariances=_full_covariances,
     extremes=lambda covariances, k: _extreme_eigenvalues(covariances),
     traces=lambda covariances, k, d: np.trace(covariances, axis1=1, axis2=2),
@@ -184,6 +191,7 @@ TIED = Shape(
     factor=_cholesky_factor,
     log_det=_log_diagonal,
     trace=_matrix_trace,
+    strain=_matrix_strain,
     covariances=_tied_covariances,
     extremes=lambda covariance, k: np.repeat(_extreme_eigenvalues(covariance[None]), k, axis=0),
     traces=lambda covariance, k, d: np.full(k, np.trace(covariance)),
@@ -205,6 +213,7 @@ DIAG = Shape(
     factor=_inverse_root,
     log_det=lambda factors, d: np.log(factors).sum(axis=1),
     trace=lambda factors, moments: (factors * factors * moments).sum(axis=1),
+    strain=lambda factors, changes, d: np.square(factors * factors * changes).sum(axis=1),
     covariances=lambda moments, counts, d, reg: _ratio(moments, counts) + reg,
     extremes=lambda covariances, k: np.stack([covariances.min(axis=1), covariances.max(axis=1)], axis=1),
     traces=lambda covariances, k, d: covariances.sum(axis=1),
@@ -226,6 +235,7 @@ SPHERICAL = Shape(
     factor=_inverse_root,
     log_det=lambda factors, d: d * np.log(factors),
     trace=lambda factors, moments: factors * factors * moments,
+    strain=lambda factors, changes, d: d * np.square(factors * factors * changes),
     covariances=lambda moments, counts, d, reg: _ratio(moments, counts) / d + reg,
     extremes=lambda covariances, k: np.stack([covariances, covariances], axis=1),
     traces=lambda covariances, k, d: d * covariances,

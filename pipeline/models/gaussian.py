@@ -27,6 +27,7 @@ from pipeline.models.base import (
     checked_weights,
     compute_dtype,
     map_weights,
+    relative_square,
     share_with,
     tiles,
     weighted_total,
@@ -215,6 +216,16 @@ class Gaussian(Mixture):
         if shape.per_component:
             distances = distances[live]
         return float((stats.sum_w[live] * per_row[live]).sum() - 0.5 * np.sum(distances))
+
+    def fisher_norm(self, stats: GaussianStats, params: GaussianParams, new: GaussianParams) -> float:
+        """Σ_k Δπ²/π + N_k/N (Δμᵀ Σ⁻¹ Δμ + tr((Σ⁻¹ ΔΣ)²) / 2), and its root."""
+        shape, d = self.shape, self.n_features
+        share = stats.sum_w / stats.sum_w.sum()
+        weights = relative_square(new.weights - params.weights, params.weights)
+        moved = new.means - params.means
+        means = shape.trace(params.factors, shape.outer(share[:, None] * moved, moved))
+        strains = share * shape.strain(params.factors, new.covariances - params.covariances, d)
+        return float(np.sqrt(weights.sum() + np.sum(means) + 0.5 * strains.sum()))
 
     def collapsed(self, params: GaussianParams, sum_w: Array) -> list[tuple[int, str]]:
         """Components that are collapsed, and why (SPEC: fewer than min_rows rows, or no width)."""

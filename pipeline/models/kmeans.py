@@ -139,6 +139,12 @@ class KMeans(Model):
         """Minus the inertia."""
         return -stats.inertia
 
+    def fisher_norm(self, stats: KMeansStats, params: KMeansParams, new: KMeansParams) -> float:
+        """Σ_k N_k/N |Δc|² / variance, and its root: that of equal spherical components as wide as the data."""
+        moved = stats.sum_w @ ((new.centers - params.centers) ** 2).sum(axis=1) / stats.sum_w.sum()
+        with np.errstate(divide="ignore"):  # rows that are all the same
+            return float(np.sqrt(moved / np.float64(self.variance))) if moved > 0 else 0.0
+
     def assign(self, params: KMeansParams, x: Rows) -> Iterator[tuple[slice, Labels]]:
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
             label, d2 = nearest(x[rows], params.centers, self.shift)

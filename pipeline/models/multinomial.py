@@ -25,6 +25,7 @@ from pipeline.models.base import (
     checked_weights,
     log_dirichlet,
     map_weights,
+    relative_square,
     share_with,
     weighted_total,
 )
@@ -121,6 +122,13 @@ class Multinomial(Mixture):
         if self.concentration == 1.0:
             return value
         return value + float((self.concentration - 1.0) * params.log_prob.sum())
+
+    def fisher_norm(self, stats: MultinomialStats, params: MultinomialParams, new: MultinomialParams) -> float:
+        """Σ_k Δπ²/π + m_k Σ_v Δθ²/θ, and its root; m_k : expected words of component k, per document."""
+        words = stats.sum_x.sum(axis=1) / stats.sum_w.sum()
+        weights = relative_square(new.weights - params.weights, params.weights)
+        theta = np.exp(params.log_prob)
+        return float(np.sqrt(weights.sum() + words @ relative_square(np.exp(new.log_prob) - theta, theta).sum(axis=1)))
 
     def revive(
         self, new: MultinomialParams, params: MultinomialParams, partial: Partial, resets: Array

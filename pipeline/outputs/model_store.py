@@ -98,7 +98,8 @@ def _parameters(run: Run) -> dict[str, Any]:
 
 
 def _history(run: Run) -> dict[str, Any]:
-    names = ("log_likelihood", "lower_bound", "entropy") if isinstance(run.model, Mixture) else ()
+    mixture = ("log_likelihood", "lower_bound", "entropy", "rate", "left")
+    names = ("fisher_norm", *(mixture if isinstance(run.model, Mixture) else ()))
     series: dict[str, Any] = {
         name: (("iteration",), np.array([getattr(entry, name) for entry in run.history])) for name in names
     }

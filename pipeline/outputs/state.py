@@ -16,7 +16,17 @@ from pipeline.models.base import Model
 from pipeline.models.stats import Array, LowestRows, Rows
 from pipeline.outputs.checkpoint import State
 
-_SERIES = ("objective", "log_likelihood", "entropy", "lower_bound", "n_effective", "rows")
+_SERIES = (
+    "objective",
+    "log_likelihood",
+    "entropy",
+    "lower_bound",
+    "n_effective",
+    "rows",
+    "fisher_norm",
+    "rate",
+    "left",
+)
 
 
 def pack(known: Known, runs: Sequence[Run]) -> State:
