@@ -106,6 +106,6 @@ def _searched(job: Job, known: Known, runs: list[Run], drawn: Drawn) -> list[Run
                 job.log("rung", **of, **rung._asdict())
 
             seed = fit.random_state + SEED_STEP * run.restart
-            search = Search(fit.init, moves, seed, _own(job, known, run.candidate), own, tell)
+            search = Search(fit.init, moves, seed, _own(job, known, run.candidate), own, job.chunks.n_rows, tell)
             found.append(replace(run, params=search(run.model, run.params), rungs=tuple(rungs)))
     return found

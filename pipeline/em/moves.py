@@ -46,6 +46,10 @@ class HeldRows(Protocol):
         """(m,), or None for ones."""
 
     @property
+    def read(self) -> list[int]:
+        """[rows that were read so far]."""
+
+    @property
     def n_rows(self) -> int:
         """m."""
 
@@ -85,10 +89,11 @@ class Responsibilities:
 
 
 class Split(NamedTuple):
-    """Two components in place of one. gain : of the objective, at least, nats or squared distance."""
+    """Two components in place of one. gain : of the objective, at least, nats or squared distance.  read : rows, for it."""
 
     gain: float
     params: Any
+    read: int
 
 
 def settle(model: Model, params: Any, rows: HeldRows, limits: Limits) -> Run:
@@ -168,11 +173,13 @@ def _splits(model: Model, params: Any, rows: HeldRows) -> list[Split]:
         order = np.argsort(index[:], kind="stable")[:SPLIT_ROWS]  # a head of the sample
         index, share = index[order], share[order]
         if not (share > 0).any() or share.sum() < 2 * MARGIN * model.least_rows:
-            return Split(-np.inf, None)
+            return Split(-np.inf, None, 0)
         best = _fit_two(model, rows.x[index], share)
-        return Split(best.gain * total / share.sum(), best.params)
+        return best._replace(gain=best.gain * total / share.sum())
 
-    return list(rows.map(split, range(model.n_components)))
+    splits = list(rows.map(split, range(model.n_components)))
+    rows.read[0] += sum(each.read for each in splits)
+    return splits
 
 
 def _fit_two(model: Model, x: Rows, weight: Array) -> Split:
@@ -181,15 +188,16 @@ def _fit_two(model: Model, x: Rows, weight: Array) -> Split:
     params = one.m_step(one.stats_of_labels(x, np.zeros(x.shape[0], dtype=np.int64), weight), None)
     before = one.objective(one.e_step(params, x, weight).stats, params)
     two = replace(model, n_components=2)  # type: ignore[type-var]
-    best = Split(-np.inf, None)
-    for labels in _halves(x, weight):
+    halves = _halves(x, weight)
+    best = Split(-np.inf, None, x.shape[0] * (2 + len(halves) * (SPLIT_STEPS + 2)))
+    for labels in halves:
         params = two.m_step(two.stats_of_labels(x, labels.astype(np.int64), weight), None)
         for _ in range(SPLIT_STEPS):
             params = two.m_step(two.e_step(params, x, weight).stats, params)
         stats = two.e_step(params, x, weight).stats
         gain = two.objective(stats, params) - before
         if stats.sum_w.min() >= MARGIN * model.least_rows and gain > best.gain:
-            best = Split(gain, params)
+            best = best._replace(gain=gain, params=params)
     return best
 
 

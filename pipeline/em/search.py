@@ -31,10 +31,13 @@ CENTERS_ROWS = 2**15  # that K-means climbs to where it only starts another fami
 
 
 class Rung(NamedTuple):
-    """What was done on one rung. objective : per row, after it.  moved : components, in each accepted round of moves."""
+    """What was done on one rung. rows : it has.  read : rows that were read, in all.  moved : components, in each accepted
+    round of moves.  objective : per row, after it.
+    """
 
     family: str
     rows: int
+    read: int
     starts: int
     moved: list[int]
     objective: float
@@ -45,7 +48,7 @@ class Search:
     """How to look for a start.
 
     init : where starts come from, as fit.init.  moves : whether components may be taken from one place to another.
-    rows : in memory.  tell : called after each rung.
+    rows : in memory.  of : how many rows there are in all.  tell : called after each rung.
     """
 
     init: str
@@ -53,6 +56,7 @@ class Search:
     seed: int
     known: Known
     rows: HeldRows
+    of: int
     tell: Callable[[Rung], None]
 
     def __call__(self, model: Model, given: Any = None) -> Any:
@@ -81,13 +85,15 @@ class Search:
         """The best of the starts on the lowest rung, settled and moved on each."""
         tol = 0.0 if isinstance(model, KMeans) else TOL
         for size in rungs(model, rows.n_rows):
-            rung = rows.head(size)
+            if size == self.of and len(starts) == 1 and not self.moves:
+                break  # the fit itself does the same
+            rung, before = rows.head(size), rows.read[0]
             runs = [Run(i, model, params) for i, params in enumerate(starts)]
             best = max(settle_all(runs, rung, Limits(FIRST_STEPS, tol)), key=lambda run: run.objective)
             moved: list[int] = []
             if self.moves:
                 best, moved = improve(best, rung, Limits(STEPS, tol))
-            self.tell(Rung(model.family, size, len(starts), moved, best.objective / size))
+            self.tell(Rung(model.family, size, rows.read[0] - before, len(starts), moved, best.objective / size))
             starts = [best.params]
         return starts[0]
 

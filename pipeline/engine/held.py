@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pipeline.data.chunks import Chunk
@@ -17,11 +17,15 @@ BLOCK_ROWS = 2**13  # rows of one call of a job
 
 @dataclass(frozen=True)
 class HeldRows:
-    """x : (m, d), in an order that makes every head of it a sample.  weight : (m,), or None for ones."""
+    """x : (m, d), in an order that makes every head of it a sample.  weight : (m,), or None for ones.
+
+    read : [rows that were read so far], shared by all heads.
+    """
 
     x: Rows
     weight: Array | None
     threads: ThreadPoolExecutor
+    read: list[int] = field(default_factory=lambda: [0])
 
     @property
     def n_rows(self) -> int:
@@ -30,10 +34,11 @@ class HeldRows:
 
     def head(self, m: int) -> HeldRows:
         """The first m rows."""
-        return HeldRows(self.x[:m], None if self.weight is None else self.weight[:m], self.threads)
+        return replace(self, x=self.x[:m], weight=None if self.weight is None else self.weight[:m])
 
     def sum_over(self, jobs: Sequence[Callable[[Chunk], Any]]) -> list[Any]:
         """For each job, the sum of job(block) over all blocks of rows: the same bits on any number of threads."""
+        self.read[0] += self.n_rows
         parts = self.map(lambda block: [job(block) for job in jobs], self._blocks())
         return tree_sum(parts, lambda a, b: [x + y for x, y in zip(a, b, strict=True)])
 

@@ -90,7 +90,7 @@ def _config(store: Path, family: str, k: int) -> dict[str, Any]:
     return {
         "data": {"source": "zarr", "path": str(store)},
         "model": {"family": family, "n_components": k},
-        "fit": {"init": "random", "max_iter": 2, "tol": 0},
+        "fit": {"method": "em", "init": "random", "max_iter": 2, "tol": 0},
         "engine": {"memory": MEMORY, "workers": THREADS},
         "output": {"labels": False, "path": str(store.with_suffix(".run"))},
     }

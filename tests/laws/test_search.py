@@ -137,7 +137,7 @@ def test_every_cluster_is_found(family, seed):
     model = KMeans(k, x.mean(axis=0), x.var()) if family == "kmeans" else Gaussian(k, x.mean(axis=0))
     found = {}
     for moves in (False, True):
-        params = Search("random", moves, seed, known_of(x), held(x), lambda rung: None)(model)
+        params = Search("random", moves, seed, known_of(x), held(x), len(x), lambda rung: None)(model)
         found[moves] = missed(params.centers if family == "kmeans" else params.means, centers)
     assert found[True] == 0
     assert found[False] > 0, "the problem is too easy to show anything"
@@ -159,7 +159,7 @@ def test_threads_do_not_change_a_bit(family):
     answers = []
     for threads in (1, 3):
         with ThreadPoolExecutor(threads) as pool:
-            found = Search("k-means||", True, 0, known, HeldRows(x, None, pool), lambda rung: None)(model)
+            found = Search("k-means||", True, 0, known, HeldRows(x, None, pool), n, lambda rung: None)(model)
         answers.append({name: value.tobytes() for name, value in found.arrays().items()})
     assert answers[0] == answers[1]
 

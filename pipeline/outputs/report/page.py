@@ -87,6 +87,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "components": _COMPONENTS.get(record.family, _dense)(record),
         "choice": choice(record),
         "overlap": story.overlap(record),
+        "search": story.search(record),
         "restarts": _restarts(record),
         "events": events,
         "more_events": more_events,

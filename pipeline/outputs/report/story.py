@@ -160,6 +160,21 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
     return facts
 
 
+def search(record: Record) -> list[dict[str, str]]:
+    """A line for each rung of the search that found the start; empty where there was none."""
+    names = {"kmeans": "K-means", "gaussian": "Gaussian mixture", "multinomial": "multinomial mixture"}
+    return [
+        {
+            "rows": number(rung["rows"]),
+            "what": names[rung["family"]],
+            "starts": number(rung["starts"]),
+            "moved": ", ".join(map(str, rung["moved"])) or "none",
+            "objective": number(abs(rung["objective"]) if rung["family"] == "kmeans" else rung["objective"], 8),
+        }
+        for rung in record.attrs.get("search") or []
+    ]
+
+
 def overlap(record: Record) -> bool:
     """Whether patches share pixels: then a criterion that counts independent rows is too sure of itself."""
     patch = record.option("data", "patch") or {}
