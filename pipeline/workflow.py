@@ -287,7 +287,7 @@ def _sums(job: Job, chunks: Chunks, refit: bool = False) -> SumJobs:
     """What sums a list of jobs in one pass: over the rows that are not held out, or for a refit over all."""
     select = job.config.select
     units = None if refit else Units.of(chunks.source, select.heldout, job.config.fit.random_state)
-    return without(units, lambda jobs: job.engine.sum_over(chunks, jobs))
+    return without(units, lambda jobs, *of: job.engine.sum_over(chunks, jobs, *of))
 
 
 def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
