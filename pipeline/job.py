@@ -29,4 +29,4 @@ class Job:
         """What sums a list of jobs in one pass: over the rows that are not held out, or for a refit over all."""
         share, seed = self.config.select.heldout, self.config.fit.random_state
         units = None if refit else Units.of(self.chunks.source, share, seed)
-        return without(units, lambda jobs: self.engine.sum_over(self.chunks, jobs))
+        return without(units, lambda jobs, *of: self.engine.sum_over(self.chunks, jobs, *of))

@@ -286,12 +286,13 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
     limits = Limits(job.config.fit.max_iter or 0, job.config.fit.tol or 0.0)
     saved_at = began = time.perf_counter()
     evaluate = job.sums(refit=runs[0].refit)
+    names = {run.candidate: name_of(run.model) for run in runs}
     for current, resets in em(runs, evaluate, limits, known.n_rows):
         runs, now = current, time.perf_counter()
         _log_pass(job, runs, known, now - began)
         for event in resets:
-            where = {"candidate": event.candidate, "restart": event.restart, "refit": runs[0].refit}
-            job.log("reset", **where, iteration=event.iteration, **event.reset._asdict())
+            where = {"name": names[event.candidate], "candidate": event.candidate, "restart": event.restart}
+            job.log("reset", **where, refit=runs[0].refit, iteration=event.iteration, **event.reset._asdict())
         if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
             generation += 1
             checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))

@@ -218,6 +218,7 @@ def choice_run(folder: Path, shapes: tuple[str, ...] = ("full",), heldout: bool 
             "icl": 4e5 + 900.0 + k,
             "n_free_parameters": 10 * k,
             "total_weight": 15_000.0,
+            "collapsed": int(k == 4),
             "n_iter": 20 + k,
             "stop_reason": f"converged: of {k} components",
             "restarts": [],
@@ -432,7 +433,7 @@ def test_a_choice_is_told(plane: Path, tmp_path: Path) -> None:
     page = write_report(choice_run(tmp_path / "run")).read_text(encoding="utf-8")
     lines = rows_of(page)
     assert len(lines) == 3 and ["chosen" in line for line in lines] == [False, False, True]
-    for text in ("401,000", "400,100", "400,904", "of 4 components", number((-2e5 + 40) / 15_000, 8)):
+    for text in ("401,000", "400,100", "400,904", "converged, 1 collapsed", number((-2e5 + 40) / 15_000, 8)):
         assert text in lines[0]
     assert "BIC is best at 3 components" in page
     assert "chosen from 3 candidates" in page and "candidate k4-full, iteration 3" in page

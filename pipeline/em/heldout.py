@@ -7,7 +7,7 @@ their log-likelihood: no row is read twice. Patches of one picture overlap, so h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.models.stats import Array, HeldOut
 HELD_OUT_STREAM = 2
 LOOKED_AT = 2**20  # units, to see whether some are held out and some are not
 
-SumJobs = Callable[[Sequence[Callable[[Chunk], Any]]], list[Any]]
+SumJobs = Callable[..., list[Any]]  # of a list of jobs, and of what else says which chunks
 
 
 @dataclass(frozen=True)
@@ -86,4 +86,4 @@ def without(units: Units | None, sum_jobs: SumJobs) -> SumJobs:
     """The same sums over the rows that are not held out."""
     if units is None:
         return sum_jobs
-    return lambda jobs: sum_jobs([OnTheOthers(job, units) for job in jobs])
+    return lambda jobs, *of: sum_jobs([OnTheOthers(job, units) for job in jobs], *of)

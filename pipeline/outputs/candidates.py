@@ -40,12 +40,14 @@ class Choice:
 def choose(runs: Sequence[Run], criterion: str, total: float) -> Choice:
     """The candidate that a criterion prefers, ties to the first; of each candidate its best restart stands.
 
+    One with a collapsed component is chosen only where all have some: the highest likelihoods are degenerate ones.
     runs : finished, of all candidates in order.  total : sum of the weights that they were fitted to.
     """
     by_candidate = [list(group) for _, group in groupby(runs, key=lambda run: run.candidate)]
     table = [_entry(best_run(group), group, total) for group in by_candidate]
     # K-means has no criterion, and one candidate only.
-    chosen = min(range(len(table)), key=lambda i: _SIGN[criterion] * table[i].get(criterion, 0.0))
+    rank = [(entry["collapsed"] > 0, _SIGN[criterion] * entry.get(criterion, 0.0)) for entry in table]
+    chosen = min(range(len(table)), key=rank.__getitem__)
     table = [{**entry, "criterion": criterion, "chosen": i == chosen} for i, entry in enumerate(table)]
     return Choice(by_candidate, table, chosen)
 
@@ -61,7 +63,16 @@ def _entry(run: Run, group: Sequence[Run], total: float) -> dict[str, Any]:
     if final.held_out is not None:
         entry |= held_out(final.held_out)
     ended = {"n_iter": len(run.history), "stop_reason": run.stop_reason, "restarts": restarts(group, run)}
-    return {**entry, "total_weight": total, **ended}
+    return {**entry, "total_weight": total, "collapsed": _collapsed(run), **ended}
+
+
+def _collapsed(run: Run) -> int:
+    """How many components a finished run ended with that are collapsed."""
+    assert run.final is not None
+    counts = run.final.stats.sum_w
+    if isinstance(run.model, Gaussian):
+        return len(run.model.collapsed(run.params, counts))
+    return int((counts < 1.0).sum())
 
 
 def name_of(model: Model) -> str:

@@ -104,7 +104,8 @@ def _pass(e: dict[str, Any]) -> str:
 
 def _reset(e: dict[str, Any]) -> str:
     what = "reset" if e["done"] else "left as it is"
-    return f"component {e['component']} {what}: {e['reason']}"
+    of = f" of {e['name']}" if "name" in e else ""
+    return f"component {e['component']}{of} {what}: {e['reason']}"
 
 
 def _rung(e: dict[str, Any]) -> str:
@@ -118,6 +119,7 @@ def _candidate(e: dict[str, Any]) -> str:
     found = [f"{name.upper()} {e[name]:.8g}" for name in ("bic", "aic", "icl")]
     if "heldout" in e:
         found.append(f"held out {e['heldout']:.6f} nats per row")
+    found += [f"{e['collapsed']} collapsed"] if e["collapsed"] else []
     verdict = f"  chosen by {e['criterion']}" if e["chosen"] else ""
     return f"candidate {e['name']}  {'  '.join(found)}  {e['n_iter']} iterations{verdict}"
 

@@ -62,13 +62,15 @@ def _table(directory: RunDirectory) -> Table:
 
 
 def _asked(model: dict[str, Any]) -> str:
-    """The family and its components: `gaussian, 5 or 10 components, full or tied`."""
+    """The family and its components: `gaussian, 5, 10 or 20 components, full or tied`."""
     k, shape = (_either(model.get(name)) for name in ("n_components", "covariance_type"))
     return f"{model.get('family')}, {k} components" + (f", {shape}" if " or " in shape else "")
 
 
 def _either(value: Any) -> str:
-    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    return f"{', '.join(map(str, value[:-1]))} or {value[-1]}"
 
 
 def _state(directory: RunDirectory, events: list[dict[str, Any]]) -> str:

@@ -29,6 +29,7 @@ def choice(record: Record) -> dict[str, Any] | None:
         "criterion": NAMES[table[0]["criterion"]],
         "typed": "covariance_type" in table[0],
         "held_out": held_out,
+        "collapsed": any(entry["collapsed"] for entry in table),
         "lines": [_line(entry) for entry in table],
         "chart": _chart(table) if len(table) > 1 else None,
         "refitted": f"Fitted without {number(table[0]['heldout_weight'])} held-out rows; the chosen model was then refitted "
@@ -45,10 +46,11 @@ def _line(entry: dict[str, Any]) -> dict[str, Any]:
         "shape": entry.get("covariance_type", ""),
         "parameters": number(entry["n_free_parameters"]),
         "log_likelihood": number(per_row, 8),
-        **{name: number(round(entry[name])) for name in ("bic", "aic", "icl")},
+        **{name: number(entry[name]) for name in ("bic", "aic", "icl")},
         "heldout": number(entry.get("heldout"), 8),
         "n_iter": number(entry["n_iter"]),
-        "reason": entry["stop_reason"],
+        "ended": entry["stop_reason"].partition(":")[0]
+        + (f", {entry['collapsed']} collapsed" if entry["collapsed"] else ""),
         "chosen": entry["chosen"],
     }
 
@@ -92,6 +94,7 @@ def _chart(table: list[dict[str, Any]]) -> Chart:
         f"Line chart of the criteria of {len(table)} candidates; {NAMES[decides]} is best at {number(at[0])} components"
         f"{' (' + chosen['covariance_type'] + ')' if len(shapes) > 1 else ''}, {number(at[1])} per row."
     )
-    sign = " The held-out log-likelihood is shown times −2." if "heldout" in table[0] else ""
+    shown = {name for _, name, _ in lines.values()}
+    sign = " The held-out log-likelihood is shown times −2." if "heldout" in shown else ""
     caption = f"The circle is the model that {NAMES[decides]} chose.{sign}"
     return Chart("The criteria", svg.to_svg(figure, "choice", alt), caption)
