@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
+from pipeline.em.folds import BLOCKS
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
 from pipeline.errors import InputError
@@ -14,6 +15,7 @@ from pipeline.outputs.labels import block_bytes
 MIN_SAMPLE_ROWS = 2000
 SAMPLE_PER_COMPONENT = 20
 SAMPLE_BYTES = 16 * 2**20
+_KEPT = {"em": 0, "auto": 4, "stepwise": 4, "incremental": BLOCKS}
 
 
 def refuse_impossible(config: Config, chunks: Chunks) -> None:
@@ -46,6 +48,7 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     fitting = task_bytes(chunks.chunk_bytes(), max(statistics, square + sample), TILE_BYTES, n_init)
     # A block of labels is filled and concatenated while two finished ones wait to be written.
     labelling = task_bytes(chunks.chunk_bytes(), 0, TILE_BYTES, 0) + 4 * block_bytes(config.output.top_k)
-    driver = 8 * statistics * n_init + 3 * (square + sample)
+    kept = 0 if model.family == "kmeans" else _KEPT[config.fit.method]  # statistics between two passes
+    driver = (8 + 2 * kept) * statistics * n_init + 3 * (square + sample)  # once more while a checkpoint is written
     each, processes = max(fitting, labelling), uses_processes(engine)
     return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes)

@@ -21,7 +21,8 @@ from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
 from pipeline.data.opening import open_source
 from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
-from pipeline.em.loop import em
+from pipeline.em.folds import method_of
+from pipeline.em.loop import EStep, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.engine.blas import single_thread
@@ -33,7 +34,7 @@ from pipeline.models.base import Model
 from pipeline.models.families import build_model
 from pipeline.models.init import initial_params
 from pipeline.outputs import checkpoint
-from pipeline.outputs.events import EventLog, Listener
+from pipeline.outputs.events import EventLog, Listener, figures
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.model_store import (
     best_run,
@@ -321,13 +322,20 @@ def _given_start(config: Config, n_rows: int) -> tuple[RowColumn | None, dict[st
 def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
     """The loop, with events and checkpoints; ends with model.zarr."""
     limits = Limits(job.config.fit.max_iter or 0, job.config.fit.tol or 0.0)
+    method = method_of(job.config.fit.method, job.chunks.source.bounds, job.config.fit.random_state)
+    read: list[int] = []  # rows of each read since the last event
+
+    def evaluate(jobs: Sequence[EStep], block: int | None = None) -> list[Any]:
+        read.append(known.n_rows if block is None else method.block_rows[block])
+        return job.engine.sum_over(job.chunks, jobs, None if block is None else method.blocks[block])
+
     saved_at = began = time.perf_counter()
-    evaluate = lambda jobs: job.engine.sum_over(job.chunks, jobs)  # noqa: E731
-    for current, resets in em(runs, evaluate, limits, known.n_rows):
+    for current, events in em(runs, evaluate, limits, known.n_rows, method):
         runs, now = current, time.perf_counter()
-        _log_pass(job, runs, known, now - began)
-        for event in resets:
-            job.log("reset", restart=event.restart, iteration=event.iteration, **event.reset._asdict())
+        _log_pass(job, runs, known, now - began, sum(read))
+        read.clear()
+        for event in events:
+            job.log(**event.facts())
         first = generation == 0
         if first or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
             generation += 1
@@ -341,25 +349,20 @@ def _fit(job: Job, known: Known, runs: list[Run], generation: int) -> None:
     write_dataset(job.directory.model, build_dataset(chosen, runs, order, known, job.chunks.source))
 
 
-def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> None:
+def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float, rows: int) -> None:
     best = best_run(runs)
-    kmeans = job.config.model.family == "kmeans"
-    name, value = ("inertia", -best.objective) if kmeans else ("log_likelihood", best.log_likelihood)
-    last = best.history[-1]
-    certificate = {name: getattr(last, name) for name in ("fisher_norm", "rate", "left")}
     job.log(
         "pass",
-        iteration=max(len(run.history) for run in runs) - 1,
+        iteration=max(0, max(len(run.history) for run in runs) - 1),
         final=all(run.final is not None for run in runs),
         seconds=seconds,
-        rows=known.n_rows,
-        bytes_read=_pass_bytes(job.chunks),
+        rows=rows,
+        bytes_read=_pass_bytes(job.chunks) * rows // known.n_rows,
         workers=job.engine.workers,
         restarts=len(runs),
         max_iter=job.config.fit.max_iter,
         routes=best.model.route_shares(best.params, job.chunks.source.dtype),
-        **{name: value, f"{name}_per_row": value / known.total},
-        **{name: value if np.isfinite(value) else None for name, value in certificate.items()},
+        **figures(best, known.total),
     )
 
 

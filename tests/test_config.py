@@ -58,6 +58,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"engine": {"workers": -2}}, "engine.workers"),
         ({"engine": {"scheduler_address": "tcp://a:1", "scheduler_file": "b"}}, "give one of"),
         ({"engine": {"scheduler": "local", "scheduler_file": "b"}}, "give one of"),
+        ({"model": {"family": "kmeans"}, "fit": {"method": "incremental"}}, "choose auto or em for kmeans"),
+        ({"model": {"family": "kmeans"}, "fit": {"method": "stepwise"}}, "choose auto or em for kmeans"),
         ({1: {2: 3}}, "1"),
         ({"data": {"patch": {"size": [8]}}}, "data.patch.size"),
     ],

@@ -13,6 +13,7 @@ import zarr
 
 import pipeline
 from pipeline import workflow
+from pipeline.em import folds
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs import labels
@@ -65,7 +66,11 @@ LAST_THINGS = [("pass", 2), ("checkpoint", 1), ("checkpoint", 3), ("pass", 7), (
 @pytest.mark.parametrize(
     ("fit", "event", "nth"),
     [({"init": "k-means||"}, *last) for last in LAST_THINGS]
-    + [({"init": "random", "n_init": 3}, "checkpoint", 3), ({"init": "near-mean", "tol": 1e-9}, "checkpoint", 3)],
+    + [({"init": "random", "n_init": 3}, "checkpoint", 3), ({"init": "near-mean", "tol": 1e-9}, "checkpoint", 3)]
+    + [({"method": "em"}, "pass", 3), *(({"method": "auto"}, "checkpoint", nth) for nth in (2, 4, 5))]
+    + [({"method": "incremental"}, "checkpoint", nth) for nth in (3, 6, 10)]
+    + [({"method": "incremental", "n_init": 2, "tol": 0.05, "max_iter": 40}, "pass", nth) for nth in (8, 14, 40)]
+    + [({"method": "stepwise"}, "checkpoint", nth) for nth in (2, 5, 7)],
 )
 def test_a_run_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, often, fit, event, nth):
     """Whatever was the last thing that a run did, resume ends with the bytes of the run that nothing disturbed."""
@@ -102,6 +107,30 @@ def test_results_depend_on_the_rows_and_the_config_alone(tmp_path, data, monkeyp
     assert results(tmp_path / "a") == results(Path("deep/b"))
     written = b"".join(results(tmp_path / "a").values())
     assert str(tmp_path).encode() not in written and b"elsewhere" not in written
+
+
+@pytest.mark.parametrize("method", ["auto", "incremental", "stepwise"])
+@pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
+def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
+    tmp_path, data, monkeypatch, method, model
+):
+    """Blocks of several chunks, a run to its end; of the multinomial also the layout of its arrays comes back."""
+    monkeypatch.setattr(folds, "BLOCKS", 3)
+    rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
+    fit = {"method": method, "tol": 1e-4, "max_iter": 60}
+    workflow.run(job(rows, fit=fit, model=model, engine={"workers": 1}), tmp_path / "one")
+    config = job(rows, fit=fit, model=model, engine={"workers": 3})
+    interrupted(config, tmp_path / "run", "pass", 5)
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "one")
+    found = workflow.open_run(tmp_path / "run")
+    assert found.attrs["converged"] and "left to gain" in found.attrs["stop_reason"]
+    assert set(np.asarray(found.phase)) == {"squarem"} | ({method} - {"auto"})
+    last = found.isel(iteration=-1)
+    assert last.left < 1e-4 and last.fisher_norm < np.sqrt(2e-4) and np.isfinite(last.rate)
+    passes = [event for event in read_events(tmp_path / "one" / "events.jsonl") if event["event"] == "pass"]
+    assert sum(event["rows"] for event in passes) == int(found.rows.sum()) + len(blobs())
+    assert passes[-1]["left"] == float(last.left)
 
 
 def test_the_number_of_restarts_is_kept_through_a_resume(tmp_path, data):
