@@ -22,7 +22,8 @@ from pipeline.data.draw import Drawn
 from pipeline.data.given import Given, given_start
 from pipeline.data.opening import open_source
 from pipeline.data.profile import Known
-from pipeline.em.loop import em
+from pipeline.em.folds import method_of
+from pipeline.em.loop import EStep, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.engine.blas import single_thread
@@ -34,7 +35,7 @@ from pipeline.job import Job
 from pipeline.models.base import Model
 from pipeline.outputs import checkpoint
 from pipeline.outputs.candidates import choose, name_of
-from pipeline.outputs.events import EventLog, Listener
+from pipeline.outputs.events import EventLog, Listener, figures
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.model_store import (
     best_run,
@@ -284,15 +285,21 @@ def _dataset(job: Job, known: Known, restarts: list[Run]) -> xr.Dataset:
 def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], generation: int) -> tuple[list[Run], int]:
     """The loop, with events and checkpoints: runs at their ends, and the last generation. resting : saved beside them."""
     limits = Limits(job.config.fit.max_iter or 0, job.config.fit.tol or 0.0)
-    saved_at = began = time.perf_counter()
-    evaluate = job.sums(refit=runs[0].refit)
+    method = method_of(job.config.fit.method, job.chunks.source.bounds, job.config.fit.random_state)
+    sums, read = job.sums(refit=runs[0].refit), [0]  # rows since the last event
     names = {run.candidate: name_of(run.model) for run in runs}
-    for current, resets in em(runs, evaluate, limits, known.n_rows):
+
+    def evaluate(jobs: Sequence[EStep], block: int | None = None) -> list[Any]:
+        read[0] += known.n_rows if block is None else method.block_rows[block]
+        return sums(jobs, None if block is None else method.blocks[block])
+
+    saved_at = began = time.perf_counter()
+    for current, events in em(runs, evaluate, limits, known.n_rows, method):
         runs, now = current, time.perf_counter()
-        _log_pass(job, runs, known, now - began)
-        for event in resets:
-            where = {"name": names[event.candidate], "candidate": event.candidate, "restart": event.restart}
-            job.log("reset", **where, refit=runs[0].refit, iteration=event.iteration, **event.reset._asdict())
+        _log_pass(job, runs, known, now - began, read[0])
+        read[0] = 0
+        for event in events:
+            job.log(**event.facts(), name=names[event.candidate], refit=runs[0].refit)
         if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
             generation += 1
             checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))
@@ -302,27 +309,22 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
     return runs, generation
 
 
-def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float) -> None:
+def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float, rows: int) -> None:
     best = best_run(runs)
-    kmeans = job.config.model.family == "kmeans"
-    name, value = ("inertia", -best.objective) if kmeans else ("log_likelihood", best.log_likelihood)
-    last = best.history[-1]
-    certificate = {name: getattr(last, name) for name in ("fisher_norm", "rate", "left")}
     job.log(
         "pass",
-        iteration=max(len(run.history) for run in runs) - 1,
+        iteration=max(0, max(len(run.history) for run in runs) - 1),
         final=all(run.final is not None for run in runs),
         seconds=seconds,
-        rows=known.n_rows,
-        bytes_read=job.chunks.pass_bytes(),
+        rows=rows,
+        bytes_read=job.chunks.pass_bytes() * rows // known.n_rows,
         workers=job.engine.workers,
         restarts=len(runs),
         running=sum(run.stop_reason is None for run in runs),
         refit=best.refit,
         max_iter=job.config.fit.max_iter,
         routes=best.model.route_shares(best.params, job.chunks.source.dtype),
-        **{name: value, f"{name}_per_row": value / best.history[-1].n_effective.sum()},
-        **{name: value if np.isfinite(value) else None for name, value in certificate.items()},
+        **figures(best, float(best.history[-1].n_effective.sum()) if best.history else known.total),
     )
 
 

@@ -81,6 +81,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"model": {"family": "kmeans"}, "output": {"standard_errors": True}}, "only of a gaussian mixture"),
         ({"fit": {"assignment": "hard"}, "output": {"standard_errors": True}}, "soft assignment"),
         ({"model": {"fixed": ["means", "weights"]}, "output": {"standard_errors": True}}, "both held"),
+        ({"model": {"family": "kmeans"}, "fit": {"method": "incremental"}}, "choose auto or em for kmeans"),
+        ({"model": {"family": "kmeans"}, "fit": {"method": "stepwise"}}, "choose auto or em for kmeans"),
         ({1: {2: 3}}, "1"),
         ({"data": {"patch": {"size": [8]}}}, "data.patch.size"),
     ],

@@ -14,6 +14,7 @@ import zarr
 import pipeline
 from pipeline import workflow
 from pipeline.data.chunks import Chunk
+from pipeline.em import folds
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
 from pipeline.models.information import ScoreProducts, standard_errors
@@ -77,7 +78,11 @@ LAST_THINGS = [
 @pytest.mark.parametrize(
     ("fit", "event", "nth"),
     [({"init": "k-means||"}, *last) for last in LAST_THINGS]
-    + [({"init": "random", "n_init": 3}, "checkpoint", 3), ({"init": "near-mean", "tol": 1e-9}, "checkpoint", 3)],
+    + [({"init": "random", "n_init": 3}, "checkpoint", 3), ({"init": "near-mean", "tol": 1e-9}, "checkpoint", 3)]
+    + [({"method": "em"}, "pass", 3), *(({"method": "auto"}, "checkpoint", nth) for nth in (2, 4, 5))]
+    + [({"method": "incremental"}, "checkpoint", nth) for nth in (3, 6, 10)]
+    + [({"method": "incremental", "n_init": 2, "tol": 0.05, "max_iter": 40}, "pass", nth) for nth in (8, 14, 40)]
+    + [({"method": "stepwise"}, "checkpoint", nth) for nth in (2, 5, 7)],
 )
 def test_a_run_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, often, fit, event, nth):
     """Whatever was the last thing that a run did, resume ends with the bytes of the run that nothing disturbed."""
@@ -197,6 +202,30 @@ def test_standard_errors_that_cannot_be_had_are_said_to_be_missing(tmp_path):
     with pytest.raises(InputError, match=r"standard_errors: 1050 components"):
         workflow.run(job(many, model={"n_components": 1050}, output={"standard_errors": True}), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("method", ["auto", "incremental", "stepwise"])
+@pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
+def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
+    tmp_path, data, monkeypatch, method, model
+):
+    """Blocks of several chunks, a run to its end; of the multinomial also the layout of its arrays comes back."""
+    monkeypatch.setattr(folds, "BLOCKS", 3)
+    rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
+    fit = {"method": method, "tol": 1e-4, "max_iter": 60}
+    workflow.run(job(rows, fit=fit, model=model, engine={"workers": 1}), tmp_path / "one")
+    config = job(rows, fit=fit, model=model, engine={"workers": 3})
+    interrupted(config, tmp_path / "run", "pass", 5)
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "one")
+    found = workflow.open_run(tmp_path / "run")
+    assert found.attrs["converged"] and "left to gain" in found.attrs["stop_reason"]
+    assert set(np.asarray(found.phase)) == {"squarem"} | ({method} - {"auto"})
+    last = found.isel(iteration=-1)
+    assert last.left < 1e-4 and last.fisher_norm < np.sqrt(2e-4) and np.isfinite(last.rate)
+    passes = [event for event in read_events(tmp_path / "one" / "events.jsonl") if event["event"] == "pass"]
+    assert sum(event["rows"] for event in passes) == int(found.rows.sum()) + len(blobs())
+    assert passes[-1]["left"] == float(last.left)
 
 
 def test_the_number_of_restarts_is_kept_through_a_resume(tmp_path, data):

@@ -215,7 +215,11 @@ class Model(Section):
 class Fit(Section):
     """How to fit it."""
 
-    method: Literal["auto", "em"] = Field("auto", description="em is the textbook's loop; auto is em for now")
+    method: Literal["auto", "em", "incremental", "stepwise"] = Field(
+        "auto",
+        description="em: the textbook's loop and its stopping; auto: accelerated, until less than tol is left to gain; "
+        "incremental, stepwise: first by blocks of chunks, then as auto; kmeans: auto is em",
+    )
     assignment: Literal["soft", "hard"] | None = Field(
         None, description="soft responsibilities or hard labels; null: soft for mixtures, hard for kmeans"
     )
@@ -232,7 +236,8 @@ class Fit(Section):
     tol: float | None = Field(
         None,
         ge=0,
-        description="stop when the objective moves less, in nats per row; kmeans: as scikit-learn's; null: 1e-3, kmeans 1e-4",
+        description="stop when the objective moves less and, but for method em, less is left to gain, in nats per row; "
+        "kmeans: as scikit-learn's; null: 1e-3, kmeans 1e-4",
     )
     moves: Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)] = Field(
         "auto", description="moves between optima that the method allows; em allows none"
@@ -333,6 +338,8 @@ class Config(Section):
     def _parts_agree(self) -> Config:
         if self.model.family == "kmeans" and self.fit.assignment == "soft":
             raise ValueError("fit.assignment: kmeans assigns hard; choose family gaussian for soft assignment")
+        if self.model.family == "kmeans" and self.fit.method in ("incremental", "stepwise"):
+            raise ValueError(f"fit.method: {self.fit.method} is for mixtures; choose auto or em for kmeans")
         if self.data.source == "synthetic" and (self.data.n_rows is None or self.data.mixture is None):
             raise ValueError("data: source synthetic needs n_rows and mixture")
         if self.data.source not in ("synthetic", "bundled") and self.data.path is None:

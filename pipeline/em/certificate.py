@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-REMEMBERED = 4  # iterations: an extrapolation hides the slowest direction from the two steps that follow it
+REMEMBERED = 3  # known rates: a leap hides the slowest direction from the step that follows it
+NOTHING = 1e-8  # a step that gains half its square, less than the last digit of a log-likelihood per row
 
 
 def rate_of(before: float, now: float) -> float:
@@ -27,12 +28,17 @@ def rate_of(before: float, now: float) -> float:
 def left_to_gain(norm: float, rates: Sequence[float]) -> float:
     """Nats per row that plain EM would still gain. norm : of the M-step from here.  rates : up to now, NaN where unknown.
 
-    NaN as long as no rate is known, inf while steps grow: EM then leaves a plateau, and nothing bounds what comes.
+    NaN until three rates are known, inf while steps grow: EM then leaves a plateau, and nothing bounds what comes.
     """
-    if norm == 0:
+    if norm < NOTHING:
         return 0.0
-    known = [rate for rate in rates[-REMEMBERED:] if np.isfinite(rate)]
-    if not known:
+    known = [rate for rate in rates if np.isfinite(rate)][-REMEMBERED:]
+    if len(known) < REMEMBERED:
         return np.nan
     slowest = max(known)
     return 0.5 * norm * norm / (1.0 - slowest) if slowest < 1 else np.inf
+
+
+def way_to_go(norm: float, left: float) -> float:
+    """|e|, the Fisher distance of where plain EM would end: |Δ| / (1 - ρ), as both numbers of an entry tell."""
+    return 2.0 * left / norm if norm > 0 else left

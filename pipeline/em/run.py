@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.em.folds import Fold
 from pipeline.models.base import Model
 from pipeline.models.stats import Array, Partial
 
 
 class Entry(NamedTuple):
-    """What one iteration left behind.
+    """What one iteration left behind: a pass over all rows, or a sweep through the blocks, at its last one.
 
-    objective : at the E-step, what the iterations raise (K-means: minus the inertia), total nats
-    log_likelihood, entropy : at the E-step, total nats; NaN for K-means
+    objective : at the E-step, what the iterations raise (K-means: minus the inertia), total nats; NaN for stepwise sweeps
+    log_likelihood, entropy : at the E-step, total nats; NaN for K-means, and where blocks had different parameters
     lower_bound : F(q_t, theta_{t+1}), after the M-step; NaN for K-means
-    n_effective : (k,) soft counts at the E-step.  rows : rows read.  phase : which part of the fit this was
+    n_effective : (k,) soft counts at the E-step.  rows : read since the entry before, those of refused leaps included
+    phase : em, squarem (the E-step was at the end of a leap), incremental or stepwise
     fisher_norm : length of the M-step, sqrt(nats per row), 0 exactly where EM moves nothing
     rate : of that length to the one before; left : nats per row still to gain, by Aitken; NaN while unknown, and for K-means
     """
@@ -41,6 +43,8 @@ class Run:
     candidate : which of the models to choose from.  refit : the chosen one once more, on the held-out rows as well.
     resets : (k,) how often each component was reset.  settled : no reset in the last iteration.
     label_key : key of the last hard labels (K-means), None before the first pass.
+    fold : what is kept between passes, None before the first.  read : rows read since the last entry of history.
+    bound : free energy + log prior after the last M-step, total nats; -inf where it is not known.
     stop_reason : why it stopped, None while it goes on.  final : the E-step of the stored parameters.
     rungs : of the search that found its start (em/search.py).
     """
@@ -52,6 +56,9 @@ class Run:
     resets: Array | None = None
     settled: bool = True
     label_key: int | None = None
+    fold: Fold | None = None
+    read: int = 0
+    bound: float = -np.inf
     stop_reason: str | None = None
     final: Partial | None = None
     candidate: int = 0
@@ -60,12 +67,15 @@ class Run:
 
     @property
     def objective(self) -> float:
-        """That of the stored parameters once finished, else of the last E-step; -inf before the first."""
+        """That of the stored parameters once finished, else of the last E-step where it was known; -inf before."""
         if self.final is not None:
             return self.model.objective(self.final.stats, self.params)
-        return self.history[-1].objective if self.history else -np.inf
+        known = (entry.objective for entry in reversed(self.history) if not np.isnan(entry.objective))
+        return next(known, -np.inf)
 
     @property
     def log_likelihood(self) -> float:
         """Total nats, of the stored parameters once finished, else of the last E-step; mixtures only."""
-        return float(self.final.stats.log_likelihood) if self.final is not None else self.history[-1].log_likelihood
+        if self.final is not None:
+            return float(self.final.stats.log_likelihood)
+        return self.history[-1].log_likelihood if self.history else np.nan

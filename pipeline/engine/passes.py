@@ -38,22 +38,23 @@ class Engine:
         self._chunk_seconds = 0.0
         self._stop: Event | None = None
 
-    def sum_over(self, chunks: Chunks, jobs: Sequence[Job]) -> list[Any]:
-        """For each job, the sum of job(chunk) over all chunks: one read of the data, the same bits on any workers."""
+    def sum_over(self, chunks: Chunks, jobs: Sequence[Job], ids: Sequence[int] | None = None) -> list[Any]:
+        """For each job, the sum of job(chunk) over all chunks, or those of `ids`: one read, the same bits on any workers."""
         began = time.perf_counter()
+        wanted = range(chunks.n_chunks) if ids is None else ids
         if self.client is None:
             keep_freed_memory()
-        level = shard_level(chunks.n_chunks, self.workers, self._chunk_seconds)
+        level = shard_level(len(wanted), self.workers, self._chunk_seconds)
         stop = self._new_stop()
         ahead = self._ahead and chunks.chunk_bytes() >= WORTH_BYTES
         source = delayed(_same, pure=False)(_Opaque(_Reading(chunks, ahead, self._kept)))
         shared_jobs = delayed(_same, pure=False)(_Opaque(list(jobs)))
         parts = [
-            delayed(_sum_shard, pure=False)(source, shared_jobs, run.start, run.stop, stop)
-            for run in shards(chunks.n_chunks, level)
+            delayed(_sum_shard, pure=False)(source, shared_jobs, _Opaque(wanted[run.start : run.stop]), stop)
+            for run in shards(len(wanted), level)
         ]
         total = self._compute(tree_sum(parts, delayed(_add_lists, pure=False)))
-        self._chunk_seconds = (time.perf_counter() - began) * self.workers / chunks.n_chunks
+        self._chunk_seconds = (time.perf_counter() - began) * self.workers / len(wanted)
         return total
 
     def map_in_order(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -106,8 +107,8 @@ class _Reading(NamedTuple):
         return self.chunks.load(i) if self.kept is None else self.kept.load(self.chunks, i)
 
 
-def _sum_shard(source: _Opaque, jobs: _Opaque, start: int, stop: int, ended: _Opaque) -> list[Any]:
-    chunks = in_turn(source.value.load, range(start, stop), source.value.ahead)
+def _sum_shard(source: _Opaque, jobs: _Opaque, ids: _Opaque, ended: _Opaque) -> list[Any]:
+    chunks = in_turn(source.value.load, ids.value, source.value.ahead)
     return tree_sum((_on_chunk(chunk, jobs.value, ended.value) for chunk in chunks), _add_in_place)
 
 

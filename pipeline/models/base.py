@@ -189,6 +189,7 @@ class Mixture(Model):
     """A model with a density: log p(x) = log sum_k pi_k p(x | k)."""
 
     assignment: str
+    stats_class: ClassVar[type[MixtureStats]]
 
     @abstractmethod
     def log_joint(self, params: Any, x: Rows) -> Array:
@@ -201,6 +202,26 @@ class Mixture(Model):
     @abstractmethod
     def expected_log_joint(self, stats: Any, params: Any) -> float:
         """E_q[log p(x, z | params)], total nats; linear in the statistics."""
+
+    @abstractmethod
+    def change_norm(self, change: Any, stats: Any, params: Any) -> float:
+        """Fisher norm of what a small change of the statistics does to the parameters of their M-step.
+
+        change, stats : statistics.  params : the M-step of `stats`.
+        """
+
+    @abstractmethod
+    def feasible(self, stats: Any, known: Any) -> Any | None:
+        """Extrapolated statistics as some rows could have them, or None.  known : statistics that rows do have."""
+
+    @abstractmethod
+    def collapsed(self, params: Any, sum_w: Array) -> list[tuple[int, str]]:
+        """Components that are collapsed, and why. sum_w : (k,) their soft counts."""
+
+    def stats_from_arrays(self, arrays: Mapping[str, Array]) -> MixtureStats:
+        """Statistics from arrays by the names of their fields, laid out in memory as an E-step's: sums follow it."""
+        values: dict[str, Any] = {name: a if a.ndim else float(a) for name, a in arrays.items()}
+        return self.stats_class(**values)
 
     def log_prior(self, params: Any) -> float:
         """Log of the prior density of the parameters, up to a constant; 0 without a prior."""

@@ -80,6 +80,7 @@ class Gaussian(Mixture):
     prior: Prior | None = None
 
     family: ClassVar[str] = "gaussian"
+    stats_class: ClassVar[type[MixtureStats]] = GaussianStats
     impossible_advice: ClassVar[str] = (
         "Its distance from every component overflows: rescale the data (preprocess: standardize)."
     )
@@ -219,13 +220,33 @@ class Gaussian(Mixture):
 
     def fisher_norm(self, stats: GaussianStats, params: GaussianParams, new: GaussianParams) -> float:
         """Σ_k Δπ²/π + N_k/N (Δμᵀ Σ⁻¹ Δμ + tr((Σ⁻¹ ΔΣ)²) / 2), and its root."""
-        shape, d = self.shape, self.n_features
-        share = stats.sum_w / stats.sum_w.sum()
-        weights = relative_square(new.weights - params.weights, params.weights)
-        moved = new.means - params.means
-        means = shape.trace(params.factors, shape.outer(share[:, None] * moved, moved))
-        strains = share * shape.strain(params.factors, new.covariances - params.covariances, d)
-        return float(np.sqrt(weights.sum() + np.sum(means) + 0.5 * strains.sum()))
+        changes = (getattr(new, name) - getattr(params, name) for name in ("weights", "means", "covariances"))
+        return self._length(stats, params, *changes)
+
+    def change_norm(self, change: GaussianStats, stats: GaussianStats, params: GaussianParams) -> float:
+        shape, d, total = self.shape, self.n_features, stats.sum_w.sum()
+        first, second = _moved(shape, change.sum_w, change.sum_x, change.sum_xx, params.means - self.shift)
+        means = first / stats.sum_w[:, None]
+        weights = (change.sum_w - stats.sum_w * (change.sum_w.sum() / total)) / total
+        covariances = shape.covariances(second, stats.sum_w, d, 0.0)
+        growth = change.sum_w / stats.sum_w if shape.per_component else change.sum_w.sum(keepdims=True) / total
+        covariances -= growth.reshape((-1,) + (1,) * (params.covariances.ndim - 1)) * params.covariances
+        changes = {"weights": weights, "means": means, "covariances": covariances}
+        held = {name: np.zeros_like(changes[name]) for name in self.fixed}
+        return self._length(stats, params, **{**changes, **held})
+
+    def _length(
+        self, stats: GaussianStats, params: GaussianParams, weights: Array, means: Array, covariances: Array
+    ) -> float:
+        """Fisher norm of changes of the parameters."""
+        shape, share = self.shape, stats.sum_w / stats.sum_w.sum()
+        distances = shape.trace(params.factors, shape.outer(share[:, None] * means, means))
+        strains = share * shape.strain(params.factors, covariances, self.n_features)
+        squares = relative_square(weights, params.weights).sum() + np.sum(distances) + 0.5 * strains.sum()
+        return float(np.sqrt(squares))
+
+    def feasible(self, stats: GaussianStats, known: GaussianStats) -> GaussianStats | None:
+        return stats if (stats.sum_w > 0).all() else None
 
     def collapsed(self, params: GaussianParams, sum_w: Array) -> list[tuple[int, str]]:
         """Components that are collapsed, and why (SPEC: fewer than min_rows rows, or no width)."""

@@ -7,7 +7,7 @@ the expected counts + concentration - 1, and the weights likewise under their ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -66,6 +66,7 @@ class Multinomial(Mixture):
     weight_concentration: float = 1.0
 
     family: ClassVar[str] = "multinomial"
+    stats_class: ClassVar[type[MixtureStats]] = MultinomialStats
     impossible_advice: ClassVar[str] = "Raise model.concentration above 1, so that every word keeps some probability."
 
     def log_joint(self, params: MultinomialParams, x: Rows) -> Array:
@@ -130,6 +131,28 @@ class Multinomial(Mixture):
         theta = np.exp(params.log_prob)
         return float(np.sqrt(weights.sum() + words @ relative_square(np.exp(new.log_prob) - theta, theta).sum(axis=1)))
 
+    def change_norm(self, change: MultinomialStats, stats: MultinomialStats, params: MultinomialParams) -> float:
+        total, theta = stats.sum_w.sum(), np.exp(params.log_prob)
+        words = stats.sum_x.sum(axis=1)
+        counts = words + self.n_features * (self.concentration - 1.0)
+        moved = (change.sum_x - change.sum_x.sum(axis=1, keepdims=True) * theta) / counts[:, None]
+        squares = words / total * relative_square(moved, theta).sum(axis=1)
+        weights = (change.sum_w - stats.sum_w * (change.sum_w.sum() / total)) / total
+        held = "weights" in self.fixed
+        return float(np.sqrt(squares.sum() + (0.0 if held else relative_square(weights, params.weights).sum())))
+
+    def feasible(self, stats: MultinomialStats, known: MultinomialStats) -> MultinomialStats | None:
+        """Expected counts that would fall below zero stay as they are: of many rare words some always would."""
+        if not (stats.sum_w > 0).all():
+            return None
+        return replace(stats, sum_x=np.where(stats.sum_x > 0, stats.sum_x, known.sum_x))
+
+    def collapsed(self, params: MultinomialParams, sum_w: Array) -> list[tuple[int, str]]:
+        return [(int(k), f"{sum_w[k]:.3g} effective documents, fewer than 1") for k in np.flatnonzero(sum_w < 1.0)]
+
+    def stats_from_arrays(self, arrays: Mapping[str, Array]) -> MixtureStats:
+        return super().stats_from_arrays({**arrays, "sum_x": np.asfortranarray(arrays["sum_x"])})
+
     def revive(
         self, new: MultinomialParams, params: MultinomialParams, partial: Partial, resets: Array
     ) -> tuple[MultinomialParams, list[Reset]]:
@@ -137,15 +160,15 @@ class Multinomial(Mixture):
         halfway between it and the words of all documents.
         """
         stats, worst = partial.stats, partial.worst
-        sick = np.flatnonzero(stats.sum_w < 1.0)
-        if not len(sick):
+        sick = self.collapsed(new, stats.sum_w)
+        if not sick:
             return new, []
         weights, log_prob = new.weights, new.log_prob.copy()
         places = iter(worst.x.toarray() if sp.issparse(worst.x) else worst.x)
         done: list[Reset] = []
-        for k in sick:
+        for k, reason in sick:
             place = next(places, None) if resets[k] < MAX_RESETS else None
-            done.append(Reset(int(k), f"{stats.sum_w[k]:.3g} effective documents, fewer than 1", place is not None))
+            done.append(Reset(k, reason, place is not None))
             if place is not None:
                 log_prob[k] = start_at(place, stats.sum_x.sum(axis=0), self.concentration)
         if "weights" not in self.fixed:
@@ -165,7 +188,7 @@ class Multinomial(Mixture):
         if not np.allclose(sums, 1.0):
             k = int(np.abs(sums - 1.0).argmax())
             raise InputError(f"initial log_prob: exp sums to {sums[k]:.6g} for component {k}, expected 1.")
-        return MultinomialParams(checked_weights(values["weights"]), log_prob)
+        return MultinomialParams(checked_weights(values["weights"]), np.asfortranarray(log_prob))  # as after an M-step
 
     def reorder(self, params: MultinomialParams, order: Array) -> MultinomialParams:
         return MultinomialParams(params.weights[order], params.log_prob[order])

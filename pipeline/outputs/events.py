@@ -8,7 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline.em.run import Run
 from pipeline.errors import StorageError
+from pipeline.models.base import Mixture
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -33,6 +37,20 @@ class EventLog:
             raise StorageError(f"{self.path}: cannot be written ({error}). Make room, then `resume`.") from error
         for listener in self.listeners:
             listener(record)
+
+
+def figures(run: Run, total: float) -> dict[str, float | None]:
+    """What a pass left of its best run, None where it is not known. total : sum of the rows' weights."""
+    if not isinstance(run.model, Mixture):
+        name, value = "inertia", -run.objective
+    elif np.isnan(run.log_likelihood):  # amid blocks, which had different parameters: a bound below it
+        name, value = "free_energy", run.bound
+    else:
+        name, value = "log_likelihood", run.log_likelihood
+    known = {name: value, f"{name}_per_row": value / total}
+    if run.history:
+        known |= {name: getattr(run.history[-1], name) for name in ("fisher_norm", "rate", "left")}
+    return {name: value if np.isfinite(value) else None for name, value in known.items()}
 
 
 def _ends_with_newline(path: Path) -> bool:

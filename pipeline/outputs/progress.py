@@ -88,11 +88,15 @@ def _start(e: dict[str, Any]) -> str:
     return f"{count(e['rows'])} rows in {count(e['chunks'])} chunks, {e['workers']} at a time; {', '.join(e['blas'])}"
 
 
+_FIGURES: dict[str, Callable[[float | None], str]] = {
+    "inertia": lambda value: f"inertia per row {value:.6g}",
+    "log_likelihood": lambda value: f"log-likelihood per row {value:.6f} nats",
+    "free_energy": lambda value: "blocks" if value is None else f"free energy per row {value:.6f} nats",
+}
+
+
 def _pass(e: dict[str, Any]) -> str:
-    value = e.get("log_likelihood_per_row")
-    figure = (
-        f"inertia per row {e['inertia_per_row']:.6g}" if value is None else f"log-likelihood per row {value:.6f} nats"
-    )
+    figure = next(how(e[f"{name}_per_row"]) for name, how in _FIGURES.items() if f"{name}_per_row" in e)
     speed = f"{count(e['rows'] / max(e['seconds'], 1e-9))} rows/s"
     refit = "refit, " if e.get("refit") else ""
     if e["final"]:
@@ -133,6 +137,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "pass": _pass,
     "reset": _reset,
     "candidate": _candidate,
+    "refused": lambda e: f"a leap was refused: it would have lost {e['least'] - e['objective']:.3g} nats",
     "warning": lambda e: f"warning: {e['message']}",
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
     "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",

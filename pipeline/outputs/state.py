@@ -10,9 +10,10 @@ import scipy.sparse as sp
 
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import Known
+from pipeline.em.folds import Fold
 from pipeline.em.run import Entry, Run
 from pipeline.em.search import Rung
-from pipeline.models.base import Model
+from pipeline.models.base import Mixture, Model
 from pipeline.models.stats import Array, LowestRows, Rows
 from pipeline.outputs.checkpoint import State
 
@@ -47,8 +48,14 @@ def pack(known: Known, runs: Sequence[Run]) -> State:
             arrays[f"{at}/resets"] = run.resets
         if run.history:
             arrays |= {f"{at}/history/{s}": np.array([getattr(entry, s) for entry in run.history]) for s in _SERIES}
+        arrays[f"{at}/bound"] = np.array(run.bound)
+        fold = run.fold
+        for i, stats in enumerate(() if fold is None else fold.kept):
+            arrays |= {f"{at}/fold/{i}/{name}": np.asarray(value) for name, value in vars(stats).items()}
         facts["runs"].append(
             {
+                "fold": None if fold is None else {"kind": fold.kind, "steps": fold.steps, "kept": len(fold.kept)},
+                "read": run.read,
                 "restart": run.restart,
                 "candidate": run.candidate,
                 "refit": run.refit,
@@ -88,6 +95,9 @@ def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at
     named = {n.rpartition("/")[2]: a for n, a in state.arrays.items() if n.startswith(f"{at}/params/")}
     history = tuple(_entry(state, at, t, phase) for t, phase in enumerate(facts["phases"]))
     return Run(
+        fold=_unpack_fold(state, model, at, facts["fold"]),
+        read=facts["read"],
+        bound=state.arrays[f"{at}/bound"].item(),
         restart=facts["restart"],
         model=model,
         params=model.params_from_arrays(named),
@@ -100,6 +110,18 @@ def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at
         candidate=candidate,
         refit=facts.get("refit", False),
     )
+
+
+def _unpack_fold(state: State, model: Model, at: str, facts: dict[str, Any] | None) -> Fold | None:
+    if facts is None:
+        return None
+    kept = []
+    for i in range(facts["kept"]):
+        assert isinstance(model, Mixture)
+        path = f"{at}/fold/{i}/"
+        named = {n.removeprefix(path): a for n, a in state.arrays.items() if n.startswith(path)}
+        kept.append(model.stats_from_arrays(named))
+    return Fold(facts["kind"], facts["steps"], tuple(kept))
 
 
 def _entry(state: State, at: str, t: int, phase: str) -> Entry:

@@ -4,7 +4,7 @@ A law is tested on many random problems, each a function of one seed (tests/prob
 without a deadline (two cores are shared) and without randomness (a failure shows up again).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from pipeline.data.chunks import Chunk
 from pipeline.data.source import Source
-from pipeline.em.loop import EStep, Run, em
+from pipeline.em.folds import Method, method_of
+from pipeline.em.loop import TEXTBOOK, EStep, Run, em
 from pipeline.em.stopping import Limits
 from pipeline.engine.tree import tree_sum
 from pipeline.models.gaussian import Gaussian
@@ -44,11 +45,28 @@ def sum_over(chunks: Sequence[Chunk], jobs: Sequence[Any]) -> list[Any]:
     return [tree_sum((job(chunk) for chunk in chunks), lambda a, b: a + b) for job in jobs]
 
 
-def fit(model: Any, params: Any, chunks: Sequence[Chunk], n_iter: int, tol: float = 0.0) -> tuple[Run, list[Any]]:
-    """EM from given parameters for at most n_iter M-steps: the finished run, and what happened to components."""
-    n_rows = sum(chunk.x.shape[0] for chunk in chunks)
-    passes = list(em([Run(0, model, params)], lambda jobs: sum_over(chunks, jobs), Limits(n_iter, tol), n_rows))
-    return passes[-1][0][0], [event for _, events in passes for event in events]
+def passes(
+    runs: Sequence[Run], chunks: Sequence[Chunk], n_iter: int, tol: float = 0.0, method: Method = TEXTBOOK
+) -> Iterator[tuple[list[Run], list[Any]]]:
+    """What the loop yields after each pass over these chunks, or over a block of them."""
+
+    def evaluate(jobs, block=None):
+        return sum_over(chunks if block is None else [chunks[i] for i in method.blocks[block]], jobs)
+
+    return em(runs, evaluate, Limits(n_iter, tol), sum(chunk.x.shape[0] for chunk in chunks), method)
+
+
+def fit(
+    model: Any, params: Any, chunks: Sequence[Chunk], n_iter: int, tol: float = 0.0, method: Method = TEXTBOOK
+) -> tuple[Run, list[Any]]:
+    """EM from given parameters for at most n_iter iterations: the finished run, and what happened in it."""
+    yielded = list(passes([Run(0, model, params)], chunks, n_iter, tol, method))
+    return yielded[-1][0][0], [event for _, events in yielded for event in events]
+
+
+def method(name: str, chunks: Sequence[Chunk], seed: int = 0, n_blocks: int = 5) -> Method:
+    """fit.method on these chunks, with this many blocks of them."""
+    return method_of(name, np.cumsum([0, *(chunk.x.shape[0] for chunk in chunks)]), seed, n_blocks)
 
 
 def e_step(model: Any, params: Any, x: Any, bounds: Any = None, weight: Any = None, exemplars: bool = False) -> Any:

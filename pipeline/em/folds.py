@@ -1,0 +1,127 @@
+"""How what passes return becomes statistics of all rows, as ways of folding vectors.
+
+    em           total = T                                      each pass reads all rows
+    squarem      the same; three totals in a row make a leap    (squarem.py)
+    incremental  replace T_b, total = Σ_b T_b                   each pass reads one block; Neal and Hinton 1998
+    stepwise     total = (1 - η) total + η N/n_b T_b            the same, a start for others; Cappé and Moulines 2009
+
+A block is a set of chunks drawn by the seed, never neighbours in storage: rows are often stored in some order.
+The sum over blocks is formed anew each time: taking the old T_b off a running total drifts, below zero in the end.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.keyed import uniform
+from pipeline.models.base import Mixture, Model
+from pipeline.models.stats import Array
+
+Kind = Literal["em", "squarem", "incremental", "stepwise"]
+
+BLOCKS = 20
+STEPWISE_SWEEPS = 1
+DECAY = 0.7  # of stepwise's η: Liang and Klein 2009
+_STREAM = 8  # of the keys that deal chunks to blocks
+
+
+class Method(NamedTuple):
+    """fit.method, as the loop knows it. The default is the textbook's EM.
+
+    sweeps : how the first iterations fold, block by block, before those that read all rows; None: there are none.
+    accelerated : whether those that read all rows leap, and go on until little is left to gain.
+    blocks : chunk ids of each block.  block_rows : its rows.
+    """
+
+    sweeps: Literal["incremental", "stepwise"] | None = None
+    accelerated: bool = False
+    blocks: tuple[tuple[int, ...], ...] = ()
+    block_rows: tuple[int, ...] = ()
+
+    def first(self, model: Model) -> Fold:
+        """Where a run of this model begins. One block is all rows."""
+        if self.sweeps is not None and len(self.block_rows) > 1 and isinstance(model, Mixture):
+            return Fold(self.sweeps)
+        return self.last(model)
+
+    def last(self, model: Model) -> Fold:
+        """Where it goes on once sweeps are over. Hard assignments jump: there is nothing to extrapolate."""
+        leaps = self.accelerated and isinstance(model, Mixture) and model.assignment == "soft"
+        return Fold("squarem" if leaps else "em")
+
+
+class Fold(NamedTuple):
+    """Where a run stands between two passes.
+
+    steps : passes so far, each over one block or over all rows.  kept : statistics that the next ones are folded with:
+    those of each block (incremental), the total (stepwise), those of the last one to three passes (squarem).
+    """
+
+    kind: Kind
+    steps: int = 0
+    kept: tuple[Any, ...] = ()
+
+    def block(self, n_blocks: int) -> int | None:
+        """The block that the next pass reads, None for all rows."""
+        return self.steps % n_blocks if self.kind in ("incremental", "stepwise") else None
+
+    def take(self, stats: Any, block_rows: Sequence[int]) -> tuple[Fold, Any | None]:
+        """The fold after a pass, and statistics of all rows, or None while there are none."""
+        kept, total = _TAKE[self.kind](self, stats, block_rows)
+        return Fold(self.kind, self.steps + 1, kept), total
+
+
+Taken = tuple[tuple[Any, ...], Any | None]
+
+
+def _em(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
+    return (), stats
+
+
+def _squarem(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
+    """The last of three passes, when no leap was made, is the first of the next three."""
+    return (*(fold.kept if len(fold.kept) < 3 else fold.kept[-1:]), stats), stats
+
+
+def _incremental(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
+    """The first sweep fills all blocks under one set of parameters, as a batch E-step does."""
+    b = fold.steps % len(rows)
+    kept = (*fold.kept[:b], stats, *fold.kept[b + 1 :])
+    return kept, reduce(operator.add, kept) if len(kept) == len(rows) else None
+
+
+def _stepwise(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
+    total = stats * (sum(rows) / rows[fold.steps % len(rows)])
+    if fold.kept:
+        eta = (fold.steps + 2.0) ** -DECAY
+        total = fold.kept[0] * (1.0 - eta) + total * eta
+    return (total,), total
+
+
+_TAKE: dict[str, Callable[[Fold, Any, Sequence[int]], Taken]] = {
+    "em": _em,
+    "squarem": _squarem,
+    "incremental": _incremental,
+    "stepwise": _stepwise,
+}
+
+
+def method_of(name: str, bounds: Array, seed: int, n_blocks: int | None = None) -> Method:
+    """The method that a config names, with blocks of chunks drawn by the seed. bounds : (n_chunks + 1,) rows of the chunks."""
+    if name not in ("incremental", "stepwise"):
+        return Method(None, name != "em")
+    blocks = deal(len(bounds) - 1, seed, n_blocks or BLOCKS)
+    sizes = np.diff(bounds)
+    rows = tuple(int(sizes[list(block)].sum()) for block in blocks)
+    return Method("incremental" if name == "incremental" else "stepwise", True, blocks, rows)
+
+
+def deal(n_chunks: int, seed: int, n_blocks: int) -> tuple[tuple[int, ...], ...]:
+    """Chunk ids of each block, ascending: every chunk in one block, and blocks of nearly as many chunks each."""
+    order = np.argsort(uniform(seed, _STREAM, np.arange(n_chunks)))
+    return tuple(tuple(np.sort(part).tolist()) for part in np.array_split(order, min(n_blocks, n_chunks)))

@@ -1,0 +1,246 @@
+"""Incremental and stepwise EM: other ways of folding the same statistics."""
+
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.special import xlogy
+from scipy.stats import multivariate_normal
+
+from pipeline.data.chunks import Chunks
+from pipeline.em.folds import DECAY, deal, method_of
+from pipeline.em.loop import EStep, ResetEvent
+from pipeline.em.run import Run
+from pipeline.engine.passes import Engine
+from tests.laws.common import (
+    TYPES,
+    ArraySource,
+    any_problem,
+    chunks_of,
+    close,
+    examples,
+    fit,
+    gaussian,
+    method,
+    passes,
+    same_bits,
+    sum_over,
+)
+from tests.laws.test_acceleration import never_falls
+from tests.problems import gaussian_problem, ragged_bounds, seeds
+
+
+def blocked(family, seed, name="incremental", **options):
+    """A model, its start, chunks and a method whose blocks are some of them."""
+    reg = {"concentration": 1.1} if family == "multinomial" else {"reg_covar": 0.0}
+    model, params, x, weight = any_problem(family, seed, **reg, **options)
+    bounds = np.linspace(0, x.shape[0], 8).astype(int)
+    chunks = chunks_of(x, bounds, weight if seed % 2 else None)
+    return model, params, chunks, method(name, chunks, seed)
+
+
+@given(n_chunks=st.integers(1, 300), seed=st.integers(0, 9), n_blocks=st.integers(1, 30))
+def test_every_chunk_is_in_one_block(n_chunks, seed, n_blocks):
+    """As many chunks in each as there can be, in ascending order; another seed deals otherwise."""
+    blocks = deal(n_chunks, seed, n_blocks)
+    assert sorted(i for block in blocks for i in block) == list(range(n_chunks))
+    sizes = [len(block) for block in blocks]
+    assert len(blocks) == min(n_blocks, n_chunks) and max(sizes) - min(sizes) <= 1
+    assert all(list(block) == sorted(block) for block in blocks)
+    assert blocks == deal(n_chunks, seed, n_blocks)
+    if n_chunks > 50 and n_blocks > 1:
+        assert blocks != deal(n_chunks, seed + 1, n_blocks)
+        assert any(np.diff(block).max(initial=0) > 1 for block in blocks)  # not neighbours in storage
+
+
+def reference(x, blocks, weights, means, covariances, n_sweeps):
+    """Neal and Hinton's loop, rows and responsibilities in full: the free energy after every block's M-step."""
+    n, k = len(x), len(weights)
+    densities = lambda: np.stack(  # noqa: E731
+        [np.log(w) + multivariate_normal(m, c).logpdf(x) for w, m, c in zip(weights, means, covariances, strict=True)],
+        axis=1,
+    )
+    r, trace = np.full((n, k), np.nan), []
+    for sweep in range(n_sweeps):
+        for b, rows in enumerate(blocks):
+            log_joint = densities()[rows]
+            r[rows] = np.exp(log_joint - np.logaddexp.reduce(log_joint, axis=1)[:, None])
+            if sweep == 0 and b < len(blocks) - 1:
+                continue
+            counts = r.sum(axis=0)
+            weights, means = counts / n, r.T @ x / counts[:, None]
+            covariances = [(r[:, j, None] * (x - means[j])).T @ (x - means[j]) / counts[j] for j in range(k)]
+            trace.append(float((r * densities()).sum() - xlogy(r, r).sum()))
+    return np.array(trace), weights, means, np.stack(covariances)
+
+
+@examples(10)
+@given(seed=seeds)
+def test_free_energy_after_every_block_is_that_of_a_slow_loop(seed):
+    """Exact, block by block, and so are the parameters at the end."""
+    problem = gaussian_problem(seed, max_offset=3.0)
+    x = problem["x"]
+    model, params = gaussian(problem, "full", reg_covar=0.0)
+    chunks = chunks_of(x, ragged_bounds(np.random.default_rng(seed), len(x), 9))
+    how = method("incremental", chunks, seed, 4)
+    sweeps, bounds = 4, []
+    for runs, events in passes([Run(0, model, params)], chunks, sweeps, 0.0, how):
+        assert not events, "a problem without collapse was expected"
+        if runs[0].final is None and len(runs[0].fold.kept) == 4:
+            bounds.append(runs[0].bound)
+            last = runs[0]
+    rows = [np.concatenate([chunks[i].start + np.arange(len(chunks[i].x)) for i in block]) for block in how.blocks]
+    trace, weights, means, covariances = reference(x, rows, params.weights, params.means, params.covariances, sweeps)
+    close(bounds, trace, 1e-10)
+    close(last.params.weights, weights, 1e-8)
+    close(last.params.means, means, 1e-8)
+    close(last.params.covariances, covariances, 1e-8)
+    assert [entry.rows for entry in last.history] == [len(x)] * sweeps
+    entries = [entry.lower_bound for entry in last.history]
+    close(entries, trace[::4][:1].tolist() + trace[4::4].tolist(), 1e-10)
+
+
+def incremental_never_falls(family, seed, assignment="soft", tol=0.0, n_iter=8):
+    """The bound after every block, and the history up to the parameters returned."""
+    model, params, chunks, how = blocked(family, seed, assignment=assignment)
+    bounds, events = [], []
+    for runs, happened in passes([Run(0, model, params)], chunks, n_iter, tol, how):
+        bounds.append(runs[0].bound)
+        events += happened
+    never_falls(runs[0], events)
+    if not any(isinstance(event, ResetEvent) for event in events):
+        known = np.array([*(bound for bound in bounds if np.isfinite(bound)), runs[0].objective])
+        assert (np.diff(known) >= -1e-12 * np.abs(known).max()).all()
+    return runs[0]
+
+
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(8)
+@given(seed=seeds)
+def test_no_block_lowers_the_free_energy(family, assignment, seed):
+    """With reg_covar = 0 or under a prior, soft or hard, with weights or without; and then on all rows."""
+    incremental_never_falls(family, seed, assignment)
+    incremental_never_falls(family, seed, assignment, tol=1e-2, n_iter=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(150)
+@given(seed=seeds)
+def test_no_block_lowers_the_free_energy_on_hundreds_of_problems(family, seed):
+    """The same law, on many more."""
+    incremental_never_falls(family, seed, n_iter=20)
+    incremental_never_falls(family, seed, tol=1e-3, n_iter=60)
+
+
+@pytest.mark.parametrize("name", ["incremental", "stepwise"])
+@pytest.mark.parametrize("family", ["full", "multinomial"])
+def test_one_chunk_is_batch(family, name):
+    """One block holds all rows: to the bit what auto does."""
+    model, params, x, weight = any_problem(family, 11)
+    chunks = chunks_of(x, None, weight)
+    run, _ = fit(model, params, chunks, 9, 1e-6, method(name, chunks))
+    auto, _ = fit(model, params, chunks, 9, 1e-6, method("auto", chunks))
+    same_bits(run.params, auto.params)
+    assert [entry.phase for entry in run.history] == ["squarem"] * len(auto.history)
+
+
+@pytest.mark.parametrize("name", ["incremental", "stepwise"])
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(3)
+@given(seed=seeds)
+def test_sweeps_end_and_the_certificate_is_that_of_all_rows(family, name, seed):
+    """Both go over to passes over all rows, and stop there, with less than tol left."""
+    model, params, chunks, how = blocked(family, seed, name)
+    run, events = fit(model, params, chunks, 400, 1e-2, how)
+    phases = [entry.phase for entry in run.history]
+    assert phases[0] == name and phases[-1] == "squarem" and phases == sorted(phases, key=[name, "squarem"].index)
+    assert run.stop_reason.startswith("converged") and 0.5 * run.history[-1].fisher_norm ** 2 < 1e-2
+    assume(not any(isinstance(event, ResetEvent) for event in events))
+    swept = [entry for entry in run.history if entry.phase == name]
+    assert all(np.isnan(entry.log_likelihood) for entry in swept[name == "incremental" :])
+    assert all(entry.rows == sum(chunk.x.shape[0] for chunk in chunks) for entry in swept)
+
+
+@examples(10)
+@given(seed=seeds)
+def test_stepwise_total_is_the_running_average(seed):
+    """(1 - η) total + η N/n_b T_b with η = (t + 2)^-0.7, written out; the first block stands for all."""
+    model, params, chunks, how = blocked("diag", seed, "stepwise")
+    total = None
+    for step, (runs, _) in enumerate(passes([Run(0, model, params)], chunks, 1, 0.0, how)):
+        if step == len(how.blocks) - 1:
+            break
+        part = sum_over([chunks[i] for i in how.blocks[step]], [EStep(model, params)])[0].stats
+        scaled = sum(how.block_rows) / how.block_rows[step]
+        eta = (step + 2) ** -DECAY
+        fields = {name: np.asarray(value) * scaled for name, value in vars(part).items()}
+        total = fields if total is None else {n: (1 - eta) * total[n] + eta * fields[n] for n in fields}
+        for name, value in total.items():
+            close(getattr(runs[0].fold.kept[0], name), value, 1e-12, name)
+        params = runs[0].params
+
+
+def test_a_reset_amid_a_sweep_fills_the_blocks_anew():
+    """What the blocks kept belongs to a component that is no more; the run then goes on to its end, and finds it a place."""
+    problem = gaussian_problem(2, k=3, d=2)
+    model, params = gaussian(problem, "full")
+    far = params.means + np.array([[0.0], [0.0], [1e4]]) * problem["scale"]
+    params = model.params(params.weights, far, params.covariances)
+    chunks = chunks_of(problem["x"], np.linspace(0, problem["n"], 7).astype(int))
+    resets = []
+    for runs, events in passes([Run(0, model, params)], chunks, 300, 1e-4, method("incremental", chunks)):
+        found = [event for event in events if isinstance(event, ResetEvent)]
+        if found:
+            assert runs[0].fold.steps == 0 and runs[0].fold.kept == () and not runs[0].settled
+        resets += found
+    assert resets and resets[0].reset.component == 2
+    assert runs[0].stop_reason.startswith("converged")
+    assert (runs[0].final.stats.sum_w > 3).all()
+
+
+def test_restarts_in_different_phases_do_not_touch_each_other():
+    """Runs whose sweeps end at different times end as each would alone, to the bit."""
+    model, params, chunks, how = blocked("full", 4)
+    other = model.params(params.weights[::-1].copy(), params.means[::-1] * 1.01, params.covariances)
+    *_, (together, _) = passes([Run(0, model, params), Run(1, model, other)], chunks, 60, 1e-3, how)
+    lengths = set()
+    for run, start in zip(together, (params, other), strict=True):
+        alone, _ = fit(model, start, chunks, 60, 1e-3, how)
+        same_bits(run.params, alone.params)
+        assert run.stop_reason == alone.stop_reason
+        lengths.add(sum(entry.phase == "incremental" for entry in run.history))
+    assert len(lengths) == 2, "a problem in which they do was expected"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_a_pass_over_some_chunks_sums_those_and_no_others(workers):
+    """Engine.sum_over with ids: the same bits as those chunks alone in that order, on any number of workers."""
+    problem = gaussian_problem(1, n=900, d=3, k=3)
+    model, params = gaussian(problem, "full")
+    bounds = np.linspace(0, 900, 31).astype(int)
+    ids = deal(30, 0, 4)[1]
+    found = Engine(workers=workers).sum_over(Chunks(ArraySource(problem["x"], bounds)), [EStep(model, params)], ids)
+    in_memory = chunks_of(problem["x"], bounds)
+    same_bits(found[0].stats, sum_over([in_memory[i] for i in ids], [EStep(model, params)])[0].stats)
+    assert found[0].stats.sum_w.sum() == pytest.approx(30 * len(ids))
+
+
+def test_incremental_sums_are_formed_anew():
+    """After many sweeps the total is still the sum of what the blocks hold: nothing has drifted."""
+    model, params, chunks, how = blocked("spherical", 8)
+    *_, (runs, _), _ = passes([Run(0, model, params)], chunks, 60, 0.0, how)
+    fold = runs[0].fold
+    assert len(fold.kept) == len(how.blocks)
+    same_bits(runs[0].history[-1].n_effective, reduce(add, fold.kept).sum_w)
+
+
+def test_blocks_have_the_rows_of_their_chunks():
+    """What stepwise scales by."""
+    how = method_of("stepwise", np.array([0, 5, 7, 20, 21]), 3, 2)
+    sizes = [5, 2, 13, 1]
+    assert how.block_rows == tuple(sum(sizes[i] for i in block) for block in how.blocks) and sum(how.block_rows) == 21

@@ -1,0 +1,195 @@
+"""The Fisher norm of an M-step, and what it says of the way that is left."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import assume, given
+from scipy.stats import entropy, multivariate_normal
+
+from tests.laws.common import (
+    FAMILIES,
+    TYPES,
+    any_problem,
+    chunks_of,
+    e_step,
+    examples,
+    fit,
+    gaussian,
+    method,
+    multinomial,
+)
+from tests.problems import count_problem, gaussian_problem, seeds
+from tests.reference import full_covariances
+
+WORDS = 7.0  # of each document, where documents are as long
+
+
+def nearby(rng, params, model, size):
+    """Parameters that differ in every part by about `size` of their scale."""
+    if model.family == "multinomial":
+        theta = np.exp(params.log_prob) * np.exp(size * rng.normal(size=params.log_prob.shape))
+        weights = params.weights * np.exp(size * rng.normal(size=params.weights.shape))
+        return replace(params, weights=weights / weights.sum(), log_prob=np.log(theta / theta.sum(axis=1)[:, None]))
+    weights = params.weights * np.exp(size * rng.normal(size=params.weights.shape))
+    full = full_covariances(params.covariances, model.covariance_type, model.n_components, model.n_features)
+    widths = np.sqrt(np.diagonal(full, axis1=1, axis2=2))
+    means = params.means + size * widths * rng.normal(size=widths.shape)
+    d = model.n_features
+    if model.covariance_type in ("full", "tied"):
+        tilt = np.eye(d) + size * rng.normal(size=(*params.covariances.shape[:-2], d, d))
+        covariances = tilt @ params.covariances @ np.swapaxes(tilt, -1, -2)
+    else:
+        covariances = params.covariances * np.exp(size * rng.normal(size=params.covariances.shape))
+    return model.params(weights / weights.sum(), means, covariances)
+
+
+def normal_divergence(mean, covariance, other_mean, other_covariance):
+    """KL of two normals: scipy's log densities at Gauss-Hermite nodes, which are exact for quadratics."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(4)
+    d = len(mean)
+    grid = np.stack(np.meshgrid(*[nodes] * d, indexing="ij"), axis=-1).reshape(-1, d)
+    w = np.prod(np.stack(np.meshgrid(*[weights] * d, indexing="ij"), axis=-1).reshape(-1, d), axis=1)
+    x = mean + grid @ np.linalg.cholesky(covariance).T
+    log_ratio = multivariate_normal(mean, covariance).logpdf(x) - multivariate_normal(
+        other_mean, other_covariance
+    ).logpdf(x)
+    return float(w @ np.atleast_1d(log_ratio) / w.sum())
+
+
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(15)
+@given(seed=seeds)
+def test_half_the_square_is_the_divergence_of_the_complete_data(family, seed):
+    """For small steps: KL(p(x, z | θ) || p(x, z | θ + Δ)) per row, by scipy."""
+    rng = np.random.default_rng(seed)
+    total = 1000.0
+    if family == "multinomial":
+        problem = count_problem(seed)
+        model, params = multinomial(problem)
+        new = nearby(rng, params, model, 1e-4)
+        counts = total * params.weights
+        stats = e_step(model, params, sp.csr_array(problem["counts"])).stats
+        stats = replace(stats, sum_w=counts, sum_x=WORDS * counts[:, None] * np.exp(params.log_prob))
+        parts = [WORDS * entropy(p, q) for p, q in zip(np.exp(params.log_prob), np.exp(new.log_prob), strict=True)]
+    else:
+        problem = gaussian_problem(seed, d=1 + seed % 3)
+        model, params = gaussian(problem, family)
+        new = nearby(rng, params, model, 1e-4)
+        stats = replace(e_step(model, params, problem["x"]).stats, sum_w=total * params.weights)
+        shape = family, model.n_components, model.n_features
+        covariances, others = full_covariances(params.covariances, *shape), full_covariances(new.covariances, *shape)
+        parts = [normal_divergence(*pair) for pair in zip(params.means, covariances, new.means, others, strict=True)]
+    divergence = entropy(params.weights, new.weights) + params.weights @ parts
+    assert np.isclose(0.5 * model.fisher_norm(stats, params, new) ** 2, divergence, rtol=5e-3, atol=1e-14)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@examples(10)
+@given(seed=seeds)
+def test_zero_exactly_where_nothing_moves(family, seed):
+    """No step, no length, to the bit; and any part that moves has one."""
+    model, params, x, weight = any_problem(family, seed)
+    stats = e_step(model, params, x, None, weight).stats
+    assert model.fisher_norm(stats, params, params) == 0.0
+    for name, value in params.arrays().items():
+        moved = params.arrays() | {name: value * (1 + 1e-6)}
+        if name == "weights":
+            continue  # they sum to 1: they move with the others below
+        new = model.params(**moved) if name in ("means", "covariances") else replace(params, **moved)
+        assert model.fisher_norm(stats, params, new) > 0
+    if model.n_components > 1 and hasattr(params, "weights"):
+        new = replace(params, weights=params.weights[::-1].copy())
+        assert (model.fisher_norm(stats, params, new) > 0) == bool((new.weights != params.weights).any())
+
+
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+def test_zero_at_a_fixed_point(family):
+    """One component: the first M-step is the answer, and the second moves it by rounding only."""
+    if family == "multinomial":
+        problem = count_problem(1, k=1)
+        (model, params), x = multinomial(problem), sp.csr_array(problem["counts"])
+    else:
+        problem = gaussian_problem(1, k=1)
+        (model, params), x = gaussian(problem, family), problem["x"]
+    run, _ = fit(model, params, chunks_of(x), 3)
+    norms = [entry.fisher_norm for entry in run.history]
+    assert norms[0] > 1e-3 and max(norms[1:]) < 1e-9
+    assert run.history[-1].left < 1e-15
+
+
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(10)
+@given(seed=seeds)
+def test_the_norm_of_a_change_of_statistics_is_that_of_the_step_it_makes(family, seed):
+    """change_norm(δ) is the limit of fisher_norm(M(S), M(S + ε δ)) / ε, with parts held or not."""
+    fixed = (
+        [(), ("weights",)][seed % 2]
+        if family == "multinomial"
+        else [(), ("means",), ("weights", "covariances")][seed % 3]
+    )
+    options = {} if family == "multinomial" else {"reg_covar": 0.0}
+    model, params, x, weight = any_problem(family, seed, fixed=fixed, **options)
+    half = x.shape[0] // 2
+    stats = e_step(model, params, x, None, weight).stats
+    params = model.m_step(stats, params)
+    assume(not model.collapsed(params, stats.sum_w))
+    change = e_step(model, params, x[:half], None, weight[:half]).stats
+    small = 1e-6
+    step = model.fisher_norm(stats, params, model.m_step(stats + change * small, params)) / small
+    assert np.isclose(model.change_norm(change, stats, params), step, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(3)
+@given(seed=seeds)
+def test_what_is_left_is_what_plain_em_still_gains(family, seed):
+    """In the end, when one direction is left, the estimate is right; half the square of the norm is always below."""
+    options = {"concentration": 1.5} if family == "multinomial" else {"reg_covar": 0.0}
+    model, params, x, _ = any_problem(family, seed, **options)
+    assume(model.n_components > 1)
+    run, resets = fit(model, params, chunks_of(x), 300)
+    assume(not resets and run.history[-1].fisher_norm < 1e-6)
+    total = run.history[-1].n_effective.sum()
+    remains = np.array([run.objective - entry.objective for entry in run.history]) / total
+    left = np.array([entry.left for entry in run.history])
+    half_square = 0.5 * np.array([entry.fisher_norm for entry in run.history]) ** 2
+    known = np.flatnonzero((remains < 1e-5) & (remains > 1e-9) & np.isfinite(left))
+    assume(len(known) > 3)
+    assert (half_square[known] <= 1.05 * remains[known]).all()
+    late = known[-1]
+    assert 0.8 * remains[late] <= left[late] <= 1.25 * remains[late]
+
+
+@pytest.mark.parametrize("family", [*TYPES, "multinomial"])
+@examples(8)
+@given(seed=seeds)
+def test_converged_means_that_plain_em_has_nothing_left_to_do(family, seed):
+    """Fisher norm below sqrt(2 tol), less than tol left by the certificate, and plain EM from there stops at once."""
+    tol = 10.0 ** -(2 + seed % 4)
+    options = {} if family == "multinomial" else {"reg_covar": 0.0}
+    model, params, x, weight = any_problem(family, seed, **options)
+    chunks = chunks_of(x, None, weight)
+    run, events = fit(model, params, chunks, 1000, tol, method("auto", chunks))
+    assume(not any(hasattr(event, "reset") for event in events))
+    assert run.stop_reason.startswith("converged")
+    last = run.history[-1]
+    assert last.left < tol or last.fisher_norm < 1e-4 * np.sqrt(2 * tol)
+    assert last.fisher_norm < np.sqrt(2 * tol)
+    again, _ = fit(model, run.params, chunks, 50, tol)
+    assert len(again.history) == 2 and again.stop_reason.startswith("converged")
+    assert np.isinf(last.left) or f"{last.left:.2g} nats per row are left" in run.stop_reason
+
+
+def test_a_plateau_is_not_an_end():
+    """From means that are almost the same, plain EM stops at once; a certified run sees that its steps grow."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(300, 2)) - 4, rng.normal(size=(300, 2)) + 4])
+    model, _ = gaussian({**gaussian_problem(0, n=600, d=2, k=2), "x": x}, "spherical")
+    start = model.params(np.full(2, 0.5), x.mean(axis=0) + 1e-3 * rng.normal(size=(2, 2)), np.full(2, x.var()))
+    chunks = chunks_of(x)
+    stuck, _ = fit(model, start, chunks, 200, 1e-3)
+    freed, _ = fit(model, start, chunks, 200, 1e-3, method("auto", chunks))
+    assert len(stuck.history) < 5 and freed.stop_reason.startswith("converged")
+    assert (freed.log_likelihood - stuck.log_likelihood) / len(x) > 0.3
