@@ -100,6 +100,8 @@ def _pass(e: dict[str, Any]) -> str:
     speed = f"{count(e['rows'] / max(e['seconds'], 1e-9))} rows/s"
     if e["final"]:
         return f"final pass  {figure}  {speed}"
+    if "free_energy_per_row" in e:  # one block of a sweep: its seconds say little of those of a pass
+        return f"iteration {e['iteration'] + 1:3d}  {figure}  {speed}"
     left = (e["max_iter"] - e["iteration"] - 1) * e["seconds"]
     return f"iteration {e['iteration'] + 1:3d}  {figure}  {speed}  at most {duration(left)} left"
 

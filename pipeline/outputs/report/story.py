@@ -11,7 +11,7 @@ from pipeline.outputs.report.words import moment, number, percent, plural, rate,
 
 EVENTS_SHOWN = 100
 # Told elsewhere in the report, or once per pass: not news.
-_ROUTINE = {"start", "profile", "init", "pass", "checkpoint", "finished", "labelled", "labels"}
+_ROUTINE = {"start", "profile", "init", "pass", "checkpoint", "refused", "finished", "labelled", "labels"}
 
 
 @dataclass(frozen=True)
