@@ -32,7 +32,7 @@ from pipeline.models.gaussian import Gaussian
 
 CHUNKS = 20
 GOAL, TOL = 1e-3, 1e-3  # nats per row
-LONGEST = 200  # iterations; a goal that is not reached by then is NaN
+LONGEST = 200  # iterations; a goal that is not reached by then never is
 METHODS = {
     "em": ("em", 1),
     "auto (squarem)": ("auto", 1),
@@ -79,7 +79,7 @@ class Reads:
 
 
 class Outcome(NamedTuple):
-    """needed : passes to the goal, NaN if never.  stopped : passes until `converged`.  above : nats per row beyond the limit."""
+    """needed : passes to the goal, inf if never.  stopped : passes until `converged`.  above : nats per row beyond the limit."""
 
     needed: float
     stopped: float
@@ -91,7 +91,7 @@ def outcome(p: Problem, method: Method, limit: float) -> Outcome:
     """One run to its end; limit : nats per row."""
     n = sum(len(chunk.x) for chunk in p.chunks)
     reads, look = Reads(p.chunks if method.blocks else [p.whole], method), Reads([p.whole], method)
-    needed, stopped, refused = np.nan, np.nan, 0
+    needed, stopped, refused = np.inf, np.nan, 0
     for runs, events in em([Run(0, p.model, p.start)], reads, Limits(3000, TOL), n, method):
         refused += sum(hasattr(event, "least") for event in events)
         if runs[0].final is None:
@@ -133,7 +133,7 @@ def main() -> None:
         )
         each = ", ".join(f"{value:.0f}" for value in needed)
         print(
-            f"| {name} | {np.nanmedian(needed):.0f} | {each} | {stopped:.0f} | {misses} | {sum(o.refused for o in outcomes)} |"
+            f"| {name} | {np.median(needed):.0f} | {each} | {stopped:.0f} | {misses} | {sum(o.refused for o in outcomes)} |"
         )
 
 
