@@ -220,7 +220,7 @@ class Mixture(Model):
 
     def stats_from_arrays(self, arrays: Mapping[str, Array]) -> MixtureStats:
         """Statistics from arrays by the names of their fields, laid out in memory as an E-step's: sums follow it."""
-        values: dict[str, Any] = {name: a if a.ndim else float(a) for name, a in arrays.items()}
+        values: dict[str, Any] = {name: a if np.ndim(a) else float(a) for name, a in arrays.items()}
         return self.stats_class(**values)
 
     def log_prior(self, params: Any) -> float:

@@ -101,6 +101,8 @@ def _pass(e: dict[str, Any]) -> str:
     refit = "refit, " if e.get("refit") else ""
     if e["final"]:
         return f"{refit}final pass  {figure}  {speed}"
+    if "free_energy_per_row" in e:  # one block of a sweep: its seconds say little of those of a pass
+        return f"iteration {e['iteration'] + 1:3d}  {figure}  {speed}"
     left = (e["max_iter"] - e["iteration"] - 1) * e["seconds"]
     going = f"  {e['running']} of {e['restarts']} fits go on" if e.get("restarts", 1) > 1 and "running" in e else ""
     return f"{refit}iteration {e['iteration'] + 1:3d}  {figure}  {speed}  at most {duration(left)} left{going}"

@@ -50,8 +50,9 @@ def pack(known: Known, runs: Sequence[Run]) -> State:
             arrays |= {f"{at}/history/{s}": np.array([getattr(entry, s) for entry in run.history]) for s in _SERIES}
         arrays[f"{at}/bound"] = np.array(run.bound)
         fold = run.fold
-        for i, stats in enumerate(() if fold is None else fold.kept):
-            arrays |= {f"{at}/fold/{i}/{name}": np.asarray(value) for name, value in vars(stats).items()}
+        if fold is not None and fold.kept:
+            named = [vars(stats) for stats in fold.kept]
+            arrays |= {f"{at}/fold/{name}": np.stack([fields[name] for fields in named]) for name in named[0]}
         facts["runs"].append(
             {
                 "fold": None if fold is None else {"kind": fold.kind, "steps": fold.steps, "kept": len(fold.kept)},
@@ -115,12 +116,11 @@ def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at
 def _unpack_fold(state: State, model: Model, at: str, facts: dict[str, Any] | None) -> Fold | None:
     if facts is None:
         return None
-    kept = []
+    path, kept = f"{at}/fold/", []
+    named = {n.removeprefix(path): a for n, a in state.arrays.items() if n.startswith(path)}
     for i in range(facts["kept"]):
         assert isinstance(model, Mixture)
-        path = f"{at}/fold/{i}/"
-        named = {n.removeprefix(path): a for n, a in state.arrays.items() if n.startswith(path)}
-        kept.append(model.stats_from_arrays(named))
+        kept.append(model.stats_from_arrays({name: array[i] for name, array in named.items()}))
     return Fold(facts["kind"], facts["steps"], tuple(kept))
 
 
