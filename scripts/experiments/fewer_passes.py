@@ -5,7 +5,7 @@ Overlapping Gaussian clusters in memory, full covariances, several seeds; every 
 Each read of a block, and of a leap that is refused, counts as its share of the rows; looking at the log-likelihood
 to see whether the goal is reached does not. A run that ends lower than the goal is a miss.
 
-    scripts/fewer_passes.py [--seeds 8] [--rows 4000]
+    scripts/experiments/fewer_passes.py [--seeds 8] [--rows 4000]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
