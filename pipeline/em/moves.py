@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.em.folds import Method
 from pipeline.em.loop import EStep, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
@@ -24,6 +25,7 @@ from pipeline.models.base import Model
 from pipeline.models.stats import Array, Rows
 
 T = TypeVar("T")
+LEAPS = Method(accelerated=True)
 MOST_SPLITS = 8  # in one round; halved when a round fails
 ROUNDING = 1e-9  # of the objective: a smaller gain is none
 LEAST_SHARE = 0.05  # of a row, for it to take part in the fit of a split
@@ -109,7 +111,7 @@ def settle_all(runs: Sequence[Run], rows: HeldRows, limits: Limits) -> list[Run]
         return rows.sum_over([replace(job, final=False) for job in jobs])  # nobody looks at exemplars of a sample
 
     current = list(runs)
-    for after, _ in em(runs, evaluate, limits, rows.n_rows):
+    for after, _ in em(runs, evaluate, limits, rows.n_rows, LEAPS):
         current = after
     return current
 
@@ -128,7 +130,9 @@ def improve(run: Run, rows: HeldRows, limits: Limits) -> tuple[Run, list[int]]:
         tried = _breathe(run, rows, splits, many)
         if tried is None:
             break
-        run, trial = settle_all([replace(run, final=None, stop_reason=None, history=()), tried], rows, limits)
+        run, trial = settle_all(
+            [replace(run, final=None, stop_reason=None, history=(), fold=None), tried], rows, limits
+        )
         if trial.objective > run.objective + ROUNDING * abs(run.objective) and crowded(trial) <= crowded(run):
             run = replace(trial, restart=run.restart)
             moved.append(many)
