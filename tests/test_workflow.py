@@ -219,13 +219,14 @@ def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
     workflow.resume(tmp_path / "run")
     assert results(tmp_path / "run") == results(tmp_path / "one")
     found = workflow.open_run(tmp_path / "run")
-    assert found.attrs["converged"] and "left to gain" in found.attrs["stop_reason"]
+    assert found.attrs["converged"]
     assert set(np.asarray(found.phase)) == {"squarem"} | ({method} - {"auto"})
     last = found.isel(iteration=-1)
-    assert last.left < 1e-2 and last.fisher_norm < np.sqrt(2e-2)
+    assert last.fisher_norm < np.sqrt(2e-2)
+    assert ("left to gain" in found.attrs["stop_reason"]) == bool(np.isfinite(last.left))
     passes = [event for event in read_events(tmp_path / "one" / "events.jsonl") if event["event"] == "pass"]
     assert sum(event["rows"] for event in passes) == int(found.rows.sum()) + len(blobs())
-    assert passes[-1]["left"] == float(last.left)
+    assert passes[-1]["fisher_norm"] == float(last.fisher_norm)
 
 
 def test_the_number_of_restarts_is_kept_through_a_resume(tmp_path, data):
