@@ -32,7 +32,6 @@ LEAST_SHARE = 0.05  # of a row, for it to take part in the fit of a split
 SPLIT_ROWS = 4096  # of one component that the fit of a split looks at
 SPLIT_STEPS = 4
 WIDE_STEPS = 4  # with more components than asked for
-MOST_ROUNDS = 50  # that are accepted, on one rung
 MARGIN = 4  # times the rows below which a component is collapsed: no move may end with fewer
 
 
@@ -116,16 +115,18 @@ def settle_all(runs: Sequence[Run], rows: HeldRows, limits: Limits) -> list[Run]
     return current
 
 
-def improve(run: Run, rows: HeldRows, limits: Limits) -> tuple[Run, list[int]]:
+def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) -> tuple[Run, list[int]]:
     """Rounds of moves until none helps; the run, and how many components each accepted one moved.
 
-    run : settled on these rows.  limits : of the settling after a move. The run goes on settling beside each trial, under
+    run : settled on these rows.  budget : rows that may be read before the last round begins.
+    limits : of the settling after a move. The run goes on settling beside each trial, under
     the same limits: a trial that comes back to the same hill, farther up, is no better.
     """
     moved: list[int] = []
     many = min(MOST_SPLITS, run.model.n_components)
     splits: list[Split] | None = None
-    while many and len(moved) < MOST_ROUNDS:
+    end = rows.read[0] + budget
+    while many and rows.read[0] < end:
         splits = splits or _splits(run.model, run.params, rows)
         tried = _breathe(run, rows, splits, many)
         if tried is None:

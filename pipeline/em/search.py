@@ -25,6 +25,7 @@ GROWTH = 4  # of a rung over the one below
 ROWS_PER_COMPONENT = 64  # of the lowest rung, at least
 LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
 STARTS = 4
+PASSES = 64  # over all held rows, as many rows may be read on one rung before the last round of moves begins
 FIRST_STEPS, STEPS = 20, 12  # of EM on a rung, and after each round of moves
 TOL = 1e-4  # nats a row, of these
 CENTERS_ROWS = 2**15  # that K-means climbs to where it only starts another family
@@ -92,7 +93,7 @@ class Search:
             best = max(settle_all(runs, rung, Limits(FIRST_STEPS, tol)), key=lambda run: run.objective)
             moved: list[int] = []
             if self.moves:
-                best, moved = improve(best, rung, Limits(STEPS, tol))
+                best, moved = improve(best, rung, Limits(STEPS, tol), PASSES * rows.n_rows)
             self.tell(Rung(model.family, size, rows.read[0] - before, len(starts), moved, best.objective / size))
             starts = [best.params]
         return starts[0]
