@@ -37,11 +37,11 @@ def write_rows(path: Path, x: np.ndarray, rows: int = 100) -> Path:
 
 
 def settings(rows: Path, /, **changes: Any) -> dict[str, Any]:
-    """A short Gaussian job on a .npy or zarr store; `changes` are sections whose keys replace the defaults."""
+    """A short Gaussian job on a .npy or zarr store, by plain EM; `changes` are sections whose keys replace the defaults."""
     plain: dict[str, Any] = {
         "data": {"source": "npy" if rows.suffix == ".npy" else "zarr", "path": str(rows)},
         "model": {"n_components": 3, "covariance_type": "diag"},
-        "fit": {"max_iter": 6, "tol": 0, "init": "k-means++"},
+        "fit": {"method": "em", "max_iter": 6, "tol": 0, "init": "k-means++"},
         "output": {},
     }
     for section, value in changes.items():

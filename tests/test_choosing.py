@@ -87,10 +87,10 @@ NO_LABELS = {"labels": False}
 FIT = {"n_init": 2, "tol": 1e-3, "max_iter": 30, "random_state": 4}
 
 
-@pytest.mark.parametrize("init", ["k-means||", "random"])
-def test_candidates_are_what_each_would_be_alone(tmp_path, data, init):
+@pytest.mark.parametrize(("init", "method"), [("k-means||", "em"), ("random", "em"), ("k-means||", "auto")])
+def test_candidates_are_what_each_would_be_alone(tmp_path, data, init, method):
     """Each of several candidates has the bits of the job that fits it alone, restarts, start and sample included."""
-    fit = {**FIT, "init": init}
+    fit = {**FIT, "init": init, "method": method}
     workflow.run(job(data, model=SEVERAL, fit=fit, output=NO_LABELS), tmp_path / "all")
     together = models(tmp_path / "all")
     assert list(together) == list(EACH)

@@ -118,9 +118,8 @@ def settle_all(runs: Sequence[Run], rows: HeldRows, limits: Limits) -> list[Run]
 def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) -> tuple[Run, list[int]]:
     """Rounds of moves until none helps; the run, and how many components each accepted one moved.
 
-    run : settled on these rows.  budget : rows that may be read before the last round begins.
-    limits : of the settling after a move. The run goes on settling beside each trial, under
-    the same limits: a trial that comes back to the same hill, farther up, is no better.
+    run : settled on these rows.  limits : of the settling after a move.
+    budget : rows that may be read before the last round begins.
     """
     moved: list[int] = []
     many = min(MOST_SPLITS, run.model.n_components)
@@ -131,16 +130,21 @@ def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) ->
         tried = _breathe(run, rows, splits, many)
         if tried is None:
             break
-        run, trial = settle_all(
-            [replace(run, final=None, stop_reason=None, history=(), fold=None), tried], rows, limits
-        )
-        if trial.objective > run.objective + ROUNDING * abs(run.objective) and crowded(trial) <= crowded(run):
-            run = replace(trial, restart=run.restart)
+        (trial,) = settle_all([tried], rows, limits)
+        if trial.objective > _in_reach(run, limits.max_iter) and crowded(trial) <= crowded(run):
+            run, splits = trial, None
             moved.append(many)
-            splits = None
         else:
             many //= 2
     return run, moved
+
+
+def _in_reach(run: Run, steps: int) -> float:
+    """The objective that a run would at most have after some more steps: each gains no more than the one before. To come
+    back to the same hill, farther up, is no gain.
+    """
+    last = run.objective - run.history[-1].objective
+    return run.objective + steps * max(last, 0.0) + ROUNDING * abs(run.objective)
 
 
 def crowded(run: Run) -> int:
@@ -162,7 +166,7 @@ def _breathe(run: Run, rows: HeldRows, splits: list[Split], many: int) -> Run | 
         costs = rows.sum_over([RemovalCosts(wide, params)])[0]
         kept = _needed(costs[0], costs[1:], wide.n_components - k)
         wide, params = _only(wide, params, kept)
-    return Run(run.restart + 1, model, params)
+    return Run(run.restart, model, params)
 
 
 def _splits(model: Model, params: Any, rows: HeldRows) -> list[Split]:
