@@ -131,7 +131,8 @@ def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) ->
         if tried is None:
             break
         (trial,) = settle_all([tried], rows, limits)
-        if trial.objective > _in_reach(run, limits.max_iter) and crowded(trial) <= crowded(run):
+        run, risen = _compared(run, trial, rows, limits)
+        if risen and crowded(trial) <= crowded(run):
             run, splits = trial, None
             moved.append(many)
         else:
@@ -139,12 +140,17 @@ def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) ->
     return run, moved
 
 
-def _in_reach(run: Run, steps: int) -> float:
-    """The objective that a run would at most have after some more steps: each gains no more than the one before. To come
-    back to the same hill, farther up, is no gain.
+def _compared(run: Run, trial: Run, rows: HeldRows, limits: Limits) -> tuple[Run, bool]:
+    """The run, and whether the trial is on a higher hill: to come back to the same one, farther up, is no gain.
+
+    Where the run might come as high in as many steps, each gaining no more than its last, it is given them.
     """
+    gap = trial.objective - run.objective
     last = run.objective - run.history[-1].objective
-    return run.objective + steps * max(last, 0.0) + ROUNDING * abs(run.objective)
+    if 0 < gap <= limits.max_iter * last:
+        (run,) = settle_all([replace(run, final=None, stop_reason=None, history=(), fold=None)], rows, limits)
+        gap = trial.objective - run.objective
+    return run, gap > ROUNDING * abs(run.objective)
 
 
 def crowded(run: Run) -> int:

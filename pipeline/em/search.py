@@ -25,7 +25,8 @@ GROWTH = 4  # of a rung over the one below
 ROWS_PER_COMPONENT = 64  # of the lowest rung, at least
 LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
 STARTS = 4
-PASSES = 24  # over all held rows, as many rows may be read on one rung before the last round of moves begins
+PASSES = 24  # over all held rows: so many rows may be read on one rung before the last round of moves begins
+FEW_ROWS = 2**16  # held rows that are fewer count as so many: they are soon read
 FIRST_STEPS, STEPS = 20, 12  # of EM on a rung, and after each round of moves
 TOL = 1e-4  # nats a row, of these
 CENTERS_ROWS = 2**15  # that K-means climbs to where it only starts another family
@@ -93,7 +94,7 @@ class Search:
             best = max(settle_all(runs, rung, Limits(FIRST_STEPS, tol)), key=lambda run: run.objective)
             moved: list[int] = []
             if self.moves:
-                best, moved = improve(best, rung, Limits(STEPS, tol), PASSES * rows.n_rows)
+                best, moved = improve(best, rung, Limits(STEPS, tol), PASSES * max(rows.n_rows, FEW_ROWS))
             self.tell(Rung(model.family, size, rows.read[0] - before, len(starts), moved, best.objective / size))
             starts = [best.params]
         return starts[0]
