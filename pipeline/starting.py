@@ -92,7 +92,8 @@ def _searched(job: Job, known: Known, runs: list[Run], drawn: Drawn) -> list[Run
     """The runs with parameters that a search has found, one after the other, each on the rows that it would hold alone."""
     config, fit = job.config, job.config.fit
     rows, found = drawn.rows(known.affine), []
-    moves = fit.moves == "auto" and fit.init not in ("explicit", "labels")  # there components keep their meaning
+    # Given components keep their meaning, and held weights their places.
+    movable = fit.init not in ("explicit", "labels") and "weights" not in config.model.fixed
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(min(job.engine.workers, cores)) as threads:
         held = HeldRows(rows.x, rows.weight, threads)
@@ -106,6 +107,14 @@ def _searched(job: Job, known: Known, runs: list[Run], drawn: Drawn) -> list[Run
                 job.log("rung", **of, **rung._asdict())
 
             seed = fit.random_state + SEED_STEP * run.restart
-            search = Search(fit.init, moves, seed, _own(job, known, run.candidate), own, job.chunks.n_rows, tell)
+            search = Search(
+                fit.init,
+                movable and fit.moves == "auto",
+                seed,
+                _own(job, known, run.candidate),
+                own,
+                job.chunks.n_rows,
+                tell,
+            )
             found.append(replace(run, params=search(run.model, run.params), rungs=tuple(rungs)))
     return found

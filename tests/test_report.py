@@ -441,6 +441,21 @@ def test_a_choice_is_told(plane: Path, tmp_path: Path) -> None:
     assert 'id="choice"' not in (plane / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_search_for_the_start_is_told(plane: Path, tmp_path: Path) -> None:
+    """A line for each rung, with what was moved on it; no section where there was no search."""
+    run = dense_run(tmp_path / "run")
+    rung = {"family": "kmeans", "rows": 1250, "read": 9000, "starts": 4, "moved": [], "objective": -2.5}
+    climbed = [rung, {**rung, "family": "gaussian", "rows": 5000, "starts": 1, "moved": [8, 2], "objective": -3.25}]
+    zarr.open_group(run / "model.zarr").attrs["search"] = climbed
+    page = write_report(run).read_text(encoding="utf-8")
+    section = page[page.index('<section id="search">') :].split("</section>")[0]
+    lines = [re.sub(r"<[^>]*>", " ", line) for line in section.split("<tbody>")[1].split("<tr")[1:]]
+    assert len(lines) == 2
+    assert all(text in lines[0] for text in ("1,250", "K-means", "none", "2.5"))
+    assert all(text in lines[1] for text in ("5,000", "Gaussian mixture", "8, 2", number(-3.25, 8)))
+    assert 'id="search"' not in (plane / "report.html").read_text(encoding="utf-8")
+
+
 def test_held_out_rows_and_types_are_told(tmp_path: Path) -> None:
     """Candidates of several types have a line each in table and chart; held-out figures say which rows they are of."""
     page = write_report(choice_run(tmp_path / "run", ("full", "tied"), heldout=True)).read_text(encoding="utf-8")
