@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.feature_extraction.image import extract_patches_2d
 
 from pipeline.config import Data
-from pipeline.data import counts, files, images, source, synthetic
+from pipeline.data import counts, files, images, source, stores, synthetic
 from pipeline.data.column import RowColumn
 from pipeline.data.images import patch_basis
 from pipeline.data.opening import open_source
@@ -119,6 +119,37 @@ def test_xarray_dataset(tmp_path: Path) -> None:
         dataset.to_zarr(tmp_path / "p.zarr", mode="w", consolidated=False, encoding={"x": encoding})
         with pytest.raises(InputError, match="expected plain values"):
             opened(source="zarr", path=tmp_path / "p.zarr", variable="x")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_next_chunk_is_asked_for_while_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    """The system is told which files come next; one that is absent is an error for its reader alone."""
+    monkeypatch.setattr(source, "TARGET_BYTES", 400)
+    x = np.arange(300.0).reshape(60, 5)
+    shards = {"shards": (20, 5)} if sharded else {}
+    array = zarr.create_array(tmp_path / "x.zarr", shape=x.shape, chunks=(10, 5), dtype=x.dtype, **shards)
+    array[:] = x
+    asked: list[str] = []
+    monkeypatch.setattr(
+        stores.os, "posix_fadvise", lambda file, *_: asked.append(stores.os.readlink(f"/proc/self/fd/{file}"))
+    )
+    rows = open_source(Data(source="zarr", path=str(tmp_path / "x.zarr")))
+    step = 20 if sharded else 10
+    for i in range(rows.n_chunks):
+        asked.clear()
+        np.testing.assert_array_equal(rows.read(i), x[rows.bounds[i] : rows.bounds[i + 1]])
+        start, stop = rows.bounds[i + 1], min(2 * rows.bounds[i + 1] - rows.bounds[i], len(x))
+        expected = [expected_key(array, j) for j in range(start // step, -(-stop // step))]
+        assert asked == [str(tmp_path / "x.zarr" / key) for key in expected]
+    (tmp_path / "x.zarr" / expected_key(array, 1)).unlink()
+    np.testing.assert_array_equal(rows.read(0), x[: rows.bounds[1]])
+
+
+def expected_key(array: Any, j: int) -> str:
+    """The file of the j-th stored chunk."""
+    return str(array.metadata.encode_chunk_key((j, 0)))
 
 
 @pytest.mark.usefixtures("small_chunks")

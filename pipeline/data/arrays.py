@@ -30,7 +30,8 @@ class ZarrSource(Source):
 
     def read(self, i: int) -> np.ndarray:
         """Chunk i, see `Source.read`."""
-        return native(self._place.read(int(self.bounds[i]), int(self.bounds[i + 1])), self.dtype)
+        start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
+        return native(self._place.read(start, stop, then=stop - start), self.dtype)
 
     def object_sizes(self) -> list[int]:
         """Bytes of each stored chunk."""

@@ -8,7 +8,8 @@ says that absent chunks are meant (`missing_chunks: fill`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -69,14 +70,18 @@ class ZarrPlace:
                 "Check data.path and data.variable."
             ) from error
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Entries start:stop along the first axis; StorageError naming the stored chunk that is missing or damaged."""
+    def read(self, start: int, stop: int, then: int = 0) -> np.ndarray:
+        """Entries start:stop along the first axis; StorageError naming the stored chunk that is missing or damaged.
+
+        then : entries after these that are likely to be read next: the disk may fetch them while these are decoded.
+        """
         try:
             array = self.open()
         except Exception as error:
             raise damaged(str(self), f"it could be opened before and now {type(error).__name__}: {error}") from error
         if array.shape[0] < stop:
             raise damaged(f"{self}, {start}:{stop}", f"it has shrunk to shape {array.shape}")
+        self._announce(array, stop, min(stop + then, array.shape[0]))
         try:
             return np.asarray(array[start:stop])
         except StorageError:
@@ -84,12 +89,22 @@ class ZarrPlace:
         except Exception as error:
             raise damaged(self._name_damage(array, start, stop), f"{type(error).__name__}: {error}") from error
 
+    def _announce(self, array: Any, start: int, stop: int) -> None:
+        """Have the system fetch files into its cache, without waiting; nothing where it has no such call."""
+        if is_url(self.path) or not hasattr(os, "posix_fadvise"):
+            return
+        for where in _stored(array, start, stop):
+            with suppress(OSError):  # absent or unreadable: that is for the one who reads it to say
+                file = os.open(os.path.join(self.path, self.name, array.metadata.encode_chunk_key(where)), os.O_RDONLY)
+                try:
+                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(file)
+
     def _name_damage(self, array: Any, start: int, stop: int) -> str:
         """Which of the chunks under start:stop does not decode: the error of a whole read does not tell."""
         steps = array.shards or array.chunks
-        ranges = [range(start // steps[0], -(-stop // steps[0]))]
-        ranges += [range(-(-size // step)) for size, step in zip(array.shape[1:], steps[1:], strict=True)]
-        for where in product(*ranges):
+        for where in _stored(array, start, stop):
             try:
                 array[tuple(slice(w * step, (w + 1) * step) for w, step in zip(where, steps, strict=True))]
             except Exception:
@@ -110,6 +125,14 @@ class ZarrPlace:
                 names = (os.path.join(folder, name) for folder, _, files in os.walk(top) for name in files)
                 sizes = {name: os.path.getsize(name) for name in names}
         return [int(sizes[key]) for key in sorted(sizes) if key.rsplit("/", 1)[-1] not in _METADATA]
+
+
+def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:
+    """Where the stored chunks (or shards) under start:stop are in their grid."""
+    steps = array.shards or array.chunks
+    ranges = [range(start // steps[0], -(-stop // steps[0]))] if stop > start else [range(0)]
+    ranges += [range(-(-size // step)) for size, step in zip(array.shape[1:], steps[1:], strict=True)]
+    return product(*ranges)
 
 
 def listing(group: zarr.Group) -> str:
