@@ -91,9 +91,8 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     # Rows for the search are drawn, then put in order: for a moment they are held twice.
     held = 2 * draw_rows(chunks, max(model.n_components)) * row_bytes(chunks) if searches(config) else 0
     kept = 0 if model.family == "kmeans" else _KEPT[config.fit.method]  # statistics between two passes
-    driver = (
-        (8 + 2 * kept) * statistics * n_init + 3 * (square + sample) + held
-    )  # once more while a checkpoint is written
+    # What is kept is there once more while a checkpoint is written.
+    driver = (8 + 2 * kept) * statistics * n_init + 3 * (square + sample) + held
     errors = 0
     if config.output.standard_errors:
         learned = learns_covariances(config)

@@ -54,8 +54,12 @@ def starts(job: Job, known: Known, given: Given, drawn: Drawn | None) -> list[Ru
     config, fit = job.config, job.config.fit
     began = time.perf_counter()
     models = models_of(config, known)
+    if searches(config) and drawn is None:
+        (drawn,) = replace(job, chunks=job.chunks.raw()).sums()(_draws(job))
+    if drawn is not None and not _is_enough(job, drawn):
+        drawn = None
     found: list[list[Any]]
-    if searches(config) and given == Given():
+    if drawn is not None and given == Given():
         found = [[None] * fit.n_init for _ in models]
     else:
         own = [_own(job, known, i) for i in range(len(models))]
@@ -69,9 +73,7 @@ def starts(job: Job, known: Known, given: Given, drawn: Drawn | None) -> list[Ru
         for i, each in enumerate(found)
         for restart, params in enumerate(each)
     ]
-    if searches(config):
-        if drawn is None:
-            (drawn,) = replace(job, chunks=job.chunks.raw()).sums()(_draws(job))
+    if drawn is not None:
         runs = _searched(job, known, runs, drawn)
     job.log("init", method=fit.init, seconds=time.perf_counter() - began)
     return runs
@@ -88,17 +90,25 @@ def _draws(job: Job) -> list[Draw]:
     return [Draw(held_share(config, job.chunks), config.fit.random_state)] if searches(config) else []
 
 
+def _is_enough(job: Job, drawn: Drawn) -> bool:
+    """Whether every candidate has a row for each component: with long rows, or few of positive weight, it may have none."""
+    return all(
+        drawn.below(held_share(candidate, job.chunks)) >= max(candidate.model.n_components)
+        for candidate in job.config.candidates()
+    )
+
+
 def _searched(job: Job, known: Known, runs: list[Run], drawn: Drawn) -> list[Run]:
     """The runs with parameters that a search has found, one after the other, each on the rows that it would hold alone."""
     config, fit = job.config, job.config.fit
-    rows, found = drawn.rows(known.affine), []
+    held, found = drawn.rows(known.affine), []
     # Given components keep their meaning, and held weights their places.
     movable = fit.init not in ("explicit", "labels") and "weights" not in config.model.fixed
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(min(job.engine.workers, cores)) as threads:
-        held = HeldRows(rows.x, rows.weight, threads)
+        rows = HeldRows(*held, threads)
         for run in runs:
-            own = held.head(rows.below(held_share(config.candidates()[run.candidate], job.chunks)))
+            own = rows.head(drawn.below(held_share(config.candidates()[run.candidate], job.chunks)))
             rungs: list[Rung] = []
 
             def tell(rung: Rung, run: Run = run, rungs: list[Rung] = rungs) -> None:

@@ -13,6 +13,7 @@ import zarr
 
 import pipeline
 from pipeline import workflow
+from pipeline.data import draw
 from pipeline.data.chunks import Chunk
 from pipeline.em import folds
 from pipeline.engine import memory
@@ -219,6 +220,21 @@ def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
     passes = [event for event in read_events(tmp_path / "one" / "events.jsonl") if event["event"] == "pass"]
     assert sum(event["rows"] for event in passes) == int(found.rows.sum()) + len(blobs())
     assert passes[-1]["fisher_norm"] == float(last.fisher_norm)
+
+
+def test_too_few_drawn_rows_are_no_search(tmp_path, data, monkeypatch):
+    """With fewer than one for each component the start is as asked, through a resume too."""
+    fit = {"method": "auto", "tol": 1e-2, "max_iter": 40}
+    monkeypatch.setattr(draw, "HELD_ROWS", 1)
+    monkeypatch.setattr(draw, "HELD_ROWS_PER_COMPONENT", 0)
+    workflow.run(job(data, fit=fit), tmp_path / "few")
+    assert workflow.open_run(tmp_path / "few").attrs["search"] == []
+    interrupted(job(data, fit=fit), tmp_path / "run", "init")
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "few")
+    monkeypatch.undo()
+    workflow.run(job(data, fit=fit), tmp_path / "many")
+    assert workflow.open_run(tmp_path / "many").attrs["search"]
 
 
 def test_the_number_of_restarts_is_kept_through_a_resume(tmp_path, data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -32,28 +32,19 @@ class Drawn:
     def __add__(self, other: Drawn) -> Drawn:
         return Drawn(self.key + other.key, self.x + other.x, self.weight + other.weight)
 
-    def rows(self, affine: Affine | None) -> Rowed:
-        """All of them, mapped, by increasing key."""
-        keys = np.concatenate(self.key) if self.key else np.zeros(0)
-        order = np.argsort(keys, kind="stable")
+    def below(self, share: float) -> int:
+        """How many rows a draw of this share, at most that of this one, would have."""
+        return sum(int((key < share).sum()) for key in self.key)
+
+    def rows(self, affine: Affine | None) -> tuple[Rows, Array | None]:
+        """(m, d) mapped rows by increasing key, m > 0, and their weights (m,), None for ones."""
+        order = np.argsort(np.concatenate(self.key), kind="stable")
         weight = np.concatenate(self.weight)[order]
         if sp.issparse(self.x[0]):
             x: Rows = sp.csr_array(sp.vstack(self.x))[order]
         else:
             x = _gathered(self.x, order, affine)
-        return Rowed(keys[order], x, None if (weight == 1.0).all() else weight)
-
-
-class Rowed(NamedTuple):
-    """key : (m,), increasing.  x : (m, d).  weight : (m,), or None for ones."""
-
-    key: Array
-    x: Rows
-    weight: Array | None
-
-    def below(self, share: float) -> int:
-        """How many rows a draw of this share would have."""
-        return int(np.searchsorted(self.key, share))
+        return x, None if (weight == 1.0).all() else weight
 
 
 @dataclass(frozen=True)

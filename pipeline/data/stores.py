@@ -91,7 +91,7 @@ class ZarrPlace:
 
     def _announce(self, array: Any, start: int, stop: int) -> None:
         """Have the system fetch files into its cache, without waiting; nothing where it has no such call."""
-        if is_url(self.path) or not hasattr(os, "posix_fadvise"):
+        if start >= stop or is_url(self.path) or not hasattr(os, "posix_fadvise"):
             return
         for where in _stored(array, start, stop):
             with suppress(OSError):  # absent or unreadable: that is for the one who reads it to say
@@ -130,7 +130,7 @@ class ZarrPlace:
 def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:
     """Where the stored chunks (or shards) under start:stop are in their grid."""
     steps = array.shards or array.chunks
-    ranges = [range(start // steps[0], -(-stop // steps[0]))] if stop > start else [range(0)]
+    ranges = [range(start // steps[0], -(-stop // steps[0]))]
     ranges += [range(-(-size // step)) for size, step in zip(array.shape[1:], steps[1:], strict=True)]
     return product(*ranges)
 

@@ -99,10 +99,8 @@ def counts_pass(
     entropy = 0.0
     for start in range(0, n, TILE):
         stop = min(start + TILE, n)
-        joint, ends = (
-            tile[: stop - start],
-            indptr[start : stop + 1],
-        )  # whole lines: contiguous, so that loops are vectors
+        joint = tile[: stop - start]  # whole lines: contiguous, so that loops are vectors
+        ends = indptr[start : stop + 1]
         log_joint_counts(data, indices, ends, constant[start:stop], log_weights, log_prob, joint)
         for t in range(stop - start):
             possible[t] = joint[t, :k_total].max() > -np.inf

@@ -10,7 +10,7 @@ M-step then maximizes free energy + log prior in closed form: kappa rows at m jo
     diag       sigma²_k = its diagonal                                                       / (nu + N_k + 3)
     spherical  sigma²_k = (trace Lambda / d + trace of the rest)                             / (nu + (N_k + 1) d + 2)
 
-[Fraley and Raftery 2007, sec. 3-4; table 2 as corrected in their Technical Report 486, 2009]
+[after Fraley and Raftery 2007, sec. 3-4; the M-step is derived from the densities above]
 """
 
 from __future__ import annotations

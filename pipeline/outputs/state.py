@@ -91,7 +91,7 @@ def unpack_runs(state: State, models: Sequence[Model]) -> list[Run]:
 
 
 def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at: str) -> Run:
-    candidate = facts.get("candidate", 0)
+    candidate = facts["candidate"]
     model = models[candidate]
     named = {n.rpartition("/")[2]: a for n, a in state.arrays.items() if n.startswith(f"{at}/params/")}
     history = tuple(_entry(state, at, t, phase) for t, phase in enumerate(facts["phases"]))
@@ -109,7 +109,7 @@ def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at
         stop_reason=facts["stop_reason"],
         rungs=tuple(Rung(*rung) for rung in facts["rungs"]),
         candidate=candidate,
-        refit=facts.get("refit", False),
+        refit=facts["refit"],
     )
 
 

@@ -7,7 +7,7 @@
     scripts/experiments/better_optima.py reads                  reads until within 1e-3 nats a row of plain EM's limit
 
 Real data are read from --data (default: $EM_SHARED, else ../shared/data). scikit-learn's mixtures are started by its own
-K-means and then fitted by our plain EM, which is the same to 1e-8 (tests/laws/test_sklearn.py) and takes less of a night; one
+K-means and then fitted by our plain EM, which is the same to 1e-8 (tests/laws/test_equality_sklearn.py) and takes less of a night; one
 run of each is scikit-learn's own, for its time.
 """
 
@@ -29,7 +29,7 @@ import numpy as np
 import pipeline
 from pipeline.config import validate
 
-DEVIATIONS = 1e-3  # nats a row
+NEAR = 1e-3  # nats a row
 SETS = {"s1": 15, "s2": 15, "a1": 20, "a2": 35, "dim032": 16, "birch1": 100}
 RUNS_KMEANS, RUNS_MIXTURE = 20, 10
 
@@ -161,7 +161,7 @@ def scikit_learn_seconds(x: np.ndarray, k: int) -> float:
 
 
 def reads(data: Path, folder: Path, seeds: int) -> Iterator[str]:
-    """From the same starts: passes of plain EM and of the default, all rows counted, until within DEVIATIONS of EM's limit."""
+    """From the same starts: passes of plain EM and of the default, all rows counted, until within NEAR of EM's limit."""
     for what, x, k in (("overlapping blobs", overlapping(), 8), ("patches, PCA 16", principal(patches(), 16)[::8], 20)):
         shares = []
         for seed in range(seeds):
@@ -175,11 +175,11 @@ def reads(data: Path, folder: Path, seeds: int) -> Iterator[str]:
             fit = {"init": "explicit", "init_path": str(folder / "start.npz")}
             plain, _ = fitted(folder, x, {"n_components": k}, {**fit, "method": "em", "max_iter": 3000, "tol": 1e-8})
             ours, _ = fitted(folder, x, {"n_components": k}, {**fit, "max_iter": 300, "tol": 1e-5})
-            limit = plain.attrs["final_log_likelihood"] / len(x) - DEVIATIONS
+            limit = plain.attrs["final_log_likelihood"] / len(x) - NEAR
             theirs, mine = _passes(plain, limit, len(x)), _passes(ours, limit, len(x))
             searched = sum(rung["read"] for rung in ours.attrs["search"]) / len(x)
             shares.append((searched + mine) / theirs)
-            end = ours.attrs["final_log_likelihood"] / len(x) - limit - DEVIATIONS
+            end = ours.attrs["final_log_likelihood"] / len(x) - limit - NEAR
             yield f"{what} seed {seed}: EM {theirs:.0f} passes, ours {searched:.2f} + {mine:.0f}; it ends {end:+.5f} from EM's limit"
         yield f"{what}: median {np.median(shares):.3f} of EM's reads; {sum(np.isinf(shares))} misses of {seeds}"
 

@@ -128,7 +128,7 @@ def statistics(model, x, resp):
 @examples(30)
 @given(seed=seeds)
 def test_m_step_is_the_table_of_fraley_and_raftery(covariance_type, seed):
-    """MAP estimates from any responsibilities are the closed forms of their table 2, written out row by row."""
+    """MAP estimates from any responsibilities are the closed forms of models/prior.py, written out row by row."""
     rng = np.random.default_rng(seed)
     problem = gaussian_problem(seed, max_offset=10.0)
     model, params = with_prior(problem, covariance_type, [PRIORS[0], *PRIORS[4:]][seed % 3], problem["sample_weight"])
