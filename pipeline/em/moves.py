@@ -140,6 +140,33 @@ def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) ->
     return run, moved
 
 
+def united(runs: Sequence[Run], rows: HeldRows, limits: Limits) -> list[Run]:
+    """Half as many runs: of each pair the better one, or what the components of both come to, the least needed left out.
+
+    runs : settled on these rows.  limits : of the settling.
+    """
+    pairs = list(zip(runs[::2], runs[1::2], strict=False))
+    joint = settle_all([_joint(a, b, rows) for a, b in pairs], rows, limits)
+    best = [_best([*pair, child]) for pair, child in zip(pairs, joint, strict=True)]
+    return [*best, *runs[2 * len(pairs) :]]
+
+
+def _best(runs: Sequence[Run]) -> Run:
+    """The highest, and of equals the first; one with components near collapse only if all have as many."""
+    return min(runs, key=lambda run: (crowded(run), -run.objective))
+
+
+def _joint(a: Run, b: Run, rows: HeldRows) -> Run:
+    """As many components as each has, chosen from those of both."""
+    model, k = a.model, a.model.n_components
+    ours, theirs = a.params.arrays(), b.params.arrays()
+    arrays = {
+        name: np.concatenate([ours[name], theirs[name]]) if _per_component(name, model) else ours[name] for name in ours
+    }
+    wide = replace(model, n_components=2 * k)  # type: ignore[type-var]
+    return Run(a.restart, model, _narrowed(wide, wide.params_from_arrays(_normalized(arrays)), k, rows))
+
+
 def _compared(run: Run, trial: Run, rows: HeldRows, limits: Limits) -> tuple[Run, bool]:
     """The run, and whether the trial is on a higher hill: to come back to the same one, farther up, is no gain.
 
@@ -168,11 +195,7 @@ def _breathe(run: Run, rows: HeldRows, splits: list[Split], many: int) -> Run | 
         return None
     wide = replace(model, n_components=k + len(chosen))  # type: ignore[type-var]
     params = settle(wide, _with_splits(model, wide, run.params, splits, chosen), rows, Limits(WIDE_STEPS, 0.0)).params
-    while wide.n_components > k:
-        costs = rows.sum_over([RemovalCosts(wide, params)])[0]
-        kept = _needed(costs[0], costs[1:], wide.n_components - k)
-        wide, params = _only(wide, params, kept)
-    return Run(run.restart, model, params)
+    return Run(run.restart, model, _narrowed(wide, params, k, rows))
 
 
 def _splits(model: Model, params: Any, rows: HeldRows) -> list[Split]:
@@ -249,6 +272,14 @@ def _with_splits(model: Model, wide: Model, params: Any, splits: Sequence[Split]
             arrays[name] = np.concatenate([arrays[name], halves[1:]])
     assert all(len(value) == k + len(chosen) for name, value in arrays.items() if _per_component(name, model))
     return wide.params_from_arrays(_normalized(arrays))
+
+
+def _narrowed(wide: Model, params: Any, k: int, rows: HeldRows) -> Any:
+    """Parameters of the k components that the others can least do without: the least needed are left out, some at a time."""
+    while wide.n_components > k:
+        costs = rows.sum_over([RemovalCosts(wide, params)])[0]
+        wide, params = _only(wide, params, _needed(costs[0], costs[1:], wide.n_components - k))
+    return params
 
 
 def _needed(cost: Array, heirs: Array, excess: int) -> Array:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.em.moves import HeldRows, improve, settle_all
+from pipeline.em.moves import HeldRows, improve, settle_all, united
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.models.base import Model
@@ -22,9 +22,10 @@ from pipeline.models.init import HardStart, Known, from_hard, initial_params
 from pipeline.models.kmeans import KMeans
 
 GROWTH = 4  # of a rung over the one below
-ROWS_PER_COMPONENT = 64  # of the lowest rung, at least
+ROWS_PER_COMPONENT, RUNG_ROWS = 64, 2**13  # of the lowest rung, at least: on fewer the hills are others
 LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
-STARTS = 4
+STARTS = 4  # at least
+KMEANS_CONTENDERS = 8  # on the highest rung: its passes are cheap, and its hills many
 PASSES = 24  # over all held rows: so many rows may be read on one rung before the last round of moves begins
 FEW_ROWS = 2**16  # held rows that are fewer count as so many: they are soon read
 FIRST_STEPS, STEPS = 20, 12  # of EM on a rung, and after each round of moves
@@ -63,50 +64,67 @@ class Search:
 
     def __call__(self, model: Model, given: Any = None) -> Any:
         """Parameters for the fit to start from. given : parameters for the search to start from."""
-        lowest = self.rows.head(rungs(model, self.rows.n_rows)[0])
         if given is not None:
-            starts = [given]
-        elif isinstance(model, KMeans) or sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
-            starts = self._starts(model, lowest)
-        else:
-            centers = self._centers(model, max(lowest.n_rows, CENTERS_ROWS))
-            starts = from_hard(model, lowest.sum_over([HardStart(model, centers)]))
-        return self._climb(model, starts, self.rows)
+            return self._climb(model, [given], self.rows)
+        if isinstance(model, KMeans) or sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
+            return self._climb(model, self._starts(model, self.rows), self.rows)
+        rows = self.rows.head(max(rungs(model, self.rows.n_rows)[0], CENTERS_ROWS))
+        centers = self._centers(model, rows)
+        lowest = self.rows.head(rungs(model, self.rows.n_rows)[0])
+        return self._climb(model, from_hard(model, lowest.sum_over([HardStart(model, centers)])), self.rows)
+
+    def _centers(self, model: Model, rows: HeldRows) -> Any:
+        """(k, d) centres by K-means on some rows, for another family to start from."""
+        kmeans = KMeans(model.n_components, model.shift, float(np.mean(self.known.variance)))
+        return self._climb(kmeans, self._starts(kmeans, rows), rows).centers
 
     def _starts(self, model: Model, rows: HeldRows) -> list[Any]:
-        return initial_params(model, self.init, STARTS, self.seed, self.known, rows.sum_over, None, None)
-
-    def _centers(self, model: Model, n_rows: int) -> Any:
-        """(k, d) centres by K-means on the first rows, for another family to start from."""
-        kmeans = KMeans(model.n_components, model.shift, float(np.mean(self.known.variance)))
-        rows = self.rows.head(n_rows)
-        lowest = rows.head(rungs(kmeans, rows.n_rows)[0])
-        return self._climb(kmeans, self._starts(kmeans, lowest), rows).centers
+        """Starts for the lowest rung."""
+        sizes = rungs(model, rows.n_rows)
+        many = max(STARTS, contenders(model, len(sizes)))
+        sums = rows.head(sizes[0]).sum_over
+        return initial_params(model, self.init, many, self.seed, self.known, sums, None, None)
 
     def _climb(self, model: Model, starts: Sequence[Any], rows: HeldRows) -> Any:
-        """The best of the starts on the lowest rung, settled and moved on each."""
+        """The one that comes of the starts: settled on each rung, united until few enough are left to climb, and moved."""
         tol = 0.0 if isinstance(model, KMeans) else TOL
-        for size in rungs(model, rows.n_rows):
+        sizes = rungs(model, rows.n_rows)
+        for above, size in enumerate(sizes, 1):
             if size == self.of and len(starts) == 1 and not self.moves:
                 break  # the fit itself does the same
             rung, before = rows.head(size), rows.read[0]
             runs = [Run(i, model, params) for i, params in enumerate(starts)]
-            best = max(settle_all(runs, rung, Limits(FIRST_STEPS, tol)), key=lambda run: run.objective)
+            runs = settle_all(runs, rung, Limits(FIRST_STEPS, tol))
+            if not self.moves:
+                runs = [max(runs, key=lambda run: run.objective)]
+            while len(runs) > max(1, contenders(model, len(sizes) - above)):
+                runs = united(runs, rung, Limits(STEPS, tol))
             moved: list[int] = []
-            if self.moves:
-                best, moved = improve(best, rung, Limits(STEPS, tol), PASSES * max(rows.n_rows, FEW_ROWS))
-            self.tell(Rung(model.family, size, rows.read[0] - before, len(starts), moved, best.objective / size))
-            starts = [best.params]
+            if self.moves and len(runs) == 1:
+                best, moved = improve(runs[0], rung, Limits(STEPS, tol), PASSES * max(rows.n_rows, FEW_ROWS))
+                runs = [best]
+            self.tell(Rung(model.family, size, rows.read[0] - before, len(starts), moved, runs[0].objective / size))
+            starts = [run.params for run in runs]
         return starts[0]
+
+
+def contenders(model: Model, n_rungs: int) -> int:
+    """How many begin to climb so many rungs: on each they cost as much as on the highest, where there are a few or one.
+
+    >>> contenders(KMeans(10, np.zeros(2)), 3)
+    128
+    """
+    highest = KMEANS_CONTENDERS if isinstance(model, KMeans) else 1
+    return highest * GROWTH ** (n_rungs - 1) if n_rungs else 0
 
 
 def rungs(model: Model, n_rows: int) -> list[int]:
     """Sizes of the rungs, the largest n_rows, the lowest enough for every component.
 
     >>> rungs(KMeans(10, np.zeros(2)), 50_000)
-    [782, 3125, 12500, 50000]
+    [12500, 50000]
     """
-    least = model.n_components * max(ROWS_PER_COMPONENT, LEAST_ROWS * model.least_rows)
+    least = max(RUNG_ROWS, model.n_components * max(ROWS_PER_COMPONENT, LEAST_ROWS * model.least_rows))
     sizes = [n_rows]
     while -(-sizes[-1] // GROWTH) >= least:
         sizes.append(-(-sizes[-1] // GROWTH))

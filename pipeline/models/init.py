@@ -271,11 +271,12 @@ def _multinomial(model: Multinomial, words: Array) -> MultinomialParams:
 
 
 def _tiles_to_centers(chunk: Any, centers: Array, shift: Array) -> Any:
-    """(rows, x, weight, nearest centre, D²) tile by tile; sparse rows are compared at unit length."""
-    for rows in tiles(chunk.x.shape[0], tile_height(len(shift), len(centers))):
-        x = _unit(chunk.x[rows]) if sp.issparse(chunk.x) else chunk.x[rows]
+    """(rows, x, weight, nearest centre, D²), for sparse rows tile by tile: they are compared, at unit length, by products."""
+    n = chunk.x.shape[0]
+    for rows in tiles(n, tile_height(len(shift), len(centers)) if sp.issparse(chunk.x) else n):
+        x = chunk.x[rows]
         weight = np.ones(x.shape[0]) if chunk.weight is None else chunk.weight[rows]
-        yield rows, chunk.x[rows], weight, *nearest(x, centers, shift)
+        yield rows, x, weight, *nearest(_unit(x), centers, shift)
 
 
 def _is_counts(model: Model) -> bool:

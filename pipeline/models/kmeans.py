@@ -146,10 +146,10 @@ class KMeans(Model):
             return float(np.sqrt(moved / np.float64(self.variance))) if moved > 0 else 0.0
 
     def assign(self, params: KMeansParams, x: Rows) -> Iterator[tuple[slice, Labels]]:
+        label, d2 = nearest(x, params.centers, self.shift)
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            label, d2 = nearest(x[rows], params.centers, self.shift)
-            log_resp = np.where(label[:, None] == np.arange(self.n_components), 0.0, -np.inf)
-            yield rows, Labels(label, d2, log_resp)
+            log_resp = np.where(label[rows, None] == np.arange(self.n_components), 0.0, -np.inf)
+            yield rows, Labels(label[rows], d2[rows], log_resp)
 
     def removal_costs(self, params: KMeansParams, x: Rows, weight: Array | None = None) -> tuple[Array, Array]:
         """How much farther the second nearest centre is, squared, summed over each centre's rows."""
