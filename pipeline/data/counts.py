@@ -115,18 +115,29 @@ def open_docword(data: Data) -> Source:
     The store is `<name>.csr.zarr` in data.cache or beside the input; it is used again while the input's size and
     SHA-256 are those it was made from.
     """
-    path = absolute(str(data.path))
-    with opening(path):
-        made_from = {
-            "source-bytes": stored_size(path, data.storage_options),
-            "source-sha256": sha256(path, data.storage_options),
-        }
-    store = f"{os.path.basename(path)}.csr.zarr"
-    folder = absolute(data.cache) if data.cache else os.path.dirname(path)
-    if not _made_from(os.path.join(folder, store), made_from):
-        _convert(path, data.storage_options, beside(path, data.cache) / store, made_from)
-    place = ZarrPlace(os.path.join(folder, store), {}, "error")
+    path, store = absolute(str(data.path)), _store(data)
+    made_from = _identity(path, data.storage_options)
+    if not _made_from(store, made_from):
+        _convert(path, data.storage_options, beside(path, data.cache) / os.path.basename(store), made_from)
+    place = ZarrPlace(store, {}, "error")
     return CsrSource(place, place.open_first(), data.vocabulary, document=True)
+
+
+def is_converted(data: Data) -> bool:
+    """Whether `open_docword` would find a store that it can use."""
+    return _made_from(_store(data), _identity(absolute(str(data.path)), data.storage_options))
+
+
+def _store(data: Data) -> str:
+    path = absolute(str(data.path))
+    return os.path.join(
+        absolute(data.cache) if data.cache else os.path.dirname(path), f"{os.path.basename(path)}.csr.zarr"
+    )
+
+
+def _identity(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    with opening(path):
+        return {"source-bytes": stored_size(path, options), "source-sha256": sha256(path, options)}
 
 
 def _made_from(store: str, made_from: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     """A predicted use of memory. All in bytes; workers : tasks at a time.
 
     per_task : one task's peak.  fixed : what does not grow with workers.  limit : what the job may use.
-    ahead : whether a task reads its next chunk while one computes.
+    ahead : whether a task reads its next chunk while one computes.  wanted : tasks at a time without the limit.
     """
 
     workers: int
@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     fixed: int
     limit: int
     ahead: bool
+    wanted: int
 
     @property
     def peak(self) -> int:
@@ -61,8 +62,7 @@ def plan(
 
     Raises InputError, with advice, when not even one fits.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cores if workers == "auto" else int(workers)
+    wanted = cores() if workers == "auto" else int(workers)
     allowed = int(0.6 * psutil.virtual_memory().available) if limit == "auto" else int(limit)
     fixed = IMPORTS + driver_bytes
     each = per_task + (WORKER_IMPORTS if processes else 0)
@@ -74,7 +74,12 @@ def plan(
         )
     running = min(wanted, fitting)
     ahead = fixed + running * (each + chunk_bytes) <= allowed
-    return Plan(running, each + chunk_bytes * ahead, fixed, allowed, ahead)
+    return Plan(running, each + chunk_bytes * ahead, fixed, allowed, ahead, wanted)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
