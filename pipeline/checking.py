@@ -145,14 +145,17 @@ def _nothing(chunk: Any) -> int:
 
 
 class Timer:
-    """Times jobs on a few chunks, with the engine of the run."""
+    """Times jobs on a few chunks, with the engine of the run.
+
+    ids, first : the timed chunks, and the first one of each worker.  overhead : seconds of a pass over chunks of nothing.
+    """
 
     def __init__(self, engine: Engine, chunks: Chunks, ahead: bool) -> None:
         """chunks : unmapped rows.  ahead : whether there is memory to read ahead."""
         self.engine, self.raw, self._ahead = engine, chunks, ahead and chunks.chunk_bytes() >= WORTH_BYTES
-        n, self.ids = chunks.n_chunks, sorted({i for shard in self._shards(TIMED_CHUNKS) for i in shard})
-        self.rows = int(np.diff(chunks.source.bounds)[self.ids].sum())
-        self._overhead = [self._seconds_of_nothing(n) for _ in range(2)][-1]
+        shards = self._shards(TIMED_CHUNKS)
+        self.ids, self.first = sorted({i for shard in shards for i in shard}), sorted({shard[0] for shard in shards})
+        self.overhead = [self._seconds_of_nothing(chunks.n_chunks) for _ in range(2)][-1]
 
     def _shards(self, timed: int) -> list[tuple[int, ...]]:
         n, w = self.raw.n_chunks, self.engine.workers
@@ -163,10 +166,9 @@ class Timer:
         self.engine.sum_over(cast(Chunks, _NoRows(n)), [_nothing])
         return time.perf_counter() - began
 
-    @property
-    def overhead(self) -> float:
-        """Seconds of a pass over chunks of nothing."""
-        return self._overhead
+    def rows_of(self, ids: Sequence[int]) -> int:
+        """Rows of some chunks."""
+        return int(np.diff(self.raw.source.bounds)[list(ids)].sum())
 
     def sum_over(self, chunks: Chunks, ids: Sequence[int]) -> Callable[[Sequence[Job]], list[Any]]:
         """What sums jobs over some chunks alone."""
@@ -210,11 +212,14 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
     profile.check(config.data.bad_rows)
     known = known_rows(profile, config.preprocess)
     mapped = chunks.known(known.affine, known.n_bad)
-    sums = lambda ids: without(units, timer.sum_over(mapped, ids))  # noqa: E731
+
+    def sums(ids: Sequence[int]) -> Callable[..., list[Any]]:
+        return without(units, timer.sum_over(mapped, ids))
+
     phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(look, units)))]
-    runs, passes, seconds = _starts(config, timer, known, given, sums)
+    runs, start = _starts(config, timer, known, given, sums)
     if not (searches(config) and given == Given()):
-        phases.append(Phase("start", passes, seconds * chunks.n_rows / timer.rows + passes * timer.overhead))
+        phases.append(start)
     warm, m_step_seconds = _warm(runs, sums(timer.ids), known)
     read_seconds = timer.pass_seconds(mapped, [])
     steps = [EStep(run.model, run.params) for run in warm]
@@ -265,17 +270,19 @@ def _wrapped(jobs: Sequence[Any], units: Units | None) -> list[Any]:
 
 def _starts(
     config: Config, timer: Timer, known: Known, given: Given, sums: Callable[..., Any]
-) -> tuple[list[Run], int, float]:
-    """Runs with starts from the timed chunks alone, passes that a start takes, and its seconds on these chunks."""
-    fit, models, passes = config.fit, models_of(config, known), 0
-
-    for ids in (timer.ids[:1], timer.ids):  # the first compiles kernels
-        began, passes = time.perf_counter(), 0
+) -> tuple[list[Run], Phase]:
+    """Runs that start from what one chunk of each worker says, and what such a start takes on all."""
+    fit, models = config.fit, models_of(config, known)
+    passes, reading, whole = 0, 0.0, 0.0
+    for ids in (timer.ids[:1], timer.first):  # the first time compiles kernels
+        passes, reading, began = 0, 0.0, time.perf_counter()
 
         def counted(jobs: Any, ids: Sequence[int] = ids) -> list[Any]:
-            nonlocal passes
-            passes += 1
-            return sums(ids)(jobs)
+            nonlocal passes, reading
+            passes, since = passes + 1, time.perf_counter()
+            found: list[Any] = sums(ids)(jobs)
+            reading += time.perf_counter() - since
+            return found
 
         own = [known.with_sample(sample_size(each, timer.raw.source.n_features)) for each in config.candidates()]
         each = [
@@ -283,9 +290,10 @@ def _starts(
             for model, k in zip(models, own, strict=True)
         ]
         found = in_step(each, counted)
-        seconds = time.perf_counter() - began
+        whole = time.perf_counter() - began
     runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(found) for r, params in enumerate(each)]
-    return runs, passes, max(0.0, seconds - passes * timer.overhead)
+    on_all = reading * timer.raw.n_rows / timer.rows_of(timer.first) + passes * timer.overhead
+    return runs, Phase("start", passes, on_all + whole - reading)
 
 
 def _warm(runs: list[Run], sums: Callable[..., list[Any]], known: Known) -> tuple[list[Run], float]:

@@ -53,7 +53,7 @@ def open_zarr(data: Data) -> Source:
     if isinstance(node, zarr.Group):
         encoding = node.attrs.get("encoding-type")
         if encoding == "csr_matrix":
-            return CsrSource(place, node, vocabulary=data.vocabulary)
+            return CsrSource(place, node, data.vocabulary, options=data.storage_options)
         if encoding == "csc_matrix":
             raise InputError(f"{place}: came stored by columns (csc_matrix), expected rows. Write it as csr_matrix.")
         tables = [name for name, array in node.arrays() if array.ndim == 2]

@@ -41,7 +41,9 @@ def open_source(data: Data) -> Source:
 
 def unconverted(data: Data, scratch: str) -> Data:
     """The same data where nothing may be written beside the input: what must still be converted goes to `scratch`."""
-    if "cache" not in _USES[data.source] or (data.source == "docword" and counts.is_converted(data)):
+    if "cache" not in _USES[data.source] or (data.cache is None and files.is_url(str(data.path))):
+        return data  # nothing to convert, or a refusal
+    if data.source == "docword" and counts.is_converted(data):
         return data
     return data.model_copy(update={"cache": scratch})
 
