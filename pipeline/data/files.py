@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import shutil
 import struct
@@ -27,7 +28,7 @@ from pipeline.errors import InputError, PipelineError, StorageError
 # gzip cannot seek: a read decompresses all that comes before it. Up to this many decompressed bytes (about eight
 # chunks, 0.2 s) that costs less than it is worth to avoid; a larger file is unpacked once, into data.cache.
 GZIP_BYTES = 64 * 2**20
-READ_AHEAD = 2**20  # bytes that a remote file reads beyond what it is asked for: s3fs alone would fetch 50 MiB
+BUFFER_BYTES = 2**20  # of a remote file: what small reads fetch at a time
 # What the messages of remote filesystems have in them, and what helps.
 _REMEDIES = {
     "credentials": "Give data.storage_options {key: …, secret: …}, or set them in the environment; as they are never "
@@ -60,7 +61,8 @@ def open_binary(path: str, options: Mapping[str, Any]) -> IO[bytes]:
         import fsspec
 
         filesystem, name = fsspec.core.url_to_fs(path, **options)
-        raw = filesystem.open(name, "rb", block_size=READ_AHEAD)
+        # s3fs alone would fetch 50 MiB more than each read asks for, and its lines have no limit.
+        raw = io.BufferedReader(filesystem.open(name, "rb", cache_type="none"), BUFFER_BYTES)
     else:
         raw = open(path, "rb")  # noqa: SIM115  # the caller closes it
     return _Unzipped(raw) if path.endswith(".gz") else raw  # type: ignore[return-value]  # a GzipFile is an IO[bytes]
