@@ -32,7 +32,7 @@ from pipeline.models.information import ScoreProducts
 from pipeline.models.init import in_step, starting
 from pipeline.models.kmeans import KMeans
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
-from pipeline.outputs.plan import size
+from pipeline.outputs.progress import size
 from pipeline.outputs.standard_errors import learns_covariances
 from pipeline.planning import held_share, sample_size, searches
 from pipeline.starting import draws, models_of, profile_job

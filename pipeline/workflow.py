@@ -88,7 +88,7 @@ def run(
             job.log(
                 "start",
                 **provenance.surroundings(engine.workers, chunks),
-                plan=planned._asdict() | {"peak": planned.peak},
+                plan=planned._asdict() | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()},
             )
             job, known, drawn = profiled(job)
             _begin(job, known, given, drawn)
