@@ -43,7 +43,7 @@ MOST_CHUNKS = 200
 TOO_MUCH = 0.2  # of a pass
 BOUND_BY_READING = 0.6  # of a pass
 SMALL_OBJECT = 2**20  # bytes; opening one takes as long as reading some hundred KiB
-WARM_ITERATIONS = 2  # of EM on the timed chunks, so that their parameters are not those of a start
+WARM_ITERATIONS = 10  # of EM on a few chunks: components narrow, and may then need a slower route than at the start
 
 
 @dataclass(frozen=True)
@@ -217,10 +217,11 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
         return without(units, timer.sum_over(mapped, ids))
 
     phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(look, units)))]
-    runs, start = _starts(config, timer, known, given, sums)
+    runs, start, loading = _starts(config, timer, known, given, sums)
+    phases.append(loading)
     if not (searches(config) and given == Given()):
         phases.append(start)
-    warm, m_step_seconds = _warm(runs, sums(timer.ids), known)
+    warm, m_step_seconds = _warm(runs, sums(timer.first), known)
     read_seconds = timer.pass_seconds(mapped, [])
     steps = [EStep(run.model, run.params) for run in warm]
     iteration = timer.pass_seconds(mapped, _wrapped(steps, units)) + m_step_seconds
@@ -270,11 +271,13 @@ def _wrapped(jobs: Sequence[Any], units: Units | None) -> list[Any]:
 
 def _starts(
     config: Config, timer: Timer, known: Known, given: Given, sums: Callable[..., Any]
-) -> tuple[list[Run], Phase]:
-    """Runs that start from what one chunk of each worker says, and what such a start takes on all."""
+) -> tuple[list[Run], Phase, Phase]:
+    """Runs that start from what one chunk of each worker says; what such a start takes on all, and what the first one
+    took to import libraries and to load or compile kernels.
+    """
     fit, models = config.fit, models_of(config, known)
-    passes, reading, whole = 0, 0.0, 0.0
-    for ids in (timer.ids[:1], timer.first):  # the first time compiles kernels
+    passes, reading, spent = 0, 0.0, [0.0]
+    for ids in (timer.ids[:1], timer.first):
         passes, reading, began = 0, 0.0, time.perf_counter()
 
         def counted(jobs: Any, ids: Sequence[int] = ids) -> list[Any]:
@@ -290,14 +293,15 @@ def _starts(
             for model, k in zip(models, own, strict=True)
         ]
         found = in_step(each, counted)
-        whole = time.perf_counter() - began
+        spent.append(time.perf_counter() - began)
     runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(found) for r, params in enumerate(each)]
     on_all = reading * timer.raw.n_rows / timer.rows_of(timer.first) + passes * timer.overhead
-    return runs, Phase("start", passes, on_all + whole - reading)
+    loading = Phase("loading", 0, max(0.0, spent[1] - spent[2]), "libraries and kernels, once")
+    return runs, Phase("start", passes, on_all + spent[2] - reading), loading
 
 
 def _warm(runs: list[Run], sums: Callable[..., list[Any]], known: Known) -> tuple[list[Run], float]:
-    """The runs some iterations on, on the timed chunks, and the seconds of their M-steps."""
+    """The runs some iterations on, on some chunks, and the seconds of their M-steps."""
     limits = Limits(WARM_ITERATIONS, 0.0)
     *_, (warm, _) = em(runs, sums, limits, known.n_rows)
     began = time.perf_counter()

@@ -46,13 +46,13 @@ class Plan(NamedTuple):
         return self.limit - self.peak
 
 
-def task_bytes(chunk_bytes: int, stats_bytes: int, tile_bytes: int, n_jobs: int) -> int:
+def task_bytes(chunk_bytes: int, n_rows: int, stats_bytes: int, tile_bytes: int, n_partials: int) -> int:
     """Peak of one task: a chunk while it is decoded, preprocessed and cut, tiles, and the statistics of a shard.
 
-    Decoding holds the stored bytes, the decoded chunk and its copy; a binary counter holds up to a handful of
-    partial sums for each job.
+    Decoding holds the stored bytes, the decoded chunk and its copy; each of the chunk's n_rows has a label, a score and
+    a density; stats_bytes are those of all jobs, of which n_partials are held at a time.
     """
-    return 4 * chunk_bytes + 8 * tile_bytes + 8 * stats_bytes * n_jobs
+    return 3 * chunk_bytes + 24 * n_rows + 2 * tile_bytes + stats_bytes * n_partials
 
 
 def plan(
@@ -97,8 +97,16 @@ def keep_freed_memory() -> None:
 
 def job_pss() -> int:
     """Proportional set size of this process and its children now, bytes (Linux; resident size elsewhere)."""
-    me = psutil.Process()
-    return sum(_pss(process) for process in [me, *me.children(recursive=True)])
+    return pss_of(os.getpid())
+
+
+def pss_of(pid: int) -> int:
+    """The same of another process and its children; 0 when it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return sum(_pss(each) for each in [process, *process.children(recursive=True)])
+    except psutil.Error:
+        return 0
 
 
 def _pss(process: psutil.Process) -> int:

@@ -21,7 +21,7 @@ def in_words(cost: dict[str, Any]) -> Iterator[str]:
         f"reading alone {duration(cost['read_seconds'])}{together}"
     )
     for i, phase in enumerate(cost["phases"]):
-        passes = f"{phase['passes']} pass{'es' if phase['passes'] != 1 else ''}" if phase["passes"] else "in memory"
+        passes = f"{phase['passes']} pass{'es' if phase['passes'] != 1 else ''}" if phase["passes"] else ""
         note = f"  {phase['note']}" if phase["note"] else ""
         yield f"{'' if i else 'time':8}  {phase['name']:16}{passes:>12}{duration(phase['seconds']):>10}{note}"
     yield f"{'':8}  {'in all, at most':16}{'':12}{duration(cost['seconds']):>10}"
