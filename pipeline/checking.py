@@ -18,7 +18,7 @@ from pipeline.data.chunks import Chunk, Chunks
 from pipeline.data.given import Given
 from pipeline.data.profile import Known, Profile, known_rows
 from pipeline.data.source import TARGET_BYTES
-from pipeline.em.heldout import OnTheOthers, Units, without
+from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.loop import TEXTBOOK, EStep, advance, em
 from pipeline.em.run import Run
 from pipeline.em.search import CENTERS_ROWS, FEW_ROWS, FIRST_STEPS, PASSES, STARTS, rungs
@@ -29,7 +29,7 @@ from pipeline.engine.reading import WORTH_BYTES, in_turn
 from pipeline.engine.tree import shard_level
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.information import ScoreProducts
-from pipeline.models.init import in_step, starting
+from pipeline.models.init import HardStart, in_step, starting
 from pipeline.models.kmeans import KMeans
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
 from pipeline.outputs.progress import size
@@ -43,6 +43,7 @@ MOST_CHUNKS = 200
 TOO_MUCH = 0.2  # of a pass
 BOUND_BY_READING = 0.6  # of a pass
 SMALL_OBJECT = 2**20  # bytes; opening one takes as long as reading some hundred KiB
+LEAST_CONCENTRATION = 1.1  # of a multinomial that has seen few documents: any word may come
 WARM_ITERATIONS = 10  # of EM on a few chunks: components narrow, and may then need a slower route than at the start
 
 
@@ -207,21 +208,19 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
     """
     timer = Timer(engine, chunks, plan.ahead)
     units = Units.of(chunks.source, config.select.heldout, config.fit.random_state)
-    look = [profile_job(config, chunks), *draws(config, chunks)]
-    profile: Profile = without(units, timer.sum_over(chunks, timer.ids))(look[:1])[0]
+    look: list[Job] = [profile_job(config, chunks), *draws(config, chunks)]
+    profile: Profile = timer.sum_over(chunks, timer.ids)(look[:1])[0]
     profile.check(config.data.bad_rows)
     known = known_rows(profile, config.preprocess)
     mapped = chunks.known(known.affine, known.n_bad)
-
-    def sums(ids: Sequence[int]) -> Callable[..., list[Any]]:
-        return without(units, timer.sum_over(mapped, ids))
-
+    # Nothing is held out of the few chunks that parameters come from: it might be all of them.
+    sums = timer.sum_over(mapped, timer.first)
     phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(look, units)))]
-    runs, start, loading = _starts(config, timer, known, given, sums)
+    runs, start, loading = _starts(config, timer, mapped, known, given, sums)
     phases.append(loading)
     if not (searches(config) and given == Given()):
         phases.append(start)
-    warm, m_step_seconds = _warm(runs, sums(timer.first), known)
+    warm, m_step_seconds = _warm(runs, sums, known)
     read_seconds = timer.pass_seconds(mapped, [])
     steps = [EStep(run.model, run.params) for run in warm]
     iteration = timer.pass_seconds(mapped, _wrapped(steps, units)) + m_step_seconds
@@ -270,34 +269,40 @@ def _wrapped(jobs: Sequence[Any], units: Units | None) -> list[Any]:
 
 
 def _starts(
-    config: Config, timer: Timer, known: Known, given: Given, sums: Callable[..., Any]
+    config: Config, timer: Timer, mapped: Chunks, known: Known, given: Given, sums: Callable[..., list[Any]]
 ) -> tuple[list[Run], Phase, Phase]:
     """Runs that start from what one chunk of each worker says; what such a start takes on all, and what the first one
     took to import libraries and to load or compile kernels.
     """
-    fit, models = config.fit, models_of(config, known)
-    passes, reading, spent = 0, 0.0, [0.0]
-    for ids in (timer.ids[:1], timer.first):
+    fit, passes, reading, spent = config.fit, 0, 0.0, []
+    # Few chunks need not have every word, nor every label.
+    smooth = {"concentration": max(config.model.concentration, LEAST_CONCENTRATION)}
+    models = models_of(config.model_copy(update={"model": config.model.model_copy(update=smooth)}), known)
+    init = "random" if fit.init == "labels" else fit.init
+
+    def counted(jobs: Any) -> list[Any]:
+        nonlocal passes, reading
+        passes, since = passes + 1, time.perf_counter()
+        found = sums(jobs)
+        reading += time.perf_counter() - since
+        return found
+
+    for _ in range(2):
         passes, reading, began = 0, 0.0, time.perf_counter()
-
-        def counted(jobs: Any, ids: Sequence[int] = ids) -> list[Any]:
-            nonlocal passes, reading
-            passes, since = passes + 1, time.perf_counter()
-            found: list[Any] = sums(ids)(jobs)
-            reading += time.perf_counter() - since
-            return found
-
         own = [known.with_sample(sample_size(each, timer.raw.source.n_features)) for each in config.candidates()]
         each = [
-            starting(model, fit.init, fit.n_init, fit.random_state, k, *given)
+            starting(model, init, fit.n_init, fit.random_state, k, arrays=given.arrays)
             for model, k in zip(models, own, strict=True)
         ]
         found = in_step(each, counted)
         spent.append(time.perf_counter() - began)
     runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(found) for r, params in enumerate(each)]
+    loading = Phase("loading", 0, max(0.0, spent[0] - spent[1]), "libraries and kernels, once")
+    if given.labels is not None:
+        labels = [HardStart(model, None, given.labels) for model in models]
+        return runs, Phase("start", 1, timer.pass_seconds(mapped, labels)), loading
     on_all = reading * timer.raw.n_rows / timer.rows_of(timer.first) + passes * timer.overhead
-    loading = Phase("loading", 0, max(0.0, spent[1] - spent[2]), "libraries and kernels, once")
-    return runs, Phase("start", passes, on_all + spent[2] - reading), loading
+    return runs, Phase("start", passes, on_all + spent[1] - reading), loading
 
 
 def _warm(runs: list[Run], sums: Callable[..., list[Any]], known: Known) -> tuple[list[Run], float]:

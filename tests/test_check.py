@@ -90,6 +90,40 @@ def test_what_run_refuses_check_refuses_in_the_same_words(tmp_path, monkeypatch,
     assert shown in said and refused("run", "c.yaml", *words) == said and files(tmp_path) == before
 
 
+STARTS: dict[str, dict[str, Any]] = {
+    "sorted labels": {"fit": {"init": "labels", "init_path": "labels.npy"}},
+    "explicit": {"fit": {"init": "explicit", "init_path": "given.npz"}, "model": {"covariance_type": "spherical"}},
+    "no pull": {"data": {"weights": "weights.npy"}, "fit": {"init": "random"}},
+}
+
+
+@pytest.mark.parametrize("case", STARTS)
+def test_what_few_chunks_do_not_show_is_no_refusal(tmp_path, monkeypatch, case):
+    """Labels in the order of storage, given parameters, rows of weight 0: what a run can do is checked."""
+    monkeypatch.chdir(tmp_path)
+    x = blobs()
+    np.save("labels.npy", np.repeat([0, 1, 2], 200))
+    np.save("weights.npy", np.repeat([0.0, 1.0], [100, 500]))
+    np.savez("given.npz", weights=np.full(3, 1 / 3), means=x[:3], covariances=np.ones(3))
+    config = write_config(Path("c.yaml"), write_rows(Path("x.zarr"), x), **STARTS[case])
+    assert facts(config)["phases"][-1]["name"] == "labels"
+
+
+def test_pictures_that_are_held_out_are_no_refusal(tmp_path):
+    """Whole pictures are held out, maybe the very ones that are timed."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(256, size=(12, 12), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    for seed in range(3):
+        plain: dict[str, Any] = {"data": {"source": "images", "path": str(tmp_path), "patch": {"size": [3, 3]}}}
+        plain |= {"model": {"n_components": 2}, "select": {"heldout": 0.4}, "fit": {"random_state": seed}}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(plain))
+        outcome = command("check", tmp_path / "c.yaml")
+        assert outcome.code == 0 or "holds none of 3 pictures" in outcome.err
+
+
 def test_bad_rows_that_it_meets_are_refused(tmp_path):
     """NaN in the chunks that are timed is exit code 2, as it is in the profiling pass."""
     x = blobs()
