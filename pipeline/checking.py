@@ -7,7 +7,7 @@ and is discarded, the last is only waited for: from the arrival of the second to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
@@ -17,7 +17,6 @@ from pipeline.config import Config
 from pipeline.data.chunks import Chunk, Chunks
 from pipeline.data.given import Given
 from pipeline.data.profile import Known, Profile, known_rows
-from pipeline.data.source import TARGET_BYTES
 from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.loop import TEXTBOOK, EStep, advance, em
 from pipeline.em.run import Run
@@ -32,7 +31,6 @@ from pipeline.models.information import ScoreProducts
 from pipeline.models.init import HardStart, in_step, starting
 from pipeline.models.kmeans import KMeans
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
-from pipeline.outputs.progress import size
 from pipeline.outputs.standard_errors import learns_covariances
 from pipeline.planning import held_share, sample_size, searches
 from pipeline.starting import draws, models_of, profile_job
@@ -40,9 +38,6 @@ from pipeline.starting import draws, models_of, profile_job
 TIMED_CHUNKS = 3
 LEAST_SECONDS = 0.2  # of timed work for each worker: chunks that take less are timed more of
 MOST_CHUNKS = 200
-TOO_MUCH = 0.2  # of a pass
-BOUND_BY_READING = 0.6  # of a pass
-SMALL_OBJECT = 2**20  # bytes; opening one takes as long as reading some hundred KiB
 LEAST_CONCENTRATION = 1.1  # of a multinomial that has seen few documents: any word may come
 WARM_ITERATIONS = 10  # of EM on a few chunks: components narrow, and may then need a slower route than at the start
 
@@ -242,7 +237,7 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
         phases.append(Phase("standard errors", 1, timer.pass_seconds(mapped, [products])))
     if config.output.labels:
         phases.append(_labels(config, mapped, timer, largest))
-    found = Cost(
+    return Cost(
         rows=chunks.n_rows,
         features=chunks.n_features,
         dtype=str(chunks.source.dtype),
@@ -261,7 +256,6 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
         exact_in_float32=_exact_in_float32(chunks, profile),
         phases=[phase for phase in phases if phase.passes or phase.seconds],
     )
-    return replace(found, advice=advice(found, config, chunks))
 
 
 def _wrapped(jobs: Sequence[Any], units: Units | None) -> list[Any]:
@@ -357,66 +351,3 @@ def _exact_in_float32(chunks: Chunks, profile: Profile) -> bool | None:
         return None
     with np.errstate(over="ignore"):
         return bool((x == x.astype(np.float32)).all())
-
-
-def advice(cost: Cost, config: Config, chunks: Chunks) -> list[str]:
-    """What would make the job cheaper, where there is something: each item says why, and what to do."""
-    return [text for rule in (_chunking, _reading, _memory, _precision) for text in rule(cost, config, chunks)]
-
-
-def _chunking(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
-    if cost.chunks < cost.workers:
-        yield (
-            f"the rows are in {cost.chunks} chunks, fewer than the {cost.workers} workers, some of which will idle. "
-            "Store them in smaller chunks."
-        )
-    if cost.overhead_seconds > TOO_MUCH * cost.seconds_per_pass and cost.chunks > 8 * cost.workers:
-        yield (
-            f"{cost.overhead_seconds / cost.seconds_per_pass:.0%} of a pass is spent on tasks and chunks, not on rows. "
-            f"Store the rows in larger chunks than {size(cost.chunk_bytes)}."
-        )
-    stored, touched = getattr(chunks.source, "stored_chunk", None), cost.objects / cost.chunks
-    if stored is None or touched < 2:
-        return
-    rows, features = stored
-    itemsize = chunks.source.dtype.itemsize
-    if features < cost.features:
-        yield (
-            f"stored chunks hold {features} of the {cost.features} features, so that each read opens "
-            f"{touched:.0f} objects. Rechunk to ({max(rows, 1)}, {cost.features}): whole rows."
-        )
-    elif rows * features * itemsize < SMALL_OBJECT:
-        wanted = max(1, TARGET_BYTES // (cost.features * itemsize))
-        yield (
-            f"stored chunks are of {size(rows * features * itemsize)}, so that each read opens {touched:.0f} objects. "
-            f"Rechunk, or shard, to about {wanted} rows ({size(TARGET_BYTES)})."
-        )
-
-
-def _reading(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
-    if cost.read_seconds < BOUND_BY_READING * cost.seconds_per_pass:
-        return
-    share = f"reading takes {min(1.0, cost.read_seconds / cost.seconds_per_pass):.0%} as long as a pass"
-    spare = cost.memory["limit"] - cost.memory["peak"]
-    if config.data.source == "csv":
-        yield f"{share}: text is parsed anew in each. Convert it once to zarr or .npy."
-    elif config.engine.scheduler == "threads" and not config.engine.keep_decoded and cost.pass_bytes < spare:
-        yield f"{share}, and the decoded rows would fit in what memory is left. Set engine.keep_decoded: true."
-
-
-def _memory(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
-    plan, wanted = cost.memory, cost.memory["wanted"]
-    remedy = "Raise engine.memory, or store smaller chunks"
-    if plan["workers"] < wanted:
-        each = size(plan["per_task"])
-        yield f"memory allows {plan['workers']} tasks at a time of {wanted}: each needs {each}. {remedy}."
-    elif not plan["ahead"] and chunks.chunk_bytes() >= WORTH_BYTES:
-        yield f"memory does not allow to read ahead: each pass waits for its reads. {remedy}."
-
-
-def _precision(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
-    if cost.exact_in_float32:
-        yield (
-            f"every value looked at fits float32, but {cost.dtype} is computed in float64. Stored as float32, rows take "
-            "half the memory and about half the time; sums stay float64."
-        )

@@ -94,7 +94,7 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
     statistics = sum(stats_bytes(model.family, shape, each, d) for each, shape in model.candidates)
     square = chunks.n_features**2 * 8 if config.preprocess or model.family == "gaussian" else 0
-    sample = sample_size(config, chunks.n_features) * row_bytes(chunks)
+    sample = min(sample_size(config, chunks.n_features), chunks.n_rows) * row_bytes(chunks)
     # The profile looks at some thousand rows at a time in float64: themselves, about their mean, and weighted.
     look = 0 if chunks.source.sparse else 3 * 8 * min(PROFILE_TILE, rows) * chunks.n_features
     # A round of k-means|| draws 2K rows; the candidates of all rounds are dense, and looked up in a form of their own.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import provenance
+from pipeline.advice import advice
 from pipeline.checking import Cost, cost
 from pipeline.config import Config, to_plain, validate
 from pipeline.data.chunks import Chunks
@@ -108,11 +109,12 @@ def check(config: Config) -> Cost:
         given, planned = given_start(config, chunks.n_rows), memory_plan(config, chunks)
         with _engine(config, planned) as engine:
             found = cost(config, chunks, engine, planned, given)
+        told = list(advice(found, config, chunks))
     try:
         RunDirectory(config.output.path).refuse_unless_free(overwrite=False)
     except InputError as taken:
-        return replace(found, advice=[*found.advice, str(taken)])
-    return found
+        told.append(str(taken))
+    return replace(found, advice=told)
 
 
 def resume(

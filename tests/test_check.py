@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import zarr
 from pipeline import workflow
 from pipeline.checking import TimedShard
 from pipeline.data.chunks import Chunk
+from pipeline.engine.memory import pss_of
 from pipeline.engine.passes import Engine
 from tests.jobs import blobs, command, files, job, refused, write_config, write_rows
 
@@ -218,3 +221,20 @@ def test_a_run_says_its_plan(tmp_path):
     said = str(describe(told[0]))
     assert "each pass reads 14.1 KiB; memory at most" in said and "MiB for the job" in said
     assert "Planned and seen" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gaussian", "kmeans"])
+def test_the_plan_bounds_what_a_run_takes(tmp_path, family):
+    """Peak PSS of a run in a process of its own, looked at from outside: at most the plan's, and not 30 % below it."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(1_000_000, 16)).astype(np.float32))
+    model = {"family": family, "n_components": 16, "covariance_type": "full"}
+    config = write_config(tmp_path / "c.yaml", tmp_path / "x.npy", model=model, fit={"max_iter": 3})
+    planned = facts(config)["memory"]["peak"]
+    words = [sys.executable, "-m", "pipeline", "run", str(config), "--output", str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        peak = 0
+        while run.poll() is None:
+            peak = max(peak, pss_of(run.pid))
+            time.sleep(0.05)
+    assert run.returncode == 0 and 0.7 * planned <= peak <= planned
