@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
 from pipeline.em.run import Run
 from pipeline.em.search import Rung, Search
 from pipeline.engine.held import HeldRows
+from pipeline.engine.memory import cores
 from pipeline.job import Job
 from pipeline.models.base import Model
 from pipeline.models.families import build_model
@@ -108,8 +108,7 @@ def _searched(job: Job, known: Known, runs: list[Run], drawn: Drawn) -> list[Run
     held, found = drawn.rows(known.affine), []
     # Given components keep their meaning, and held weights their places.
     movable = fit.init not in ("explicit", "labels") and "weights" not in config.model.fixed
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(job.engine.workers, cores)) as threads:
+    with ThreadPoolExecutor(min(job.engine.workers, cores())) as threads:
         rows = HeldRows(*held, threads)
         for run in runs:
             own = rows.head(drawn.below(held_share(config.candidates()[run.candidate], job.chunks)))

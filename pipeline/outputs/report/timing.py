@@ -90,7 +90,8 @@ def _planned(record: Record, passes: list[dict[str, Any]], peak_pss: float) -> l
         kept = bool(record.option("engine", "keep_decoded"))
         limit = _field(plans[-1], "limit" if kept else "peak")
         found.append(Planned("Peak memory", "from the sizes of chunks and model", limit, peak_pss, True))
-    steps = [p["seconds"] for p in passes if not p.get("final") and not p.get("refit")]
+    whole = max((p["rows"] for p in passes), default=0.0)  # a block of a sweep says little of a pass
+    steps = [p["seconds"] for p in passes if p["rows"] >= whole and not p.get("final") and not p.get("refit")]
     most = max((_field(p, "max_iter") for p in passes), default=0.0)
     if len(steps) > 1 and most:
         note = f"from the first pass, for {most:.0f} iterations; there were {len(steps)} passes"
