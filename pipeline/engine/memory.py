@@ -99,16 +99,8 @@ def keep_freed_memory() -> None:
 
 def job_pss() -> int:
     """Proportional set size of this process and its children now, bytes (Linux; resident size elsewhere)."""
-    return pss_of(os.getpid())
-
-
-def pss_of(pid: int) -> int:
-    """The same of another process and its children; 0 when it has ended."""
-    try:
-        process = psutil.Process(pid)
-        return sum(_pss(each) for each in [process, *process.children(recursive=True)])
-    except psutil.Error:
-        return 0
+    me = psutil.Process()
+    return sum(_pss(process) for process in [me, *me.children(recursive=True)])
 
 
 def _pss(process: psutil.Process) -> int:
