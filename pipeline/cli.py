@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,7 @@ Output = Annotated[Path | None, typer.Option("--output", help="directory to writ
 Address = Annotated[str | None, typer.Option("--scheduler-address", help="a running dask scheduler, tcp://host:8786")]
 File = Annotated[Path | None, typer.Option("--scheduler-file", help="scheduler file of a running dask scheduler")]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="a profile by name, such as local")]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; see `em-pipeline config`")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 
 
@@ -45,9 +47,30 @@ def config_command(family: Annotated[str, typer.Argument(help="gaussian, kmeans 
     sys.stdout.write(template(family))
 
 
+@app.command("check")
+def check_command(
+    config: ConfigPath,
+    overrides: Set = None,
+    scheduler_address: Address = None,
+    scheduler_file: File = None,
+    profile: ProfileName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as one JSON object")] = False,
+) -> None:
+    """Say what CONFIG would cost: memory, passes, seconds, and advice. Writes nothing."""
+    from pipeline.config import load_config
+
+    loaded = load_config(config, [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)])
+    _before_numpy(loaded.engine)
+    from pipeline import workflow
+    from pipeline.outputs.plan import in_words
+
+    cost = workflow.check(loaded).facts()
+    typer.echo(json.dumps(cost, indent=2) if as_json else "\n".join(in_words(cost)))
+
+
 @app.command("run")
 def run_command(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; see `em-pipeline config`")],
+    config: ConfigPath,
     output: Output = None,
     overrides: Set = None,
     scheduler_address: Address = None,

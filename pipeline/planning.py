@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import draw_rows, row_bytes
-from pipeline.data.profile import Profile
+from pipeline.data.profile import PROFILE_TILE, Profile
 from pipeline.em.folds import BLOCKS
 from pipeline.em.heldout import Units
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
+from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
 from pipeline.models.base import TILE_BYTES
 from pipeline.models.families import stats_bytes
 from pipeline.models.information import information_bytes
+from pipeline.models.init import ROUNDS
 from pipeline.outputs.labels import block_bytes
 from pipeline.outputs.standard_errors import learns_covariances
 
@@ -80,24 +84,35 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
 
     The statistics of all candidates stand beside each other, as those of restarts do.
     """
-    model, engine, n_init = config.model, config.engine, config.fit.n_init
+    model, engine, n_init, k = config.model, config.engine, config.fit.n_init, max(config.model.n_components)
+    rows = int(np.diff(chunks.source.bounds).max())
+
+    def task(stats: int, tiles: int = TILE_BYTES, jobs: int = 1) -> int:
+        # A binary counter over the chunks of a task holds as many partial sums as it has bits, and two while it adds.
+        return task_bytes(chunks.chunk_bytes(), rows, stats * jobs, tiles, shard_level(chunks.n_chunks, 1, 0.0) + 2)
+
     d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
-    statistics = sum(stats_bytes(model.family, shape, k, d) for k, shape in model.candidates)
+    statistics = sum(stats_bytes(model.family, shape, each, d) for each, shape in model.candidates)
     square = chunks.n_features**2 * 8 if config.preprocess or model.family == "gaussian" else 0
-    sample = sample_size(config, chunks.n_features) * chunks.n_features * 8
-    fitting = task_bytes(chunks.chunk_bytes(), max(statistics, square + sample), TILE_BYTES, n_init)
+    sample = min(sample_size(config, chunks.n_features), chunks.n_rows) * row_bytes(chunks)
+    # The profile looks at some thousand rows at a time in float64: themselves, about their mean, and weighted.
+    look = 0 if chunks.source.sparse else 3 * 8 * min(PROFILE_TILE, rows) * chunks.n_features
+    # A round of k-means|| draws 2K rows; the candidates of all rounds are dense, and looked up in a form of their own.
+    drawn = 2 * k * d * 8 if config.fit.init == "k-means||" and not searches(config) else 0
+    drawing = task(drawn, jobs=n_init * len(model.candidates)) + 2 * ROUNDS * drawn
+    fitting = max(task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, jobs=n_init))
     # A block of labels is filled and concatenated while two finished ones wait to be written.
-    labelling = task_bytes(chunks.chunk_bytes(), 0, TILE_BYTES, 0) + 4 * block_bytes(config.output.top_k)
+    labelling = task(0) + 4 * block_bytes(config.output.top_k)
     # Rows for the search are drawn, then put in order: for a moment they are held twice.
-    held = 2 * draw_rows(chunks, max(model.n_components)) * row_bytes(chunks) if searches(config) else 0
+    held = 2 * draw_rows(chunks, k) * row_bytes(chunks) if searches(config) else 0
     kept = 0 if model.family == "kmeans" else _KEPT[config.fit.method]  # statistics between two passes
     # What is kept is there once more while a checkpoint is written.
-    driver = (8 + 2 * kept) * statistics * n_init + 3 * (square + sample) + held
+    driver = (8 + 2 * kept) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + held
     errors = 0
     if config.output.standard_errors:
         learned = learns_covariances(config)
-        information = max(information_bytes(k, d, shape, learned) for k, shape in model.candidates)
-        errors = task_bytes(chunks.chunk_bytes(), information, TILE_BYTES, 1)
+        information = max(information_bytes(each, d, shape, learned) for each, shape in model.candidates)
+        errors = task(information)
         driver = max(driver, 8 * information)
     each, processes = max(fitting, labelling, errors), uses_processes(engine)
     return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.data.chunks import Chunks
 from pipeline.data.draw import Draw, Drawn
 from pipeline.data.given import Given
 from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
 from pipeline.em.run import Run
 from pipeline.em.search import Rung, Search
 from pipeline.engine.held import HeldRows
+from pipeline.engine.memory import cores
 from pipeline.job import Job
 from pipeline.models.base import Model
 from pipeline.models.families import build_model
@@ -28,17 +29,21 @@ def profiled(job: Job) -> tuple[Job, Known, Drawn | None]:
     """The profiling pass: the job with its preprocessing fitted, what is known, and rows for the search, drawn on the way."""
     config, chunks = job.config, job.chunks
     began = time.perf_counter()
-    full = config.model.family == "gaussian" or any(step.kind in ("pca", "zca") for step in config.preprocess)
-    scatter = "none" if chunks.source.sparse else "full" if full else "diag"
-    look = ProfileJob(scatter, sample_size(config, chunks.n_features), config.fit.random_state)
     profile: Profile
-    profile, *drawn = job.sums()([look, *_draws(job)])
+    profile, *drawn = job.sums()([profile_job(config, chunks), *draws(config, chunks)])
     job.log("profile", rows=profile.n_rows, seconds=time.perf_counter() - began, bytes_read=chunks.pass_bytes())
     profile.check(config.data.bad_rows)
     for text in warnings_of(config, profile):
         job.log("warning", message=text)
     known = known_rows(profile, config.preprocess)
     return replace(job, chunks=chunks.known(known.affine, known.n_bad)), known, drawn[0] if drawn else None
+
+
+def profile_job(config: Config, chunks: Chunks) -> ProfileJob:
+    """What the profiling pass computes of each chunk."""
+    full = config.model.family == "gaussian" or any(step.kind in ("pca", "zca") for step in config.preprocess)
+    scatter = "none" if chunks.source.sparse else "full" if full else "diag"
+    return ProfileJob(scatter, sample_size(config, chunks.n_features), config.fit.random_state)
 
 
 def models_of(config: Config, known: Known) -> list[Model]:
@@ -55,7 +60,7 @@ def starts(job: Job, known: Known, given: Given, drawn: Drawn | None) -> list[Ru
     began = time.perf_counter()
     models = models_of(config, known)
     if searches(config) and drawn is None:
-        (drawn,) = replace(job, chunks=job.chunks.raw()).sums()(_draws(job))
+        (drawn,) = replace(job, chunks=job.chunks.raw()).sums()(draws(config, job.chunks))
     if drawn is not None and not _is_enough(job, drawn):
         drawn = None
     found: list[list[Any]]
@@ -84,10 +89,9 @@ def _own(job: Job, known: Known, candidate: int) -> Known:
     return known.with_sample(sample_size(job.config.candidates()[candidate], job.chunks.source.n_features))
 
 
-def _draws(job: Job) -> list[Draw]:
+def draws(config: Config, chunks: Chunks) -> list[Draw]:
     """The job that draws rows for the search, where there is one."""
-    config = job.config
-    return [Draw(held_share(config, job.chunks), config.fit.random_state)] if searches(config) else []
+    return [Draw(held_share(config, chunks), config.fit.random_state)] if searches(config) else []
 
 
 def _is_enough(job: Job, drawn: Drawn) -> bool:
@@ -104,8 +108,7 @@ def _searched(job: Job, known: Known, runs: list[Run], drawn: Drawn) -> list[Run
     held, found = drawn.rows(known.affine), []
     # Given components keep their meaning, and held weights their places.
     movable = fit.init not in ("explicit", "labels") and "weights" not in config.model.fixed
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(job.engine.workers, cores)) as threads:
+    with ThreadPoolExecutor(min(job.engine.workers, cores())) as threads:
         rows = HeldRows(*held, threads)
         for run in runs:
             own = rows.head(drawn.below(held_share(config.candidates()[run.candidate], job.chunks)))

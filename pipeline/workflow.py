@@ -10,17 +10,20 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline import provenance
+from pipeline.advice import advice
+from pipeline.checking import Cost, cost
 from pipeline.config import Config, to_plain, validate
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
 from pipeline.data.draw import Drawn
 from pipeline.data.given import Given, given_start
-from pipeline.data.opening import open_source
+from pipeline.data.opening import open_source, unconverted
 from pipeline.data.profile import Known
 from pipeline.em.folds import method_of
 from pipeline.em.loop import EStep, em
@@ -86,12 +89,32 @@ def run(
             job.log(
                 "start",
                 **provenance.surroundings(engine.workers, chunks),
-                plan=planned._asdict() | {"peak": planned.peak},
+                plan=planned._asdict() | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()},
             )
             job, known, drawn = profiled(job)
             _begin(job, known, given, drawn)
             _finish(job)
     return directory.path
+
+
+def check(config: Config) -> Cost:
+    """What `run` would cost; writes nothing. Raises what `run` would raise before its first pass.
+
+    Docword and packed files that have not been converted yet are converted in a scratch folder, which is removed.
+    """
+    config = config.resolved()
+    with single_thread(), TemporaryDirectory(prefix="em-pipeline-") as scratch:
+        chunks = _open_chunks(config.model_copy(update={"data": unconverted(config.data, scratch)}))
+        refuse_impossible(config, chunks)
+        given, planned = given_start(config, chunks.n_rows), memory_plan(config, chunks)
+        with _engine(config, planned) as engine:
+            found = cost(config, chunks, engine, planned, given)
+        told = list(advice(found, config, chunks))
+    try:
+        RunDirectory(config.output.path).refuse_unless_free(overwrite=False)
+    except InputError as taken:
+        told.append(str(taken))
+    return replace(found, advice=told)
 
 
 def resume(

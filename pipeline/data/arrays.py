@@ -21,10 +21,11 @@ class ZarrSource(Source):
     """Rows of a two-dimensional zarr array: whole stored chunks (or shards) of rows at a time."""
 
     def __init__(self, place: ZarrPlace, array: Any) -> None:
-        """`array` is the opened array at `place`; only its shape is kept."""
+        """`array` is the opened array at `place`; only its shape and grid are kept."""
         self.dtype = row_dtype(str(place), array.shape, array.dtype)
         self.n_features = int(array.shape[1])
-        unit = int((array.shards or array.chunks)[0])
+        self.stored_chunk: tuple[int, int] = tuple(array.shards or array.chunks)  # rows, features of an object
+        unit = int(self.stored_chunk[0])
         self.bounds = even_bounds(int(array.shape[0]), rows_per_target(self.n_features, self.dtype.itemsize, unit))
         self._place = place
 
@@ -52,7 +53,7 @@ def open_zarr(data: Data) -> Source:
     if isinstance(node, zarr.Group):
         encoding = node.attrs.get("encoding-type")
         if encoding == "csr_matrix":
-            return CsrSource(place, node, vocabulary=data.vocabulary)
+            return CsrSource(place, node, data.vocabulary, options=data.storage_options)
         if encoding == "csc_matrix":
             raise InputError(f"{place}: came stored by columns (csc_matrix), expected rows. Write it as csr_matrix.")
         tables = [name for name, array in node.arrays() if array.ndim == 2]

@@ -21,10 +21,21 @@ from scipy.sparse import csr_array
 from zarr.codecs import ZstdCodec
 
 from pipeline.config import Data
-from pipeline.data.files import absolute, beside, damaged, native, open_binary, opening, reading, sha256, stored_size
+from pipeline.data.files import (
+    absolute,
+    beside,
+    damaged,
+    is_url,
+    native,
+    open_binary,
+    opening,
+    reading,
+    sha256,
+    stored_size,
+)
 from pipeline.data.source import TARGET_BYTES, Source, row_dtype
 from pipeline.data.stores import ZarrPlace
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 
 _BLOCK = 4 * 2**20  # bytes of text parsed at a time
 _CHUNK = 2**18  # stored numbers per zarr chunk
@@ -36,8 +47,15 @@ class CsrSource(Source):
 
     sparse = True
 
-    def __init__(self, place: ZarrPlace, group: Any, vocabulary: str | None = None, document: bool = False) -> None:
-        """`group` is the opened group at `place`; a vocabulary makes its rows documents."""
+    def __init__(
+        self,
+        place: ZarrPlace,
+        group: Any,
+        vocabulary: str | None = None,
+        document: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`group` is the opened group at `place`; a vocabulary makes its rows documents. options : of its file system."""
         shape = tuple(int(size) for size in group.attrs.get("shape", ()))
         parts = {name: group[name] for name in ("data", "indices", "indptr") if name in group}
         sizes = {name: array.shape for name, array in parts.items()}
@@ -52,7 +70,7 @@ class CsrSource(Source):
         itemsize = self.dtype.itemsize + parts["indices"].dtype.itemsize
         self.bounds = _csr_bounds(place, place.child("indptr"), shape[0], int(sizes["data"][0]), itemsize)
         self._place, self._document = place, document or vocabulary is not None
-        self._vocabulary = vocabulary and absolute(vocabulary)
+        self._vocabulary, self._options = vocabulary and absolute(vocabulary), dict(options or {})
         words = self.vocabulary()
         if words is not None and len(words) != self.n_features:
             raise InputError(
@@ -87,8 +105,9 @@ class CsrSource(Source):
         if not self._vocabulary:
             return None
         try:
-            return Path(self._vocabulary).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            with reading(self._vocabulary), open_binary(self._vocabulary, self._options) as stream:
+                return stream.read().decode("utf-8").splitlines()
+        except (PipelineError, UnicodeDecodeError) as error:
             raise InputError(f"data.vocabulary: {self._vocabulary} cannot be read as UTF-8 text ({error}).") from error
 
 
@@ -115,21 +134,34 @@ def open_docword(data: Data) -> Source:
     The store is `<name>.csr.zarr` in data.cache or beside the input; it is used again while the input's size and
     SHA-256 are those it was made from.
     """
+    path, store = absolute(str(data.path)), _store(data)
+    made_from = _identity(path, data.storage_options)
+    if not _made_from(store, made_from):
+        _convert(path, data.storage_options, beside(path, data.cache) / os.path.basename(store), made_from)
+    place = ZarrPlace(store, {}, "error")
+    return CsrSource(place, place.open_first(), data.vocabulary, True, data.storage_options)
+
+
+def is_converted(data: Data) -> bool:
+    """Whether `open_docword` would find a store that it can use."""
+    return _made_from(_store(data), _identity(absolute(str(data.path)), data.storage_options))
+
+
+def _store(data: Data) -> str:
     path = absolute(str(data.path))
+    return os.path.join(
+        absolute(data.cache) if data.cache else os.path.dirname(path), f"{os.path.basename(path)}.csr.zarr"
+    )
+
+
+def _identity(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
     with opening(path):
-        made_from = {
-            "source-bytes": stored_size(path, data.storage_options),
-            "source-sha256": sha256(path, data.storage_options),
-        }
-    store = f"{os.path.basename(path)}.csr.zarr"
-    folder = absolute(data.cache) if data.cache else os.path.dirname(path)
-    if not _made_from(os.path.join(folder, store), made_from):
-        _convert(path, data.storage_options, beside(path, data.cache) / store, made_from)
-    place = ZarrPlace(os.path.join(folder, store), {}, "error")
-    return CsrSource(place, place.open_first(), data.vocabulary, document=True)
+        return {"source-bytes": stored_size(path, options), "source-sha256": sha256(path, options)}
 
 
 def _made_from(store: str, made_from: Mapping[str, Any]) -> bool:
+    if is_url(store):  # nothing is written beside a remote input
+        return False
     try:
         attributes = dict(zarr.open_group(store, mode="r").attrs)
     except Exception:  # absent, or damaged: made anew either way

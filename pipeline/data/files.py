@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import shutil
 import struct
@@ -27,6 +28,20 @@ from pipeline.errors import InputError, PipelineError, StorageError
 # gzip cannot seek: a read decompresses all that comes before it. Up to this many decompressed bytes (about eight
 # chunks, 0.2 s) that costs less than it is worth to avoid; a larger file is unpacked once, into data.cache.
 GZIP_BYTES = 64 * 2**20
+BUFFER_BYTES = 2**20  # of a remote file: what small reads fetch at a time
+# What the messages of remote filesystems have in them, and what helps.
+_REMEDIES = {
+    "credentials": "Give data.storage_options {key: …, secret: …}, or set them in the environment; as they are never "
+    "stored, a resume needs them again",
+    "bucket does not exist": "Check the bucket's name, and endpoint_url in data.storage_options",
+    "NoSuchBucket": "Check the bucket's name, and endpoint_url in data.storage_options",
+    "Forbidden": "Ask for leave to read it, or give the key and secret of someone who may in data.storage_options",
+    "Access Denied": "Ask for leave to read it, or give the key and secret of someone who may in data.storage_options",
+    "onnect": "The server does not answer: check the network, and endpoint_url in data.storage_options",
+    "imed out": "The server does not answer in time: check the network, and endpoint_url in data.storage_options",
+    "imeout": "The server does not answer in time: check the network, and endpoint_url in data.storage_options",
+    "s3fs": "Install the extra: pip install 'em-pipeline[s3]'",
+}
 
 
 def is_url(path: str) -> bool:
@@ -45,7 +60,9 @@ def open_binary(path: str, options: Mapping[str, Any]) -> IO[bytes]:
     if is_url(path):
         import fsspec
 
-        raw = fsspec.open(path, "rb", **options).open()
+        filesystem, name = fsspec.core.url_to_fs(path, **options)
+        # s3fs alone would fetch 50 MiB more than each read asks for, and its lines have no limit.
+        raw = io.BufferedReader(filesystem.open(name, "rb", cache_type="none"), BUFFER_BYTES)
     else:
         raw = open(path, "rb")  # noqa: SIM115  # the caller closes it
     return _Unzipped(raw) if path.endswith(".gz") else raw  # type: ignore[return-value]  # a GzipFile is an IO[bytes]
@@ -87,7 +104,8 @@ def opening(path: str) -> Iterator[None]:
             ImportError,
             ValueError,
         ) as error:
-            raise InputError(f"{path}: cannot be opened ({error}). Give data.path a file that can be read.") from error
+            advice = remedy(path, error) or "Give data.path a file that can be read"
+            raise InputError(f"{path}: cannot be opened ({said(error)}). {advice}.") from error
 
 
 @contextmanager
@@ -107,7 +125,19 @@ def reading(what: str) -> Iterator[None]:
 
 def damaged(what: str, error: object) -> StorageError:
     """The StorageError for bytes that could not be read or understood."""
-    return StorageError(f"{what}: could not be read ({error}). Check the storage, restore it, then resume.")
+    advice = remedy(what, error) or "Check the storage, restore it"
+    return StorageError(f"{what}: could not be read ({said(error)}). {advice}, then resume.")
+
+
+def said(error: object) -> str:
+    """What an error says; a bare FileNotFoundError of a remote filesystem holds only the name."""
+    return f"there is no such object: {error}" if type(error) is FileNotFoundError and not error.errno else str(error)
+
+
+def remedy(what: str, error: object) -> str | None:
+    """What helps where a remote filesystem gave this error; None when that is not known, and for local files."""
+    text = f"{type(error).__name__}: {error}"
+    return next((advice for sign, advice in _REMEDIES.items() if sign in text), None) if is_url(what) else None
 
 
 def read_exactly(stream: Any, out: np.ndarray, what: str) -> None:

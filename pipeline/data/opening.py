@@ -39,6 +39,15 @@ def open_source(data: Data) -> Source:
     return openers[data.source](data)
 
 
+def unconverted(data: Data, scratch: str) -> Data:
+    """The same data where nothing may be written beside the input: what must still be converted goes to `scratch`."""
+    if "cache" not in _USES[data.source] or (data.cache is None and files.is_url(str(data.path))):
+        return data  # nothing to convert, or a refusal
+    if data.source == "docword" and counts.is_converted(data):
+        return data
+    return data.model_copy(update={"cache": scratch})
+
+
 def _refuse_ignored(data: Data) -> None:
     """An option that this source would not look at is a mistake, not a wish to be ignored."""
     everywhere = {"source", "path", "weights", "bad_rows"}

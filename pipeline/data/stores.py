@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from pipeline.data.files import absolute, damaged, is_url, reading
+from pipeline.data.files import absolute, damaged, is_url, reading, remedy
 from pipeline.errors import InputError, StorageError
 
 _METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
@@ -65,9 +65,9 @@ class ZarrPlace:
         try:
             return self.open()
         except Exception as error:  # every store and codec has its own kinds
+            advice = remedy(self.path, error) or "Check data.path and data.variable"
             raise InputError(
-                f"{self}: no zarr array or group can be opened here ({type(error).__name__}: {error}). "
-                "Check data.path and data.variable."
+                f"{self}: no zarr array or group can be opened here ({type(error).__name__}: {error}). {advice}."
             ) from error
 
     def read(self, start: int, stop: int, then: int = 0) -> np.ndarray:

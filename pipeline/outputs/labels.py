@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from pipeline.data.chunks import Chunks
+from pipeline.data.chunks import Chunk, Chunks
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError
 from pipeline.models.base import Model
@@ -49,7 +49,11 @@ class LabelBlock:
 
     def _of_chunk(self, i: int, start: int, stop: int) -> dict[str, Array]:
         chunk = self.chunks.load(i)
-        rows = slice(max(start - chunk.start, 0), stop - chunk.start)
+        return self.of_rows(chunk, max(start - chunk.start, 0), stop - chunk.start)
+
+    def of_rows(self, chunk: Chunk, first: int, last: int) -> dict[str, Array]:
+        """The arrays of rows first:last of a chunk that was read, by name."""
+        rows = slice(first, last)
         parts = []
         for _, found in self.model.assign(self.params, chunk.x[rows]):
             part = {density_name(self.model): found.log_density, "label": found.label}

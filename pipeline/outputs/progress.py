@@ -85,7 +85,11 @@ def describe(event: dict[str, Any]) -> str | None:
 
 
 def _start(e: dict[str, Any]) -> str:
-    return f"{count(e['rows'])} rows in {count(e['chunks'])} chunks, {e['workers']} at a time; {', '.join(e['blas'])}"
+    said = f"{count(e['rows'])} rows in {count(e['chunks'])} chunks, {e['workers']} at a time; {', '.join(e['blas'])}"
+    if "plan" not in e:
+        return said
+    plan = e["plan"]
+    return f"{said}\n{'':10}each pass reads {size(plan['pass_bytes'])}; memory {memory(plan)}"
 
 
 _FIGURES: dict[str, Callable[[float | None], str]] = {
@@ -164,3 +168,21 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(n_bytes: float) -> str:
+    """1536 as `1.5 KiB`, 10**9 as `954 MiB`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.3g} {name}"
+    return f"{n_bytes:.0f} B"
+
+
+def memory(plan: dict[str, Any]) -> str:
+    """A memory plan: `at most 620 MiB of 4.2 GiB: 451 MiB for the job, and 84.3 MiB for each of 2 tasks at a time`."""
+    tasks = f"each of {plan['workers']} tasks at a time" if plan["workers"] > 1 else "one task at a time"
+    ahead = "" if plan["ahead"] else ", without reading ahead"
+    return (
+        f"at most {size(plan['peak'])} of {size(plan['limit'])}: {size(plan['fixed'])} for the job, "
+        f"and {size(plan['per_task'])} for {tasks}{ahead}"
+    )

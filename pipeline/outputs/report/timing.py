@@ -23,6 +23,17 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What was known before, and what came. In seconds or bytes, as `name` says; `planned` is an upper bound."""
+
+    name: str
+    note: str
+    planned: float
+    seen: float
+    is_bytes: bool
+
+
+@dataclass(frozen=True)
 class Timing:
     """All the time of a run; seconds of wall clock, bytes of memory."""
 
@@ -34,6 +45,7 @@ class Timing:
     bytes_read: float
     peak_pss: float | None
     workers: int | None
+    planned: list[Planned]
 
 
 def timing(record: Record) -> Timing:
@@ -66,7 +78,25 @@ def timing(record: Record) -> Timing:
         bytes_read=sum(_field(entry, "bytes_read") for entry in reads),
         peak_pss=max(peaks, default=0) or None,
         workers=max(workers, default=None),
+        planned=_planned(record, passes, max(peaks, default=0)),
     )
+
+
+def _planned(record: Record, passes: list[dict[str, Any]], peak_pss: float) -> list[Planned]:
+    """The plan of memory, and what the first iteration said of all, against what happened."""
+    plans = [entry["plan"] for entry in record.of("start") if isinstance(entry.get("plan"), dict)]
+    found = []
+    if plans and peak_pss > 0 and _field(plans[-1], "peak") > 0:
+        kept = bool(record.option("engine", "keep_decoded"))
+        limit = _field(plans[-1], "limit" if kept else "peak")
+        found.append(Planned("Peak memory", "from the sizes of chunks and model", limit, peak_pss, True))
+    whole = max((p["rows"] for p in passes), default=0.0)  # a block of a sweep says little of a pass
+    steps = [p["seconds"] for p in passes if p["rows"] >= whole and not p.get("final") and not p.get("refit")]
+    most = max((_field(p, "max_iter") for p in passes), default=0.0)
+    if len(steps) > 1 and most:
+        note = f"from the first pass, for {most:.0f} iterations; there were {len(steps)} passes"
+        found.append(Planned("Iterations", note, most * steps[0], sum(steps), False))
+    return found
 
 
 def _init_note(record: Record) -> str:

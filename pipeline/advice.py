@@ -1,0 +1,79 @@
+"""What would make a job cheaper: chunks, reading, memory, precision. Each item says why, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.checking import Cost
+from pipeline.config import Config
+from pipeline.data.chunks import Chunks
+from pipeline.data.source import TARGET_BYTES
+from pipeline.engine.reading import WORTH_BYTES
+from pipeline.outputs.progress import size
+
+TOO_MUCH = 0.2  # of a pass
+BOUND_BY_READING = 0.6  # of a pass
+SMALL_OBJECT = 2**20  # bytes; opening one takes as long as reading some hundred KiB
+
+
+def advice(cost: Cost, config: Config, chunks: Chunks) -> list[str]:
+    """All that there is to say of a job; nothing, where it is well laid out."""
+    return [text for rule in (_chunking, _reading, _memory, _precision) for text in rule(cost, config, chunks)]
+
+
+def _chunking(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
+    if cost.chunks < cost.workers:
+        yield (
+            f"the rows are in {cost.chunks} chunks, fewer than the {cost.workers} workers, some of which will idle. "
+            "Store them in smaller chunks."
+        )
+    if cost.overhead_seconds > TOO_MUCH * cost.seconds_per_pass and cost.chunks > 8 * cost.workers:
+        yield (
+            f"{cost.overhead_seconds / cost.seconds_per_pass:.0%} of a pass is spent on tasks and chunks, not on rows. "
+            f"Store the rows in larger chunks than {size(cost.chunk_bytes)}."
+        )
+    stored, touched = getattr(chunks.source, "stored_chunk", None), cost.objects / cost.chunks
+    if stored is None or touched < 2:
+        return
+    rows, features = stored
+    itemsize = chunks.source.dtype.itemsize
+    if features < cost.features:
+        yield (
+            f"stored chunks hold {features} of the {cost.features} features, so that each read opens "
+            f"{touched:.0f} objects. Rechunk to ({max(rows, 1)}, {cost.features}): whole rows."
+        )
+    elif rows * features * itemsize < SMALL_OBJECT:
+        wanted = max(1, TARGET_BYTES // (cost.features * itemsize))
+        yield (
+            f"stored chunks are of {size(rows * features * itemsize)}, so that each read opens {touched:.0f} objects. "
+            f"Rechunk, or shard, to about {wanted} rows ({size(TARGET_BYTES)})."
+        )
+
+
+def _reading(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
+    if cost.read_seconds < BOUND_BY_READING * cost.seconds_per_pass:
+        return
+    share = f"reading takes {min(1.0, cost.read_seconds / cost.seconds_per_pass):.0%} as long as a pass"
+    spare = cost.memory["limit"] - cost.memory["peak"]
+    if config.data.source == "csv":
+        yield f"{share}: text is parsed anew in each. Convert it once to zarr or .npy."
+    elif config.engine.scheduler == "threads" and not config.engine.keep_decoded and cost.pass_bytes < spare:
+        yield f"{share}, and the decoded rows would fit in what memory is left. Set engine.keep_decoded: true."
+
+
+def _memory(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
+    plan, wanted = cost.memory, cost.memory["wanted"]
+    remedy = "Raise engine.memory, or store smaller chunks"
+    if plan["workers"] < wanted:
+        each = size(plan["per_task"])
+        yield f"memory allows {plan['workers']} tasks at a time of {wanted}: each needs {each}. {remedy}."
+    elif not plan["ahead"] and chunks.chunk_bytes() >= WORTH_BYTES:
+        yield f"memory does not allow to read ahead: each pass waits for its reads. {remedy}."
+
+
+def _precision(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
+    if cost.exact_in_float32:
+        yield (
+            f"every value looked at fits float32, but {cost.dtype} is computed in float64. Stored as float32, rows take "
+            "half the memory and about half the time; sums stay float64."
+        )

@@ -1,0 +1,353 @@
+"""What a job will cost, known before it runs: counted from shapes and timed on a few chunks; nothing is written.
+
+Each worker reads five neighbouring chunks as a shard of a pass does, ahead of its arithmetic. The first compiles kernels
+and is discarded, the last is only waited for: from the arrival of the second to that of the last is what three take.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.data.chunks import Chunk, Chunks
+from pipeline.data.given import Given
+from pipeline.data.profile import Known, Profile, known_rows
+from pipeline.em.heldout import OnTheOthers, Units
+from pipeline.em.loop import TEXTBOOK, EStep, advance, em
+from pipeline.em.run import Run
+from pipeline.em.search import CENTERS_ROWS, FEW_ROWS, FIRST_STEPS, PASSES, STARTS, rungs
+from pipeline.em.stopping import Limits
+from pipeline.engine.memory import Plan
+from pipeline.engine.passes import Engine, Job
+from pipeline.engine.reading import WORTH_BYTES, in_turn
+from pipeline.engine.tree import shard_level
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.information import ScoreProducts
+from pipeline.models.init import HardStart, in_step, starting
+from pipeline.models.kmeans import KMeans
+from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
+from pipeline.outputs.standard_errors import learns_covariances
+from pipeline.planning import held_share, sample_size, searches
+from pipeline.starting import draws, models_of, profile_job
+
+TIMED_CHUNKS = 3
+LEAST_SECONDS = 0.2  # of timed work for each worker: chunks that take less are timed more of
+MOST_CHUNKS = 200
+LEAST_CONCENTRATION = 1.1  # of a multinomial that has seen few documents: any word may come
+WARM_ITERATIONS = 10  # of EM on a few chunks: components narrow, and may then need a slower route than at the start
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One kind of work. passes : over the data, at most.  seconds : in all, at most.  note : what else is known."""
+
+    name: str
+    passes: int
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job will cost. Bytes and seconds; `seconds_per_pass` is that of one iteration with all fits going on.
+
+    read_seconds, overhead_seconds : how long reading alone would take in a pass, and what is neither reading nor arithmetic.
+    memory : the plan's fields and its peak.
+    exact_in_float32 : of rows stored in more, whether all that were looked at fit float32; None for others.
+    """
+
+    rows: int
+    features: int
+    dtype: str
+    chunks: int
+    chunk_bytes: int
+    pass_bytes: int
+    objects: int
+    tasks: int
+    workers: int
+    fits: int
+    candidates: int
+    memory: dict[str, Any]
+    seconds_per_pass: float
+    read_seconds: float
+    overhead_seconds: float
+    exact_in_float32: bool | None
+    phases: list[Phase]
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """For max_iter iterations and all that goes with them."""
+        return sum(phase.seconds for phase in self.phases)
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self) | {"seconds": self.seconds}
+
+
+@dataclass(frozen=True)
+class TimedShard:
+    """Task: seconds and rows of the jobs on consecutive chunks, the first discarded and the last only waited for."""
+
+    chunks: Chunks
+    jobs: Sequence[Job]
+    ahead: bool
+
+    def __call__(self, *ids: int) -> tuple[float, int]:
+        """Seconds between the arrivals of the second and the last chunk, and rows of those between."""
+        arrivals, rows, total = [], 0, None
+        for chunk in in_turn(self.chunks.load, ids, self.ahead):
+            arrivals.append(time.perf_counter())
+            if len(arrivals) == len(ids):
+                break
+            found = [job(chunk) for job in self.jobs]
+            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+            rows += chunk.x.shape[0] if len(arrivals) > 1 else 0
+        return arrivals[-1] - arrivals[1], rows
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Job: labels of a chunk, which nobody keeps."""
+
+    task: LabelBlock
+
+    def __call__(self, chunk: Chunk) -> int:
+        """Nothing that could be added up."""
+        self.task.of_rows(chunk, 0, chunk.x.shape[0])
+        return 0
+
+
+@dataclass(frozen=True)
+class _NoRows:
+    """As many chunks as a pass has, of nothing: a pass over them takes what is neither reading nor arithmetic."""
+
+    n_chunks: int
+
+    def chunk_bytes(self) -> int:
+        return 0
+
+    def load(self, i: int) -> None:
+        return None
+
+
+def _nothing(chunk: Any) -> int:
+    return 0
+
+
+class Timer:
+    """Times jobs on a few chunks, with the engine of the run.
+
+    ids, first : the timed chunks, and the first one of each worker.  overhead : seconds of a pass over chunks of nothing.
+    """
+
+    def __init__(self, engine: Engine, chunks: Chunks, ahead: bool) -> None:
+        """chunks : unmapped rows.  ahead : whether there is memory to read ahead."""
+        self.engine, self.raw, self._ahead = engine, chunks, ahead and chunks.chunk_bytes() >= WORTH_BYTES
+        shards = self._shards(TIMED_CHUNKS)
+        self.ids, self.first = sorted({i for shard in shards for i in shard}), sorted({shard[0] for shard in shards})
+        self.overhead = [self._seconds_of_nothing(chunks.n_chunks) for _ in range(2)][-1]
+
+    def _shards(self, timed: int) -> list[tuple[int, ...]]:
+        n, w = self.raw.n_chunks, self.engine.workers
+        return [tuple((j * n // w + i) % n for i in range(timed + 2)) for j in range(w)]
+
+    def _seconds_of_nothing(self, n: int) -> float:
+        began = time.perf_counter()
+        self.engine.sum_over(cast(Chunks, _NoRows(n)), [_nothing])
+        return time.perf_counter() - began
+
+    def rows_of(self, ids: Sequence[int]) -> int:
+        """Rows of some chunks."""
+        return int(np.diff(self.raw.source.bounds)[list(ids)].sum())
+
+    def sum_over(self, chunks: Chunks, ids: Sequence[int]) -> Callable[[Sequence[Job]], list[Any]]:
+        """What sums jobs over some chunks alone."""
+        return lambda jobs: self.engine.sum_over(chunks, jobs, ids)
+
+    def pass_seconds(self, chunks: Chunks, jobs: Sequence[Job]) -> float:
+        """How long a pass of these jobs over all chunks will take."""
+        timed = TIMED_CHUNKS
+        while True:
+            found = list(self.engine.map_in_order(TimedShard(chunks, jobs, self._ahead), self._shards(timed)))
+            spent = float(np.mean([seconds for seconds, _ in found]))
+            if spent >= LEAST_SECONDS or timed >= min(MOST_CHUNKS, max(TIMED_CHUNKS, chunks.n_chunks)):
+                break
+            timed = min(MOST_CHUNKS, chunks.n_chunks, int(timed * 1.2 * LEAST_SECONDS / max(spent, 1e-4)) + 1)
+        row = float(np.mean([seconds / rows for seconds, rows in found]))
+        n, workers = chunks.n_chunks, self.engine.workers
+        shards, width = tasks_of(n, workers, row * chunks.n_rows / n)
+        longest = min(-(-shards // workers) * width, n)  # chunks that the busiest worker computes
+        return row * chunks.n_rows * longest / n + self.overhead
+
+
+def tasks_of(n_chunks: int, workers: int, chunk_seconds: float) -> tuple[int, int]:
+    """Tasks of a pass, and chunks of each.
+
+    >>> tasks_of(n_chunks=100, workers=2, chunk_seconds=0.1)
+    (25, 4)
+    """
+    width = 1 << shard_level(n_chunks, workers, chunk_seconds)
+    return -(-n_chunks // width), width
+
+
+def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Given) -> Cost:
+    """Count and time a job. chunks : unmapped rows.
+
+    Raises InputError as a run would, for what the timed chunks show.
+    """
+    timer = Timer(engine, chunks, plan.ahead)
+    units = Units.of(chunks.source, config.select.heldout, config.fit.random_state)
+    look: list[Job] = [profile_job(config, chunks), *draws(config, chunks)]
+    profile: Profile = timer.sum_over(chunks, timer.ids)(look[:1])[0]
+    profile.check(config.data.bad_rows)
+    known = known_rows(profile, config.preprocess)
+    mapped = chunks.known(known.affine, known.n_bad)
+    # Nothing is held out of the few chunks that parameters come from: it might be all of them.
+    sums = timer.sum_over(mapped, timer.first)
+    phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(look, units)))]
+    runs, start, loading = _starts(config, timer, mapped, known, given, sums)
+    phases.append(loading)
+    if not (searches(config) and given == Given()):
+        phases.append(start)
+    warm, m_step_seconds = _warm(runs, sums, known)
+    read_seconds = timer.pass_seconds(mapped, [])
+    steps = [EStep(run.model, run.params) for run in warm]
+    iteration = timer.pass_seconds(mapped, _wrapped(steps, units)) + m_step_seconds
+    if searches(config):
+        phases.append(_search(config, chunks, warm, (iteration - timer.overhead) / len(warm)))
+    limit = config.fit.max_iter or 0
+    note = f"{len(warm)} fits share each read" if len(warm) > 1 else ""
+    phases.append(Phase("iterations", limit, limit * iteration, note))
+    last = [EStep(run.model, run.params, final=True) for run in warm]
+    final = timer.pass_seconds(mapped, _wrapped(last, units))
+    phases.append(Phase("final pass", 1, final))
+    if units is not None:
+        one = (limit * iteration + final) / len(warm)
+        phases.append(Phase("refit", limit + 1, max(one, (limit + 1) * read_seconds), "the chosen model, on all rows"))
+    largest = max(warm, key=lambda run: run.model.n_components)
+    if config.output.standard_errors:
+        assert isinstance(largest.model, Gaussian)
+        products = ScoreProducts(largest.model, largest.params, learns_covariances(config))
+        phases.append(Phase("standard errors", 1, timer.pass_seconds(mapped, [products])))
+    if config.output.labels:
+        phases.append(_labels(config, mapped, timer, largest))
+    return Cost(
+        rows=chunks.n_rows,
+        features=chunks.n_features,
+        dtype=str(chunks.source.dtype),
+        chunks=chunks.n_chunks,
+        chunk_bytes=chunks.chunk_bytes(),
+        pass_bytes=chunks.pass_bytes(),
+        objects=len(chunks.source.object_sizes()),
+        tasks=tasks_of(chunks.n_chunks, engine.workers, iteration * engine.workers / chunks.n_chunks)[0],
+        workers=engine.workers,
+        fits=len(warm),
+        candidates=len(config.model.candidates),
+        memory=plan._asdict() | {"peak": plan.peak},
+        seconds_per_pass=iteration,
+        read_seconds=read_seconds,
+        overhead_seconds=timer.overhead,
+        exact_in_float32=_exact_in_float32(chunks, profile),
+        phases=[phase for phase in phases if phase.passes or phase.seconds],
+    )
+
+
+def _wrapped(jobs: Sequence[Any], units: Units | None) -> list[Any]:
+    return list(jobs) if units is None else [OnTheOthers(job, units) for job in jobs]
+
+
+def _starts(
+    config: Config, timer: Timer, mapped: Chunks, known: Known, given: Given, sums: Callable[..., list[Any]]
+) -> tuple[list[Run], Phase, Phase]:
+    """Runs that start from what one chunk of each worker says; what such a start takes on all, and what the first one
+    took to import libraries and to load or compile kernels.
+    """
+    fit, passes, reading, spent = config.fit, 0, 0.0, []
+    # Few chunks need not have every word, nor every label.
+    smooth = {"concentration": max(config.model.concentration, LEAST_CONCENTRATION)}
+    models = models_of(config.model_copy(update={"model": config.model.model_copy(update=smooth)}), known)
+    init = "random" if fit.init == "labels" else fit.init
+
+    def counted(jobs: Any) -> list[Any]:
+        nonlocal passes, reading
+        passes, since = passes + 1, time.perf_counter()
+        found = sums(jobs)
+        reading += time.perf_counter() - since
+        return found
+
+    for _ in range(2):
+        passes, reading, began = 0, 0.0, time.perf_counter()
+        own = [known.with_sample(sample_size(each, timer.raw.source.n_features)) for each in config.candidates()]
+        each = [
+            starting(model, init, fit.n_init, fit.random_state, k, arrays=given.arrays)
+            for model, k in zip(models, own, strict=True)
+        ]
+        found = in_step(each, counted)
+        spent.append(time.perf_counter() - began)
+    runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(found) for r, params in enumerate(each)]
+    loading = Phase("loading", 0, max(0.0, spent[0] - spent[1]), "libraries and kernels, once")
+    if given.labels is not None:
+        labels = [HardStart(model, None, given.labels) for model in models]
+        return runs, Phase("start", 1, timer.pass_seconds(mapped, labels)), loading
+    on_all = reading * timer.raw.n_rows / timer.rows_of(timer.first) + passes * timer.overhead
+    return runs, Phase("start", passes, on_all + spent[1] - reading), loading
+
+
+def _warm(runs: list[Run], sums: Callable[..., list[Any]], known: Known) -> tuple[list[Run], float]:
+    """The runs some iterations on, on some chunks, and the seconds of their M-steps."""
+    limits = Limits(WARM_ITERATIONS, 0.0)
+    *_, (warm, _) = em(runs, sums, limits, known.n_rows)
+    began = time.perf_counter()
+    for run in warm:
+        assert run.final is not None
+        advance(replace(run, stop_reason=None, final=None), run.final, limits, known.n_rows, TEXTBOOK)
+    return warm, time.perf_counter() - began
+
+
+def _search(config: Config, chunks: Chunks, runs: Sequence[Run], one: float) -> Phase:
+    """The search for a start. one : seconds of a pass of one fit over all rows, which has the same arithmetic."""
+    held = int(held_share(config, chunks) * chunks.n_rows)
+    moves = config.fit.moves == "auto"
+
+    def read(model: Any, rows: int) -> int:
+        sizes = rungs(model, rows)
+        if moves:
+            return len(sizes) * PASSES * max(rows, FEW_ROWS)
+        return FIRST_STEPS * (sum(sizes) + (STARTS - 1) * sizes[0])
+
+    rows = 0
+    for run in runs:
+        rows += read(run.model, held)
+        if not isinstance(run.model, KMeans) and not chunks.source.sparse and config.fit.init.startswith("k-means"):
+            centers = KMeans(run.model.n_components, run.model.shift)
+            rows += read(centers, min(held, CENTERS_ROWS))
+    return Phase("search", 0, rows / chunks.n_rows * one, f"for a start, on {held} rows in memory")
+
+
+def _labels(config: Config, chunks: Chunks, timer: Timer, run: Run) -> Phase:
+    """The labels pass. Blocks of labels end amid chunks, which are then read once more."""
+    top_k = min(config.output.top_k, run.model.n_components)
+    task = LabelBlock(chunks, run.model, run.params, top_k, config.data.bad_rows == "drop")
+    bounds, starts = chunks.source.bounds, np.arange(0, chunks.n_rows, BLOCK_ROWS)
+    stops = np.minimum(starts + BLOCK_ROWS, chunks.n_rows)
+    reads = (np.searchsorted(bounds, stops, side="left") - np.searchsorted(bounds, starts, side="right") + 1).sum()
+    twice = int(reads) - chunks.n_chunks
+    seconds = timer.pass_seconds(chunks, [Labelling(task)])
+    seconds += twice * timer.pass_seconds(chunks, []) / chunks.n_chunks
+    busy = -(-len(starts) // timer.engine.workers) * timer.engine.workers / len(starts)
+    return Phase("labels", 1, seconds * busy, f"{twice} chunks are read twice" if twice > 0 else "")
+
+
+def _exact_in_float32(chunks: Chunks, profile: Profile) -> bool | None:
+    """Whether the sample of rows that are computed in float64 would be the same numbers in float32."""
+    x = profile.sample.x
+    if chunks.source.sparse or profile.low.dtype != np.float64:
+        return None
+    with np.errstate(over="ignore"):
+        return bool((x == x.astype(np.float32)).all())

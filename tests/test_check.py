@@ -1,0 +1,245 @@
+"""`check`: what a job will cost, known before it runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+import zarr
+
+from pipeline import workflow
+from pipeline.checking import TimedShard
+from pipeline.data.chunks import Chunk
+from pipeline.engine.passes import Engine
+from tests.jobs import blobs, command, files, job, refused, write_config, write_rows
+
+EVERYTHING = {
+    "model": {"n_components": [2, 3], "covariance_type": ["full", "diag"]},
+    "fit": {"n_init": 2, "init": "k-means||", "max_iter": 4},
+    "select": {"heldout": 0.2},
+    "output": {"standard_errors": True},
+}
+
+
+def facts(config: Path, *words: str) -> dict[str, Any]:
+    """What `check --json` prints."""
+    outcome = command("check", config, "--json", *words)
+    assert outcome.code == 0, outcome
+    return json.loads(outcome.out)
+
+
+def test_it_says_what_a_run_will_take_and_writes_nothing(tmp_path, monkeypatch):
+    """Rows, bytes, memory, tasks and seconds in words; the folder is as it was, and so is that of a taken output."""
+    monkeypatch.chdir(tmp_path)
+    write_config(Path("c.yaml"), write_rows(tmp_path / "x.zarr", blobs()), output={"path": "run"})
+    before = files(tmp_path)
+    outcome = command("check", "c.yaml")
+    assert outcome.code == 0 and files(tmp_path) == before
+    for said in ("600 rows of 3 features, float64", "memory    at most", "in all, at most", "iterations", "6 passes"):
+        assert said in outcome.out
+    Path("run").mkdir()
+    Path("run/thesis.txt").write_text("years of work")
+    before = files(tmp_path)
+    assert "not a run directory" in command("check", "c.yaml").out and files(tmp_path) == before
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_the_passes_that_it_counts_are_those_that_a_run_makes(tmp_path, monkeypatch, changes):
+    """With tol = 0 every pass is made: those over the chunks are as many as the phases say, labels being read in blocks."""
+    config = write_config(tmp_path / "c.yaml", write_rows(tmp_path / "x.zarr", blobs(2000)), **changes)
+    cost = facts(config)
+    counted, sum_over = [], Engine.sum_over
+    monkeypatch.setattr(Engine, "sum_over", lambda *given: counted.append(1) or sum_over(*given))
+    assert command("run", config, "--output", tmp_path / "run").code == 0
+    assert len(counted) == sum(phase["passes"] for phase in cost["phases"] if phase["name"] != "labels")
+    names = {phase["name"] for phase in cost["phases"]}
+    assert ({"refit", "standard errors"} <= names) == bool(changes)
+    assert cost["fits"] == (8 if changes else 1) and cost["candidates"] == (4 if changes else 1)
+
+
+def test_a_search_is_counted_where_the_method_has_one(tmp_path):
+    """`auto` searches on rows in memory instead of passes for a start."""
+    cost = facts(write_config(tmp_path / "c.yaml", write_rows(tmp_path / "x.zarr", blobs()), fit={"method": "auto"}))
+    [search] = [phase for phase in cost["phases"] if phase["name"] == "search"]
+    assert search["passes"] == 0 and search["seconds"] > 0 and "on 600 rows in memory" in search["note"]
+    assert "start" not in {phase["name"] for phase in cost["phases"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--set", "model.n_components=601"], "there are 600 rows"),
+        (["--set", "engine.memory=1MiB"], "Raise engine.memory, store the data in smaller chunks"),
+        (["--set", "data.path=nowhere.npy"], "nowhere.npy"),
+        (["--profile", "slurm"], "expected threads or one of the profiles local"),
+        (["--set", "fit.max_itr=3"], "did you mean max_iter?"),
+    ],
+)
+def test_what_run_refuses_check_refuses_in_the_same_words(tmp_path, monkeypatch, words, shown):
+    """Exit code 2 and one message, also for chunks that are too large for the memory; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", blobs())
+    write_config(Path("c.yaml"), Path("x.npy"))
+    before = files(tmp_path)
+    said = refused("check", "c.yaml", *words)
+    assert shown in said and refused("run", "c.yaml", *words) == said and files(tmp_path) == before
+
+
+STARTS: dict[str, dict[str, Any]] = {
+    "sorted labels": {"fit": {"init": "labels", "init_path": "labels.npy"}},
+    "explicit": {"fit": {"init": "explicit", "init_path": "given.npz"}, "model": {"covariance_type": "spherical"}},
+    "no pull": {"data": {"weights": "weights.npy"}, "fit": {"init": "random"}},
+}
+
+
+@pytest.mark.parametrize("case", STARTS)
+def test_what_few_chunks_do_not_show_is_no_refusal(tmp_path, monkeypatch, case):
+    """Labels in the order of storage, given parameters, rows of weight 0: what a run can do is checked."""
+    monkeypatch.chdir(tmp_path)
+    x = blobs()
+    np.save("labels.npy", np.repeat([0, 1, 2], 200))
+    np.save("weights.npy", np.repeat([0.0, 1.0], [100, 500]))
+    np.savez("given.npz", weights=np.full(3, 1 / 3), means=x[:3], covariances=np.ones(3))
+    config = write_config(Path("c.yaml"), write_rows(Path("x.zarr"), x), **STARTS[case])
+    assert facts(config)["phases"][-1]["name"] == "labels"
+
+
+def test_pictures_that_are_held_out_are_no_refusal(tmp_path):
+    """Whole pictures are held out, maybe the very ones that are timed."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(256, size=(12, 12), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    for seed in range(3):
+        plain: dict[str, Any] = {"data": {"source": "images", "path": str(tmp_path), "patch": {"size": [3, 3]}}}
+        plain |= {"model": {"n_components": 2}, "select": {"heldout": 0.4}, "fit": {"random_state": seed}}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(plain))
+        outcome = command("check", tmp_path / "c.yaml")
+        assert outcome.code == 0 or "holds none of 3 pictures" in outcome.err
+
+
+def test_bad_rows_that_it_meets_are_refused(tmp_path):
+    """NaN in the chunks that are timed is exit code 2, as it is in the profiling pass."""
+    x = blobs()
+    x[3, 1] = np.nan
+    config = write_config(tmp_path / "c.yaml", write_rows(tmp_path / "x.zarr", x))
+    assert "hold NaN or inf, the first is row 3" in refused("check", config)
+
+
+def test_advice_on_chunks(tmp_path):
+    """Chunked features and small chunks make each read open several objects; values that fit float32 are said to."""
+    x = blobs(6000, 4).round(2).astype(np.float32).astype(np.float64)
+    array = zarr.create_array(tmp_path / "x.zarr", shape=x.shape, chunks=(1000, 2), dtype=x.dtype)
+    array[:] = x
+    config = write_config(tmp_path / "c.yaml", tmp_path / "x.zarr")
+    said = " ".join(facts(config)["advice"])
+    assert "stored chunks hold 2 of the 4 features, so that each read opens 12 objects" in said
+    assert "Rechunk to (1000, 4)" in said and "fits float32" in said
+    config = write_config(tmp_path / "d.yaml", write_rows(tmp_path / "y.zarr", blobs(6000, 4)))
+    said = " ".join(facts(config)["advice"])
+    assert "each read opens 60 objects" in said and "about 262144 rows" in said and "float32" not in said
+
+
+def test_advice_on_workers_and_memory(tmp_path):
+    """Fewer chunks than workers, and less memory than they need, are said with what helps."""
+    config = write_config(tmp_path / "c.yaml", write_rows(tmp_path / "x.zarr", blobs()))
+    assert "1 chunks, fewer than the 3 workers" in " ".join(facts(config, "--set", "engine.workers=3")["advice"])
+    plan = facts(config, "--set", "engine.workers=4")["memory"]
+    tight = plan["fixed"] + 2 * plan["per_task"]
+    said = facts(config, "--set", "engine.workers=4", "--set", f"engine.memory={tight}")
+    assert said["memory"]["workers"] == 2 and "memory allows 2 tasks at a time of 4" in " ".join(said["advice"])
+
+
+def test_counts_are_converted_in_a_scratch_folder(tmp_path, monkeypatch):
+    """A docword file that no run has converted leaves nothing behind; the scratch folder is gone too."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    text = "4\n3\n6\n" + "".join(f"{i} {w} 2\n" for i, w in ((1, 1), (1, 2), (2, 2), (3, 1), (3, 3), (4, 2)))
+    (tmp_path / "d.txt").write_text(text)
+    plain = {"data": {"source": "docword", "path": str(tmp_path / "d.txt")}}
+    plain["model"] = {"family": "multinomial", "n_components": 2}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(plain))
+    before = files(tmp_path)
+    assert facts(tmp_path / "c.yaml")["rows"] == 4 and files(tmp_path) == before and not list(scratch.iterdir())
+
+
+class Slow:
+    """Chunks of 10 rows, each of which takes 40 ms to load."""
+
+    loaded: list[int]
+
+    def __init__(self) -> None:
+        self.loaded = []
+
+    def load(self, i: int) -> Chunk:
+        """Chunk i."""
+        time.sleep(0.04)
+        self.loaded.append(i)
+        return Chunk(np.zeros((10, 2)), None, 10 * i)
+
+
+def test_three_chunks_are_timed_as_a_shard_would_read_them():
+    """The first is discarded, the last only waited for; reads that are longer than the work count in full, ahead or not."""
+    for ahead, work, least in ((True, 0.0, 0.12), (False, 0.02, 0.18), (True, 0.08, 0.24)):
+        chunks, worked = Slow(), []
+
+        def compute(chunk: Chunk, work: float = work, worked: list[int] = worked) -> int:
+            time.sleep(work if worked else 1.0)  # the first compiles
+            worked.append(chunk.start)
+            return 0
+
+        seconds, rows = TimedShard(chunks, [compute], ahead)(0, 1, 2, 3, 4)
+        assert rows == 30 and worked == [0, 10, 20, 30] and chunks.loaded == [0, 1, 2, 3, 4]
+        assert least * 0.9 <= seconds < 1.0
+
+
+@pytest.mark.slow
+def test_with_worker_processes(tmp_path):
+    """The engine that is timed is the one that the run would have."""
+    config = write_config(tmp_path / "c.yaml", write_rows(tmp_path / "x.zarr", blobs()))
+    cost = facts(config, "--profile", "local", "--set", "engine.workers=2")
+    assert cost["workers"] == 2 and cost["overhead_seconds"] > 0
+
+
+def test_a_run_says_its_plan(tmp_path):
+    """The start event and its line in words hold what the plan knows."""
+    told: list[dict[str, Any]] = []
+    config = job(write_rows(tmp_path / "x.zarr", blobs()), fit={"max_iter": 2}, output={"labels": False})
+    workflow.run(config, tmp_path / "run", listeners=[told.append])
+    from pipeline.outputs.progress import describe
+
+    said = str(describe(told[0]))
+    assert "each pass reads 14.1 KiB; memory at most" in said and "MiB for the job" in said
+    assert "Planned and seen" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gaussian", "kmeans"])
+def test_the_plan_bounds_what_a_run_takes(tmp_path, family):
+    """Peak of a run in a process of its own, looked at from outside: at most the plan's, and not 30 % below it.
+
+    Resident size, which is what PSS would be if nothing else on the machine mapped the same libraries.
+    """
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(1_000_000, 16)).astype(np.float32))
+    model = {"family": family, "n_components": 16, "covariance_type": "full"}
+    config = write_config(tmp_path / "c.yaml", tmp_path / "x.npy", model=model, fit={"max_iter": 3})
+    planned = facts(config)["memory"]["peak"]
+    words = [sys.executable, "-m", "pipeline", "run", str(config), "--output", str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        peak = 0
+        while run.poll() is None:
+            with suppress(psutil.Error):
+                peak = max(peak, psutil.Process(run.pid).memory_info().rss)
+            time.sleep(0.05)
+    assert run.returncode == 0 and 0.7 * planned <= peak <= planned
