@@ -20,7 +20,7 @@ from pipeline.data.profile import Known, Profile, known_rows
 from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.loop import TEXTBOOK, EStep, advance, em
 from pipeline.em.run import Run
-from pipeline.em.search import CENTERS_ROWS, FEW_ROWS, FIRST_STEPS, PASSES, STARTS, rungs
+from pipeline.em.search import CENTERS_ROWS, most_looks
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory import Plan
 from pipeline.engine.passes import Engine, Job
@@ -315,18 +315,12 @@ def _search(config: Config, chunks: Chunks, runs: Sequence[Run], one: float) -> 
     held = int(held_share(config, chunks) * chunks.n_rows)
     moves = config.fit.moves == "auto"
 
-    def read(model: Any, rows: int) -> int:
-        sizes = rungs(model, rows)
-        if moves:
-            return len(sizes) * PASSES * max(rows, FEW_ROWS)
-        return FIRST_STEPS * (sum(sizes) + (STARTS - 1) * sizes[0])
-
     rows = 0
     for run in runs:
-        rows += read(run.model, held)
+        rows += most_looks(run.model, held, moves)
         if not isinstance(run.model, KMeans) and not chunks.source.sparse and config.fit.init.startswith("k-means"):
             centers = KMeans(run.model.n_components, run.model.shift)
-            rows += read(centers, min(held, CENTERS_ROWS))
+            rows += most_looks(centers, min(held, CENTERS_ROWS), moves)
     return Phase("search", 0, rows / chunks.n_rows * one, f"for a start, on {held} rows in memory")
 
 

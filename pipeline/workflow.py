@@ -92,7 +92,9 @@ def run(
                 plan=planned._asdict() | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()},
             )
             job, known, drawn = profiled(job)
-            _begin(job, known, given, drawn)
+            runs = _begin(job, known, given, drawn)
+            del drawn  # the rows of the search are not needed any more
+            _fit(job, known, runs, generation=1)
             _finish(job)
     return directory.path
 
@@ -187,15 +189,16 @@ def _go_on(job: Job) -> None:
     if runs:
         _fit(job, known, _reopened(runs, job.config), generation)
     else:  # it ended while it looked for a start
-        _begin(job, known, given_start(job.config, job.chunks.n_rows), None)
+        runs = _begin(job, known, given_start(job.config, job.chunks.n_rows), None)
+        _fit(job, known, runs, generation=1)
 
 
-def _begin(job: Job, known: Known, given: Given, drawn: Drawn | None) -> None:
-    """Starts, and the fit. A search takes as long as some passes do: what is known is saved before it."""
+def _begin(job: Job, known: Known, given: Given, drawn: Drawn | None) -> list[Run]:
+    """The runs at their starts, saved. A search takes as long as some passes do: what is known is saved before it."""
     checkpoint.save(job.directory.checkpoints, 0, pack(known, []))
     runs = starts(job, known, given, drawn)
     checkpoint.save(job.directory.checkpoints, 1, pack(known, runs))
-    _fit(job, known, runs, generation=1)
+    return runs
 
 
 def predict(

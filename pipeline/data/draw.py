@@ -15,7 +15,7 @@ from pipeline.keyed import uniform
 from pipeline.models.base import compute_dtype
 from pipeline.models.stats import Array, Rows
 
-HELD_BYTES = 2**27  # of rows as the models read them: MNIST nearly fits, half a million patches do
+HELD_BYTES = 2**28  # of rows as the models read them: MNIST fits, and a million patches
 HELD_ROWS, HELD_ROWS_PER_COMPONENT = 2**16, 2**12  # more tell the search little
 DRAW_STREAM = 3  # of keys
 MAP_ROWS = 2**13

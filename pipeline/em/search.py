@@ -28,6 +28,7 @@ STARTS = 4  # at least
 KMEANS_CONTENDERS = 8  # on the highest rung: its passes are cheap, and its hills many
 PASSES = 24  # over all held rows: so many rows may be read on one rung before the last round of moves begins
 FEW_ROWS = 2**16  # held rows that are fewer count as so many: they are soon read
+UNITING = 6  # passes that it takes to choose among the components of two runs, about
 FIRST_STEPS, STEPS = 20, 12  # of EM on a rung, and after each round of moves
 TOL = 1e-4  # nats a row, of these
 CENTERS_ROWS = 2**15  # that K-means climbs to where it only starts another family
@@ -64,14 +65,15 @@ class Search:
 
     def __call__(self, model: Model, given: Any = None) -> Any:
         """Parameters for the fit to start from. given : parameters for the search to start from."""
-        if given is not None:
-            return self._climb(model, [given], self.rows)
-        if isinstance(model, KMeans) or sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
-            return self._climb(model, self._starts(model, self.rows), self.rows)
-        rows = self.rows.head(max(rungs(model, self.rows.n_rows)[0], CENTERS_ROWS))
-        centers = self._centers(model, rows)
         lowest = self.rows.head(rungs(model, self.rows.n_rows)[0])
-        return self._climb(model, from_hard(model, lowest.sum_over([HardStart(model, centers)])), self.rows)
+        if given is not None:
+            starts = [given]
+        elif isinstance(model, KMeans) or sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
+            starts = self._starts(model, self.rows)
+        else:
+            centers = self._centers(model, self.rows.head(max(lowest.n_rows, CENTERS_ROWS)))
+            starts = from_hard(model, lowest.sum_over([HardStart(model, centers)]))
+        return self._climb(model, starts, self.rows)
 
     def _centers(self, model: Model, rows: HeldRows) -> Any:
         """(k, d) centres by K-means on some rows, for another family to start from."""
@@ -81,15 +83,14 @@ class Search:
     def _starts(self, model: Model, rows: HeldRows) -> list[Any]:
         """Starts for the lowest rung."""
         sizes = rungs(model, rows.n_rows)
-        many = max(STARTS, contenders(model, len(sizes)))
-        sums = rows.head(sizes[0]).sum_over
-        return initial_params(model, self.init, many, self.seed, self.known, sums, None, None)
+        many, lowest = contenders(model, len(sizes))[0], rows.head(sizes[0])
+        return initial_params(model, self.init, many, self.seed, self.known, lowest.sum_over, None, None)
 
     def _climb(self, model: Model, starts: Sequence[Any], rows: HeldRows) -> Any:
         """The one that comes of the starts: settled on each rung, united until few enough are left to climb, and moved."""
         tol = 0.0 if isinstance(model, KMeans) else TOL
         sizes = rungs(model, rows.n_rows)
-        for above, size in enumerate(sizes, 1):
+        for size, left in zip(sizes, contenders(model, len(sizes))[1:], strict=True):
             if size == self.of and len(starts) == 1 and not self.moves:
                 break  # the fit itself does the same
             rung, before = rows.head(size), rows.read[0]
@@ -97,7 +98,7 @@ class Search:
             runs = settle_all(runs, rung, Limits(FIRST_STEPS, tol))
             if not self.moves:
                 runs = [max(runs, key=lambda run: run.objective)]
-            while len(runs) > max(1, contenders(model, len(sizes) - above)):
+            while len(runs) > left:
                 runs = united(runs, rung, Limits(STEPS, tol))
             moved: list[int] = []
             if self.moves and len(runs) == 1:
@@ -108,14 +109,15 @@ class Search:
         return starts[0]
 
 
-def contenders(model: Model, n_rungs: int) -> int:
-    """How many begin to climb so many rungs: on each they cost as much as on the highest, where there are a few or one.
+def contenders(model: Model, n_rungs: int) -> list[int]:
+    """How many runs are on each rung, and after the last: on each they cost as much as on the highest.
 
     >>> contenders(KMeans(10, np.zeros(2)), 3)
-    128
+    [128, 32, 8, 1]
     """
     highest = KMEANS_CONTENDERS if isinstance(model, KMeans) else 1
-    return highest * GROWTH ** (n_rungs - 1) if n_rungs else 0
+    many = [highest * GROWTH**above for above in reversed(range(n_rungs))]
+    return [max(STARTS, many[0]), *many[1:], 1]
 
 
 def rungs(model: Model, n_rows: int) -> list[int]:
@@ -129,3 +131,13 @@ def rungs(model: Model, n_rows: int) -> list[int]:
     while -(-sizes[-1] // GROWTH) >= least:
         sizes.append(-(-sizes[-1] // GROWTH))
     return sizes[::-1]
+
+
+def most_looks(model: Model, n_rows: int, moves: bool) -> int:
+    """How often a row is looked at in a search by one run, about and at most."""
+    sizes, looks = rungs(model, n_rows), 0
+    many = contenders(model, len(sizes))
+    for size, here, left in zip(sizes, many, many[1:], strict=False):
+        looks += size * (FIRST_STEPS * here + (STEPS + UNITING) * (here - left))
+        looks += PASSES * max(n_rows, FEW_ROWS) if moves and left == 1 else 0
+    return looks

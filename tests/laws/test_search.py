@@ -15,8 +15,8 @@ from scipy.stats import multivariate_normal
 from pipeline.data.chunks import Chunk
 from pipeline.data.draw import Draw
 from pipeline.data.profile import ProfileJob, known_rows
-from pipeline.em.moves import crowded, improve, settle
-from pipeline.em.search import Search, rungs
+from pipeline.em.moves import crowded, improve, settle, united
+from pipeline.em.search import GROWTH, Search, contenders, rungs
 from pipeline.em.stopping import Limits
 from pipeline.engine.held import BLOCK_ROWS, HeldRows
 from pipeline.models.gaussian import Gaussian
@@ -43,6 +43,15 @@ def grid_of_clusters(side, rows, seed):
     centers = 10.0 * np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
     x = np.repeat(centers, rows, axis=0) + rng.normal(size=(rows * side * side, 2))
     return rng.permutation(x), centers
+
+
+def run_from_rows(model, x, rows):
+    """Settled, from components at the given rows, as wide as clusters are."""
+    arrays = {"centers": x[rows]}
+    if isinstance(model, Gaussian):
+        k = model.n_components
+        arrays = {"weights": np.full(k, 1 / k), "means": x[rows], "covariances": np.stack([np.eye(x.shape[1])] * k)}
+    return settle(model, model.params_from_arrays(arrays), held(x), Limits(10, 0.0))
 
 
 def missed(found, centers):
@@ -128,6 +137,42 @@ def test_moves_never_lower_the_objective_nor_crowd_a_component(seed, family):
         assert after.model is before.model
 
 
+@given(seeds, st.sampled_from(["gaussian", "kmeans"]), st.integers(2, 5))
+@settings(max_examples=15, deadline=None)
+def test_what_runs_come_to_together_is_no_worse_than_the_better_of_each_pair(seed, family, many):
+    """However they have settled; one that is left over stays."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(500, 2)) + 6.0 * rng.normal(size=(5, 2))[rng.integers(5, size=500)]
+    model = KMeans(4, x.mean(axis=0), x.var()) if family == "kmeans" else Gaussian(4, x.mean(axis=0))
+    runs = [run_from_rows(model, x, rng.choice(500, 4, replace=False)) for _ in range(many)]
+    found = united(runs, held(x), Limits(10, 0.0))
+    assert len(found) == -(-many // 2)
+    for i, run in enumerate(found):
+        pair = runs[2 * i : 2 * i + 2]
+        fewest = min(crowded(one) for one in pair)
+        assert crowded(run) <= fewest
+        assert run.objective >= max(one.objective for one in pair if crowded(one) == fewest)
+
+
+def test_two_runs_that_know_half_of_the_clusters_each_know_all_of_them_together():
+    """One knows those on the left, the other those on the right; the rest of their components crowd in one cluster."""
+    x, centers = grid_of_clusters(4, 60, 0)
+    for points in (x, centers):  # so far apart that no component goes from one side to the other
+        points[points[:, 0] > 15] += [100.0, 0.0]
+    model = KMeans(16, x.mean(axis=0), x.var())
+    rng, middle = np.random.default_rng(0), centers[:, 0].mean()
+    runs = []
+    for left in (True, False):
+        known = (centers[:, 0] < middle) == left
+        apart = ((x[:, None] - centers) ** 2).sum(axis=2) < 9
+        own = [rng.choice(np.flatnonzero(apart[:, i])) for i in np.flatnonzero(known)]
+        crowd = rng.choice(np.flatnonzero(apart[:, np.flatnonzero(~known)[0]]), 8, replace=False)
+        runs.append(run_from_rows(model, x, np.concatenate([own, crowd])))
+    assert all(missed(run.params.centers, centers) > 0 for run in runs), "the problem is too easy to show anything"
+    (best,) = united(runs, held(x), Limits(20, 0.0))
+    assert missed(best.params.centers, centers) == 0
+
+
 @pytest.mark.parametrize("family", ["kmeans", "gaussian"])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_cluster_is_found(family, seed):
@@ -206,3 +251,14 @@ def test_rungs_grow_to_all_rows_and_hold_enough_for_each_component(k, d, n, kind
         assert size == -(-above // 4)
         assert size >= 64 * k
         assert size >= 10 * model.least_rows * k
+
+
+@given(st.integers(1, 5))
+def test_a_rung_costs_no_more_than_the_highest_but_for_the_least_number_of_starts(n_rungs):
+    """Rows grow as contenders become fewer."""
+    for model in (KMeans(3, np.zeros(2)), Gaussian(3, np.zeros(2))):
+        many = contenders(model, n_rungs)
+        assert many[-1] == 1 and len(many) == n_rungs + 1
+        assert many[0] >= 4
+        for i in range(1, n_rungs):
+            assert many[i] == many[n_rungs - 1] * GROWTH ** (n_rungs - 1 - i)
