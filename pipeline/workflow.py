@@ -293,19 +293,30 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
         read[0] += known.n_rows if block is None else method.block_rows[block]
         return sums(jobs, None if block is None else method.blocks[block])
 
-    saved_at = began = time.perf_counter()
-    for current, events in em(runs, evaluate, limits, known.n_rows, method):
-        runs, now = current, time.perf_counter()
-        _log_pass(job, runs, known, now - began, read[0])
-        read[0] = 0
-        for event in events:
-            job.log(**event.facts(), name=names[event.candidate], refit=runs[0].refit)
-        if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
-            generation += 1
-            checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))
-            saved_at = time.perf_counter()
-            job.log("checkpoint", generation=generation, seconds=saved_at - now)
-        began = time.perf_counter()
+    saved, saved_at = runs, time.perf_counter()
+    began = saved_at
+
+    def save() -> None:
+        nonlocal generation, saved, saved_at
+        generation, began = generation + 1, time.perf_counter()
+        checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))
+        saved, saved_at = runs, time.perf_counter()
+        job.log("checkpoint", generation=generation, seconds=saved_at - began)
+
+    try:
+        for current, events in em(runs, evaluate, limits, known.n_rows, method):
+            runs, now = current, time.perf_counter()
+            _log_pass(job, runs, known, now - began, read[0])
+            read[0] = 0
+            for event in events:
+                job.log(**event.facts(), name=names[event.candidate], refit=runs[0].refit)
+            if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
+                save()
+            began = time.perf_counter()
+    except BaseException:  # a stop, a lost cluster, a chunk that cannot be read: the passes before it are kept
+        if runs is not saved:
+            save()
+        raise
     return runs, generation
 
 
