@@ -35,7 +35,9 @@ from pipeline.job import Job
 from pipeline.models.base import Model
 from pipeline.outputs import checkpoint
 from pipeline.outputs.candidates import choose, name_of
+from pipeline.outputs.disk import disk_plan, refuse_full
 from pipeline.outputs.events import EventLog, Listener, figures
+from pipeline.outputs.iterations import keep_iterations
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.model_store import (
     best_run,
@@ -78,6 +80,8 @@ def run(
         given = given_start(config, chunks.n_rows)
         record = provenance.record(config, chunks.fingerprint())
         planned = memory_plan(config, chunks)
+        disk = disk_plan(config, chunks, sample_size(config, chunks.n_features))
+        refuse_full(directory, disk)
         with _engine(config, planned) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
@@ -86,7 +90,7 @@ def run(
             job.log(
                 "start",
                 **provenance.surroundings(engine.workers, chunks),
-                plan=planned._asdict() | {"peak": planned.peak},
+                plan=planned._asdict() | {"peak": planned.peak, "disk": disk._asdict() | {"total": disk.total}},
             )
             job, known, drawn = profiled(job)
             _begin(job, known, given, drawn)
@@ -122,6 +126,7 @@ def resume(
     with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
         provenance.refuse_other_data(record, chunks.fingerprint())
+        refuse_full(directory, disk_plan(config, chunks, sample_size(config, chunks.n_features)))
         with _engine(config, memory_plan(config, chunks)) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, directory, chunks, engine, log, memory, began)
@@ -299,13 +304,16 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
     def save() -> None:
         nonlocal generation, saved, saved_at
         generation, began = generation + 1, time.perf_counter()
-        checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))
+        keep = job.config.output.keep_checkpoints
+        checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]), keep)
         saved, saved_at = runs, time.perf_counter()
         job.log("checkpoint", generation=generation, seconds=saved_at - began)
 
+    keep_iterations(job.directory.iterations, [None] * len(runs), runs, job.config.output.keep_iterations)
     try:
         for current, events in em(runs, evaluate, limits, known.n_rows, method):
-            runs, now = current, time.perf_counter()
+            before, runs, now = runs, current, time.perf_counter()
+            keep_iterations(job.directory.iterations, before, runs, job.config.output.keep_iterations)
             _log_pass(job, runs, known, now - began, read[0])
             read[0] = 0
             for event in events:

@@ -44,7 +44,7 @@ def save(folder: Path, generation: int, state: State, keep: int | None = KEPT) -
     # A name of its own: of a save that a stop has ended in the middle, a thread may still write the last file.
     temporary = folder / f".gen-{generation:06d}.{uuid.uuid4().hex}"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".gen-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         attributes: dict[str, Any] = {"facts": dict(state.facts), "arrays": list(state.arrays)}

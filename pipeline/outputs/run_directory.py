@@ -18,7 +18,16 @@ from pipeline.errors import InputError, StorageError
 from pipeline.outputs.lock import Held, held
 
 MARK = "# em-pipeline run directory"
-_OURS = ("config.yaml", "checkpoints", "model.zarr", "labels.zarr", "candidates.zarr", "report.html", "events.jsonl")
+_OURS = (
+    "config.yaml",
+    "checkpoints",
+    "iterations",
+    "model.zarr",
+    "labels.zarr",
+    "candidates.zarr",
+    "report.html",
+    "events.jsonl",
+)
 
 
 class RunDirectory:
@@ -29,7 +38,12 @@ class RunDirectory:
         self.config, self.checkpoints = self.path / "config.yaml", self.path / "checkpoints"
         self.model, self.labels = self.path / "model.zarr", self.path / "labels.zarr"
         self.report, self.events = self.path / "report.html", self.path / "events.jsonl"
-        self.candidates = self.path / "candidates.zarr"
+        self.candidates, self.iterations = self.path / "candidates.zarr", self.path / "iterations"
+
+    @property
+    def parts(self) -> list[Path]:
+        """All that a run writes, whether it is there or not."""
+        return [self.path / name for name in _OURS]
 
     @property
     def is_ours(self) -> bool:
