@@ -27,6 +27,9 @@ SEED_STEP = 1_000_003  # from the seed of one restart's search to that of the ne
 def profiled(job: Job) -> tuple[Job, Known, Drawn | None]:
     """The profiling pass: the job with its preprocessing fitted, what is known, and rows for the search, drawn on the way."""
     config, chunks = job.config, job.chunks
+    if (stored := chunks.source.unprotected()) is not None:
+        advice = "Write it with ZstdCodec(checksum=True)."
+        job.log("warning", message=f"{stored}: stored without checksums, so that damage may go unnoticed. {advice}")
     began = time.perf_counter()
     full = config.model.family == "gaussian" or any(step.kind in ("pca", "zca") for step in config.preprocess)
     scatter = "none" if chunks.source.sparse else "full" if full else "diag"

@@ -78,7 +78,7 @@ def run(
         chunks = _open_chunks(config)
         refuse_impossible(config, chunks)
         given = given_start(config, chunks.n_rows)
-        record = provenance.record(config, chunks.fingerprint())
+        record = provenance.record(config, chunks.fingerprint(), given.fingerprint(chunks))
         planned = memory_plan(config, chunks)
         disk = disk_plan(config, chunks, sample_size(config, chunks.n_features))
         refuse_full(directory, disk)
@@ -169,7 +169,9 @@ def _go_on(job: Job) -> None:
     if runs:
         _fit(job, known, _reopened(runs, job.config), generation)
     else:  # it ended while it looked for a start
-        _begin(job, known, given_start(job.config, job.chunks.n_rows), None)
+        given = given_start(job.config, job.chunks.n_rows)
+        provenance.refuse_other_start(directory.read_config(), given.fingerprint(job.chunks))
+        _begin(job, known, given, None)
 
 
 def _begin(job: Job, known: Known, given: Given, drawn: Drawn | None) -> None:

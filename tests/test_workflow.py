@@ -423,6 +423,32 @@ def test_a_chunk_lost_in_mid_run_is_named(tmp_path, data, damage):
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("init", ["labels", "explicit"])
+def test_a_start_that_changed_before_it_was_used_is_refused(tmp_path, data, init):
+    """A resume that still needs fit.init_path looks whether it is what the run began with; later it needs none."""
+    path = tmp_path / ("start.npy" if init == "labels" else "start.npz")
+
+    def write(seed: int) -> None:
+        if init == "labels":
+            np.save(path, np.random.default_rng(seed).integers(3, size=600))
+        else:
+            parameters = {"weights": np.ones(3) / 3, "means": blobs(3, seed=seed), "covariances": np.ones((3, 3))}
+            np.savez(path, **parameters)
+
+    write(0)
+    config = job(data, fit={"init": init, "init_path": str(path)})
+    workflow.run(config, tmp_path / "whole")
+    interrupted(config, tmp_path / "run", "init")
+    interrupted(config, tmp_path / "late", "pass", 2)
+    write(1)
+    workflow.resume(tmp_path / "late")
+    with pytest.raises(InputError, match=r"fit\.init_path: came with SHA-256"):
+        workflow.resume(tmp_path / "run")
+    write(0)
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "late") == results(tmp_path / "whole")
+
+
 def test_a_damaged_model_or_config_is_an_error_of_storage(tmp_path, data):
     """What cannot be read back says so and says what to do."""
     run = tmp_path / "run"

@@ -13,7 +13,7 @@ from pipeline.config import Data
 from pipeline.data.counts import CsrSource
 from pipeline.data.files import native
 from pipeline.data.source import Source, even_bounds, row_dtype, rows_per_target
-from pipeline.data.stores import ZarrPlace, listing
+from pipeline.data.stores import ZarrPlace, listing, unprotected
 from pipeline.errors import InputError
 
 
@@ -27,6 +27,8 @@ class ZarrSource(Source):
         unit = int((array.shards or array.chunks)[0])
         self.bounds = even_bounds(int(array.shape[0]), rows_per_target(self.n_features, self.dtype.itemsize, unit))
         self._place = place
+        codecs = unprotected(array)
+        self._unprotected = None if codecs is None else f"{place} (codecs: {codecs})"
 
     def read(self, i: int) -> np.ndarray:
         """Chunk i, see `Source.read`."""
@@ -36,6 +38,10 @@ class ZarrSource(Source):
     def object_sizes(self) -> list[int]:
         """Bytes of each stored chunk."""
         return self._place.object_sizes()
+
+    def unprotected(self) -> str | None:
+        """The array, unless one of its codecs has a checksum."""
+        return self._unprotected
 
 
 def open_zarr(data: Data) -> Source:
