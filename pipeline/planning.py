@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import draw_rows, row_bytes
@@ -14,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.models.base import TILE_BYTES
 from pipeline.models.families import stats_bytes
 from pipeline.models.information import information_bytes
+from pipeline.models.stats import Array
 from pipeline.outputs.labels import block_bytes
 from pipeline.outputs.standard_errors import learns_covariances
 
@@ -50,12 +53,26 @@ def warnings_of(config: Config, profile: Profile) -> list[str]:
         return found
     constant = profile.constant_features()
     if len(constant):
-        shown = ", ".join(str(i) for i in constant[:10]) + (", …" if len(constant) > 10 else "")
-        found.append(f"{len(constant)} features have one value only: {shown}")
+        found.append(f"{len(constant)} features have one value only: {_first(constant)}")
+    if config.model.family == "gaussian" and not config.preprocess:
+        variance = profile.covariance if profile.covariance.ndim == 1 else np.diagonal(profile.covariance)
+        hidden = np.setdiff1d(np.flatnonzero(variance < config.model.reg_covar), constant)
+        if len(hidden):
+            found.append(
+                f"the variance of {len(hidden)} features is below model.reg_covar {config.model.reg_covar:g}, which hides their "
+                f"clusters: {_first(hidden)}. Rescale the data, or lower it"
+            )
     distinct, n = profile.distinct_sample_rows(), len(profile.sample.row)
-    if distinct < min(max(config.model.n_components), n):
-        found.append(f"the sample of {n} rows has {distinct} distinct ones, fewer than n_components")
+    fewer = distinct < min(max(config.model.n_components), n)
+    if fewer or 2 * distinct <= n:
+        found.append(
+            f"the sample of {n} rows has {distinct} distinct ones" + (", fewer than n_components" if fewer else "")
+        )
     return found
+
+
+def _first(indices: Array) -> str:
+    return ", ".join(str(i) for i in indices[:10]) + (", …" if len(indices) > 10 else "")
 
 
 def sample_size(config: Config, n_features: int) -> int:

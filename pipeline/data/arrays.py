@@ -52,7 +52,11 @@ def open_zarr(data: Data) -> Source:
         if isinstance(node, zarr.Array):
             raise InputError(f"data.variable: came as {data.variable!r}, but {place} is an array. Remove it.")
         place = place.child(data.variable.strip("/"))
-        if place.name not in node:
+        try:
+            found = place.name in node
+        except ValueError:  # zarr refuses a name with .. in it
+            found = False
+        if not found:
             raise InputError(f"{place}: there is no such array. {listing(node)}")
         node = place.open_first()
     if isinstance(node, zarr.Group):
