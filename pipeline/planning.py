@@ -8,7 +8,7 @@ from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import draw_rows, row_bytes
 from pipeline.data.profile import Profile
-from pipeline.em.folds import BLOCKS
+from pipeline.em.folds import KEPT
 from pipeline.em.heldout import Units
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
@@ -23,7 +23,6 @@ from pipeline.outputs.standard_errors import learns_covariances
 MIN_SAMPLE_ROWS = 2000
 SAMPLE_PER_COMPONENT = 20
 SAMPLE_BYTES = 16 * 2**20
-_KEPT = {"em": 0, "auto": 4, "stepwise": 4, "incremental": BLOCKS}
 
 
 def refuse_impossible(config: Config, chunks: Chunks) -> None:
@@ -107,7 +106,7 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     labelling = task_bytes(chunks.chunk_bytes(), 0, TILE_BYTES, 0) + 4 * block_bytes(config.output.top_k)
     # Rows for the search are drawn, then put in order: for a moment they are held twice.
     held = 2 * draw_rows(chunks, max(model.n_components)) * row_bytes(chunks) if searches(config) else 0
-    kept = 0 if model.family == "kmeans" else _KEPT[config.fit.method]  # statistics between two passes
+    kept = 0 if model.family == "kmeans" else KEPT[config.fit.method]  # statistics between two passes
     # What is kept is there once more while a checkpoint is written.
     driver = (8 + 2 * kept) * statistics * n_init + 3 * (square + sample) + held
     errors = 0

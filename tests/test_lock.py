@@ -130,6 +130,18 @@ def test_who_is_slow_does_not_replace_a_fresh_lock(tmp_path, monkeypatch):
     assert path.read_text() == fresh
 
 
+def test_a_lock_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    """On a disk that has turned read-only the error is that of the work, and the lock is taken over later."""
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    with pytest.raises(ZeroDivisionError), held(tmp_path / ".lock"):
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise ZeroDivisionError
+    assert (tmp_path / ".lock").exists()
+
+
 def test_a_lock_that_was_removed_by_hand_is_not_taken_from_its_next_holder(tmp_path):
     """At its end a process removes its own lock only."""
     path: Path = tmp_path / ".lock"

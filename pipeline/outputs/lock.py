@@ -46,8 +46,9 @@ def held(path: Path) -> Iterator[None]:
         _sweep(path)
         yield
     finally:
-        if _content(path) == text:  # else somebody removed it by hand, and it is another's now
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that takes nothing any more the lock stays, and is a stale one
+            if _content(path) == text:  # else somebody removed it by hand, and it is another's now
+                path.unlink()
 
 
 def _acquire(path: Path, mine: Path) -> None:
