@@ -26,8 +26,8 @@ rng, work = random.Random(seed), path.with_name("at-work")
 path.with_name(f"ready-{seed}").touch()
 while not path.with_name("go").exists():
     time.sleep(0.001)
-taken, until = 0, time.monotonic() + float(sys.argv[3])
-while time.monotonic() < until:
+taken = 0
+while taken < int(sys.argv[3]):
     child = os.fork()  # a process of its own each time: that it ends makes its lock a stale one
     if child:
         _, status = os.waitpid(child, 0)
@@ -48,24 +48,22 @@ while time.monotonic() < until:
         print(repr(error), flush=True)
         os._exit(2)
     os._exit(1)
-print(taken)
 """
 
 
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(60.0, marks=pytest.mark.slow)])
-def test_of_many_processes_one_holds_it(tmp_path, seconds):
+@pytest.mark.parametrize("times", [5, pytest.param(300, marks=pytest.mark.slow)])
+def test_of_many_processes_one_holds_it(tmp_path, times):
     """Eight processes take stale and released locks from each other: never two at work, and none is stuck."""
     program = [sys.executable, "-c", CONTENDER, tmp_path / ".lock"]
     started = [
-        subprocess.Popen([*map(str, program), str(seed), str(seconds)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*map(str, program), str(seed), str(times)], stdout=subprocess.PIPE, text=True)
         for seed in range(8)
     ]
     while len(list(tmp_path.glob("ready-*"))) < len(started):
         time.sleep(0.01)
     (tmp_path / "go").touch()
-    said = [process.communicate(timeout=seconds + 60)[0] for process in started]
+    said = [process.communicate(timeout=60 + times)[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(started), said
-    assert sum(map(int, said)) > 20 * seconds
     with held(tmp_path / ".lock"):
         assert [path.name for path in tmp_path.glob(".lock*")] == [".lock"]
     assert not list(tmp_path.glob(".lock*"))
