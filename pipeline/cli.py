@@ -6,13 +6,15 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from pipeline.engine.blas import choose_kernels
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
+from pipeline.signals import StopRequested, stopping
 
 if TYPE_CHECKING:
     from pipeline.config import Engine
@@ -117,7 +119,8 @@ def status_command(
     """Show how far RUN is, from its files alone."""
     from pipeline.outputs.status import show
 
-    show(run, watch)
+    with suppress(StopRequested):  # nothing is being written
+        show(run, watch)
 
 
 @app.command("predict")
@@ -176,13 +179,15 @@ def _with_progress(where: Path, action: Callable[[Any], Path]) -> None:
     try:
         with progress() as listener:
             result = action(listener)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StopRequested) as stop:
         kept = any((where / "checkpoints").glob("gen-*"))
-        advice = f"the last checkpoint is kept: em-pipeline resume {where}" if kept else "run the same command again"
-        typer.echo(f"stopped; {advice}", err=True)
-        raise typer.Exit(75) from None
+        raise _stopped(stop, f"the last checkpoint is kept: em-pipeline resume {where}" if kept else None) from None
     report = result / "report.html"
     typer.echo(f"report: {report}" if report.exists() else f"written: {result}")
+
+
+def _stopped(stop: BaseException, advice: str | None = None) -> Stopped:
+    return Stopped(f"stopped by {str(stop) or 'Ctrl-C'}; {advice or 'run the same command again'}")
 
 
 def main() -> None:
@@ -190,7 +195,12 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it was put
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments)
+        with stopping():
+            app(args=arguments)
+    except StopRequested as stop:
+        _fail(str(_stopped(stop)), Stopped.exit_code, debug)
+    except Stopped as stop:
+        _fail(str(stop), stop.exit_code, debug)
     except PipelineError as error:
         _fail(f"error: {error}", error.exit_code, debug)
     except OSError as error:

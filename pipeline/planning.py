@@ -8,7 +8,7 @@ from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import draw_rows, row_bytes
 from pipeline.data.profile import PROFILE_TILE, Profile
-from pipeline.em.folds import BLOCKS
+from pipeline.em.folds import KEPT
 from pipeline.em.heldout import Units
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
@@ -18,13 +18,13 @@ from pipeline.models.base import TILE_BYTES
 from pipeline.models.families import stats_bytes
 from pipeline.models.information import information_bytes
 from pipeline.models.init import ROUNDS
+from pipeline.models.stats import Array
 from pipeline.outputs.labels import block_bytes
 from pipeline.outputs.standard_errors import learns_covariances
 
 MIN_SAMPLE_ROWS = 2000
 SAMPLE_PER_COMPONENT = 20
 SAMPLE_BYTES = 16 * 2**20
-_KEPT = {"em": 0, "auto": 4, "stepwise": 4, "incremental": BLOCKS}
 
 
 def refuse_impossible(config: Config, chunks: Chunks) -> None:
@@ -54,12 +54,26 @@ def warnings_of(config: Config, profile: Profile) -> list[str]:
         return found
     constant = profile.constant_features()
     if len(constant):
-        shown = ", ".join(str(i) for i in constant[:10]) + (", …" if len(constant) > 10 else "")
-        found.append(f"{len(constant)} features have one value only: {shown}")
+        found.append(f"{len(constant)} features have one value only: {_first(constant)}")
+    if config.model.family == "gaussian" and not config.preprocess:
+        variance = profile.covariance if profile.covariance.ndim == 1 else np.diagonal(profile.covariance)
+        hidden = np.setdiff1d(np.flatnonzero(variance < config.model.reg_covar), constant)
+        if len(hidden):
+            found.append(
+                f"the variance of {len(hidden)} features is below model.reg_covar {config.model.reg_covar:g}, which hides their "
+                f"clusters: {_first(hidden)}. Rescale the data, or lower it"
+            )
     distinct, n = profile.distinct_sample_rows(), len(profile.sample.row)
-    if distinct < min(max(config.model.n_components), n):
-        found.append(f"the sample of {n} rows has {distinct} distinct ones, fewer than n_components")
+    fewer = distinct < min(max(config.model.n_components), n)
+    if fewer or 2 * distinct <= n:
+        found.append(
+            f"the sample of {n} rows has {distinct} distinct ones" + (", fewer than n_components" if fewer else "")
+        )
     return found
+
+
+def _first(indices: Array) -> str:
+    return ", ".join(str(i) for i in indices[:10]) + (", …" if len(indices) > 10 else "")
 
 
 def sample_size(config: Config, n_features: int) -> int:
@@ -105,7 +119,7 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     labelling = task(0) + 4 * block_bytes(config.output.top_k)
     # Rows for the search are drawn, then put in order: for a moment they are held twice.
     held = 2 * draw_rows(chunks, k) * row_bytes(chunks) if searches(config) else 0
-    kept = 0 if model.family == "kmeans" else _KEPT[config.fit.method]  # statistics between two passes
+    kept = 0 if model.family == "kmeans" else KEPT[config.fit.method]  # statistics between two passes
     # What is kept is there once more while a checkpoint is written.
     driver = (8 + 2 * kept) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + held
     errors = 0

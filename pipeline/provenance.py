@@ -26,14 +26,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
-def record(config: Config, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """The content of config.yaml."""
+def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> dict[str, Any]:
+    """The content of config.yaml. fingerprint, start : of the rows, and of what fit.init_path holds."""
     return {
         "config": to_plain(config),
         "versions": versions(),
         "numerics": NUMERICS,
         "kernel_set": kernel_set(),
         "fingerprint": fingerprint,
+        "start": start,
     }
 
 
@@ -96,6 +97,15 @@ def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> No
     if stored != fingerprint:
         lines = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(stored, fingerprint)]
         raise InputError("the data are not those that the run read.\n" + "\n".join(lines))
+
+
+def refuse_other_start(record: dict[str, Any], start: str | None) -> None:
+    """Raise InputError if fit.init_path holds something else than when the run began; later it is not needed any more."""
+    if record.get("start") != start:
+        raise InputError(
+            f"fit.init_path: came with SHA-256 {start}, expected {record.get('start')}, which the run began with and has not "
+            "used yet. Restore the file, or start again with `em-pipeline run --overwrite`."
+        )
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -28,6 +28,9 @@ SEED_STEP = 1_000_003  # from the seed of one restart's search to that of the ne
 def profiled(job: Job) -> tuple[Job, Known, Drawn | None]:
     """The profiling pass: the job with its preprocessing fitted, what is known, and rows for the search, drawn on the way."""
     config, chunks = job.config, job.chunks
+    if (stored := chunks.source.unprotected()) is not None:
+        advice = "Write it with ZstdCodec(checksum=True)."
+        job.log("warning", message=f"{stored}: stored without checksums, so that damage may go unnoticed. {advice}")
     began = time.perf_counter()
     profile: Profile
     profile, *drawn = job.sums()([profile_job(config, chunks), *draws(config, chunks)])

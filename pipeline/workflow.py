@@ -38,7 +38,9 @@ from pipeline.job import Job
 from pipeline.models.base import Model
 from pipeline.outputs import checkpoint
 from pipeline.outputs.candidates import choose, name_of
+from pipeline.outputs.disk import disk_plan, refuse_full
 from pipeline.outputs.events import EventLog, Listener, figures
+from pipeline.outputs.iterations import keep_iterations
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.model_store import (
     best_run,
@@ -79,8 +81,10 @@ def run(
         chunks = _open_chunks(config)
         refuse_impossible(config, chunks)
         given = given_start(config, chunks.n_rows)
-        record = provenance.record(config, chunks.fingerprint())
+        record = provenance.record(config, chunks.fingerprint(), given.fingerprint(chunks))
         planned = memory_plan(config, chunks)
+        disk = disk_plan(config, chunks, sample_size(config, chunks.n_features))
+        refuse_full(directory, disk)
         with _engine(config, planned) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
@@ -89,7 +93,9 @@ def run(
             job.log(
                 "start",
                 **provenance.surroundings(engine.workers, chunks),
-                plan=planned._asdict() | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()},
+                plan=planned._asdict()
+                | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()}
+                | {"disk": disk._asdict() | {"total": disk.total}},
             )
             job, known, drawn = profiled(job)
             runs = _begin(job, known, given, drawn)
@@ -147,6 +153,7 @@ def resume(
     with single_thread(), PeakMemory() as memory:
         chunks = _open_chunks(config)
         provenance.refuse_other_data(record, chunks.fingerprint())
+        refuse_full(directory, disk_plan(config, chunks, sample_size(config, chunks.n_features)))
         with _engine(config, memory_plan(config, chunks)) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, directory, chunks, engine, log, memory, began)
@@ -189,7 +196,9 @@ def _go_on(job: Job) -> None:
     if runs:
         _fit(job, known, _reopened(runs, job.config), generation)
     else:  # it ended while it looked for a start
-        runs = _begin(job, known, given_start(job.config, job.chunks.n_rows), None)
+        given = given_start(job.config, job.chunks.n_rows)
+        provenance.refuse_other_start(directory.read_config(), given.fingerprint(job.chunks))
+        runs = _begin(job, known, given, None)
         _fit(job, known, runs, generation=1)
 
 
@@ -319,19 +328,33 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
         read[0] += known.n_rows if block is None else method.block_rows[block]
         return sums(jobs, None if block is None else method.blocks[block])
 
-    saved_at = began = time.perf_counter()
-    for current, events in em(runs, evaluate, limits, known.n_rows, method):
-        runs, now = current, time.perf_counter()
-        _log_pass(job, runs, known, now - began, read[0])
-        read[0] = 0
-        for event in events:
-            job.log(**event.facts(), name=names[event.candidate], refit=runs[0].refit)
-        if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
-            generation += 1
-            checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))
-            saved_at = time.perf_counter()
-            job.log("checkpoint", generation=generation, seconds=saved_at - now)
-        began = time.perf_counter()
+    saved, saved_at = runs, time.perf_counter()
+    began = saved_at
+
+    def save() -> None:
+        nonlocal generation, saved, saved_at
+        generation, began = generation + 1, time.perf_counter()
+        keep = job.config.output.keep_checkpoints
+        checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]), keep)
+        saved, saved_at = runs, time.perf_counter()
+        job.log("checkpoint", generation=generation, seconds=saved_at - began)
+
+    keep_iterations(job.directory.iterations, [None] * len(runs), runs, job.config.output.keep_iterations)
+    try:
+        for current, events in em(runs, evaluate, limits, known.n_rows, method):
+            before, runs, now = runs, current, time.perf_counter()
+            keep_iterations(job.directory.iterations, before, runs, job.config.output.keep_iterations)
+            _log_pass(job, runs, known, now - began, read[0])
+            read[0] = 0
+            for event in events:
+                job.log(**event.facts(), name=names[event.candidate], refit=runs[0].refit)
+            if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
+                save()
+            began = time.perf_counter()
+    except BaseException:  # a stop, a lost cluster, a chunk that cannot be read: the passes before it are kept
+        if runs is not saved:
+            save()
+        raise
     return runs, generation
 
 

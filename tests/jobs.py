@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -90,16 +91,19 @@ def refused(*words: object, code: int = 2) -> str:
 
 
 class Interrupt:
-    """A listener that ends the job at the n-th event of a name, as Ctrl-C would."""
+    """A listener that ends the job at the n-th event of a name, as Ctrl-C would; or does something else then."""
 
-    def __init__(self, event: str, nth: int = 1) -> None:
-        self.event, self.left = event, nth
+    def __init__(self, event: str, nth: int = 1, act: Callable[[], None] | None = None) -> None:
+        self.event, self.left, self.act = event, nth, act or self._ctrl_c
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Count down."""
         self.left -= event["event"] == self.event
-        if self.left == 0:
-            raise KeyboardInterrupt
+        if event["event"] == self.event and self.left == 0:
+            self.act()
+
+    def _ctrl_c(self) -> None:
+        raise KeyboardInterrupt
 
 
 def files(path: Path) -> Files:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -11,10 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs import checkpoint
-from pipeline.outputs.checkpoint import KEPT, State, generations, load, save
+from pipeline.outputs.checkpoint import KEPT, State, generations, load, number, save
+from tests.jobs import Files, files
 
 DTYPES = ["<f8", "<f4", "<i8", "<i4", "<u8", "|b1", "|u1"]
 
@@ -111,53 +117,109 @@ class Died(Exception):
     """Stands for the end of the process; a KeyboardInterrupt would end zarr's own thread and hang the test."""
 
 
-OPERATIONS = [
-    "os.replace",
-    "os.fsync",
-    "pathlib.Path.mkdir",
-    "pathlib.Path.write_text",
-    "shutil.rmtree",
-    "zarr.open_group",
-]
+OPERATIONS = [(os, "replace"), (os, "fsync"), (Path, "mkdir"), (Path, "write_text"), (shutil, "rmtree"), (os, "unlink")]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_dying_at_any_step_leaves_the_old_or_the_new_one(tmp_path, operation):
-    """Whichever call of a file-system operation is the last one, a whole generation loads, and saving again works."""
-    import importlib
+class Checkpoints(RuleBasedStateMachine):
+    """Saves, deaths, damage and loads in any order, against a record of what each generation was when it was whole.
 
-    home, _, name = operation.rpartition(".")
-    owner = Path if home == "pathlib.Path" else importlib.import_module(home)
-    original, nth = getattr(owner, name), 0
-    before = tmp_path / "before"
-    for generation in range(KEPT + 1):
-        save(before, generation, state(generation))
-    while True:
-        nth += 1
-        folder = shutil.copytree(before, tmp_path / f"{nth}")
-        calls = 0
+    A job is what it loaded last, or saved since; a death in the middle of a save makes it load again.
+    """
 
-        def dies(*arguments, nth=nth, **options):
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = Path(tempfile.mkdtemp())
+        self.folder, self.scratch = self.top / "checkpoints", self.top / "scratch"
+        self.at, self.value = 0, 0.0
+        self.written: dict[int, Files] = {}  # what is in each generation, as it was saved last
+
+    def teardown(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self.top)
+
+    def whole(self) -> list[int]:
+        """Generations that are as they were written."""
+        found = map(number, generations(self.folder))
+        return [g for g in found if files(self.folder / f"gen-{g:06d}") == self.written[g]]
+
+    def next_state(self) -> State:
+        """What the next save writes; its bytes are recorded before, for a death may leave all of them or none."""
+        self.value += 1.0
+        found = state(self.value)
+        self.written[self.at + 1] = files(save(self.scratch, self.at + 1, found, keep=1))
+        return found
+
+    @rule(keep=st.sampled_from([1, 2, 3, None]))
+    def save(self, keep: int | None) -> None:
+        """The new generation is whole, none is newer, and of the others there are as many as are kept."""
+        before = [g for g in map(number, generations(self.folder)) if g <= self.at]
+        save(self.folder, self.at + 1, self.next_state(), keep)
+        self.at += 1
+        expected = [*before, self.at] if keep is None else [*before, self.at][-keep:]
+        assert [number(path) for path in generations(self.folder)] == expected
+        assert self.at in self.whole() and not list(self.folder.glob(".*"))
+
+    @rule(keep=st.sampled_from([1, 2, None]), operation=st.sampled_from(OPERATIONS), nth=st.integers(1, 12))
+    def die(self, keep: int | None, operation: tuple[Any, str], nth: int) -> None:
+        """Whatever the last thing was that a save did: where there was a whole generation there is one."""
+        had, found = self.whole(), self.next_state()
+        owner, name = operation
+        original, calls = getattr(owner, name), 0
+
+        def dies(*arguments: Any, **options: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == nth:
                 raise Died
             return original(*arguments, **options)
 
-        with mock.patch.object(owner, name, dies):
-            try:
-                save(folder, KEPT + 1, state(KEPT + 1))
-            except Died:
-                pass
-            else:
-                break
-        generation, value, warnings = newest(folder)
-        assert generation == value and generation in (KEPT, KEPT + 1) and warnings == []
-        save(folder, KEPT + 1, state(KEPT + 1))
-        assert newest(folder) == (KEPT + 1, KEPT + 1, [])
-        assert not list(folder.glob(".*"))
-        shutil.rmtree(folder)
-    assert nth > 1, f"{operation} was never called"
+        with mock.patch.object(owner, name, dies), suppress(Died):
+            save(self.folder, self.at + 1, found, keep)
+        assert self.whole() or not had
+        self.load()
+
+    @precondition(lambda self: generations(self.folder))
+    @rule(data=st.data(), how=st.sampled_from(["flip", "cut", "empty", "remove", "add"]))
+    def damage(self, data: st.DataObject, how: str) -> None:
+        """Any file of any generation; never back to what it was."""
+        path = data.draw(st.sampled_from(generations(self.folder)), label="generation")
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "more")
+        if not found:
+            return
+        file = data.draw(st.sampled_from(found), label="file")
+        content = file.read_bytes()
+        if how == "add":
+            (path / "more").write_bytes(b"x")
+        elif how == "remove":
+            file.unlink()
+        else:
+            flipped = bytes([(byte + 1) % 256 for byte in content[-1:]])  # done twice, it is damage still
+            file.write_bytes({"flip": content[:-1] + flipped, "cut": content[:-1], "empty": b""}[how])
+
+    @rule()
+    def load(self) -> None:
+        """The newest whole one, and a word on each newer; none whole is an error, and a new beginning."""
+        whole, present = self.whole(), list(map(number, generations(self.folder)))
+        warnings: list[str] = []
+        if whole:
+            self.at, found = load(self.folder, warnings.append)
+            assert self.at == whole[-1] and found.arrays["scalar"] == found.facts["value"] > 0
+            assert len(warnings) == sum(g > self.at for g in present)
+            return
+        with pytest.raises(StorageError if present else InputError):
+            load(self.folder, warnings.append)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.at = 0
+
+
+class TestCheckpoints(Checkpoints.TestCase):
+    """The machine, run."""
+
+    settings = settings(max_examples=20, stateful_step_count=10, deadline=None)
+
+    @pytest.fixture(autouse=True)
+    def _no_flushing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def test_a_full_disk_is_said(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline import signals
 from pipeline.config import load_config, to_plain
 from pipeline.engine.blas import kernel_set
+from pipeline.outputs.events import read_events
 from pipeline.outputs.run_directory import RunDirectory
 from tests.jobs import Interrupt, blobs, command, files, job, refused, results, write_config, write_rows
 
@@ -226,10 +229,22 @@ def slow_config(path: Path) -> Path:
     return path
 
 
+LOCAL = ["--profile", "local"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--profile", "local"]], ids=["threads", "processes"])
-def test_ctrl_c_stops_with_a_checkpoint_and_resume_ends_with_the_same_bytes(tmp_path, options):
-    """Ctrl-C, which reaches every process of a terminal, ends the command with 75 and the line to type next."""
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (signal.SIGINT, []),
+        (signal.SIGINT, LOCAL),
+        (signal.SIGTERM, []),
+        (signal.SIGTERM, LOCAL),
+        (signal.SIGUSR1, LOCAL),
+    ],
+)
+def test_a_signal_stops_with_a_checkpoint_and_resume_ends_with_the_same_bytes(tmp_path, number, options):
+    """Sent to every process, as a terminal or a batch system does (SIGUSR1: to the command), it ends the command with 75 and the line to type next."""
     config, run = slow_config(tmp_path / "c.yaml"), tmp_path / "run"
     program = [sys.executable, "-m", "pipeline", "run", config, "--output", run, *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -239,7 +254,12 @@ def test_ctrl_c_stops_with_a_checkpoint_and_resume_ends_with_the_same_bytes(tmp_
             time.sleep(0.02)
         time.sleep(0.3)
         began = time.monotonic()
-        os.killpg(started.pid, signal.SIGINT)  # a session of its own: nobody else's processes are in it
+        if (
+            number == signal.SIGUSR1
+        ):  # the resource tracker of multiprocessing does not survive it, and says so at length
+            started.send_signal(number)
+        else:
+            os.killpg(started.pid, number)  # a session of its own: nobody else's processes are in it
         error = started.stderr.read().decode()
     assert started.returncode == 75 and f"em-pipeline resume {run}" in error and "Traceback" not in error, error
     assert time.monotonic() - began < 25
@@ -247,6 +267,81 @@ def test_ctrl_c_stops_with_a_checkpoint_and_resume_ends_with_the_same_bytes(tmp_
     assert command("resume", run).code == 0
     assert command("run", config, "--output", tmp_path / "whole").code == 0
     assert results(run) == results(tmp_path / "whole")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Has a command in this process get a signal at the n-th event of a name; afterwards nothing waits for its end."""
+    from pipeline.outputs import progress
+
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+
+    def ask(number: int, event: str, nth: int = 1) -> None:
+        listener = Interrupt(event, nth, lambda: os.kill(os.getpid(), number))
+        monkeypatch.setattr(progress, "progress", lambda: contextlib.nullcontext(listener))
+
+    yield ask
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "event", "nth"),
+    [
+        (signal.SIGTERM, "pass", 3),
+        (signal.SIGUSR1, "start", 1),
+        (signal.SIGINT, "labelled", 1),
+        (signal.SIGTERM, "rung", 1),
+    ],
+)
+def test_a_stop_keeps_every_pass_that_was_made(tmp_path, finished, asked, number, event, nth):
+    """Exit code 75 with the signal's name and what to type; the newest state is saved, and none is lost or done twice."""
+    run, method = tmp_path / "run", ["--set", "fit.method=auto"] if event == "rung" else []
+    begin = ["run", finished / "config.yaml", "--output", run, *method]
+    asked(number, event, nth)
+    shown = refused(*begin, code=75)
+    again = "run the same command again" if event == "start" else f"em-pipeline resume {run}"
+    assert f"stopped by {signal.Signals(number).name}; " in shown and again in shown
+    assert not (run / ".lock").exists()
+    asked(number, "never")
+    assert command(*(begin if event == "start" else ["resume", run])).code == 0
+    passes = [e["iteration"] for e in read_events(run / "events.jsonl") if e["event"] == "pass" and not e["final"]]
+    assert passes == list(range(len(passes))) and len(passes) >= 2
+
+
+SECOND = """
+import os, signal, sys, threading, time
+from pipeline.signals import STOP_SECONDS, StopRequested, stopping
+from pipeline import signals
+
+signals.STOP_SECONDS = float(sys.argv[1])
+threading.Thread(target=lambda: time.sleep(30)).start()  # a task that does not end
+try:
+    with stopping():
+        os.kill(os.getpid(), signal.SIGTERM)
+except StopRequested:
+    os.kill(os.getpid(), signal.SIGTERM)  # the echo of a launcher
+    print("stopped", flush=True)
+    if sys.argv[2] == "again":
+        time.sleep(signals.ECHO_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "words", "code"), [(25, "again", -signal.SIGTERM), (0.5, "once", 75)])
+def test_a_second_signal_and_a_slow_stop_end_at_once(seconds, words, code):
+    """A thread that does not end cannot hold up a stop; a second request is obeyed on the spot."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND, str(seconds), words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == code and done.stdout == "stopped\n", done
+    assert time.monotonic() - began < 20
 
 
 # --- what must be settled before NumPy loads

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -169,6 +170,59 @@ def test_missing_zarr_chunk(tmp_path: Path, zarr_format: Any, sharded: bool) -> 
     (tmp_path / "x.zarr").rename(tmp_path / "gone")
     with pytest.raises(StorageError, match="could be opened before"):
         rows.read(0)
+
+
+ZSTD, CHECKED = zarr.codecs.ZstdCodec(), zarr.codecs.ZstdCodec(checksum=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "codecs"),
+    [
+        ({}, "zstd"),
+        ({"compressors": CHECKED}, None),
+        ({"compressors": CHECKED, "shards": (60, 4)}, None),
+        ({"shards": (60, 4)}, "zstd"),
+        ({"compressors": [zarr.codecs.BloscCodec()]}, "blosc"),
+        ({"compressors": [ZSTD, zarr.codecs.Crc32cCodec()]}, None),
+        ({"compressors": zarr.codecs.GzipCodec()}, None),
+        ({"compressors": None}, "none"),
+        ({"zarr_format": 2}, "zstd"),
+        ({"zarr_format": 2, "compressors": numcodecs.Zstd(checksum=True)}, None),
+        ({"zarr_format": 2, "filters": [numcodecs.Fletcher32()]}, None),
+    ],
+)
+def test_what_flips_unnoticed_is_known(tmp_path: Path, options: Any, codecs: str | None) -> None:
+    """Every flipped bit of a store is an error, or the store says of itself that none of its codecs looks for one."""
+    x = rng.normal(size=(90, 4))
+    zarr.create_array(tmp_path / "x.zarr", data=x, chunks=(30, 2), **options)
+    rows = opened(source="zarr", path=tmp_path / "x.zarr")
+    said = rows.unprotected()
+    assert said == (None if codecs is None else f"{tmp_path / 'x.zarr'} (codecs: {codecs})")
+    chunks = [f for f in (tmp_path / "x.zarr").rglob("*") if f.is_file() and not f.name.startswith(("zarr.", ".z"))]
+    stored, wrong = bytearray(chunks[0].read_bytes()), 0
+    for at in range(0, len(stored), 41):
+        chunks[0].write_bytes(stored[:at] + bytes([stored[at] ^ 16]) + stored[at + 1 :])
+        try:
+            wrong += not np.array_equal(read_all(rows), x)
+        except StorageError as error:
+            assert "x.zarr" in str(error)
+    assert not wrong or said is not None
+
+
+@pytest.mark.parametrize("kind", ["weights", "labels"])
+def test_a_column_with_missing_chunks(tmp_path: Path, kind: str) -> None:
+    """An absent chunk of weights or labels is named, unless absent chunks are meant; whatever the rows are stored in."""
+    np.save(tmp_path / "x.npy", np.zeros((90, 2)))
+    zarr.create_array(tmp_path / "column.zarr", data=np.ones(90), chunks=(30,), fill_value=0)
+    (tmp_path / "column.zarr" / "c" / "1").unlink()
+    path = str(tmp_path / "column.zarr")
+    with pytest.raises(StorageError, match="chunk c/1 is missing"):
+        RowColumn.open(path, 90, kind).read(0, 90)
+    filled = RowColumn.open(path, 90, kind, missing_chunks="fill").read(0, 90)
+    np.testing.assert_array_equal(filled, np.repeat([1.0, 0.0, 1.0], 30))
+    assert opened(source="npy", path=tmp_path / "x.npy", weights=path, missing_chunks="fill").n_rows == 90
+    with pytest.raises(InputError, match=r"data\.missing_chunks"):
+        opened(source="npy", path=tmp_path / "x.npy", missing_chunks="fill")
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut"])

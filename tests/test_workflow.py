@@ -19,7 +19,8 @@ from pipeline.em import folds
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
 from pipeline.models.information import ScoreProducts, standard_errors
-from pipeline.outputs import labels
+from pipeline.outputs import checkpoint, disk, labels
+from pipeline.outputs.disk import SLACK
 from pipeline.outputs.events import read_events
 from pipeline.outputs.model_store import load_model
 from tests.jobs import Interrupt, blobs, files, job, results, write_rows
@@ -422,6 +423,32 @@ def test_a_chunk_lost_in_mid_run_is_named(tmp_path, data, damage):
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("init", ["labels", "explicit"])
+def test_a_start_that_changed_before_it_was_used_is_refused(tmp_path, data, init):
+    """A resume that still needs fit.init_path looks whether it is what the run began with; later it needs none."""
+    path = tmp_path / ("start.npy" if init == "labels" else "start.npz")
+
+    def write(seed: int) -> None:
+        if init == "labels":
+            np.save(path, np.random.default_rng(seed).integers(3, size=600))
+        else:
+            parameters = {"weights": np.ones(3) / 3, "means": blobs(3, seed=seed), "covariances": np.ones((3, 3))}
+            np.savez(path, **parameters)
+
+    write(0)
+    config = job(data, fit={"init": init, "init_path": str(path)})
+    workflow.run(config, tmp_path / "whole")
+    interrupted(config, tmp_path / "run", "init")
+    interrupted(config, tmp_path / "late", "pass", 2)
+    write(1)
+    workflow.resume(tmp_path / "late")
+    with pytest.raises(InputError, match=r"fit\.init_path: came with SHA-256"):
+        workflow.resume(tmp_path / "run")
+    write(0)
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "late") == results(tmp_path / "whole")
+
+
 def test_a_damaged_model_or_config_is_an_error_of_storage(tmp_path, data):
     """What cannot be read back says so and says what to do."""
     run = tmp_path / "run"
@@ -434,6 +461,70 @@ def test_a_damaged_model_or_config_is_an_error_of_storage(tmp_path, data):
         (run / "config.yaml").write_text(f"{first}\n{text}")
         with pytest.raises(StorageError, match="damaged"):
             workflow.resume(run)
+
+
+# --- room
+
+
+@pytest.mark.parametrize("method", ["em", "auto"])
+def test_parameters_of_chosen_iterations_are_kept(tmp_path, data, often, method):
+    """They are those of a run that ends there, of every restart, and the same bytes through a resume."""
+    fit = {"method": method, "n_init": 2, "init": "random"}
+    config = job(data, fit=fit, output={"keep_iterations": [0, 1, 3, 50], "keep_checkpoints": 1})
+    workflow.run(config, tmp_path / "whole")
+    interrupted(config, tmp_path / "run", "pass", 3)
+    workflow.resume(tmp_path / "run")
+    kept = files(tmp_path / "whole" / "iterations")
+    assert files(tmp_path / "run" / "iterations") == kept
+    assert {key.rpartition("gen-")[0] + key.rpartition("gen-")[2][:6] for key in kept} == {
+        f"k3-diag-{restart}/{t:06d}" for restart in range(2) for t in (0, 1, 3)
+    }
+    assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) == 1
+    workflow.run(job(data, fit={**fit, "max_iter": 3}), tmp_path / "short")
+    model = workflow.open_run(tmp_path / "short")
+    chosen = next(restart["restart"] for restart in model.attrs["restarts"] if restart["chosen"])
+    found = checkpoint.read(tmp_path / "run" / "iterations" / f"k3-diag-{chosen}" / "gen-000003")
+    for name, value in found.arrays.items():
+        np.testing.assert_array_equal(value[model.attrs["order"]], model[name].values)
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ({"n_components": [5, 9], "covariance_type": "full"}, {"fit": {"n_init": 3}}),
+        ({"n_components": 4}, {"fit": {"method": "incremental"}, "select": {"heldout": 0.3}}),
+        ({"family": "kmeans", "n_components": 40}, {"preprocess": [{"kind": "pca", "n_components": 3}]}),
+    ],
+)
+def test_the_plan_of_the_disk_is_kept(tmp_path, model, more):
+    """Nothing that is written is larger than what was said before the first pass."""
+    data = write_rows(tmp_path / "x.zarr", blobs(3000, 12))
+    fit = {"max_iter": 4, **more.pop("fit", {})}
+    config = job(data, model=model, fit=fit, output={"top_k": 2, "keep_iterations": "all"}, **more)
+    workflow.run(config, tmp_path / "run")
+    planned = next(read_events(tmp_path / "run" / "events.jsonl"))["plan"]["disk"]
+    written = {"checkpoints": 4 / 3, "iterations": 1.0, "labels": 1.0}  # checkpoints: one more was being written
+    for name, factor in written.items():
+        found = tmp_path / "run" / (f"{name}.zarr" if name == "labels" else name)
+        arrays = sum(len(value) - 64 for key, value in files(found).items() if "/c/" in key)  # 64: of the codec
+        assert 0 < factor * arrays <= planned[name], name
+    models = sum(
+        len(value) for name in ("model", "candidates") for value in files(tmp_path / "run" / f"{name}.zarr").values()
+    )
+    assert models <= planned["models"] + SLACK and planned["total"] == sum(planned.values()) - planned["total"] + SLACK
+
+
+def test_a_disk_without_room_is_refused_before_the_first_pass(tmp_path, data, monkeypatch):
+    """The message says how much there is and what needs how much; nothing is left, and a started run stays as it was."""
+    interrupted(job(data), tmp_path / "begun", "pass", 3)
+    before = files(tmp_path / "begun")
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(StorageError, match=r"room for 0 MiB.*may need 17 MiB.*Make room"):
+        workflow.run(job(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(StorageError, match="Make room"):
+        workflow.resume(tmp_path / "begun")
+    assert files(tmp_path / "begun") == before
 
 
 # --- directories

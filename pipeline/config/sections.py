@@ -319,6 +319,14 @@ class Output(Section):
         description="gaussian: weights_se and means_se in model.zarr, for one more read of the data; given-covariances: as if "
         "those were known, which needs less memory and gives errors that are too small; true | false",
     )
+    keep_checkpoints: int = Field(
+        3, ge=1, description="newest checkpoints that are kept; should one be damaged, the one before is used"
+    )
+    keep_iterations: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=list,
+        description="iterations whose parameters are kept in RUN/iterations, to be looked at or replayed, such as "
+        "[0, 1, 2, 3, 5, 10, 20]; 0 is the start",
+    )
 
 
 class Config(Section):

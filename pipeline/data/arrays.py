@@ -13,7 +13,7 @@ from pipeline.config import Data
 from pipeline.data.counts import CsrSource
 from pipeline.data.files import native
 from pipeline.data.source import Source, even_bounds, row_dtype, rows_per_target
-from pipeline.data.stores import ZarrPlace, listing
+from pipeline.data.stores import ZarrPlace, listing, unprotected
 from pipeline.errors import InputError
 
 
@@ -28,6 +28,8 @@ class ZarrSource(Source):
         unit = int(self.stored_chunk[0])
         self.bounds = even_bounds(int(array.shape[0]), rows_per_target(self.n_features, self.dtype.itemsize, unit))
         self._place = place
+        codecs = unprotected(array)
+        self._unprotected = None if codecs is None else f"{place} (codecs: {codecs})"
 
     def read(self, i: int) -> np.ndarray:
         """Chunk i, see `Source.read`."""
@@ -38,6 +40,10 @@ class ZarrSource(Source):
         """Bytes of each stored chunk."""
         return self._place.object_sizes()
 
+    def unprotected(self) -> str | None:
+        """The array, unless one of its codecs has a checksum."""
+        return self._unprotected
+
 
 def open_zarr(data: Data) -> Source:
     """The rows of a zarr array, of one variable of a group, or of a CSR matrix in anndata's layout."""
@@ -47,7 +53,11 @@ def open_zarr(data: Data) -> Source:
         if isinstance(node, zarr.Array):
             raise InputError(f"data.variable: came as {data.variable!r}, but {place} is an array. Remove it.")
         place = place.child(data.variable.strip("/"))
-        if place.name not in node:
+        try:
+            found = place.name in node
+        except ValueError:  # zarr refuses a name with .. in it
+            found = False
+        if not found:
             raise InputError(f"{place}: there is no such array. {listing(node)}")
         node = place.open_first()
     if isinstance(node, zarr.Group):

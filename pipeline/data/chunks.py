@@ -79,7 +79,7 @@ class Chunks:
 
     def load(self, i: int) -> Chunk:
         """Chunk i, ready for an E-step. Raises StorageError or InputError naming chunk or row."""
-        start, stop = int(self.source.bounds[i]), int(self.source.bounds[i + 1])
+        start, stop = self.rows(i)
         x = self.source.read(i)
         weight = None if self.weights is None else self._checked(self.weights.read(start, stop), start)
         bad = None if self.clean else _bad_rows(x)
@@ -102,6 +102,14 @@ class Chunks:
             return sum(source.object_sizes())
         return source.n_rows * source.n_features * source.dtype.itemsize
 
+    def rows(self, i: int) -> tuple[int, int]:
+        """The first row of chunk i, and the one after its last."""
+        return int(self.source.bounds[i]), int(self.source.bounds[i + 1])
+
+    def hashed(self) -> list[int]:
+        """The evenly spaced chunks whose bytes enter the fingerprint."""
+        return [int(i) for i in np.unique(np.linspace(0, self.n_chunks - 1, N_HASHED).round())]
+
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the input without its path or times: shape, dtype, grid, object sizes, bytes of 16 chunks.
 
@@ -109,13 +117,13 @@ class Chunks:
         """
         source = self.source
         content = hashlib.sha256()
-        for i in np.unique(np.linspace(0, source.n_chunks - 1, N_HASHED).round().astype(int)):
-            x = source.read(int(i))
+        for i in self.hashed():
+            x = source.read(i)
             parts = (x,) if isinstance(x, np.ndarray) else (x.indptr, x.indices, x.data)
             for part in parts:
                 content.update(np.ascontiguousarray(part).data)
             if self.weights is not None:
-                content.update(self.weights.read(int(source.bounds[i]), int(source.bounds[i + 1])).tobytes())
+                content.update(self.weights.read(*self.rows(i)).tobytes())
         return {
             "shape": [source.n_rows, source.n_features],
             "dtype": str(source.dtype),

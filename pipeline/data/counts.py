@@ -34,7 +34,7 @@ from pipeline.data.files import (
     stored_size,
 )
 from pipeline.data.source import TARGET_BYTES, Source, row_dtype
-from pipeline.data.stores import ZarrPlace
+from pipeline.data.stores import ZarrPlace, unprotected
 from pipeline.errors import InputError, PipelineError
 
 _BLOCK = 4 * 2**20  # bytes of text parsed at a time
@@ -70,6 +70,8 @@ class CsrSource(Source):
         itemsize = self.dtype.itemsize + parts["indices"].dtype.itemsize
         self.bounds = _csr_bounds(place, place.child("indptr"), shape[0], int(sizes["data"][0]), itemsize)
         self._place, self._document = place, document or vocabulary is not None
+        codecs = {name: found for name, array in parts.items() if (found := unprotected(array)) is not None}
+        self._unprotected = ", ".join(f"{place}/{name} (codecs: {found})" for name, found in codecs.items()) or None
         self._vocabulary, self._options = vocabulary and absolute(vocabulary), dict(options or {})
         words = self.vocabulary()
         if words is not None and len(words) != self.n_features:
@@ -99,6 +101,10 @@ class CsrSource(Source):
     def object_sizes(self) -> list[int]:
         """Bytes of each stored chunk of the three arrays."""
         return self._place.object_sizes()
+
+    def unprotected(self) -> str | None:
+        """Those of the three arrays none of whose codecs has a checksum."""
+        return self._unprotected
 
     def vocabulary(self) -> list[str] | None:
         """The words, (n_features,), or None when none were given."""

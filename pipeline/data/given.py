@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 from zipfile import BadZipFile
 
@@ -9,6 +10,7 @@ import numpy as np
 import zarr
 
 from pipeline.config import Config
+from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
 from pipeline.errors import InputError
 
@@ -18,6 +20,18 @@ class Given(NamedTuple):
 
     labels: RowColumn | None = None
     arrays: dict[str, np.ndarray] | None = None
+
+    def fingerprint(self, chunks: Chunks) -> str | None:
+        """SHA-256 of the parameters, or of the labels of as many chunks as enter that of the rows; None if nothing is given."""
+        if self == Given():
+            return None
+        content = hashlib.sha256()
+        for name, array in sorted((self.arrays or {}).items()):
+            content.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+        if self.labels is not None:
+            for i in chunks.hashed():
+                content.update(self.labels.read(*chunks.rows(i)).tobytes())
+        return content.hexdigest()
 
 
 def given_start(config: Config, n_rows: int) -> Given:

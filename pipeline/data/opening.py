@@ -51,9 +51,11 @@ def unconverted(data: Data, scratch: str) -> Data:
 def _refuse_ignored(data: Data) -> None:
     """An option that this source would not look at is a mistake, not a wish to be ignored."""
     everywhere = {"source", "path", "weights", "bad_rows"}
+    # A column of weights may be in a zarr store beside rows of any kind.
+    used = _USES[data.source] | everywhere | ({"storage_options", "missing_chunks"} if data.weights else set())
     for name, field in type(data).model_fields.items():
         default = field.get_default(call_default_factory=True)
-        if name not in _USES[data.source] | everywhere and getattr(data, name) != default:
+        if name not in used and getattr(data, name) != default:
             users = ", ".join(kind for kind, uses in _USES.items() if name in uses)
             raise InputError(
                 f"data.{name}: came as {getattr(data, name)!r}, but source {data.source} does not use it "

@@ -59,6 +59,10 @@ class Source(ABC):
         """Bytes of each stored object (file or zarr chunk), in a fixed order; part of the fingerprint."""
         return []
 
+    def unprotected(self) -> str | None:
+        """What is stored in such a way that a flipped bit may not be noticed, and how; None where that is not known."""
+        return None
+
     def pictures(self) -> tuple[list[str], np.ndarray] | None:
         """Names of the pictures and the first row of each, (n_pictures,) int64; None if rows are not patches."""
         return None

@@ -20,6 +20,8 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from pipeline.data.files import absolute, damaged, is_url, reading, remedy
 from pipeline.errors import InputError, StorageError
 
+# Codecs that store a sum of what they encode and compare it when they decode; zstd does so where it is asked to.
+_CHECKED = {"crc32c", "crc32", "adler32", "fletcher32", "jenkins_lookup3", "gzip", "zlib", "bz2", "lzma"}
 _METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
 
@@ -133,6 +135,18 @@ def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:
     ranges = [range(start // steps[0], -(-stop // steps[0]))]
     ranges += [range(-(-size // step)) for size, step in zip(array.shape[1:], steps[1:], strict=True)]
     return product(*ranges)
+
+
+def unprotected(array: Any) -> str | None:
+    """The codecs of an array none of which would notice a flipped bit; None where one does."""
+    found = [codec.get_config() if hasattr(codec, "get_config") else codec.to_dict() for codec in _codecs(array)]
+    names = [str(codec.get("id") or codec.get("name")).removeprefix("numcodecs.") for codec in found]
+    sums = [codec.get("checksum") or dict(codec.get("configuration") or {}).get("checksum") for codec in found]
+    return None if any(sums) or _CHECKED & set(names) else ", ".join(names) or "none"
+
+
+def _codecs(array: Any) -> tuple[Any, ...]:
+    return (*array.filters, *array.compressors)  # of a sharded array the inner ones
 
 
 def listing(group: zarr.Group) -> str:

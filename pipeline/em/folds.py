@@ -25,6 +25,8 @@ from pipeline.models.stats import Array
 Kind = Literal["em", "squarem", "incremental", "stepwise"]
 
 BLOCKS = 20
+# Statistics that a mixture keeps between two passes, by method: SQUAREM its last steps, incremental those of each block.
+KEPT = {"em": 0, "auto": 4, "stepwise": 4, "incremental": BLOCKS}
 STEPWISE_SWEEPS = 1
 DECAY = 0.7  # of stepwise's η: Liang and Klein 2009
 _STREAM = 8  # of the keys that deal chunks to blocks

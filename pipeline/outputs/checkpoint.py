@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,14 +35,18 @@ class State(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def save(folder: Path, generation: int, state: State) -> Path:
-    """Write one generation and prune old ones. Raises StorageError when the disk does not take it."""
+def save(folder: Path, generation: int, state: State, keep: int | None = KEPT) -> Path:
+    """Write one generation; then remove the older ones but for the newest `keep` (None: none), and damaged newer ones.
+
+    Raises StorageError when the disk does not take it.
+    """
     final = folder / f"gen-{generation:06d}"
-    temporary = folder / f".gen-{generation:06d}.{os.getpid()}"
+    # A name of its own: of a save that a stop has ended in the middle, a thread may still write the last file.
+    temporary = folder / f".gen-{generation:06d}.{uuid.uuid4().hex}"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".gen-*"):
-            remove(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         attributes: dict[str, Any] = {"facts": dict(state.facts), "arrays": list(state.arrays)}
         group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
         for name, value in state.arrays.items():
@@ -50,8 +56,7 @@ def save(folder: Path, generation: int, state: State) -> Path:
         remove(final)
         os.replace(temporary, final)
         sync(folder)
-        for old in generations(folder)[:-KEPT]:
-            remove(old)
+        _prune(folder, generation, keep)
     except OSError as error:
         raise StorageError(
             f"checkpoint {final}: cannot be written ({error}). Earlier checkpoints are intact: make room, then `resume`."
@@ -59,9 +64,23 @@ def save(folder: Path, generation: int, state: State) -> Path:
     return final
 
 
+def _prune(folder: Path, newest: int, keep: int | None) -> None:
+    """Remove all but the newest `keep` up to `newest`. What is newer was passed over as damaged when the run went on."""
+    found = generations(folder)
+    older = [path for path in found if number(path) <= newest]
+    for path in found:
+        if number(path) > newest or (keep is not None and path not in older[-keep:]):
+            remove(path)
+
+
 def generations(folder: Path) -> list[Path]:
     """All generations, oldest first."""
-    return sorted(folder.glob("gen-[0-9]*"))
+    return sorted((path for path in folder.glob("gen-*") if path.name[4:].isdecimal()), key=number)
+
+
+def number(path: Path) -> int:
+    """Of a generation."""
+    return int(path.name.removeprefix("gen-"))
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
@@ -76,16 +95,24 @@ def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
         )
     for path in reversed(found):
         try:
-            if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != sums(path):
-                raise ValueError("its bytes do not match their checksums")
-            group = zarr.open_group(path, mode="r")
-            arrays = {name: np.asarray(group[name][...]) for name in group.attrs["arrays"]}  # type: ignore[index,union-attr]
-            return int(path.name.removeprefix("gen-")), State(arrays, group.attrs["facts"])  # type: ignore[arg-type]
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            warn(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
+            return number(path), read(path)
+        except StorageError as error:
+            warn(f"{error} Falling back to the one before.")
     raise StorageError(
         f"{folder}: {len(found)} checkpoints, none of them whole. Start again with `em-pipeline run --overwrite`."
     )
+
+
+def read(path: Path) -> State:
+    """What one generation holds. Raises StorageError unless every byte of it is as it was written."""
+    try:
+        if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != sums(path):
+            raise ValueError("its bytes do not match their checksums")
+        group = zarr.open_group(path, mode="r")
+        arrays = {name: np.asarray(group[name][...]) for name in group.attrs["arrays"]}  # type: ignore[index,union-attr]
+        return State(arrays, group.attrs["facts"])  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StorageError(f"checkpoint {path.name} is damaged ({error}).") from error
 
 
 def sums(folder: Path) -> dict[str, str]:

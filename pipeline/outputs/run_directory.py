@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from pipeline.errors import InputError, StorageError
+from pipeline.outputs.lock import Held, held
 
 MARK = "# em-pipeline run directory"
-_OURS = ("config.yaml", "checkpoints", "model.zarr", "labels.zarr", "candidates.zarr", "report.html", "events.jsonl")
+_OURS = (
+    "config.yaml",
+    "checkpoints",
+    "iterations",
+    "model.zarr",
+    "labels.zarr",
+    "candidates.zarr",
+    "report.html",
+    "events.jsonl",
+)
 
 
 class RunDirectory:
@@ -30,7 +38,12 @@ class RunDirectory:
         self.config, self.checkpoints = self.path / "config.yaml", self.path / "checkpoints"
         self.model, self.labels = self.path / "model.zarr", self.path / "labels.zarr"
         self.report, self.events = self.path / "report.html", self.path / "events.jsonl"
-        self.candidates = self.path / "candidates.zarr"
+        self.candidates, self.iterations = self.path / "candidates.zarr", self.path / "iterations"
+
+    @property
+    def parts(self) -> list[Path]:
+        """All that a run writes, whether it is there or not."""
+        return [self.path / name for name in _OURS]
 
     @property
     def is_ours(self) -> bool:
@@ -113,35 +126,17 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Make the directory and hold it; a second run is refused, a lock whose process has ended is taken over."""
         path = self.path / ".lock"
-        mine = path.with_name(f".lock.{os.getpid()}")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            mine.write_text(f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}", encoding="utf-8")
-            while not _linked(mine, path):
-                if _is_live(path):
-                    host, pid = (*path.read_text(encoding="utf-8").split(), "?", "?")[:2]
-                    raise InputError(
-                        f"{self.path}: in use by process {pid} on {host}. Wait for it; if it is gone, remove {path}."
-                    )
-                path.unlink(missing_ok=True)
-        except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-            raise _unwritable(self.path, error) from error
-        finally:
-            with suppress(OSError, ValueError):  # there is none where nothing can be written
-                mine.unlink()
-        try:
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(held(path))
+            except Held as other:
+                raise InputError(
+                    f"{self.path}: in use by process {other.pid} on {other.host}. Wait for it; if it is gone, remove {path}."
+                ) from None
+            except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+                raise _unwritable(self.path, error) from error
             yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _linked(whole: Path, name: Path) -> bool:
-    """Give a file a second name, unless that is taken: a lock is never seen before what it says."""
-    try:
-        os.link(whole, name)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _is_leftover(path: Path) -> bool:
@@ -151,19 +146,6 @@ def _is_leftover(path: Path) -> bool:
 
 def _unwritable(path: Path, error: Exception) -> StorageError:
     return StorageError(f"output {path}: cannot be used ({error}). Make it writable, or choose another --output.")
-
-
-def _is_live(lock: Path) -> bool:
-    try:
-        host, pid, created = lock.read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return False
-    if host != socket.gethostname():
-        return True  # another machine's process cannot be looked at
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0
-    except psutil.Error:
-        return False
 
 
 def remove(path: Path) -> None:

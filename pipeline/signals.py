@@ -1,0 +1,55 @@
+"""Signals that stop the command: SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (batch systems, before time is up).
+
+The first one raises StopRequested in the main thread, wherever that is; what unwinds saves the newest state. A second one
+ends the process at once, and so does a stop that takes longer than STOP_SECONDS, for batch systems do not wait.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from pipeline.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SECONDS = 20.0
+ECHO_SECONDS = 0.5  # a launcher passes on the Ctrl-C that the terminal has sent us already: that is one request
+_LATE = b"stopped before all was closed: `resume` where there is a checkpoint, else run the same command again\n"
+
+
+class StopRequested(BaseException):
+    """Asked to stop, by the signal that it names. No Exception, and no KeyboardInterrupt, which libraries take for theirs."""
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Stop on signals in a block. The time limit of a stop goes on after it: threads are waited for at exit."""
+    asked: float | None = None
+
+    def stop(number: int, _: Any) -> None:
+        nonlocal asked
+        if asked is None:
+            asked = time.monotonic()
+            signal.signal(signal.SIGALRM, _end)
+            signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
+            raise StopRequested(signal.Signals(number).name)
+        if time.monotonic() - asked > ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if asked is None:
+                signal.signal(number, handler)
+
+
+def _end(*_: Any) -> NoReturn:
+    os.write(2, _LATE)
+    os._exit(Stopped.exit_code)
