@@ -36,7 +36,7 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.job import Job
 from pipeline.models.base import Model
-from pipeline.outputs import checkpoint
+from pipeline.outputs import checkpoint, partial
 from pipeline.outputs.candidates import choose, name_of
 from pipeline.outputs.events import EventLog, Listener, figures
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
@@ -177,6 +177,12 @@ def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
 def _go_on(job: Job) -> None:
     """The fit, from the newest checkpoint that is whole."""
     directory = job.directory
+    if not checkpoint.generations(directory.checkpoints) and partial.exist(directory.checkpoints):
+        job.log("resume", generation=None, **provenance.surroundings(job.engine.workers, job.chunks))
+        given = given_start(job.config, job.chunks.n_rows)
+        job, known, drawn = profiled(job)  # the pass that it ended in
+        _begin(job, known, given, drawn)
+        return
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
     known = unpack_known(state)
     job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
@@ -192,9 +198,9 @@ def _go_on(job: Job) -> None:
 
 def _begin(job: Job, known: Known, given: Given, drawn: Drawn | None) -> None:
     """Starts, and the fit. A search takes as long as some passes do: what is known is saved before it."""
-    checkpoint.save(job.directory.checkpoints, 0, pack(known, []))
+    _save(job, 0, pack(known, []))
     runs = starts(job, known, given, drawn)
-    checkpoint.save(job.directory.checkpoints, 1, pack(known, runs))
+    _save(job, 1, pack(known, runs))
     _fit(job, known, runs, generation=1)
 
 
@@ -325,11 +331,17 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
             job.log(**event.facts(), name=names[event.candidate], refit=runs[0].refit)
         if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
             generation += 1
-            checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]))
+            _save(job, generation, pack(known, [*resting, *runs]))
             saved_at = time.perf_counter()
             job.log("checkpoint", generation=generation, seconds=saved_at - now)
         began = time.perf_counter()
     return runs, generation
+
+
+def _save(job: Job, generation: int, state: checkpoint.State) -> None:
+    """A checkpoint; what passes had kept on the way to it is in it."""
+    checkpoint.save(job.directory.checkpoints, generation, state)
+    partial.forget(job.directory.checkpoints)
 
 
 def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float, rows: int) -> None:

@@ -68,8 +68,13 @@ class Frontier:
 
     def store_at_the_end(self, fetch: Fetch) -> None:
         """Write what is not written yet, if the pass was a long one: it is about to be given up."""
-        if time.monotonic() - self._began > LONG:
+        if self.is_long:
             self._store(fetch)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the pass has been a long one."""
+        return time.monotonic() - self._began > LONG
 
     def _store(self, fetch: Fetch) -> None:
         for span in sorted(set(self._held) - self._stored):

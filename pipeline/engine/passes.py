@@ -21,7 +21,7 @@ from dask.callbacks import Callback
 from dask.delayed import delayed
 
 from pipeline.data.chunks import Chunk, Chunks
-from pipeline.engine.frontier import LONG, STORED, Frontier, Keep, total
+from pipeline.engine.frontier import STORED, Frontier, Keep, total
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.reading import WORTH_BYTES, Kept, in_turn
 from pipeline.engine.tree import Span, halves, shard_level, tree_sum, uncovered
@@ -85,12 +85,11 @@ class Engine:
             len(wanted) if keep is None else max(1, 2 * len(wanted) // STORED),
         )
         roots = [tasks.subtree(span) for span in uncovered(whole, known)]
-        with closing(
-            self._compute(roots, tasks.names, None if keep is None else Frontier(keep, tasks.spans), tasks.held)
-        ) as found:
+        frontier = None if keep is None else Frontier(keep, tasks.spans)
+        with closing(self._compute(roots, tasks.names, frontier, tasks.held)) as found:
             value = total(whole, known, keep, lambda span: next(found), _add_lists)
-        if keep is not None and (known or time.perf_counter() - began > LONG):
-            keep.write(whole, value)
+        if keep is not None and frontier is not None and (known or frontier.is_long):
+            keep.write(whole, value)  # the next passes may not live to be in a checkpoint with this one
         if not known:
             self._seconds[kind] = (time.perf_counter() - began) * self.workers / len(wanted)
         return list(value)
