@@ -92,12 +92,17 @@ def eventually(what: Callable[[], Any], seconds: float) -> Any:
 
 
 def computing(cluster: Cluster) -> list[psutil.Process]:
-    """The processes that compute: those that nannies started, or the workers themselves."""
+    """The processes that compute: those that nannies started, or the workers themselves.
+
+    One that does not listen yet is left out: a nanny whose worker dies while it starts gives up.
+    """
     found = []
     for process in cluster.processes[1:]:
         worker = psutil.Process(process.pid)
         with suppress(psutil.Error):
-            found += [p for p in worker.children() if "spawn_main" in " ".join(p.cmdline())] or [worker]
+            started = [p for p in worker.children() if "spawn_main" in " ".join(p.cmdline())]
+            nannied = "--nanny" in worker.cmdline()
+            found += [p for p in (started if nannied else [worker]) if addresses([p])]
     return found
 
 

@@ -1,4 +1,7 @@
-"""Loaded by workers of a test (dask worker --preload): chunks that are slow, or that kill whoever reads them.
+"""Small chunks, and workers whose chunks are slow or deadly.
+
+`python -m tests.faults` is em-pipeline with chunks of some kilobytes. `dask worker --preload tests.faults` is a worker whose
+chunks are slow, or kill whoever reads them.
 
 In the folder that a worker was started in, a file `slow` holds the seconds that each chunk takes longer, and a file
 `deadly` the number of a chunk.
@@ -17,6 +20,8 @@ from pipeline.data.chunks import Chunk, Chunks
 
 FOLDER = Path.cwd()  # a worker changes into one of its own later
 
+CHUNK_BYTES = 2**11
+
 
 def dask_setup(worker: Any) -> None:
     """Replace how chunks are read in this process."""
@@ -31,3 +36,11 @@ def dask_setup(worker: Any) -> None:
         return load(self, i)
 
     Chunks.load = faulty  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    from pipeline.cli import main
+    from pipeline.data import source
+
+    source.TARGET_BYTES = CHUNK_BYTES
+    main()

@@ -34,7 +34,7 @@ def alone(tmp_path_factory) -> Alone:
     """Twenty chunks a pass, a few passes."""
     folder = tmp_path_factory.mktemp("alone")
     write_rows(folder / "x.zarr", blobs(2000), rows=100)
-    config = write_config(folder / "c.yaml", folder / "x.zarr", fit={"max_iter": 4})
+    config = write_config(folder / "c.yaml", folder / "x.zarr", fit={"max_iter": 4, "init": "random"})
     job = Driver(config, folder / "run")
     assert job.ended() == 0, job.errors
     return Alone(config, results(folder / "run"))
@@ -47,7 +47,7 @@ class Driver:
         self.run = run
         known = any((run / "checkpoints").glob("gen-*"))
         words = ["resume", str(run)] if known else ["run", str(config), "--output", str(run)]
-        program = [sys.executable, "-m", "pipeline", *words, *options]
+        program = [sys.executable, "-m", "tests.faults", *words, *options]
         self.process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
         self.errors = ""
 
@@ -73,10 +73,11 @@ class Driver:
         eventually(lambda: self.passes() >= 1 or self.process.poll() is not None, 90)
         assert self.process.poll() is None, self.ended()
         time.sleep(0.4)
+        assert self.process.poll() is None, "it ended before its time"
         return self
 
 
-def start(folder: Path, alone: Alone, found: Cluster, seconds: float = 0.1) -> Driver:
+def start(folder: Path, alone: Alone, found: Cluster, seconds: float = 0.3) -> Driver:
     """A job on a cluster whose chunks take some time."""
     (folder / "slow").write_text(str(seconds))
     return Driver(alone.config, folder / "run", "--scheduler-address", found.address)
@@ -97,7 +98,7 @@ def test_workers_killed_at_random_instants(tmp_path, alone):
     """Row 1: every kill of a worker is made good by another; scripts/faults/kill_worker does it by the hundred."""
     rng, landed = random.Random(0), 0
     with cluster(tmp_path, faults=True) as found:
-        job = start(tmp_path, alone, found)
+        job = start(tmp_path, alone, found, seconds=0.5).in_the_fit()
         while job.process.poll() is None and landed < 5:
             time.sleep(rng.uniform(0.5, 2.5))
             with suppress(psutil.Error, IndexError):
@@ -122,7 +123,7 @@ def test_a_chunk_that_kills_whoever_reads_it(tmp_path, alone):
     with cluster(tmp_path, faults=True) as found:
         job = start(tmp_path, alone, found).in_the_fit()
         (tmp_path / "deadly").write_text("7")
-        assert job.ended() == 4 and "chunk 7: 4 workers died" in job.errors, job.errors
+        assert job.ended() == 4 and "chunks 6 to 7: 4 workers died" in job.errors, job.errors
         (tmp_path / "deadly").unlink()
         ends_as_alone(Driver(alone.config, tmp_path / "run", "--scheduler-address", found.address), alone)
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
 
 from pipeline.config.engine import Engine, Profile
+from pipeline.config.loading import validate
 from pipeline.errors import InputError
 
 FILE_VARIABLE = "EM_PIPELINE_PROFILES"
@@ -43,15 +43,10 @@ def _users_own() -> dict[str, Profile]:
             raise InputError(f"{FILE_VARIABLE}: {path} is not there, expected a YAML file of profiles by name.")
         return {}
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if not isinstance(raw, dict):
-            raise ValueError(f"came as {type(raw).__name__}, expected profiles by name")
-        return {str(name): Profile.model_validate(value) for name, value in raw.items()}
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise InputError(f"profiles {path}: {found}. See docs/clusters.md.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"profiles {path}: cannot be used ({error}). See docs/clusters.md.") from error
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"profiles {path}: cannot be read as plain YAML ({error}). See docs/clusters.md.") from error
+    return validate({"engine": {"profiles": raw or {}}}, name=str(path)).engine.profiles
 
 
 def serves(engine: Engine) -> bool:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.config import Engine as EngineConfig
 from pipeline.config import Profile
@@ -57,15 +57,20 @@ def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: i
             yield _engine_of(client, ahead, patience, profile)
 
 
-def serve(config: EngineConfig) -> None:
-    """Be the scheduler or a worker of an srun (kind slurm-runner); returns, or ends the process, when the job has ended."""
+def serve(config: EngineConfig) -> NoReturn:
+    """Be the scheduler or a worker of an srun (kind slurm-runner); ends the process when the job has ended."""
     profile = profile_of(config)
     assert profile is not None and profile.kind == "slurm-runner"
-    with _runner(profile, 0, _security(config.security)):
-        raise InputError(
-            "slurm-runner: this process found itself the driver, expected one with SLURM_PROCID other than 1. "
-            "Start it with srun."
-        )
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # the batch system's: the driver answers, and ends the others
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        with _runner(profile, 0, _security(config.security)):
+            raise InputError(
+                "slurm-runner: this process found itself the driver, expected one with SLURM_PROCID other than 1. "
+                "Start it with srun."
+            )
+    except KeyboardInterrupt:  # so it ends itself
+        raise SystemExit(0) from None
 
 
 Opener = Callable[[Profile, int, Any], AbstractContextManager[Any]]

@@ -248,17 +248,18 @@ def _refuse_another_view(chunks: Chunks, cluster: Cluster) -> None:
     """Raise what a worker raises that does not see the input; InputError where one sees another than this process."""
     advice = "Workers must see the input where this process does: mount the same storage, or give a path that all have."
     mine = chunks.digest(0)
-    for address, theirs in cluster.on_workers(_first_chunk, chunks).items():
+    for address, (seen, theirs) in cluster.on_workers(_first_chunk, chunks).items():
         if theirs != mine:
-            came = f"does not see the input ({theirs})" if isinstance(theirs, Exception) else "sees other data"
+            came = "sees other data" if seen else f"does not see the input ({theirs})"
             raise InputError(f"worker {address}: {came}, expected the first chunk that this process reads. {advice}")
 
 
-def _first_chunk(chunks: Chunks) -> str | Exception:
+def _first_chunk(chunks: Chunks) -> tuple[bool, str]:
+    """Whether this process reads the first chunk, and its checksum or why not."""
     try:
-        return chunks.digest(0)
+        return True, chunks.digest(0)
     except (PipelineError, OSError) as error:
-        return error
+        return False, str(error)
 
 
 def _itself(value: Any) -> Any:
