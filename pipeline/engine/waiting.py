@@ -174,6 +174,8 @@ class Cluster:
             workers, state = self.client.sync(self.client._run_on_scheduler, _look, FROZEN, callback_timeout=ANSWER)
         except TimeoutError as error:
             raise ClusterLost(f"the scheduler did not answer in {ANSWER:g} s. {_ADVICE}") from error
+        except (OSError, AttributeError) as error:  # AttributeError: the client has closed meanwhile
+            raise _Lost from error
         self._see(workers)
         return state
 
