@@ -163,11 +163,19 @@ def test_a_damaged_file_is_read_again(tmp_path):
     assert kept.spans() == set() and len(warned) == 1
 
 
-@pytest.mark.parametrize("chunks_before", [30, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 75, 140))])
+def test_a_pass_that_cannot_be_told_from_others_is_not_kept(tmp_path):
+    """A job that holds more than values: a warning in place of an error, and nothing is written."""
+    warned: list[str] = []
+    kept = PartialPass(tmp_path, one_row_chunks(3), [Values(0, 3)], None, warned.append)
+    kept.write((0, 1), [np.ones(3)])
+    assert files(tmp_path) == {} and len(warned) == 1 and "Values" in warned[0]
+
+
+@pytest.mark.parametrize("chunks_before", [75, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 30, 140))])
 def test_a_job_whose_passes_do_not_end_goes_on_within_them(tmp_path, monkeypatch, chunks_before):
     """Stopped over and over after some chunks, from the profiling pass on: the same bytes, and every chunk read once a pass."""
     store = write_rows(tmp_path / "x.zarr", blobs(2000), rows=20)  # 100 chunks a pass
-    write_config(tmp_path / "c.yaml", store, fit={"max_iter": 2}, engine={"workers": 2})
+    write_config(tmp_path / "c.yaml", store, fit={"max_iter": 2, "init": "random"}, engine={"workers": 2})
     assert command("run", tmp_path / "c.yaml", "--output", tmp_path / "alone").code == 0
     monkeypatch.setattr(frontier, "LONG", 0.0)
     load, left = Chunks.load, [chunks_before]

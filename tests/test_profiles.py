@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +20,7 @@ from pipeline.config.profiles import profile_of, serves
 from pipeline.engine.alike import about_me, refuse_unlike
 from pipeline.engine.cluster import open_engine
 from pipeline.errors import InputError
-from tests.clusters import addresses, environment, eventually
+from tests.clusters import ROOT, addresses, cluster, environment, eventually
 from tests.jobs import blobs, refused, results, write_config, write_rows
 
 
@@ -250,3 +255,80 @@ def test_a_batch_job_for_each_worker(alone, tmp_path):
     )
     assert results(alone / "slurm") == results(alone / "threads")
     eventually(lambda: "Closing Nanny" in (tmp_path / "sbatch.log").read_text(), 30)
+
+
+def test_the_profiles_of_the_docs_are_valid():
+    """What docs/clusters.md shows of a profiles file can be copied."""
+    text = (ROOT / "docs" / "clusters.md").read_text().split("profiles.yaml\n", 1)[1].split("```")[0]
+    profiles = engine(profiles=yaml.safe_load(text)).profiles
+    assert {profile.kind for profile in profiles.values()} == {"local", "slurm", "ssh", "dask_jobqueue.PBSCluster"}
+
+
+@pytest.mark.slow
+def test_tls_on_a_running_cluster(alone, tmp_path):
+    """With the same certificate the job runs; without one it ends with exit code 4."""
+    files = certificates(tmp_path)
+    options = (
+        "--protocol",
+        "tls",
+        *(f"--tls-{name}={files[key]}" for name, key in (("ca-file", "ca_file"), ("cert", "cert"), ("key", "key"))),
+    )
+    security = f"engine.security={yaml.safe_dump(files, default_flow_style=True, width=9999)}"
+    with cluster(tmp_path, workers=1, options=options) as found:
+        assert found.address.startswith("tls://")
+        finished(run(alone, "tls-running", "--scheduler-address", found.address, "--set", security))
+        without = run(alone, "none", "--scheduler-address", found.address)
+        _, errors = without.communicate(timeout=120)
+    assert without.returncode == 4 and "no scheduler answered" in errors, errors
+    assert not (alone / "none").exists()
+    assert results(alone / "tls-running") == results(alone / "threads")
+
+
+@contextmanager
+def ssh_server() -> Iterator[int]:
+    """The port of a server on loopback that asks for no password and runs what it is told, until the connection closes."""
+    asyncssh = pytest.importorskip("asyncssh")
+
+    class NoPassword(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            return False
+
+    async def obey(process: Any) -> None:
+        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+        child = await asyncio.create_subprocess_shell(f"exec {process.command}", **pipes, env=environment())
+        await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
+        await process.wait_closed()
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+    async def serve() -> Any:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        return await asyncssh.listen(
+            "127.0.0.1", 0, server_host_keys=[key], server_factory=NoPassword, process_factory=obey
+        )
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    server = asyncio.run_coroutine_threadsafe(serve(), loop).result(30)
+    try:
+        yield server.get_port()
+    finally:
+        loop.call_soon_threadsafe(server.close)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+
+
+@pytest.mark.slow
+def test_machines_by_ssh(alone):
+    """Kind ssh: scheduler and worker are started through an SSH server of this process."""
+    with ssh_server() as port:
+        options = {
+            "hosts": ["127.0.0.1", "127.0.0.1"],
+            "connect_options": {"port": port, "known_hosts": None, "username": "me"},
+            "scheduler_options": {**HERE, "port": 0},
+            "worker_options": {"nthreads": 1},
+        }
+        finished(run(alone, "ssh", "--profile", "mine", "--set", on_loopback("ssh", options=options)))
+    assert results(alone / "ssh") == results(alone / "threads")

@@ -244,10 +244,14 @@ def _engine_of(client: Any, ahead: bool, patience: float, profile: Profile | Non
 @contextmanager
 def _silent_logs() -> Iterator[None]:
     """What happens to a cluster is raised, and said once."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    import distributed  # noqa: F401  its loggers get levels and handlers of their own when it loads
+
+    named = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("distributed", "tornado")]
+    before = {name: logging.getLogger(name).level for name in named}
+    for name in named:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from distributed import Client, futures_of, get_worker, wait
@@ -20,7 +21,7 @@ from distributed.scheduler import KilledWorker
 from distributed.worker import thread_state
 
 from pipeline.engine.frontier import Frontier
-from pipeline.errors import ClusterLost, StorageError
+from pipeline.errors import ClusterLost, InputError, StorageError
 
 T = TypeVar("T")
 TICK = 0.5  # seconds in which an exception of a signal handler, or a finished task, is acted upon
@@ -91,7 +92,12 @@ class Cluster:
                 f"the workers were asked and did not all answer in {FETCH:g} s ({type(error).__name__}). {_ADVICE}"
             ) from error
         answers = {at: answer for at, answer in found.items() if not isinstance(answer, (OSError, *_GONE))}
-        for answer in answers.values():  # those that died meanwhile are left out
+        for at, answer in answers.items():  # those that died meanwhile are left out
+            if isinstance(answer, ImportError):
+                raise InputError(
+                    f"worker {at}: cannot load this package ({answer}), expected the driver's version. "
+                    f"Where the worker runs: pip install em-pipeline=={version('em-pipeline')}"
+                ) from answer
             if isinstance(answer, BaseException):
                 raise answer
         return answers
@@ -161,8 +167,11 @@ class Cluster:
     def fetch(self, future: Any) -> Any:
         """The value of a finished future; made again where its worker is gone meanwhile."""
         for _ in range(TRIES):
-            with suppress(TimeoutError):
+            try:
                 return future.result(timeout=FETCH)
+            except TimeoutError:
+                if future.status == "error":  # it is the task's own
+                    raise
             self._state()
         raise ClusterLost(f"a result did not arrive in {TRIES * FETCH:g} s, expected it in {FETCH:g}. {_ADVICE}")
 

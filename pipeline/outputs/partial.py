@@ -66,9 +66,19 @@ class PartialPass:
         _absorb(found, (*self._computed, NUMERICS, kernel_set()))
         return self._checkpoints / f"partial-{found.hexdigest()[:32]}"
 
+    @cached_property
+    def _can_be_kept(self) -> bool:
+        """Whether it can be told from other passes: not where a job reads something of its own, such as a column of labels."""
+        try:
+            return self._folder is not None
+        except TypeError as error:
+            self._warn(f"a long pass is not kept until its end ({error})")
+            return False
+
     def spans(self) -> set[Span]:
         """Which are there, whole; damaged ones are removed."""
-        if not exist(self._checkpoints):  # the hash of the parameters takes longer than a short pass
+        # The hash of the parameters takes longer than a short pass.
+        if not exist(self._checkpoints) or not self._can_be_kept:
             return set()
         for path in self._folder.glob("*.npz"):
             if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem.rpartition("-")[2]:
@@ -95,6 +105,8 @@ class PartialPass:
 
     def write(self, span: Span, value: list[Any]) -> None:
         """Store a subtree, in place of all that it contains. Raises StorageError when the disk does not take it."""
+        if not self._can_be_kept:
+            return
         arrays: dict[str, Array] = {}
         structure = json.dumps(_encoded(value, arrays)).encode()
         content = io.BytesIO()
