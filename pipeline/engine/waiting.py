@@ -65,6 +65,7 @@ class Cluster:
         """
         left = list(roots)
         for _ in range(TRIES):
+            self._seen_workers = time.monotonic()  # what was before nobody has looked at
             try:
                 with self._submitted(left, others, frontier) as held:
                     self._told.clear()
