@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ import yaml
 from pipeline.config import validate
 from pipeline.config.profiles import profile_of, serves
 from pipeline.engine.alike import about_me, refuse_unlike
-from pipeline.engine.cluster import open_engine
-from pipeline.errors import InputError
+from pipeline.engine.cluster import _within, open_engine
+from pipeline.errors import ClusterLost, InputError
 from tests.clusters import ROOT, addresses, cluster, environment, eventually
 from tests.jobs import blobs, refused, results, write_config, write_rows
 
@@ -112,6 +114,15 @@ def test_a_worker_with_other_versions_is_refused_with_the_line_to_run():
         refuse_unlike("w", mine, (other, mine[1]))
     with pytest.raises(InputError, match="export OPENBLAS_CORETYPE"):
         refuse_unlike("w", mine, (mine[0], ["openblas Prescott"]))
+
+
+def test_a_cluster_that_does_not_come_up_is_given_up():
+    """Machines that do not answer: exit code 4 after the profile's wait; what goes wrong before is what it is."""
+    with pytest.raises(ClusterLost, match=r"not up after 0.2 s"):
+        _within(0.2, partial(time.sleep, 2))
+    with pytest.raises(ZeroDivisionError):
+        _within(5, lambda: 1 / 0)
+    assert _within(5, lambda: 7) == 7
 
 
 def certificates(folder: Path) -> dict[str, str]:
@@ -297,10 +308,11 @@ def ssh_server() -> Iterator[int]:
         pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
         child = await asyncio.create_subprocess_shell(f"exec {process.command}", **pipes, env=environment())
         await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
-        await process.wait_closed()
+        over = [asyncio.ensure_future(done) for done in (child.wait(), process.wait_closed())]
+        await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
         if child.returncode is None:
             child.kill()
-        await child.wait()
+        process.exit(await child.wait())
 
     async def serve() -> Any:
         key = asyncssh.generate_private_key("ssh-ed25519")

@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any, NoReturn, TypeVar, cast
 
 from pipeline.config import Engine as EngineConfig
 from pipeline.config import Profile
@@ -21,6 +23,7 @@ from pipeline.engine.alike import about_me, refuse_here, refuse_unlike
 from pipeline.engine.passes import Engine
 from pipeline.errors import ClusterLost, InputError
 
+T = TypeVar("T")
 CONNECT_SECONDS = 30
 _LOCAL = "127.0.0.1"  # a scheduler runs anyone's code, so embedded ones are not reachable from outside
 _JOBQUEUE = "dask_jobqueue"
@@ -95,13 +98,14 @@ def _local(profile: Profile, workers: int, security: Any) -> AbstractContextMana
             security=security,
         ),
         security,
+        profile.wait,
     )
 
 
 def _ssh(profile: Profile, workers: int, security: Any) -> AbstractContextManager[Any]:
     from distributed import SSHCluster
 
-    return _client_of(lambda: SSHCluster(**_secured(profile, security)), security)
+    return _client_of(lambda: SSHCluster(**_secured(profile, security)), security, profile.wait)
 
 
 def _of_class(profile: Profile, workers: int, security: Any) -> AbstractContextManager[Any]:
@@ -126,7 +130,7 @@ def _of_class(profile: Profile, workers: int, security: Any) -> AbstractContextM
             cluster.adapt(minimum=profile.adapt.minimum, maximum=profile.adapt.maximum)
         return cluster
 
-    return _client_of(made, security)
+    return _client_of(made, security, profile.wait)
 
 
 @contextmanager
@@ -163,15 +167,37 @@ def _secured(profile: Profile, security: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _client_of(make: Callable[[], Any], security: Any) -> Iterator[Any]:
+def _client_of(make: Callable[[], Any], security: Any, patience: float) -> Iterator[Any]:
     from distributed import Client
 
     try:
-        cluster = make()
+        cluster = _within(patience, make)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise InputError(f"profile: the cluster cannot be made ({error}). Change its options.") from error
     with cluster, Client(cluster, timeout=CONNECT_SECONDS, security=security) as client:
         yield client
+
+
+def _within(seconds: float, make: Callable[[], T]) -> T:
+    """make(), with a deadline: some clusters wait for ever for a machine that does not answer."""
+    outcome: Queue[tuple[T | None, BaseException | None]] = Queue()
+
+    def work() -> None:
+        try:
+            outcome.put((make(), None))
+        except BaseException as error:  # handed on
+            outcome.put((None, error))
+
+    Thread(target=work, daemon=True).start()
+    try:
+        made, error = outcome.get(timeout=seconds)
+    except Empty:
+        raise ClusterLost(
+            f"profile: the cluster was not up after {seconds:g} s. Look whether its machines can be reached, or raise wait."
+        ) from None
+    if error is not None:
+        raise error
+    return cast(T, made)
 
 
 @contextmanager
