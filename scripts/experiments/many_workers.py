@@ -7,8 +7,7 @@ Workers are objects of distributed in this one process (LocalCluster(processes=F
 their messages and their state machines are real, processes and network are not. A chunk holds nothing and takes no time
 to read; a shard's statistics have the number of bytes asked for. A chunk is said to take --seconds, so that shards are
 as large as in a pass in which it does. Printed are tasks, seconds, milliseconds of CPU a task (driver, scheduler and workers
-together, without the empty chunks), what
-workers sent one another, and how the memory of the process grew.
+together, without the empty chunks), what workers sent one another, and how the memory of the process grew.
 """
 
 import argparse
@@ -95,6 +94,8 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=1, help="timed, after a short one that is not")
     parser.add_argument("--seconds", type=float, default=0.1, help="that a chunk is said to take")
     options = parser.parse_args()
+    empty = seconds_of_an_empty_chunk()
+    print(f"an empty chunk: {1e6 * empty:.1f} µs of CPU\n")
     warnings.simplefilter("ignore")
     print(
         "| workers | bytes of statistics | tasks a pass | seconds a pass | CPU ms a task | MB sent a pass | MiB grown |"
@@ -121,8 +122,9 @@ def main() -> int:
                 tasks = 2 * shards_of(engine, chunks) + 1
                 took = statistics.median(seconds)
                 grown = (process.memory_info().rss - before) / 2**20
+                each = (statistics.median(cpu) - empty * options.chunks) / tasks
                 print(
-                    f"| {workers} | {size} | {tasks} | {took:.2f} | {1000 * (statistics.median(cpu) - empty * options.chunks) / tasks:.2f} | "
+                    f"| {workers} | {size} | {tasks} | {took:.2f} | {1000 * each:.2f} | "
                     f"{statistics.median(moved) / 1e6:.1f} | {grown:.0f} |",
                     flush=True,
                 )
