@@ -320,6 +320,13 @@ def ssh_server() -> Iterator[int]:
             "127.0.0.1", 0, server_host_keys=[key], server_factory=NoPassword, process_factory=obey
         )
 
+    async def stop(server: Any) -> None:
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -327,9 +334,10 @@ def ssh_server() -> Iterator[int]:
     try:
         yield server.get_port()
     finally:
-        loop.call_soon_threadsafe(server.close)
+        asyncio.run_coroutine_threadsafe(stop(server), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
+        loop.close()
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ from pipeline.errors import ClusterLost, InputError, StorageError
 T = TypeVar("T")
 TICK = 0.5  # seconds in which an exception of a signal handler, or a finished task, is acted upon
 CHECK = 5.0  # seconds between two questions to the scheduler
-ANSWER = 15.0  # seconds that it may take to answer one
+ANSWER = 24.0  # seconds that it may take to answer one: a busy one takes some; with CHECK, what is dead is known in 30
+BACK = 15.0  # seconds that a scheduler which closed the connection may take to come back
 FROZEN = 30.0  # seconds without a heartbeat after which a worker is taken for dead
 FETCH = 60.0  # seconds that a result may take to arrive here; more than FROZEN, so that one lost with its worker is made again
 STUCK = 1800.0  # seconds in which at least one task has to end
@@ -205,9 +206,9 @@ class Cluster:
                     if self._seen_workers > deadline:
                         return
             if self.client.status == "closed" or (
-                self.client.status != "running" and time.monotonic() - deadline > ANSWER
+                self.client.status != "running" and time.monotonic() - deadline > BACK
             ):
-                raise ClusterLost(f"the scheduler is gone, and was not back in {ANSWER:g} s. {_ADVICE}")
+                raise ClusterLost(f"the scheduler is gone, and was not back in {BACK:g} s. {_ADVICE}")
             time.sleep(TICK)
 
 
