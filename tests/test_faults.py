@@ -194,7 +194,7 @@ def test_five_hundred_passes_leave_nothing(tmp_path):
     from pipeline.engine.waiting import Cluster as Waiting
     from tests.laws.common import ArraySource
 
-    chunks = Chunks(ArraySource(np.ones((40, 50)), np.arange(0, 41, 2)))
+    chunks = Chunks(ArraySource(np.ones((40, 50)), np.arange(0, 41, 10)))
     with cluster(tmp_path) as found, Client(found.address) as client:
         engine = Engine(Waiting(client), workers=2)
         processes = [psutil.Process(), psutil.Process(found.processes[0].pid), *computing(found)]

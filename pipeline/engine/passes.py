@@ -1,8 +1,8 @@
 """Passes over the chunks on Dask: the only graph code.
 
 A task is a shard, not a chunk: it streams its chunks one by one, the next read while one computes, gives each to every
-job (so one read feeds all restarts) and sums what they return along the canonical tree, in place. What is above the shards is summed by a
-few tasks more. Jobs reach the tasks as the result of one small task, never as an argument of each.
+job (so one read feeds all restarts) and sums what they return along the canonical tree, in place. What is above the shards
+is summed by a few tasks more. Jobs reach the tasks as the result of one small task, never as an argument of each.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from pipeline.engine.waiting import Cluster
 
 Job = Callable[[Chunk], Any]
-SLOWEST = (
-    8e6  # bytes of rows a second that a core gets through in costly jobs: how large a shard is before one is timed
-)
+SLOWEST = 8e6  # bytes of rows a second that a core gets through in costly jobs: for shards before one is timed
 
 
 class Engine:
