@@ -160,8 +160,16 @@ def _engine(address: str | None, file: Path | None, profile: str | None) -> list
 
 def _before_numpy(engine: Engine) -> None:
     """What must be settled before NumPy loads. Workers that others started have theirs already, and must be matched."""
-    if not (engine.scheduler_address or engine.scheduler_file):
-        choose_kernels()
+    from pipeline.config.profiles import profile_of, serves
+
+    profile = profile_of(engine)
+    attached = engine.scheduler_address or engine.scheduler_file
+    if not attached and (profile is None or profile.kind in ("local", "slurm", "slurm-runner")):
+        choose_kernels()  # these hand their environment on, or choose likewise
+    if serves(engine):
+        from pipeline.engine.cluster import serve
+
+        serve(engine)
 
 
 def _stored_engine(run: Path, changes: list[str]) -> Engine:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
@@ -10,6 +12,7 @@ from pipeline.em.heldout import SumJobs, Units, without
 from pipeline.engine.memory import PeakMemory
 from pipeline.engine.passes import Engine
 from pipeline.outputs.events import EventLog
+from pipeline.outputs.partial import PartialPass
 from pipeline.outputs.run_directory import RunDirectory
 
 
@@ -29,4 +32,9 @@ class Job:
         """What sums a list of jobs in one pass: over the rows that are not held out, or for a refit over all."""
         share, seed = self.config.select.heldout, self.config.fit.random_state
         units = None if refit else Units.of(self.chunks.source, share, seed)
-        return without(units, lambda jobs, *of: self.engine.sum_over(self.chunks, jobs, *of))
+        return without(units, self._sum)
+
+    def _sum(self, jobs: Sequence[Any], ids: Sequence[int] | None = None) -> list[Any]:
+        warn = lambda text: self.log("warning", message=text)  # noqa: E731
+        keep = PartialPass(self.directory.checkpoints, self.chunks, jobs, ids, warn)
+        return self.engine.sum_over(self.chunks, jobs, ids, keep)

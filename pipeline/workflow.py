@@ -36,7 +36,7 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.job import Job
 from pipeline.models.base import Model
-from pipeline.outputs import checkpoint
+from pipeline.outputs import checkpoint, partial
 from pipeline.outputs.candidates import choose, name_of
 from pipeline.outputs.disk import disk_plan, refuse_full
 from pipeline.outputs.events import EventLog, Listener, figures
@@ -186,6 +186,12 @@ def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
 def _go_on(job: Job) -> None:
     """The fit, from the newest checkpoint that is whole."""
     directory = job.directory
+    if not checkpoint.generations(directory.checkpoints) and partial.exist(directory.checkpoints):
+        job.log("resume", generation=None, **provenance.surroundings(job.engine.workers, job.chunks))
+        given = given_start(job.config, job.chunks.n_rows)
+        job, known, drawn = profiled(job)  # the pass that it ended in
+        _begin(job, known, given, drawn)
+        return
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
     known = unpack_known(state)
     job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
@@ -204,9 +210,11 @@ def _go_on(job: Job) -> None:
 
 def _begin(job: Job, known: Known, given: Given, drawn: Drawn | None) -> list[Run]:
     """The runs at their starts, saved. A search takes as long as some passes do: what is known is saved before it."""
-    checkpoint.save(job.directory.checkpoints, 0, pack(known, []))
+    _save(job, 0, pack(known, []))
+    partial.forget(job.directory.checkpoints)
     runs = starts(job, known, given, drawn)
-    checkpoint.save(job.directory.checkpoints, 1, pack(known, runs))
+    _save(job, 1, pack(known, runs))
+    partial.forget(job.directory.checkpoints)
     return runs
 
 
@@ -334,8 +342,7 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
     def save() -> None:
         nonlocal generation, saved, saved_at
         generation, began = generation + 1, time.perf_counter()
-        keep = job.config.output.keep_checkpoints
-        checkpoint.save(job.directory.checkpoints, generation, pack(known, [*resting, *runs]), keep)
+        _save(job, generation, pack(known, [*resting, *runs]))
         saved, saved_at = runs, time.perf_counter()
         job.log("checkpoint", generation=generation, seconds=saved_at - began)
 
@@ -350,12 +357,17 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
                 job.log(**event.facts(), name=names[event.candidate], refit=runs[0].refit)
             if generation == 1 or now - saved_at > CHECKPOINT_SECONDS or all(run.stop_reason for run in runs):
                 save()
+                partial.forget(job.directory.checkpoints)  # what passes had kept on the way to it is in it
             began = time.perf_counter()
     except BaseException:  # a stop, a lost cluster, a chunk that cannot be read: the passes before it are kept
         if runs is not saved:
             save()
         raise
     return runs, generation
+
+
+def _save(job: Job, generation: int, state: checkpoint.State) -> None:
+    checkpoint.save(job.directory.checkpoints, generation, state, job.config.output.keep_checkpoints)
 
 
 def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float, rows: int) -> None:

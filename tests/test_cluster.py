@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -20,9 +16,8 @@ from pipeline.engine.blas import check_same_kernels, kernel_set
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
+from tests.clusters import addresses, cluster, environment
 from tests.jobs import blobs, command, results, write_config, write_rows
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -48,56 +43,6 @@ def run(folder: Path, name: str, *options: str) -> Path:
     noise = [line for line in ended.stderr.splitlines() if line and not line[:2].isdigit()]
     assert noise == [] and "distributed" not in ended.stderr
     return folder / name
-
-
-def environment() -> dict[str, str]:
-    """That of a process which finds the package."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-class Cluster(NamedTuple):
-    """A scheduler and two workers, as the README says to start them."""
-
-    address: str
-    file: Path
-    processes: list[subprocess.Popen[bytes]]
-
-
-@contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """Two workers of one thread each; all three processes are ended by their own handles."""
-    file = folder / "scheduler.json"
-    dask = [sys.executable, "-m", "dask"]
-    with ExitStack() as stack:
-
-        def start(*words: str) -> subprocess.Popen[bytes]:
-            log = stack.enter_context((folder / "dask.log").open("ab"))
-            process = subprocess.Popen([*dask, *words], stdout=log, stderr=log, env=environment(), cwd=folder)
-            stack.callback(process.wait, 30)
-            stack.callback(process.terminate)
-            return process
-
-        # --no-dashboard alone leaves their HTTP servers on every address of the machine.
-        host = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
-        processes = [start("scheduler", *host, "--port", "0", "--scheduler-file", str(file))]
-        deadline = time.monotonic() + 60
-        while not file.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(0.2)
-        processes += [start("worker", *host, "--scheduler-file", str(file), "--nthreads", "1") for _ in range(2)]
-        yield Cluster(json.loads(file.read_text())["address"], file, processes)
-
-
-def addresses(processes: list[psutil.Process]) -> set[str]:
-    """Where these processes and their children listen."""
-    family = {p.pid: p for parent in processes for p in [parent, *parent.children(recursive=True)]}
-    found: set[str] = set()
-    for process in family.values():
-        try:
-            found |= {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.sections import Config, Section
+from pipeline.config.section import Section
+from pipeline.config.sections import Config
 from pipeline.errors import InputError
 
 

@@ -6,11 +6,13 @@ A field's default, bounds and description are written once, here; the commented 
 
 from __future__ import annotations
 
-import re
 from itertools import product
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from pipeline.config.engine import Engine
+from pipeline.config.section import Section
 
 T = TypeVar("T")
 Family = Literal["gaussian", "kmeans", "multinomial"]
@@ -29,25 +31,6 @@ def _unlisted(values: tuple[Any, ...]) -> Any:
 
 # One value or a list of them, read and written as either.
 OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_listed), PlainSerializer(_unlisted)]
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-
-
-def parse_bytes(value: Any) -> Any:
-    """`1GiB`, `500 MB` or a plain number, in bytes; `auto` stays as it is."""
-    if not isinstance(value, str) or value == "auto":
-        return value
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", value)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f"{value!r} is not a size; write for example 1GiB, 500MB or auto")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-class Section(BaseModel):
-    """A frozen part of the config that accepts its own keys and no others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Patch(Section):
@@ -263,49 +246,6 @@ class Select(Section):
         lt=1,
         description="share of pictures, documents, else rows, held out of the fits; the chosen model is refitted to all rows",
     )
-
-
-class Profile(Section):
-    """A named cluster."""
-
-    kind: Literal["local"] = Field("local", description="local: worker processes on this machine")
-    workers: int | None = Field(None, ge=1, description="processes; null: one a core")
-    threads_per_worker: int = Field(1, ge=1, description="threads in each process")
-
-
-class Engine(Section):
-    """Where to compute; nothing here changes a bit of the result."""
-
-    scheduler: str = Field("threads", description="threads (in this process), or the name of a profile (local)")
-    scheduler_address: str | None = Field(None, description="address of a running dask scheduler")
-    scheduler_file: str | None = Field(None, description="scheduler file of a running dask scheduler")
-    profiles: dict[str, Profile] = Field(default_factory=dict, description="clusters by name")
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="threads or processes; auto: one a core"
-    )
-    memory: Annotated[int | Literal["auto"], BeforeValidator(parse_bytes)] = Field(
-        "auto", description="bytes that the job may use on this machine, such as 4GiB; auto: 60% of what is free"
-    )
-
-    keep_decoded: bool = Field(
-        False, description="keep decoded chunks between passes, as far as memory allows; threads only"
-    )
-
-    @model_validator(mode="after")
-    def _keeps_where_it_can(self) -> Engine:
-        if self.keep_decoded and (self.scheduler_address or self.scheduler_file or self.scheduler != "threads"):
-            raise ValueError(
-                "keep_decoded: only threads share what they keep; use scheduler: threads, or leave it false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Engine:
-        given = [self.scheduler_address, self.scheduler_file, None if self.scheduler == "threads" else self.scheduler]
-        if sum(value is not None for value in given) > 1:
-            names = ", ".join(repr(value) for value in given if value is not None)
-            raise ValueError(f"{names}: give one of scheduler_address, scheduler_file and a scheduler by profile")
-        return self
 
 
 class Output(Section):

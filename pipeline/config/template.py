@@ -8,7 +8,8 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.config.loading import sections_in
-from pipeline.config.sections import Config, Section
+from pipeline.config.section import Section
+from pipeline.config.sections import Config
 from pipeline.errors import InputError
 
 # What a family's template sets beside the defaults: data that ship with a dependency.

@@ -1,29 +1,38 @@
-"""Where tasks run: threads of this process, or a Dask cluster; the only import of distributed."""
+"""Where tasks run: threads of this process, or a Dask cluster that is made, or that others have made."""
 
 from __future__ import annotations
 
 import json
 import logging
+import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any, NoReturn, TypeVar, cast
 
 from pipeline.config import Engine as EngineConfig
 from pipeline.config import Profile
-from pipeline.engine.blas import check_same_kernels, kernel_set
+from pipeline.config.engine import Security as SecurityConfig
+from pipeline.config.profiles import profile_of
+from pipeline.engine.alike import about_me, refuse_here, refuse_unlike
 from pipeline.engine.passes import Engine
 from pipeline.errors import ClusterLost, InputError
 
+T = TypeVar("T")
 CONNECT_SECONDS = 30
 _LOCAL = "127.0.0.1"  # a scheduler runs anyone's code, so embedded ones are not reachable from outside
+_JOBQUEUE = "dask_jobqueue"
 
 
 def uses_processes(config: EngineConfig) -> bool:
     """Whether the job starts worker processes on this machine."""
-    attached = config.scheduler_address or config.scheduler_file
-    return not attached and config.scheduler != "threads"
+    profile = profile_of(config)
+    return profile is not None and profile.kind == "local"
 
 
 @contextmanager
@@ -32,35 +41,51 @@ def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: i
 
     ahead : read the next chunk while one computes.  spare : bytes for kept chunks, where the config wants them.
 
-    Raises InputError for an unknown profile, ClusterLost when a scheduler cannot be reached or is lost.
+    Raises InputError for an unknown profile and for workers unlike this process, ClusterLost when a scheduler cannot be
+    reached or is lost.
     """
-    if config.scheduler_address or config.scheduler_file:
-        with _lost_cluster_errors(), _attached(config) as client:
-            yield _engine_of(client, ahead)
-    elif config.scheduler == "threads":
+    profile = profile_of(config)
+    if profile is None and not (config.scheduler_address or config.scheduler_file):
         yield Engine(workers=workers, ahead=ahead, keep=spare if config.keep_decoded else 0)
-    else:
-        with _lost_cluster_errors(), _local(_profile(config), workers) as client:
-            yield _engine_of(client, ahead)
+        return
+    security = _security(config.security)
+    with _silent_logs():
+        if profile is None:
+            opened: AbstractContextManager[Any] = _attached(config, security)
+            patience = Profile().wait
+        else:
+            opened, patience = _OPEN.get(profile.kind, _of_class)(profile, workers, security), profile.wait
+        with opened as client:
+            _wait_for_workers(client, patience, config)
+            yield _engine_of(client, ahead, patience, profile)
 
 
-def _profile(config: EngineConfig) -> Profile:
-    known = {"local": Profile(), **config.profiles}
-    if config.scheduler not in known:
-        raise InputError(
-            f"engine.scheduler: {config.scheduler!r}, expected threads or one of the profiles {', '.join(sorted(known))}."
-        )
-    return known[config.scheduler]
+def serve(config: EngineConfig) -> NoReturn:
+    """Be the scheduler or a worker of an srun (kind slurm-runner); ends the process when the job has ended."""
+    profile = profile_of(config)
+    assert profile is not None and profile.kind == "slurm-runner"
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # the batch system's: the driver answers, and ends the others
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        with _runner(profile, 0, _security(config.security)):
+            raise InputError(
+                "slurm-runner: this process found itself the driver, expected one with SLURM_PROCID other than 1. "
+                "Start it with srun."
+            )
+    except KeyboardInterrupt:  # so it ends itself
+        raise SystemExit(0) from None
 
 
-@contextmanager
-def _local(profile: Profile, workers: int) -> Iterator[Any]:
-    from distributed import Client, LocalCluster
+Opener = Callable[[Profile, int, Any], AbstractContextManager[Any]]
+
+
+def _local(profile: Profile, workers: int, security: Any) -> AbstractContextManager[Any]:
+    from distributed import LocalCluster
 
     threads = min(profile.threads_per_worker, workers)
     count = min(profile.workers or workers, max(workers // threads, 1))
-    with (
-        LocalCluster(
+    return _client_of(
+        lambda: LocalCluster(
             n_workers=count,
             threads_per_worker=threads,
             processes=True,
@@ -69,33 +94,143 @@ def _local(profile: Profile, workers: int) -> Iterator[Any]:
             preload="pipeline.engine.embedded",
             silence_logs=logging.CRITICAL,  # what fails on a worker is raised here, and said once
             memory_limit=None,  # the memory plan already bounds what runs at once
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+            protocol="tcp://" if security is None else "tls://",
+            security=security,
+        ),
+        security,
+        profile.wait,
+    )
+
+
+def _ssh(profile: Profile, workers: int, security: Any) -> AbstractContextManager[Any]:
+    from distributed import SSHCluster
+
+    return _client_of(lambda: SSHCluster(**_secured(profile, security)), security, profile.wait)
+
+
+def _of_class(profile: Profile, workers: int, security: Any) -> AbstractContextManager[Any]:
+    """A cluster of any class like distributed's own: SLURMCluster, or a dotted name."""
+    from distributed.deploy.cluster import Cluster
+
+    name = f"{_JOBQUEUE}.SLURMCluster" if profile.kind == "slurm" else profile.kind
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        extra = "pip install 'em-pipeline[slurm]'" if module == _JOBQUEUE else f"the package that has {module}"
+        raise InputError(f"profile: no {name} here ({error}). Install {extra}.") from error
+    if not (isinstance(found, type) and issubclass(found, Cluster)):
+        raise InputError(f"profile: {name} is {found!r}, expected a class derived from distributed's Cluster.")
+
+    def made() -> Any:
+        cluster = found(**_secured(profile, security))
+        if profile.workers:
+            cluster.scale(profile.workers)
+        if profile.adapt:
+            cluster.adapt(minimum=profile.adapt.minimum, maximum=profile.adapt.maximum)
+        return cluster
+
+    return _client_of(made, security, profile.wait)
 
 
 @contextmanager
-def _attached(config: EngineConfig) -> Iterator[Any]:
+def _runner(profile: Profile, workers: int, security: Any) -> Iterator[Any]:
+    """The tasks of one srun: the first is the scheduler, the second this process, the others workers."""
     from distributed import Client
 
-    where = config.scheduler_address or f"scheduler file {config.scheduler_file}"
+    if security is not None:
+        raise InputError("engine.security: a slurm-runner cannot use TLS yet; use kind slurm, or no security.")
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        from dask_jobqueue.slurm import SLURMRunner
+
+        signal.signal(signal.SIGINT, interrupt)  # loading it takes Ctrl-C away
+        made: Any = SLURMRunner
+        runner = made(**profile.options)
+    except ImportError as error:
+        raise InputError(
+            f"profile: no dask_jobqueue here ({error}). Install pip install 'em-pipeline[slurm]'."
+        ) from error
+    except RuntimeError as error:  # it looks for what srun sets
+        raise InputError(
+            f"profile: kind slurm-runner works inside srun ({error}). Use kind slurm elsewhere."
+        ) from error
+    with runner, Client(runner, timeout=CONNECT_SECONDS) as client:
+        yield client
+
+
+_OPEN: dict[str, Opener] = {"local": _local, "ssh": _ssh, "slurm-runner": _runner}
+
+
+def _secured(profile: Profile, security: Any) -> dict[str, Any]:
+    return profile.options if security is None else {**profile.options, "security": security}
+
+
+@contextmanager
+def _client_of(make: Callable[[], Any], security: Any, patience: float) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        cluster = _within(patience, make)
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"profile: the cluster cannot be made ({error}). Change its options.") from error
+    with cluster, Client(cluster, timeout=CONNECT_SECONDS, security=security) as client:
+        yield client
+
+
+def _within(seconds: float, make: Callable[[], T]) -> T:
+    """make(), with a deadline: some clusters wait for ever for a machine that does not answer."""
+    outcome: Queue[tuple[T | None, BaseException | None]] = Queue()
+
+    def work() -> None:
+        try:
+            outcome.put((make(), None))
+        except BaseException as error:  # handed on
+            outcome.put((None, error))
+
+    Thread(target=work, daemon=True).start()
+    try:
+        made, error = outcome.get(timeout=seconds)
+    except Empty:
+        raise ClusterLost(
+            f"profile: the cluster was not up after {seconds:g} s. Look whether its machines can be reached, or raise wait."
+        ) from None
+    if error is not None:
+        raise error
+    return cast(T, made)
+
+
+@contextmanager
+def _attached(config: EngineConfig, security: Any) -> Iterator[Any]:
+    from distributed import Client
+
+    where = _where(config)
     try:
         address = config.scheduler_address or _address_in(Path(str(config.scheduler_file)))
-        client = Client(address=address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        client = Client(address=address, timeout=CONNECT_SECONDS, security=security)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ClusterLost(
             f"{where}: no scheduler answered in {CONNECT_SECONDS} s ({error}). "
             "Start one with `dask scheduler` and give its address."
         ) from error
     with client:
-        try:
-            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
-        except TimeoutError as error:
-            raise ClusterLost(
-                f"{where}: the scheduler has no workers after {CONNECT_SECONDS} s. Start `dask worker` processes."
-            ) from error
         yield client
+
+
+def _where(config: EngineConfig) -> str:
+    if config.scheduler != "threads":
+        return f"profile {config.scheduler}"
+    return config.scheduler_address or f"scheduler file {config.scheduler_file}"
+
+
+def _wait_for_workers(client: Any, patience: float, config: EngineConfig) -> None:
+    try:
+        client.wait_for_workers(1, timeout=patience)
+    except TimeoutError as error:
+        raise ClusterLost(
+            f"{_where(config)}: the scheduler has no workers after {patience:g} s. Start `dask worker` processes, "
+            "or let a profile wait longer for its own."
+        ) from error
 
 
 def _address_in(file: Path) -> str:
@@ -106,22 +241,43 @@ def _address_in(file: Path) -> str:
     return str(json.loads(file.read_text(encoding="utf-8"))["address"])
 
 
-def _engine_of(client: Any, ahead: bool) -> Engine:
-    check_same_kernels(kernel_set(), client.run(kernel_set))
-    workers = sum(client.nthreads().values())
-    return Engine(client=client, workers=workers, ahead=ahead)
+def _security(config: SecurityConfig | None) -> Any:
+    """The same certificate in every role: all are this job's."""
+    if config is None:
+        return None
+    from distributed import Security
+
+    for path in (config.ca_file, config.cert, config.key):
+        if not Path(path).is_file():
+            raise InputError(f"engine.security: {path} is not there, expected a PEM file. Give the paths of all three.")
+    roles = {f"tls_{role}_cert": config.cert for role in ("client", "scheduler", "worker")}
+    roles |= {f"tls_{role}_key": config.key for role in ("client", "scheduler", "worker")}
+    return Security(tls_ca_file=config.ca_file, require_encryption=True, **roles)
+
+
+def _engine_of(client: Any, ahead: bool, patience: float, profile: Profile | None) -> Engine:
+    from pipeline.engine.waiting import Cluster
+
+    cluster, mine = Cluster(client, patience), about_me()
+    for address, theirs in cluster.on_workers(about_me).items():
+        refuse_unlike(address, mine, theirs)
+    workers = max(1, sum(client.nthreads().values()))
+    if profile is not None and profile.adapt is not None:
+        workers = max(workers, profile.adapt.maximum)
+    return Engine(cluster, workers, ahead, same=partial(refuse_here, mine[0], tuple(mine[1])))
 
 
 @contextmanager
-def _lost_cluster_errors() -> Iterator[None]:
-    from distributed.client import FutureCancelledError
-    from distributed.comm import CommClosedError
-    from distributed.scheduler import KilledWorker
+def _silent_logs() -> Iterator[None]:
+    """What happens to a cluster is raised, and said once."""
+    import distributed  # noqa: F401  its loggers get levels and handlers of their own when it loads
 
+    named = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("distributed", "tornado")]
+    before = {name: logging.getLogger(name).level for name in named}
+    for name in named:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
-    except (CommClosedError, KilledWorker, FutureCancelledError) as error:
-        raise ClusterLost(
-            f"the cluster was lost ({type(error).__name__}: {error}). The last checkpoint is intact: "
-            "bring the cluster up again and use `em-pipeline resume RUN`."
-        ) from error
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -9,10 +9,11 @@ a task may sum any of them and the total keeps every bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+Span = tuple[int, int]  # consecutive leaves from the first up to, not including, the second
 
 
 def tree_sum(leaves: Iterable[T], add: Callable[[T, T], T]) -> T:
@@ -36,11 +37,44 @@ def tree_sum(leaves: Iterable[T], add: Callable[[T, T], T]) -> T:
     return total
 
 
-def shards(n_chunks: int, level: int) -> Iterator[range]:
-    """Aligned runs of 2^level consecutive chunks: subtrees of the canonical tree."""
-    width = 1 << level
-    for start in range(0, n_chunks, width):
-        yield range(start, min(start + width, n_chunks))
+def halves(span: Span) -> tuple[Span, Span]:
+    """The two subtrees that a subtree of more than one leaf is the sum of.
+
+    >>> halves((0, 7))
+    ((0, 4), (4, 7))
+    """
+    start, stop = span
+    middle = start + (1 << (stop - start - 1).bit_length() - 1)
+    return (start, middle), (middle, stop)
+
+
+def shards(span: Span, level: int) -> Iterator[Span]:
+    """The subtrees of a subtree that have at most 2^level leaves, the largest such, in order."""
+    if span[1] - span[0] <= 1 << level:
+        yield span
+    else:
+        for half in halves(span):
+            yield from shards(half, level)
+
+
+def contains(outer: Span, inner: Span) -> bool:
+    """Whether one subtree is part of another, or the same."""
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def uncovered(span: Span, known: Collection[Span]) -> Iterator[Span]:
+    """The largest subtrees of a subtree that hold nothing of those known, in order: what is left to sum.
+
+    >>> list(uncovered((0, 8), {(0, 2), (4, 8)}))
+    [(2, 4)]
+    """
+    if any(contains(one, span) for one in known):
+        return
+    if not any(contains(span, one) for one in known):
+        yield span
+        return
+    for half in halves(span):
+        yield from uncovered(half, known)
 
 
 def shard_level(n_chunks: int, workers: int, chunk_seconds: float, per_worker: int = 8, longest: float = 20.0) -> int:

@@ -57,7 +57,7 @@ class RunDirectory:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume."""
-        return any(self.checkpoints.glob("gen-*"))
+        return any(any(self.checkpoints.glob(kind)) for kind in ("gen-*", "partial-*"))
 
     def refuse_unless_free(self, overwrite: bool) -> None:
         """Raise InputError if a run may not start here; changes nothing."""

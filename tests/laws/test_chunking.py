@@ -1,5 +1,7 @@
 """Chunk boundaries and row order change a pass by rounding only; workers and neighbours change not one bit."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -79,7 +81,7 @@ def test_shard_levels_do_not_change_a_bit():
         leaves = [float(v) for v in values[:n]]
         plain = tree_sum(leaves, add)
         for level in range(int(np.ceil(np.log2(n))) + 2):
-            parts = [tree_sum([leaves[i] for i in run], add) for run in shards(n, level)]
+            parts = [tree_sum(leaves[first:stop], add) for first, stop in shards((0, n), level)]
             assert tree_sum(parts, add) == plain
 
 
@@ -127,10 +129,10 @@ def test_shards_are_aligned_and_enough(n, workers, seconds):
     """Shards cover the chunks once, are aligned powers of two, and leave several for each worker when there are."""
     level = shard_level(n, workers, seconds)
     width = 1 << level
-    runs = list(shards(n, level)) if n < 5000 else [range(0, width), range(width, n)]
-    assert runs[0].start == 0
-    assert runs[-1].stop == n or n < width
-    assert all(run.start % width == 0 for run in runs)
+    spans = list(shards((0, n), level))
+    assert spans[0][0] == 0 and spans[-1][1] == n
+    assert all(first % width == 0 and stop - first <= width for first, stop in spans)
+    assert all(before[1] == after[0] for before, after in pairwise(spans))
     assert -(-n // width) >= min(n, workers * 4) or level == 0
     assert level == 0 or seconds * width <= 20.0
 

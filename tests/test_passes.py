@@ -1,0 +1,214 @@
+"""Passes on a cluster inside this process: what tasks raise, who is refused, what is left, and what is stored."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data.chunks import Chunks
+from pipeline.engine import frontier, passes
+from pipeline.engine.alike import about_me, refuse_here
+from pipeline.engine.passes import Engine
+from pipeline.engine.tree import contains, tree_sum
+from pipeline.engine.waiting import Cluster
+from pipeline.errors import ClusterLost, InputError, Stopped, StorageError
+from tests.laws.common import ArraySource
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """Two workers of one thread each, without sockets."""
+    from distributed import Client, LocalCluster
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**options, silence_logs=50) as cluster, Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture
+def engine(client) -> Engine:
+    """A new engine on it."""
+    return Engine(Cluster(client), workers=2)
+
+
+def one_row_chunks() -> Chunks:
+    """N chunks of one row."""
+    return Chunks(ArraySource(np.zeros((N, 1)), np.arange(N + 1)))
+
+
+VALUES = np.random.default_rng(0).normal(size=N) * 10.0 ** np.random.default_rng(1).uniform(-8, 8, N)
+SEEN: list[int] = []  # jobs are copied to workers, of this same process: what they share stands here
+GATE = threading.Event()
+
+
+def value(chunk: Any) -> Any:
+    """One number a chunk, whose sum depends on its order."""
+    SEEN.append(chunk.start)
+    return np.array(VALUES[chunk.start])
+
+
+def refusing(error: type[Exception], chunk: Any) -> Any:
+    """Fails on row 3."""
+    if chunk.start == 3:
+        SEEN.append(3)
+        raise error("row 3 is not right")
+    return np.zeros(1)
+
+
+def slow_later(chunk: Any) -> Any:
+    """Once half of the chunks have been seen, the others wait for the gate."""
+    if len(SEEN) >= N // 2:
+        GATE.wait(20)
+    return value(chunk)
+
+
+def slow(chunk: Any) -> Any:
+    """A little."""
+    time.sleep(0.02)
+    return value(chunk)
+
+
+def stuck(chunk: Any) -> Any:
+    """Waits for the gate."""
+    GATE.wait(20)
+    return np.zeros(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shared() -> Iterator[None]:
+    SEEN.clear()
+    GATE.clear()
+    yield
+    GATE.set()
+
+
+def tasks_left(client: Any) -> int:
+    """What the scheduler knows once all is settled."""
+    for _ in range(100):
+        left = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+        if not left:
+            return 0
+        time.sleep(0.05)
+    return int(left)
+
+
+def test_sums_are_those_of_the_tree_and_nothing_is_left(client, engine):
+    """The same bits as in this thread, results in order, and no task or future left on the scheduler."""
+    for _ in range(3):
+        assert engine.sum_over(one_row_chunks(), [value]) == [tree_sum(list(VALUES), np.add)]
+    assert list(engine.map_in_order(pow, ((i, 2) for i in range(10)))) == [i * i for i in range(10)]
+    assert tasks_left(client) == 0 and not client.futures
+
+
+@pytest.mark.parametrize("error", [InputError, StorageError, ValueError, OSError])
+def test_what_a_task_raises_is_raised_at_once(client, engine, error):
+    """Another worker would find the same: the chunk is met once, and the error is the one that was raised."""
+    with pytest.raises(error, match="row 3 is not right"):
+        engine.sum_over(one_row_chunks(), [partial(refusing, error)])
+    assert SEEN == [3]
+    assert tasks_left(client) == 0
+
+
+def test_a_worker_unlike_the_driver_is_refused_when_it_takes_a_task(client):
+    """One that joins later is looked at as well: versions and kernels are compared in the worker, before it computes."""
+    versions, kernels = about_me()
+    late = partial(refuse_here, versions, (*kernels, "openblas Prescott"))
+    SEEN.clear()
+    with pytest.raises(InputError, match="export OPENBLAS_CORETYPE"):
+        Engine(Cluster(client), workers=2, same=late).sum_over(one_row_chunks(), [value])
+    assert SEEN == []
+    like = partial(refuse_here, versions, tuple(kernels))
+    assert Engine(Cluster(client), workers=2, same=like).sum_over(one_row_chunks(), [value])
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [((True, "0" * 64), "sees other data"), ((False, "gone"), r"does not see the input \(gone\)")]
+)
+def test_workers_must_see_the_input(engine, monkeypatch, found, said):
+    """Before the first pass: a worker that reads nothing, or something else under the same path, is refused."""
+    monkeypatch.setattr(passes, "_first_chunk", partial(_found, found))
+    SEEN.clear()
+    with pytest.raises(InputError, match=rf"{said}.*mount the same storage"):
+        engine.sum_over(one_row_chunks(), [value])
+    assert SEEN == []
+
+
+def _found(what: Any, chunks: Chunks) -> Any:
+    return what
+
+
+def test_waiting_ends_with_an_exception_and_what_is_finished_is_stored(client, engine, monkeypatch):
+    """As a signal handler's would: within a second or two, with the finished subtrees stored and nothing left running."""
+    monkeypatch.setattr(frontier, "LONG", 0.0)
+
+    class Keep:
+        kept: dict[Any, Any] = {}
+
+        def spans(self) -> set[Any]:
+            return set(self.kept)
+
+        def read(self, span: Any) -> Any:
+            return self.kept[span]
+
+        def write(self, span: Any, value: Any) -> None:
+            Keep.kept = {s: v for s, v in self.kept.items() if not contains(span, s)} | {span: value}
+
+    state = Cluster._tell
+    began = time.monotonic()
+
+    def interrupted(*arguments: Any) -> None:
+        state(engine.cluster, *arguments)
+        if time.monotonic() - began > 2:
+            raise Stopped("asked to stop")
+
+    monkeypatch.setattr(engine.cluster, "_tell", interrupted)
+    with pytest.raises(Stopped):
+        engine.sum_over(one_row_chunks(), [slow_later], keep=Keep())
+    assert time.monotonic() - began < 8
+    GATE.set()
+    assert tasks_left(client) == 0
+    done = sum(stop - first for first, stop in Keep.kept)
+    assert N // 4 <= done <= N // 2
+    SEEN.clear()
+    again = Engine(workers=3).sum_over(one_row_chunks(), [value], keep=Keep())
+    assert again == [tree_sum(list(VALUES), np.add)] and len(SEEN) == N - done
+
+
+def test_a_pass_in_which_nothing_ends_is_given_up(client, engine, monkeypatch):
+    """No task ends: exit 4 with what is under way, not a wait for ever."""
+    from pipeline.engine import waiting
+
+    monkeypatch.setattr(waiting, "CHECK", 0.2)
+    monkeypatch.setattr(waiting, "STUCK", 1.0)
+    with pytest.raises(ClusterLost, match="no task ended in 1 s"):
+        engine.sum_over(one_row_chunks(), [stuck])
+    GATE.set()
+    assert tasks_left(client) == 0
+
+
+def test_a_cluster_that_loses_what_it_was_given_is_given_it_again(client, engine):
+    """Futures cancelled by somebody else: the pass is submitted once more, to the same bits."""
+    cancelled: list[int] = []
+
+    def cancel() -> None:
+        while not client.futures:
+            time.sleep(0.01)
+        from distributed import Future
+
+        futures = [Future(key, client) for key in list(client.futures)]
+        cancelled.append(len(futures))
+        client.cancel(futures, force=True)
+
+    other = threading.Thread(target=cancel)
+    other.start()
+    assert engine.sum_over(one_row_chunks(), [slow]) == [tree_sum(list(VALUES), np.add)]
+    other.join()
+    assert cancelled == [1]
