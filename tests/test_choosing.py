@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
-from pipeline import planning, workflow
+from pipeline import fitting, planning, workflow
 from pipeline.config import validate
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
@@ -354,7 +354,7 @@ def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, data, share):
 @pytest.mark.parametrize(("event", "nth"), [("pass", 2), ("candidate", 2), ("checkpoint", 5)])
 def test_a_choice_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, monkeypatch, event, nth):
     """In the fits, at the choice or in the refit: resume ends with every byte of the run that nothing disturbed."""
-    monkeypatch.setattr(workflow, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     fit = {"method": "em", "n_init": 2, "init": "random", "max_iter": 2}
     config = job(data, model={"n_components": [3, 2]}, fit=fit, select={"heldout": 0.2})
     workflow.run(config, tmp_path / "whole")

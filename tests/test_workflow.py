@@ -12,7 +12,7 @@ import yaml
 import zarr
 
 import pipeline
-from pipeline import workflow
+from pipeline import fitting, workflow
 from pipeline.data import draw
 from pipeline.data.chunks import Chunk
 from pipeline.em import folds
@@ -42,7 +42,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def often(monkeypatch):
     """A checkpoint after every pass."""
-    monkeypatch.setattr(workflow, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture
