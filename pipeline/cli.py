@@ -188,7 +188,9 @@ def _with_progress(where: Path, action: Callable[[Any], Path]) -> None:
         with progress() as listener:
             result = action(listener)
     except (KeyboardInterrupt, StopRequested) as stop:
-        kept = any((where / "checkpoints").glob("gen-*"))
+        from pipeline.outputs.run_directory import RunDirectory
+
+        kept = RunDirectory(where).has_checkpoint
         raise _stopped(stop, f"the last checkpoint is kept: em-pipeline resume {where}" if kept else None) from None
     report = result / "report.html"
     typer.echo(f"report: {report}" if report.exists() else f"written: {result}")

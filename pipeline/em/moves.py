@@ -57,6 +57,9 @@ class HeldRows(Protocol):
     def head(self, m: int) -> HeldRows:
         """The first m rows: a sample."""
 
+    def mapped(self, function: Callable[[Array], Array]) -> HeldRows:
+        """The same rows with function(x) for x."""
+
     def sum_over(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
         """Sums of jobs over all rows."""
 

@@ -8,35 +8,39 @@ look for a better hill (em/moves.py). The fit of all rows begins where the searc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.data.profile import Known
 from pipeline.em.moves import HeldRows, improve, settle_all, united
+from pipeline.em.principal import leading
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.models.base import Model
-from pipeline.models.init import HardStart, Known, from_hard, initial_params
-from pipeline.models.kmeans import KMeans
+from pipeline.models.init import HardStart, from_hard, initial_params
+from pipeline.models.kmeans import KMeans, KMeansParams
 
 GROWTH = 4  # of a rung over the one below
 ROWS_PER_COMPONENT, RUNG_ROWS = 64, 2**13  # of the lowest rung, at least: on fewer the hills are others
 LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
 STARTS = 4  # at least
-KMEANS_CONTENDERS = 8  # on the highest rung: its passes are cheap, and its hills many
+KMEANS_CONTENDERS = 16  # on the highest rung: its passes are cheap, and its hills many
 PASSES = 24  # over all held rows: so many rows may be read on one rung before the last round of moves begins
 FEW_ROWS = 2**16  # held rows that are fewer count as so many: they are soon read
 UNITING = 6  # passes that it takes to choose among the components of two runs, about
 FIRST_STEPS, STEPS = 20, 12  # of EM on a rung, and after each round of moves
 TOL = 1e-4  # nats a row, of these
+PRINCIPAL = 64  # components that K-means climbs in, of twice as many features and more
 CENTERS_ROWS = 2**15  # that K-means climbs to where it only starts another family
 
 
 class Rung(NamedTuple):
     """What was done on one rung. rows : it has.  read : rows that were read, in all.  moved : components, in each accepted
-    round of moves.  objective : per row, after it.
+    round of moves.  objective : per row, after it.  features : in which it was searched, fewer than there are where these
+    are principal components.
     """
 
     family: str
@@ -45,6 +49,7 @@ class Rung(NamedTuple):
     starts: int
     moved: list[int]
     objective: float
+    features: int
 
 
 @dataclass(frozen=True)
@@ -65,26 +70,35 @@ class Search:
 
     def __call__(self, model: Model, given: Any = None) -> Any:
         """Parameters for the fit to start from. given : parameters for the search to start from."""
-        lowest = self.rows.head(rungs(model, self.rows.n_rows)[0])
         if given is not None:
-            starts = [given]
-        elif isinstance(model, KMeans) or sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
-            starts = self._starts(model, self.rows)
+            return self._climb(model, [given], self.rows)
+        if isinstance(model, KMeans):
+            return self._kmeans(model, self.rows)
+        lowest = self.rows.head(rungs(model, self.rows.n_rows)[0])
+        if sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
+            starts = self._starts(model, self.rows, self.known)
         else:
-            centers = self._centers(model, self.rows.head(max(lowest.n_rows, CENTERS_ROWS)))
+            kmeans = KMeans(model.n_components, model.shift, float(np.mean(self.known.variance)))
+            centers = self._kmeans(kmeans, self.rows.head(max(lowest.n_rows, CENTERS_ROWS))).centers
             starts = from_hard(model, lowest.sum_over([HardStart(model, centers)]))
         return self._climb(model, starts, self.rows)
 
-    def _centers(self, model: Model, rows: HeldRows) -> Any:
-        """(k, d) centres by K-means on some rows, for another family to start from."""
-        kmeans = KMeans(model.n_components, model.shift, float(np.mean(self.known.variance)))
-        return self._climb(kmeans, self._starts(kmeans, rows), rows).centers
+    def _kmeans(self, model: KMeans, rows: HeldRows) -> KMeansParams:
+        """K-means on some rows; where they have many features, in the space of the leading principal components."""
+        if model.n_features <= 2 * PRINCIPAL:
+            return self._climb(model, self._starts(model, rows, self.known), rows)
+        project, origin = leading(rows, model.shift, PRINCIPAL), np.zeros(PRINCIPAL)
+        flat, few = rows.mapped(project), replace(model, shift=origin)
+        sample = replace(self.known.sample, x=project(self.known.sample.x))
+        starts = self._starts(few, flat, replace(self.known, mean=origin, sample=sample))
+        centers = project.back(self._climb(few, starts, flat).centers)
+        return from_hard(model, rows.sum_over([HardStart(model, centers)]))[0]
 
-    def _starts(self, model: Model, rows: HeldRows) -> list[Any]:
+    def _starts(self, model: Model, rows: HeldRows, known: Known) -> list[Any]:
         """Starts for the lowest rung."""
         sizes = rungs(model, rows.n_rows)
         many, lowest = contenders(model, len(sizes))[0], rows.head(sizes[0])
-        return initial_params(model, self.init, many, self.seed, self.known, lowest.sum_over, None, None)
+        return initial_params(model, self.init, many, self.seed, known, lowest.sum_over, None, None)
 
     def _climb(self, model: Model, starts: Sequence[Any], rows: HeldRows) -> Any:
         """The one that comes of the starts: settled on each rung, united until few enough are left to climb, and moved."""
@@ -104,7 +118,17 @@ class Search:
             if self.moves and len(runs) == 1:
                 best, moved = improve(runs[0], rung, Limits(STEPS, tol), PASSES * max(rows.n_rows, FEW_ROWS))
                 runs = [best]
-            self.tell(Rung(model.family, size, rows.read[0] - before, len(starts), moved, runs[0].objective / size))
+            self.tell(
+                Rung(
+                    model.family,
+                    size,
+                    rows.read[0] - before,
+                    len(starts),
+                    moved,
+                    runs[0].objective / size,
+                    model.n_features,
+                )
+            )
             starts = [run.params for run in runs]
         return starts[0]
 
@@ -113,7 +137,7 @@ def contenders(model: Model, n_rungs: int) -> list[int]:
     """How many runs are on each rung, and after the last: on each they cost as much as on the highest.
 
     >>> contenders(KMeans(10, np.zeros(2)), 3)
-    [128, 32, 8, 1]
+    [256, 64, 16, 1]
     """
     highest = KMEANS_CONTENDERS if isinstance(model, KMeans) else 1
     many = [highest * GROWTH**above for above in reversed(range(n_rungs))]

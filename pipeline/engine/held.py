@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pipeline.data.chunks import Chunk
 from pipeline.engine.tree import tree_sum
 from pipeline.models.stats import Array, Rows
@@ -35,6 +37,10 @@ class HeldRows:
     def head(self, m: int) -> HeldRows:
         """The first m rows."""
         return replace(self, x=self.x[:m], weight=None if self.weight is None else self.weight[:m])
+
+    def mapped(self, function: Callable[[Array], Array]) -> HeldRows:
+        """The same rows with function(x) for x, formed block by block."""
+        return replace(self, x=np.concatenate(list(self.map(lambda block: function(block.x), self._blocks()))))
 
     def sum_over(self, jobs: Sequence[Callable[[Chunk], Any]]) -> list[Any]:
         """For each job, the sum of job(block) over all blocks of rows: the same bits on any number of threads."""

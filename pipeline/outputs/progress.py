@@ -121,8 +121,9 @@ def _reset(e: dict[str, Any]) -> str:
 def _rung(e: dict[str, Any]) -> str:
     moved = f", moved {' + '.join(map(str, e['moved']))} components" if e["moved"] else ""
     figure = f"inertia {-e['objective']:.6g}" if e["family"] == "kmeans" else f"objective {e['objective']:.6f} nats"
-    starts = f", best of {e['starts']} starts" if e["starts"] > 1 else ""
-    return f"search on {count(e['rows'])} of {count(e['of'])} rows: {e['family']}{starts}{moved}, {figure} a row"
+    starts = f", {e['starts']} climb" if e["starts"] > 1 else ""
+    where = f"{count(e['rows'])} of {count(e['of'])} rows, {e['features']} features"
+    return f"search on {where}: {e['family']}{starts}{moved}, {figure} a row"
 
 
 def _candidate(e: dict[str, Any]) -> str:

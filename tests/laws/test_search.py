@@ -16,6 +16,7 @@ from pipeline.data.chunks import Chunk
 from pipeline.data.draw import Draw
 from pipeline.data.profile import ProfileJob, known_rows
 from pipeline.em.moves import crowded, improve, settle, united
+from pipeline.em.principal import leading
 from pipeline.em.search import GROWTH, Search, contenders, rungs
 from pipeline.em.stopping import Limits
 from pipeline.engine.held import BLOCK_ROWS, HeldRows
@@ -262,3 +263,29 @@ def test_a_rung_costs_no_more_than_the_highest_but_for_the_least_number_of_start
         assert many[0] >= 4
         for i in range(1, n_rungs):
             assert many[i] == many[n_rungs - 1] * GROWTH ** (n_rungs - 1 - i)
+
+
+def test_kmeans_finds_clusters_of_many_features_in_their_principal_components():
+    """Twenty clusters among 200 features; the centres that it hands on are the means of the rows nearest to each."""
+    rng = np.random.default_rng(0)
+    centers = 3.0 * rng.normal(size=(20, 200))
+    x = centers[rng.integers(20, size=4000)] + rng.normal(size=(4000, 200))
+    seen = []
+    model = KMeans(20, x.mean(axis=0), x.var())
+    found = Search("random", True, 0, known_of(x), held(x), len(x), seen.append)(model).centers
+    assert {rung.features for rung in seen} == {64}
+    assert missed(found, centers) == 0
+    nearest = ((x[:, None] - found) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_allclose(found, np.stack([x[nearest == k].mean(axis=0) for k in range(20)]), rtol=1e-10)
+
+
+def test_principal_components_are_those_of_the_covariance():
+    """Against NumPy's decomposition of centred rows; coordinates of weighted rows come back where these lie in the space."""
+    rng = np.random.default_rng(1)
+    x, weight = rng.normal(size=(300, 12)) * np.linspace(1, 5, 12), rng.uniform(0.5, 2, size=300)
+    shift = weight @ x / weight.sum()
+    project = leading(held(x, weight), shift, 4)
+    expected = np.linalg.svd(np.sqrt(weight)[:, None] * (x - shift))[2][:4]
+    np.testing.assert_allclose(np.abs(project.basis.T @ expected.T), np.eye(4), atol=1e-9)
+    inside = shift + rng.normal(size=(5, 4)) @ expected
+    np.testing.assert_allclose(project.back(project(inside)), inside, rtol=1e-10)

@@ -187,7 +187,8 @@ def means_table(record: Record) -> MeansTable:
         (means - np.average(means, axis=0, weights=record.weights)) ** 2, axis=0, weights=record.weights
     )
     if record.has("sample"):
-        between = between / np.maximum(space.points(record.array("sample")).var(axis=0), np.finfo(float).tiny)
+        spread = space.points(record.array("sample")).var(axis=0)
+        between = np.divide(between, spread, out=np.zeros(d), where=spread > 0)
     kept = np.sort(np.argsort(-between, kind="stable")[:FEATURES_IN_TABLE])
     names = feature_names(record)
     # After a map they are not the data's: that would take how the errors of one mean vary together.

@@ -164,10 +164,12 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
 def search(record: Record) -> list[dict[str, str]]:
     """A line for each rung of the search that found the start; empty where there was none."""
     names = {"kmeans": "K-means", "gaussian": "Gaussian mixture", "multinomial": "multinomial mixture"}
+    d = record.means.shape[1]
     return [
         {
             "rows": number(rung["rows"]),
-            "what": names[rung["family"]],
+            "what": names[rung["family"]]
+            + (f", {rung['features']} principal components" if rung["features"] < d else ""),
             "starts": number(rung["starts"]),
             "moved": ", ".join(map(str, rung["moved"])) or "none",
             "objective": number(abs(rung["objective"]) if rung["family"] == "kmeans" else rung["objective"], 8),
