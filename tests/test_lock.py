@@ -59,7 +59,8 @@ def test_of_many_processes_one_holds_it(tmp_path, times):
         subprocess.Popen([*map(str, program), str(seed), str(times)], stdout=subprocess.PIPE, text=True)
         for seed in range(8)
     ]
-    while len(list(tmp_path.glob("ready-*"))) < len(started):
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("ready-*"))) < len(started) and time.monotonic() < deadline:
         time.sleep(0.01)
     (tmp_path / "go").touch()
     said = [process.communicate(timeout=60 + times)[0] for process in started]
@@ -75,7 +76,21 @@ def line(host=None, pid=None, start=None) -> str:
     return f"{host or socket.gethostname()} {pid or os.getpid()} {start} {'0' * 32}"
 
 
-@pytest.mark.parametrize("text", ["", "somewhere-else", "a b c d", line(start=1.0), line(pid=2**22 + 1)])
+STALE = {
+    "empty": "",
+    "one word": "somewhere-else",
+    "no numbers": "a b c d",
+    "another process of this number": line(start=1.0),
+    "no such process": line(pid=2**22 + 1),
+}
+LIVE = {
+    "this process": line(),
+    "another machine": line(host="another-machine", pid=7),
+    "another machine, long ago": line(host="another-machine", start=1.0),
+}
+
+
+@pytest.mark.parametrize("text", STALE.values(), ids=STALE)
 def test_a_stale_lock_is_taken_over(tmp_path, text):
     """Of a process that is no more, of another one with its number, or of nobody."""
     path = tmp_path / ".lock"
@@ -85,7 +100,7 @@ def test_a_stale_lock_is_taken_over(tmp_path, text):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", [line(), line(host="another-machine", pid=7), line(host="another-machine", start=1.0)])
+@pytest.mark.parametrize("text", LIVE.values(), ids=LIVE)
 def test_a_lock_that_may_be_live_is_left_alone(tmp_path, text):
     """That of a process here, or of any on a machine that cannot be looked at: host and number are named."""
     path = tmp_path / ".lock"

@@ -444,15 +444,17 @@ def test_a_choice_is_told(plane: Path, tmp_path: Path) -> None:
 def test_the_search_for_the_start_is_told(plane: Path, tmp_path: Path) -> None:
     """A line for each rung, with what was moved on it; no section where there was no search."""
     run = dense_run(tmp_path / "run")
-    rung = {"family": "kmeans", "rows": 1250, "read": 9000, "starts": 4, "moved": [], "objective": -2.5}
-    climbed = [rung, {**rung, "family": "gaussian", "rows": 5000, "starts": 1, "moved": [8, 2], "objective": -3.25}]
+    rung = {"family": "kmeans", "rows": 1250, "read": 9000, "starts": 4, "moved": [], "objective": -2.5, "features": 1}
+    above = {"family": "gaussian", "rows": 5000, "starts": 1, "moved": [8, 2], "objective": -3.25, "features": 99}
+    climbed = [rung, {**rung, **above}]
     zarr.open_group(run / "model.zarr").attrs["search"] = climbed
     page = write_report(run).read_text(encoding="utf-8")
     section = page[page.index('<section id="search">') :].split("</section>")[0]
     lines = [re.sub(r"<[^>]*>", " ", line) for line in section.split("<tbody>")[1].split("<tr")[1:]]
     assert len(lines) == 2
-    assert all(text in lines[0] for text in ("1,250", "K-means", "none", "2.5"))
+    assert all(text in lines[0] for text in ("1,250", "K-means, 1 principal components", "none", "2.5"))
     assert all(text in lines[1] for text in ("5,000", "Gaussian mixture", "8, 2", number(-3.25, 8)))
+    assert "principal" not in lines[1]
     assert 'id="search"' not in (plane / "report.html").read_text(encoding="utf-8")
 
 
