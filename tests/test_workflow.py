@@ -206,7 +206,7 @@ def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
     """Blocks of several chunks, a run to its end; of the multinomial also the layout of its arrays comes back."""
     monkeypatch.setattr(folds, "BLOCKS", 3)
     rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
-    fit = {"method": method, "tol": 1e-2, "max_iter": 40}
+    fit = {"method": method, "tol": 1e-2, "max_iter": 100}
     workflow.run(job(rows, fit=fit, model=model, engine={"workers": 1}), tmp_path / "one")
     config = job(rows, fit=fit, model=model, engine={"workers": 3})
     interrupted(config, tmp_path / "run", "pass", 3)
