@@ -315,12 +315,14 @@ def _search(config: Config, chunks: Chunks, runs: Sequence[Run], one: float) -> 
     held = int(held_share(config, chunks) * chunks.n_rows)
     moves = config.fit.moves == "auto"
 
-    rows = 0
+    rows = 0.0
     for run in runs:
         rows += most_looks(run.model, held, moves)
         if not isinstance(run.model, KMeans) and not chunks.source.sparse and config.fit.init.startswith("k-means"):
             centers = KMeans(run.model.n_components, run.model.shift)
-            rows += most_looks(centers, min(held, CENTERS_ROWS), moves)
+            # One product with the centres, where an E-step and its moments take two with about all parameters.
+            share = centers.n_free_parameters() / (2 * run.model.n_free_parameters())
+            rows += share * most_looks(centers, min(held, CENTERS_ROWS), moves)
     return Phase("search", 0, rows / chunks.n_rows * one, f"for a start, on {held} rows in memory")
 
 
