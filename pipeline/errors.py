@@ -17,6 +17,10 @@ class InputError(PipelineError):
     exit_code = 2
 
 
+class SingularCovariance(InputError):
+    """A covariance that has no inverse: rows that lie in fewer dimensions than there are."""
+
+
 class StorageError(PipelineError):
     """Reading or writing failed, or what was read is damaged."""
 

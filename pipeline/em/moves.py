@@ -21,6 +21,7 @@ from pipeline.em.folds import Method
 from pipeline.em.loop import EStep, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
+from pipeline.errors import SingularCovariance
 from pipeline.models.base import Model
 from pipeline.models.stats import Array, Rows
 
@@ -130,10 +131,14 @@ def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) ->
     end = rows.read[0] + budget
     while many and rows.read[0] < end:
         splits = splits or _splits(run.model, run.params, rows)
-        tried = _breathe(run, rows, splits, many)
-        if tried is None:
-            break
-        (trial,) = settle_all([tried], rows, limits)
+        try:
+            tried = _breathe(run, rows, splits, many)
+            if tried is None:
+                break
+            (trial,) = settle_all([tried], rows, limits)
+        except SingularCovariance:
+            many //= 2
+            continue
         run, risen = _compared(run, trial, rows, limits)
         if risen and crowded(trial) <= crowded(run):
             run, splits = trial, None
@@ -149,8 +154,11 @@ def united(runs: Sequence[Run], rows: HeldRows, limits: Limits) -> list[Run]:
     runs : settled on these rows.  limits : of the settling.
     """
     pairs = list(zip(runs[::2], runs[1::2], strict=False))
-    joint = settle_all([_joint(a, b, rows) for a, b in pairs], rows, limits)
-    best = [_best([*pair, child]) for pair, child in zip(pairs, joint, strict=True)]
+    try:
+        children = [[child] for child in settle_all([_joint(a, b, rows) for a, b in pairs], rows, limits)]
+    except SingularCovariance:
+        children = [[]] * len(pairs)
+    best = [_best([*pair, *child]) for pair, child in zip(pairs, children, strict=True)]
     return [*best, *runs[2 * len(pairs) :]]
 
 
@@ -214,7 +222,10 @@ def _splits(model: Model, params: Any, rows: HeldRows) -> list[Split]:
         index, share = index[:SPLIT_ROWS], share[:SPLIT_ROWS]  # a head of the sample
         if not (share > 0).any() or share.sum() < 2 * MARGIN * model.least_rows:
             return Split(-np.inf, None, 0)
-        best = _fit_two(model, rows.x[index], share)
+        try:
+            best = _fit_two(model, rows.x[index], share)
+        except SingularCovariance:  # its rows lie in fewer dimensions than there are: no place for two
+            return Split(-np.inf, None, 0)
         return best._replace(gain=best.gain * total / share.sum())
 
     splits = list(rows.map(split, range(model.n_components)))

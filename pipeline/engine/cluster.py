@@ -66,13 +66,14 @@ def serve(config: EngineConfig) -> NoReturn:
     assert profile is not None and profile.kind == "slurm-runner"
     for number in (signal.SIGUSR1, signal.SIGTERM):  # the batch system's: the driver answers, and ends the others
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # not the command's: the runner ends itself with one
     try:
         with _runner(profile, 0, _security(config.security)):
             raise InputError(
                 "slurm-runner: this process found itself the driver, expected one with SLURM_PROCID other than 1. "
                 "Start it with srun."
             )
-    except KeyboardInterrupt:  # so it ends itself
+    except KeyboardInterrupt:
         raise SystemExit(0) from None
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SingularCovariance
 from pipeline.models import routes
 from pipeline.models.base import (
     MAX_RESETS,
@@ -158,14 +158,13 @@ class Gaussian(Mixture):
 
     def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> GaussianStats:
         shape, k, d = self.shape, self.n_components, self.n_features
-        x = x.astype(compute_dtype(x.dtype), copy=False)
         weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
         sum_w = np.bincount(np.maximum(labels, 0), weights=weights, minlength=k)
         moments = [routes.Moments(shape, self.shift, d) for _ in range(k)]
         for rows in tiles(len(x), SCATTER_ROWS):
+            tile = x[rows].astype(np.float64)  # how narrow components are is not known yet: float32 might lose them
             for c in range(k):
-                own = np.where(labels[rows] == c, weights[rows], 0.0)
-                moments[c].add(x[rows], own.astype(x.dtype))
+                moments[c].add(tile, np.where(labels[rows] == c, weights[rows], 0.0))
         sum_x = np.stack([m.sum_x for m in moments])
         return GaussianStats(sum_w, 0.0, 0.0, sum_x, shape.packed(np.stack([m.sum_xx for m in moments])))
 
@@ -288,7 +287,7 @@ class Gaussian(Mixture):
     def _refuse_singular(self, params: GaussianParams) -> None:
         broken = np.flatnonzero(self._broken(params))
         if len(broken):
-            raise InputError(
+            raise SingularCovariance(
                 f"component {broken[0]}: its covariance is not positive definite. Features are constant or follow from "
                 f"others, or it has too few rows: raise model.reg_covar, now {self.reg_covar:g}, reduce the features "
                 "(preprocess: pca), or lower model.n_components."

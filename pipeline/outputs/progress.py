@@ -89,7 +89,7 @@ def _start(e: dict[str, Any]) -> str:
     if "plan" not in e:
         return said
     plan = e["plan"]
-    return f"{said}\n{'':10}each pass reads {size(plan['pass_bytes'])}; memory {memory(plan)}"
+    return f"{said}; each pass reads {size(plan['pass_bytes'])}; memory {memory(plan)}"
 
 
 _FIGURES: dict[str, Callable[[float | None], str]] = {

@@ -1,6 +1,7 @@
 """The search for a start: what its moves promise, and that it changes with neither chunks nor threads."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -289,3 +290,25 @@ def test_principal_components_are_those_of_the_covariance():
     np.testing.assert_allclose(np.abs(project.basis.T @ expected.T), np.eye(4), atol=1e-9)
     inside = shift + rng.normal(size=(5, 4)) @ expected
     np.testing.assert_allclose(project.back(project(inside)), inside, rtol=1e-10)
+
+
+def test_moves_on_rows_in_a_plane_end_where_they_began_and_raise_nothing():
+    """A component whose own rows span fewer dimensions than there are cannot be split; the others can."""
+    rng = np.random.default_rng(0)
+    flat = np.column_stack([rng.normal(size=(400, 2)), np.full(400, 5.0)])
+    x = np.concatenate([flat, 20.0 + rng.normal(size=(400, 3)), -20.0 + rng.normal(size=(400, 3))])
+    model = replace(Gaussian(2, x.mean(axis=0)), reg_covar=0.0)
+    arrays = {"weights": [1 / 3, 2 / 3], "means": x[[0, 500]], "covariances": [np.eye(3), 500.0 * np.eye(3)]}
+    before = settle(model, model.params_from_arrays(arrays), held(x), Limits(1, 0.0))
+    after, _ = improve(before, held(x), Limits(5, 0.0))
+    assert after.objective >= before.objective
+
+
+def test_starts_from_labels_do_not_lose_narrow_components_in_float32():
+    """Far from the mean of the data, and a thousand times narrower one way than the other: the covariance of NumPy."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(3000, 2)) * [300.0, 0.3] + [0.0, 1000.0]).astype(np.float32)
+    model = Gaussian(1, np.zeros(2))
+    params = model.m_step(model.stats_of_labels(x, np.zeros(3000, dtype=np.int64)), None)
+    expected = np.cov(x.T.astype(np.float64), bias=True) + 1e-6 * np.eye(2)
+    np.testing.assert_allclose(params.covariances[0], expected, rtol=1e-8, atol=1e-8)
