@@ -37,8 +37,11 @@ if _FOLDER is not None:
 
 
 def _compile(function: F, fastmath: set[str]) -> F:
+    # A kernel is compiled into each that calls it. As a function of its own it would be there twice, optimized with and
+    # without its caller, and which of both were called, and so the last bits, would depend on what is in the cache.
     cached = _FOLDER is not None
-    return numba.njit(cache=cached, nogil=True, fastmath=fastmath, error_model="numpy")(function)  # type: ignore[return-value]
+    compiled = numba.njit(cache=cached, nogil=True, forceinline=True, fastmath=fastmath, error_model="numpy")
+    return compiled(function)  # type: ignore[return-value]
 
 
 def kernel(function: F) -> F:

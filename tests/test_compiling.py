@@ -1,0 +1,49 @@
+"""Kernels give the same bits where they are compiled and where they come from the cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import numpy as np, scipy.sparse as sp
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.kmeans import KMeans
+from pipeline.models.multinomial import Multinomial
+
+rng = np.random.default_rng(0)
+for d, n in ((4, 20_011), (20, 3_001)):  # in lanes, and by products
+    x, means = rng.normal(size=(n, d)), rng.normal(size=(4, d))
+    for dtype in (np.float32, np.float64):
+        for shape, one in (("full", np.eye(d)), ("diag", np.ones(d)), ("spherical", 1.0), ("tied", None)):
+            covariances = np.eye(d) if one is None else np.stack([one] * 4)
+            arrays = {"weights": np.full(4, 0.25), "means": means, "covariances": covariances}
+            model = Gaussian(4, np.zeros(d), shape)
+            print(shape, model.e_step(model.params_from_arrays(arrays), x.astype(dtype)).stats)
+        model = KMeans(4, np.zeros(d))
+        print(model.e_step(model.params_from_arrays({"centers": means}), x.astype(dtype)).stats)
+counts = sp.csr_array(rng.poisson(0.3, size=(5_000, 30)).astype(np.float64))
+words = {"weights": np.full(4, 0.25), "log_prob": np.log(rng.dirichlet(np.ones(30), size=4))}
+model = Multinomial(4, np.zeros(30))
+print(model.e_step(model.params_from_arrays(words), counts).stats)
+"""
+
+
+@pytest.mark.slow
+def test_compiled_and_cached_kernels_give_the_same_bits(tmp_path):
+    """A process that compiles them, one that finds them in the cache, and one without a cache print the same digits."""
+    program = "import numpy as np; np.set_printoptions(floatmode='unique', threshold=10**9)\n" + PROGRAM
+    (tmp_path / "file").touch()
+    said = []
+    for cache in (tmp_path / "cache", tmp_path / "cache", tmp_path / "file"):
+        environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert len(said[0]) > 10_000
+    assert said[0] == said[1] == said[2]
