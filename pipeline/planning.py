@@ -10,6 +10,7 @@ from pipeline.data.draw import draw_rows, row_bytes
 from pipeline.data.profile import PROFILE_TILE, Profile
 from pipeline.em.folds import KEPT
 from pipeline.em.heldout import Units
+from pipeline.em.search import PRINCIPAL
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
@@ -119,6 +120,10 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     labelling = task(0) + 4 * block_bytes(config.output.top_k)
     # Rows for the search are drawn, then put in order: for a moment they are held twice.
     held = 2 * draw_rows(chunks, k) * row_bytes(chunks) if searches(config) else 0
+    if (
+        held and model.family == "kmeans" and d > 2 * PRINCIPAL
+    ):  # and K-means has their principal components beside them
+        held += 8 * PRINCIPAL * draw_rows(chunks, k)
     kept = 0 if model.family == "kmeans" else KEPT[config.fit.method]  # statistics between two passes
     # What is kept is there once more while a checkpoint is written.
     driver = (8 + 2 * kept) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + held

@@ -19,7 +19,7 @@ from pipeline.checking import Cost, cost
 from pipeline.config import Config, to_plain, validate
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
-from pipeline.data.given import given_start
+from pipeline.data.given import Given, given_start
 from pipeline.data.opening import open_source, unconverted
 from pipeline.em.run import Run
 from pipeline.engine.blas import single_thread
@@ -170,7 +170,7 @@ def _go_on(job: Job) -> None:
     directory = job.directory
     if not checkpoint.generations(directory.checkpoints) and partial.exist(directory.checkpoints):
         job.log("resume", generation=None, **provenance.surroundings(job.engine.workers, job.chunks))
-        given = given_start(job.config, job.chunks.n_rows)
+        given = _same_start(job)
         job, known, drawn = profiled(job)  # the pass that it ended in
         runs = begin(job, known, given, drawn)
         del drawn
@@ -186,9 +186,14 @@ def _go_on(job: Job) -> None:
     if runs:
         fit(job, known, _reopened(runs, job.config), generation)
     else:  # it ended while it looked for a start
-        given = given_start(job.config, job.chunks.n_rows)
-        provenance.refuse_other_start(directory.read_config(), given.fingerprint(job.chunks))
-        fit(job, known, begin(job, known, given, None))
+        fit(job, known, begin(job, known, _same_start(job), None))
+
+
+def _same_start(job: Job) -> Given:
+    """What the run was given to start from. Raises InputError if that has changed since."""
+    given = given_start(job.config, job.chunks.n_rows)
+    provenance.refuse_other_start(job.directory.read_config(), given.fingerprint(job.chunks))
+    return given
 
 
 def predict(

@@ -223,8 +223,12 @@ def test_the_network_is_cut(tmp_path, alone):
 
     try:
         ip("netns", "add", name)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no network namespaces here: {error}")
+    except FileNotFoundError:
+        pytest.skip("no `ip` command here")
+    except subprocess.CalledProcessError as error:
+        if b"not permitted" not in error.stderr:
+            raise
+        pytest.skip("root may not make network namespaces here")
     try:
         ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
         ip("addr", "add", "10.213.7.1/30", "dev", f"{name}a")

@@ -118,7 +118,7 @@ class Chunks:
         source = self.source
         content = hashlib.sha256()
         for i in self.hashed():
-            content.update(self._bytes(i))
+            self._absorb(content, i)
             if self.weights is not None:
                 content.update(self.weights.read(*self.rows(i)).tobytes())
         return {
@@ -132,12 +132,15 @@ class Chunks:
 
     def digest(self, i: int) -> str:
         """SHA-256 of the rows of chunk i: whether two machines read the same under one path."""
-        return hashlib.sha256(self._bytes(i)).hexdigest()
+        content = hashlib.sha256()
+        self._absorb(content, i)
+        return content.hexdigest()
 
-    def _bytes(self, i: int) -> bytes:
+    def _absorb(self, content: Any, i: int) -> None:
+        """Add the rows of chunk i to a hash, without a copy of them."""
         x = self.source.read(i)
-        parts = (x,) if isinstance(x, np.ndarray) else (x.indptr, x.indices, x.data)
-        return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        for part in (x,) if isinstance(x, np.ndarray) else (x.indptr, x.indices, x.data):
+            content.update(np.ascontiguousarray(part).data)
 
     def _checked(self, weight: Array, start: int) -> Array:
         weight = weight.astype(np.float64)

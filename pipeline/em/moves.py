@@ -2,7 +2,8 @@
 
 A round splits `many` components where a fit of two to their own rows gains most, lets all of them settle, and then leaves
 out, one by one, those whose rows the others explain nearly as well. What is left is kept only if the objective rose and no
-component came near collapse. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
+component came near collapse. Two runs are united in the same way: the components of both, less those that are least
+missed. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
 
 Gains and costs come from the responsibilities alone: by Jensen's inequality the gain of a split is a lower bound of what
 the objective gains, and the cost of leaving a component out is exact for fixed others.

@@ -1,8 +1,8 @@
 """Where EM starts from under method auto: a search on rows that are held in memory, rung by rung.
 
 EM stops at the nearest hill, and a pass over data on disk is expensive. So what takes many passes is done on a sample: its
-rungs are nested and grow by a factor; several starts are tried on the lowest, the best one climbs, and on every rung moves
-look for a better hill (em/moves.py). The fit of all rows begins where the search ends; nothing of it is from a sample.
+rungs are nested and grow by a factor; many runs start on the lowest, are united in pairs as they climb, and the one that is
+left looks for a better hill by moves (em/moves.py). The fit of all rows begins where the search ends; nothing of it is from a sample.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ class Search:
             return self._climb(model, self._starts(model, rows, self.known), rows)
         project, origin = leading(rows, model.shift, PRINCIPAL), np.zeros(PRINCIPAL)
         flat, few = rows.mapped(project), replace(model, shift=origin)
-        sample = replace(self.known.sample, x=project(self.known.sample.x))
-        starts = self._starts(few, flat, replace(self.known, mean=origin, sample=sample))
+        x = project(self.known.sample.x)
+        known = replace(self.known, mean=origin, covariance=x.var(axis=0), sample=replace(self.known.sample, x=x))
+        starts = self._starts(few, flat, known)
         centers = project.back(self._climb(few, starts, flat).centers)
         return from_hard(model, rows.sum_over([HardStart(model, centers)]))[0]
 

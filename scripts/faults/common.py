@@ -39,10 +39,13 @@ class Jobs:
 
     def start(self, run: Path, *options: str) -> subprocess.Popen[bytes]:
         """`resume` if there is something to resume, else `run`."""
-        known = any((run / "checkpoints").glob("gen-*"))
-        words = ["resume", str(run)] if known else ["run", str(self.folder / "config.yaml"), "--output", str(run)]
         with run.with_suffix(".log").open("ab") as log:
-            return subprocess.Popen([*self.command, *words, *options], stdout=log, stderr=log)
+            return subprocess.Popen([*self.command, *self.words(run), *options], stdout=log, stderr=log)
+
+    def words(self, run: Path) -> list[str]:
+        """What follows the command's name."""
+        known = any((run / "checkpoints").glob("gen-*"))
+        return ["resume", str(run)] if known else ["run", str(self.folder / "config.yaml"), "--output", str(run)]
 
     def finish(self, run: Path, *options: str) -> bool:
         """Whether the run ends, in time and with exit code 0."""

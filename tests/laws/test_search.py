@@ -266,14 +266,15 @@ def test_a_rung_costs_no_more_than_the_highest_but_for_the_least_number_of_start
             assert many[i] == many[n_rungs - 1] * GROWTH ** (n_rungs - 1 - i)
 
 
-def test_kmeans_finds_clusters_of_many_features_in_their_principal_components():
+@pytest.mark.parametrize("init", ["random", "near-mean", "k-means++", "k-means||"])
+def test_kmeans_finds_clusters_of_many_features_in_their_principal_components(init):
     """Twenty clusters among 200 features; the centres that it hands on are the means of the rows nearest to each."""
     rng = np.random.default_rng(0)
     centers = 3.0 * rng.normal(size=(20, 200))
     x = centers[rng.integers(20, size=4000)] + rng.normal(size=(4000, 200))
     seen = []
     model = KMeans(20, x.mean(axis=0), x.var())
-    found = Search("random", True, 0, known_of(x), held(x), len(x), seen.append)(model).centers
+    found = Search(init, True, 0, known_of(x), held(x), len(x), seen.append)(model).centers
     assert {rung.features for rung in seen} == {64}
     assert missed(found, centers) == 0
     nearest = ((x[:, None] - found) ** 2).sum(axis=2).argmin(axis=1)
