@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data import source
 from pipeline.data.chunks import Chunks
 from pipeline.em.loop import EStep
 from pipeline.engine import frontier
 from pipeline.engine.passes import Engine
 from pipeline.engine.tree import contains, halves, shards, tree_sum, uncovered
 from pipeline.models.gaussian import Gaussian, GaussianParams
-from pipeline.outputs import partial
+from pipeline.outputs import labels, partial
 from pipeline.outputs.partial import PartialPass
 from tests.jobs import blobs, command, files, results, write_config, write_rows
 from tests.laws.common import ArraySource, examples, same_bits
@@ -57,6 +58,38 @@ class Values:
             raise KeyboardInterrupt
         self.seen.append(chunk.start)
         return np.array(self.values[chunk.start])
+
+
+def test_a_start_that_changed_during_the_first_pass_is_refused(tmp_path, monkeypatch):
+    """A job that was stopped in its profiling pass, and finds other labels when it goes on."""
+    monkeypatch.setattr(source, "TARGET_BYTES", 1)
+    store, given_labels = write_rows(tmp_path / "x.zarr", blobs(2000), rows=20), tmp_path / "labels.npy"
+    np.save(given_labels, np.arange(2000) % 2)
+    fit = {"init": "labels", "init_path": str(given_labels)}
+    write_config(tmp_path / "c.yaml", store, fit=fit, model={"n_components": 2})
+    monkeypatch.setattr(frontier, "LONG", 0.0)
+    left = stopped_after(75, monkeypatch)
+    assert command("run", tmp_path / "c.yaml", "--output", tmp_path / "run").code == 75
+    left[0] = 10**9
+    np.save(given_labels, np.arange(2000) // 1000)
+    refused = command("resume", tmp_path / "run")
+    assert refused.code == 2 and "fit.init_path" in refused.err
+    np.save(given_labels, np.arange(2000) % 2)
+    assert command("resume", tmp_path / "run").code == 0
+
+
+def stopped_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on Ctrl-C comes when so many chunks have been loaded; how many are left, in a list that may be changed."""
+    load, left = Chunks.load, [chunks]
+
+    def limited(self: Chunks, i: int) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return load(self, i)
+
+    monkeypatch.setattr(Chunks, "load", limited)
+    return left
 
 
 def one_row_chunks(n: int) -> Chunks:
@@ -171,30 +204,25 @@ def test_a_pass_that_cannot_be_told_from_others_is_not_kept(tmp_path):
     assert files(tmp_path) == {} and len(warned) == 1 and "Values" in warned[0]
 
 
-@pytest.mark.parametrize("chunks_before", [75, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 30, 140))])
+@pytest.mark.parametrize("chunks_before", [75, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 30, 140))])
 def test_a_job_whose_passes_do_not_end_goes_on_within_them(tmp_path, monkeypatch, chunks_before):
     """Stopped over and over after some chunks, from the profiling pass on: the same bytes, and every chunk read once a pass."""
-    store = write_rows(tmp_path / "x.zarr", blobs(2000), rows=20)  # 100 chunks a pass
+    monkeypatch.setattr(source, "TARGET_BYTES", 1)
+    monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
+    store = write_rows(tmp_path / "x.zarr", blobs(2000), rows=20)  # 100 chunks a pass, and 100 blocks of labels
     write_config(tmp_path / "c.yaml", store, fit={"max_iter": 2, "init": "random"}, engine={"workers": 2})
     assert command("run", tmp_path / "c.yaml", "--output", tmp_path / "alone").code == 0
     monkeypatch.setattr(frontier, "LONG", 0.0)
-    load, left = Chunks.load, [chunks_before]
-
-    def limited(self: Chunks, i: int) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return load(self, i)
-
-    monkeypatch.setattr(Chunks, "load", limited)
+    left = stopped_after(chunks_before, monkeypatch)
     out: Path = tmp_path / "stopped"
     code = command("run", tmp_path / "c.yaml", "--output", out).code
+    assert code == 75
     for _ in range(1000 // chunks_before):
+        left[0] = chunks_before
+        code = command("resume", out).code
         if code == 0:
             break
         assert code == 75
-        left[0] = chunks_before
-        code = command("resume", out).code
     assert code == 0
     assert results(out) == results(tmp_path / "alone")
     assert not partial.exist(out / "checkpoints")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,17 @@ from pipeline.data.stores import ZarrPlace, listing
 from pipeline.errors import InputError
 
 
+@dataclass(frozen=True)
 class RowColumn:
-    """One number a row, beside the rows: weights or labels. Small and picklable; reads only what is asked for."""
+    """One number a row, beside the rows: weights or labels. Small and picklable; reads only what is asked for.
 
-    def __init__(self, place: ZarrPlace | None, path: str, options: Mapping[str, Any], n_rows: int) -> None:
-        """Use `RowColumn.open`."""
-        self.n_rows, self._place, self._path, self._options = n_rows, place, path, dict(options)
+    Made by `open`; place : where the zarr array is, or None for a `.npy` file at `path`.
+    """
+
+    n_rows: int
+    place: ZarrPlace | None
+    path: str
+    options: dict[str, Any]
 
     @classmethod
     def open(
@@ -58,16 +64,16 @@ class RowColumn:
                 f"{place or path}: came with dtype {dtype} and shape {shape} as {what}, expected one number for each "
                 f"of the {n_rows} rows of the data, shape ({n_rows},)."
             )
-        return cls(place, path, options, n_rows)
+        return cls(n_rows, place, path, options)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The numbers of rows start:stop, (stop - start,), in native byte order."""
-        if self._place is not None:
-            x = self._place.read(start, stop)
+        if self.place is not None:
+            x = self.place.read(start, stop)
         else:
-            with reading(self._path), open_binary(self._path, self._options) as stream:
-                _, _, dtype, offset = npy_header(stream, self._path)
+            with reading(self.path), open_binary(self.path, self.options) as stream:
+                _, _, dtype, offset = npy_header(stream, self.path)
                 stream.seek(offset + start * dtype.itemsize)
                 x = np.empty(stop - start, dtype)
-                read_exactly(stream, x, f"{self._path}, rows {start}:{stop}")
+                read_exactly(stream, x, f"{self.path}, rows {start}:{stop}")
         return native(x, x.dtype.newbyteorder("="))

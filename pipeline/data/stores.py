@@ -8,8 +8,9 @@ says that absent chunks are meant (`missing_chunks: fill`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -38,12 +39,20 @@ class _WholeStore(WrapperStore[Any]):
         return value
 
 
+@dataclass
 class ZarrPlace:
-    """Where a zarr array or group is: a store, a path in it, and what an absent chunk means. Small, picklable."""
+    """Where a zarr array or group is: a store, a path in it, and what an absent chunk means. Small, picklable.
 
-    def __init__(self, path: str, options: Mapping[str, Any], missing_chunks: str, name: str = "") -> None:
-        """`name` is the path of the node inside the store."""
-        self.path, self.options, self.missing_chunks, self.name = absolute(path), dict(options), missing_chunks, name
+    name : the path of the node inside the store.
+    """
+
+    path: str
+    options: dict[str, Any]
+    missing_chunks: str
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.path = absolute(self.path)
 
     def __str__(self) -> str:
         return f"{self.path}/{self.name}" if self.name else self.path

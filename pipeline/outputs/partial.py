@@ -68,7 +68,7 @@ class PartialPass:
 
     @cached_property
     def _can_be_kept(self) -> bool:
-        """Whether it can be told from other passes: not where a job reads something of its own, such as a column of labels."""
+        """Whether it can be told from other passes: not where a job holds something else than values."""
         try:
             return self._folder is not None
         except TypeError as error:
