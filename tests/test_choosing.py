@@ -19,6 +19,7 @@ from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
 from pipeline import fitting, planning, workflow
 from pipeline.config import validate
+from pipeline.data import source
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
 from pipeline.errors import InputError
@@ -34,13 +35,14 @@ TYPES = ["full", "tied", "diag", "spherical"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No flushing, one line for a report, and samples that differ between candidates."""
+    """Small chunks, no flushing, one line for a report, and samples that differ between candidates."""
     from pipeline.outputs import checkpoint, report, run_directory
 
     for module in (checkpoint, run_directory):
         monkeypatch.setattr(module, "sync", lambda path: None)
     monkeypatch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
     monkeypatch.setattr(planning, "MIN_SAMPLE_ROWS", 30)
+    monkeypatch.setattr(source, "TARGET_BYTES", 2400)
 
 
 @pytest.fixture
@@ -143,14 +145,14 @@ class CountingSource(ArraySource):
 
 def reads(tmp_path: Path, monkeypatch, **changes: Any) -> dict[str, list[int]]:
     """Chunks read before each profile, init and pass of a job on six chunks."""
-    source = CountingSource(blobs(), np.arange(0, 700, 100))
-    monkeypatch.setattr(workflow, "open_source", lambda data: source)
+    counting = CountingSource(blobs(), np.arange(0, 700, 100))
+    monkeypatch.setattr(workflow, "open_source", lambda data: counting)
     counted: dict[str, list[int]] = {"profile": [], "init": [], "pass": []}
 
     def listen(event) -> None:
         if event["event"] in counted:
-            counted[event["event"]].append(len(source.reads))
-        source.reads.clear()
+            counted[event["event"]].append(len(counting.reads))
+        counting.reads.clear()
 
     config = job(tmp_path / "unused.zarr", output={"labels": False}, **changes)
     workflow.run(config, tmp_path / f"run{len(list(tmp_path.iterdir()))}", listeners=[listen])
