@@ -14,16 +14,31 @@ NUMERICS = 4
 
 _HOMES = {
     "Config": "pipeline.config",
+    "GaussianMixture": "pipeline.estimators",
+    "KMeans": "pipeline.estimators",
+    "MultinomialMixture": "pipeline.estimators",
     "load_config": "pipeline.config",
     "open_run": "pipeline.workflow",
     "predict": "pipeline.workflow",
     "resume": "pipeline.workflow",
     "run": "pipeline.workflow",
 }
-__all__ = ["NUMERICS", "Config", "load_config", "open_run", "predict", "resume", "run"]
+__all__ = [
+    "NUMERICS",
+    "Config",
+    "GaussianMixture",
+    "KMeans",
+    "MultinomialMixture",
+    "load_config",
+    "open_run",
+    "predict",
+    "resume",
+    "run",
+]
 
 if TYPE_CHECKING:
     from pipeline.config import Config, load_config
+    from pipeline.estimators import GaussianMixture, KMeans, MultinomialMixture
     from pipeline.workflow import open_run, predict, resume, run
 
 

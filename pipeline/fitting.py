@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ from pipeline.data.draw import Drawn
 from pipeline.data.given import Given
 from pipeline.data.profile import Known
 from pipeline.em.folds import method_of
-from pipeline.em.loop import EStep, em
+from pipeline.em.loop import EStep, Event, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
-from pipeline.job import Job
+from pipeline.job import Job, Work
 from pipeline.outputs import checkpoint, partial
 from pipeline.outputs.candidates import choose, name_of
 from pipeline.outputs.events import figures
@@ -77,14 +77,7 @@ def _dataset(job: Job, known: Known, restarts: list[Run]) -> xr.Dataset:
 
 def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], generation: int) -> tuple[list[Run], int]:
     """The loop, with events and checkpoints: runs at their ends, and the last generation. resting : saved beside them."""
-    limits = Limits(job.config.fit.max_iter or 0, job.config.fit.tol or 0.0)
-    method = method_of(job.config.fit.method, job.chunks.source.bounds, job.config.fit.random_state)
-    sums, read = job.sums(refit=runs[0].refit), [0]  # rows since the last event
-    names = {run.candidate: name_of(run.model) for run in runs}
-
-    def evaluate(jobs: Sequence[EStep], block: int | None = None) -> list[Any]:
-        read[0] += known.n_rows if block is None else method.block_rows[block]
-        return sums(jobs, None if block is None else method.blocks[block])
+    read, names = [0], {run.candidate: name_of(run.model) for run in runs}  # read : rows since the last event
 
     saved, saved_at = runs, time.perf_counter()
     began = saved_at
@@ -98,7 +91,7 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
 
     keep_iterations(job.directory.iterations, [None] * len(runs), runs, job.config.output.keep_iterations)
     try:
-        for current, events in em(runs, evaluate, limits, known.n_rows, method):
+        for current, events in iterations(job, known, runs, read):
             before, runs, now = runs, current, time.perf_counter()
             keep_iterations(job.directory.iterations, before, runs, job.config.output.keep_iterations)
             _log_pass(job, runs, known, now - began, read[0])
@@ -114,6 +107,21 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
             save()
         raise
     return runs, generation
+
+
+def iterations(
+    work: Work, known: Known, runs: Sequence[Run], read: list[int]
+) -> Iterator[tuple[list[Run], list[Event]]]:
+    """The loop over all rows as the config asks for it; what `em` yields. read : its first number grows by the rows read."""
+    limits = Limits(work.config.fit.max_iter or 0, work.config.fit.tol or 0.0)
+    method = method_of(work.config.fit.method, work.chunks.source.bounds, work.config.fit.random_state)
+    sums = work.sums(refit=runs[0].refit)
+
+    def evaluate(jobs: Sequence[EStep], block: int | None = None) -> list[Any]:
+        read[0] += known.n_rows if block is None else method.block_rows[block]
+        return sums(jobs, None if block is None else method.blocks[block])
+
+    return em(runs, evaluate, limits, known.n_rows, method)
 
 
 def _save(job: Job, generation: int, state: checkpoint.State) -> None:

@@ -1,8 +1,8 @@
-"""The parts of a running job, as those that do a step of it are handed them."""
+"""The parts of a running fit or job, as those that do a step of it are handed them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,28 +11,36 @@ from pipeline.data.chunks import Chunks
 from pipeline.em.heldout import SumJobs, Units, without
 from pipeline.engine.memory import PeakMemory
 from pipeline.engine.passes import Engine
-from pipeline.outputs.events import EventLog
 from pipeline.outputs.partial import PartialPass
 from pipeline.outputs.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class Job:
-    """The parts of a running job."""
+class Work:
+    """What a fit works with, wherever its results go. log : told of events, as EventLog is."""
 
     config: Config
-    directory: RunDirectory
     chunks: Chunks
     engine: Engine
-    log: EventLog
-    memory: PeakMemory
-    began: float
+    log: Callable[..., None]
 
     def sums(self, refit: bool = False) -> SumJobs:
         """What sums a list of jobs in one pass: over the rows that are not held out, or for a refit over all."""
         share, seed = self.config.select.heldout, self.config.fit.random_state
         units = None if refit else Units.of(self.chunks.source, share, seed)
         return without(units, self._sum)
+
+    def _sum(self, jobs: Sequence[Any], ids: Sequence[int] | None = None) -> list[Any]:
+        return self.engine.sum_over(self.chunks, jobs, ids)
+
+
+@dataclass(frozen=True)
+class Job(Work):
+    """A fit with a run directory, in which long passes are kept."""
+
+    directory: RunDirectory
+    memory: PeakMemory
+    began: float
 
     def _sum(self, jobs: Sequence[Any], ids: Sequence[int] | None = None) -> list[Any]:
         warn = lambda text: self.log("warning", message=text)  # noqa: E731

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
@@ -16,16 +16,17 @@ from pipeline.em.run import Run
 from pipeline.em.search import Rung, Search
 from pipeline.engine.held import HeldRows
 from pipeline.engine.memory import cores
-from pipeline.job import Job
+from pipeline.job import Work
 from pipeline.models.base import Model
 from pipeline.models.families import build_model
 from pipeline.models.init import in_step, starting
 from pipeline.planning import held_share, sample_size, searches, warnings_of
 
+W = TypeVar("W", bound=Work)
 SEED_STEP = 1_000_003  # from the seed of one restart's search to that of the next
 
 
-def profiled(job: Job) -> tuple[Job, Known, Drawn | None]:
+def profiled(job: W) -> tuple[W, Known, Drawn | None]:
     """The profiling pass: the job with its preprocessing fitted, what is known, and rows for the search, drawn on the way."""
     config, chunks = job.config, job.chunks
     if (stored := chunks.source.unprotected()) is not None:
@@ -54,7 +55,7 @@ def models_of(config: Config, known: Known) -> list[Model]:
     return [build_model(candidate, known) for candidate in config.candidates()]
 
 
-def starts(job: Job, known: Known, given: Given, drawn: Drawn | None) -> list[Run]:
+def starts(job: Work, known: Known, given: Given, drawn: Drawn | None) -> list[Run]:
     """A run for each candidate and restart, with its initial parameters.
 
     drawn : rows for the search; None to draw them again (a job that ended in the middle of its search).
@@ -87,7 +88,7 @@ def starts(job: Job, known: Known, given: Given, drawn: Drawn | None) -> list[Ru
     return runs
 
 
-def _own(job: Job, known: Known, candidate: int) -> Known:
+def _own(job: Work, known: Known, candidate: int) -> Known:
     """What a job with this candidate alone would know."""
     return known.with_sample(sample_size(job.config.candidates()[candidate], job.chunks.source.n_features))
 
@@ -97,7 +98,7 @@ def draws(config: Config, chunks: Chunks) -> list[Draw]:
     return [Draw(held_share(config, chunks), config.fit.random_state)] if searches(config) else []
 
 
-def _is_enough(job: Job, drawn: Drawn) -> bool:
+def _is_enough(job: Work, drawn: Drawn) -> bool:
     """Whether every candidate has a row for each component: with long rows, or few of positive weight, it may have none."""
     return all(
         drawn.below(held_share(candidate, job.chunks)) >= max(candidate.model.n_components)
@@ -105,7 +106,7 @@ def _is_enough(job: Job, drawn: Drawn) -> bool:
     )
 
 
-def _searched(job: Job, known: Known, runs: list[Run], drawn: Drawn) -> list[Run]:
+def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Run]:
     """The runs with parameters that a search has found, one after the other, each on the rows that it would hold alone."""
     config, fit = job.config, job.config.fit
     held, found = drawn.rows(known.affine), []

@@ -71,7 +71,7 @@ def run(
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
             log = EventLog(directory.events, tuple(listeners))
-            job = Job(config, directory, chunks, engine, log, memory, began)
+            job = Job(config, chunks, engine, log, directory, memory, began)
             job.log(
                 "start",
                 **provenance.surroundings(engine.workers, chunks),
@@ -138,7 +138,7 @@ def resume(
         refuse_full(directory, disk_plan(config, chunks, sample_size(config, chunks.n_features)))
         with _engine(config, memory_plan(config, chunks)) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
-            job = Job(config, directory, chunks, engine, log, memory, began)
+            job = Job(config, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
                 job.log("warning", message=text)
             kept = config.model_copy(update={"engine": stored.engine})  # where it ran today says nothing of tomorrow
@@ -231,7 +231,7 @@ def predict(
             if output is not None:
                 _begin_prediction(target, config, fingerprint, directory)
             log = EventLog(target.events, tuple(listeners))
-            job = Job(config, target, replace(chunks, affine=affine), engine, log, memory, began)
+            job = Job(config, replace(chunks, affine=affine), engine, log, target, memory, began)
             if output is None or not target.labels.exists():
                 _label(job, model, params)
     return target.labels

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.data.column import RowColumn
+from pipeline.data.column import Column
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import TARGET_BYTES, Source
 from pipeline.errors import InputError
@@ -50,7 +50,7 @@ class Chunks:
     """
 
     source: Source
-    weights: RowColumn | None = None
+    weights: Column | None = None
     affine: Affine | None = None
     clean: bool = False
 
@@ -79,8 +79,11 @@ class Chunks:
 
     def load(self, i: int) -> Chunk:
         """Chunk i, ready for an E-step. Raises StorageError or InputError naming chunk or row."""
+        return self.prepared(i, self.source.read(i))
+
+    def prepared(self, i: int, x: Rows) -> Chunk:
+        """Chunk i from its rows as they were read."""
         start, stop = self.rows(i)
-        x = self.source.read(i)
         weight = None if self.weights is None else self._checked(self.weights.read(start, stop), start)
         bad = None if self.clean else _bad_rows(x)
         if bad is not None:

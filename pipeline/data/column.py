@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import zarr
@@ -12,6 +12,24 @@ import zarr
 from pipeline.data.files import absolute, native, npy_header, open_binary, opening, read_exactly, reading
 from pipeline.data.stores import ZarrPlace, listing
 from pipeline.errors import InputError
+
+
+class Column(Protocol):
+    """One number a row."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The numbers of rows start:stop, (stop - start,)."""
+
+
+@dataclass(frozen=True)
+class HeldColumn:
+    """A column in memory. values : (n,)."""
+
+    values: np.ndarray
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The numbers of rows start:stop, (stop - start,)."""
+        return self.values[start:stop]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,10 @@ class Source(ABC):
         """The word of each feature, where there are words."""
         return None
 
+    def blocks(self) -> list[Any] | None:
+        """For rows that are a Dask array already: a delayed block for each chunk, used where it lies."""
+        return None
+
     def to_dask(self) -> dask.array.Array:
         """The rows as a lazy dask array, one block per chunk; sparse sources refuse with InputError."""
         import dask.array

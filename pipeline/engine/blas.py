@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,15 @@ def choose_kernels(cpu_info: Path = Path("/proc/cpuinfo")) -> None:
 
 def single_thread() -> Any:
     """A context in which BLAS and OpenMP libraries of this process use one thread."""
-    from threadpoolctl import threadpool_limits
+    return _libraries(len(sys.modules)).limit(limits=1)
 
-    return threadpool_limits(1)
+
+@lru_cache(1)
+def _libraries(n_modules: int) -> Any:
+    """The libraries, looked for again only when something has been imported since: that takes longer than a small fit."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def kernel_set() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -58,6 +59,18 @@ def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: i
         with opened as client:
             _wait_for_workers(client, patience, config)
             yield _engine_of(client, ahead, patience, profile)
+
+
+def current_engine() -> Engine | None:
+    """An engine on the client that is current in this process; None where there is none."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:  # nobody can have made a client
+        return None
+    try:
+        client = distributed.Client.current()
+    except ValueError:
+        return None
+    return _engine_of(client, ahead=False, patience=Profile().wait, profile=None)
 
 
 def serve(config: EngineConfig) -> NoReturn:

@@ -65,21 +65,26 @@ class Engine:
         keep : where what is finished of a long pass is stored, and taken from when the same pass is done again.
         """
         began = time.perf_counter()
-        wanted = range(chunks.n_chunks) if ids is None else ids
+        wanted, blocks = range(chunks.n_chunks) if ids is None else ids, chunks.source.blocks()
+        reading = _Reading(chunks, self._ahead and chunks.chunk_bytes() >= WORTH_BYTES, self._kept)
         if self.cluster is None:
             keep_freed_memory()
+            if len(wanted) == 1 and blocks is None and keep is None:  # a graph would take longer than a few rows
+                return _on_chunk(reading.load(wanted[0]), list(jobs), Event())
         elif chunks.source is not self._seen:
-            _refuse_another_view(chunks, self.cluster)
+            if blocks is None:
+                _refuse_another_view(chunks, self.cluster)
             self._seen = chunks.source
         kind, whole = tuple(map(type, jobs)), (0, len(wanted))
         seconds = self._seconds.get(kind, chunks.chunk_bytes() / SLOWEST)
         known = set() if keep is None else keep.spans()
         tasks = _Tasks(
-            self._shared(_Reading(chunks, self._ahead and chunks.chunk_bytes() >= WORTH_BYTES, self._kept)),
+            self._shared(reading),
             self._shared(list(jobs)),
             wanted,
+            blocks,
             self._new_stop(),
-            1 << shard_level(len(wanted), self.workers, seconds),
+            1 if blocks is not None else 1 << shard_level(len(wanted), self.workers, seconds),
             len(wanted) if keep is None else max(1, 2 * len(wanted) // STORED),
         )
         roots = [tasks.subtree(span) for span in uncovered(whole, known)]
@@ -142,12 +147,21 @@ class Engine:
 class _Tasks:
     """The tasks of one pass: shards, and sums of two subtrees.
 
-    width : chunks of a shard.  grain : chunks of the smallest subtree that is held.
+    blocks : of a Dask array, one for each chunk.  width : chunks of a shard.  grain : of the smallest subtree that is held.
     held : tasks of subtrees that may be stored, and spans, what they are sums of, by key.  names : of shards, by key.
     """
 
-    def __init__(self, reading: Any, jobs: Any, ids: Sequence[int], stop: _Opaque, width: int, grain: int) -> None:
-        self._reading, self._jobs, self._ids, self._stop = reading, jobs, ids, stop
+    def __init__(
+        self,
+        reading: Any,
+        jobs: Any,
+        ids: Sequence[int],
+        blocks: Sequence[Any] | None,
+        stop: _Opaque,
+        width: int,
+        grain: int,
+    ) -> None:
+        self._reading, self._jobs, self._ids, self._blocks, self._stop = reading, jobs, ids, blocks, stop
         self._width, self._grain, self._token = width, grain, uuid4().hex
         self.held: list[Any] = []
         self.spans: dict[Hashable, Span] = {}
@@ -159,7 +173,8 @@ class _Tasks:
         if stop - start <= self._width:
             ids, key = self._ids[start:stop], (f"shard-{self._token}", start, stop)
             self.names[key] = f"chunk {ids[0]}" if len(ids) == 1 else f"chunks {ids[0]} to {ids[-1]}"
-            task = delayed(_sum_shard)(self._reading, self._jobs, _Opaque(ids), self._stop, dask_key_name=key)
+            block = None if self._blocks is None else self._blocks[ids[0]]
+            task = delayed(_sum_shard)(self._reading, self._jobs, _Opaque(ids), self._stop, block, dask_key_name=key)
         else:
             parts = [self.subtree(half) for half in halves(span)]
             task = delayed(_add_lists)(*parts, dask_key_name=(f"add-{self._token}", start, stop))
@@ -194,8 +209,11 @@ class _Reading(NamedTuple):
         return self.chunks.load(i) if self.kept is None else self.kept.load(self.chunks, i)
 
 
-def _sum_shard(source: _Opaque, jobs: _Opaque, ids: _Opaque, ended: _Opaque) -> list[Any]:
+def _sum_shard(source: _Opaque, jobs: _Opaque, ids: _Opaque, ended: _Opaque, block: Any = None) -> list[Any]:
+    """block : the rows of the one chunk of `ids`; None to read them."""
     _settle(source, ended)
+    if block is not None:
+        return _on_chunk(source.value.chunks.prepared(ids.value[0], block), jobs.value, ended.value)
     chunks = in_turn(source.value.load, ids.value, source.value.ahead)
     return tree_sum((_on_chunk(chunk, jobs.value, ended.value) for chunk in chunks), _add_in_place)
 

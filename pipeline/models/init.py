@@ -225,8 +225,12 @@ def _plus_plus(rows: Rows, weight: Array, k: int, rng: np.random.Generator) -> A
     centers = about + kmeans_plusplus(dense - about, k, sample_weight=weight, random_state=seed)[0]
     model = KMeans(k, about)
     params = model.params_from_arrays({"centers": centers})
+    before: Any = None
     for _ in range(LLOYD_STEPS):
         partial = model.e_step(params, dense, weight)
+        if partial.label_key == before:  # no label changed: nothing would move
+            break
+        before = partial.label_key
         params, _ = model.revive(model.m_step(partial.stats, params), params, partial, np.zeros(k, dtype=int))
     return params.centers
 

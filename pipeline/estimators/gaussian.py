@@ -1,0 +1,171 @@
+"""A Gaussian mixture with scikit-learn's names."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.mixture import GaussianMixture as Peer
+
+from pipeline.estimators.mixture import MixtureEstimator
+from pipeline.models.base import Mixture
+from pipeline.models.covariance import SHAPES
+from pipeline.models.gaussian import Gaussian, GaussianParams
+from pipeline.models.stats import Array
+
+FITTED = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_")
+RESULTS = ("converged_", "n_iter_", "lower_bound_", "lower_bounds_", "n_features_in_", "feature_names_in_")
+
+
+class GaussianMixture(MixtureEstimator):
+    """Mixture of Gaussians by EM: scikit-learn's `GaussianMixture` over rows in memory, in Dask or in xarray.
+
+    n_components, covariance_type, tol, reg_covar, max_iter, n_init, weights_init, means_init, precisions_init,
+    random_state, warm_start, verbose, verbose_interval : as in scikit-learn.
+    init_params : kmeans (K-means to its end), k-means++, k-means||, random_from_data or random (rows of X), near-mean.
+    method : em, the textbook's loop, which from equal starts gives scikit-learn's result to rounding; auto, what the command
+        does by default: a search for a better start on up to 256 MiB of rows, and accelerated iterations;
+        incremental or stepwise, by blocks of rows first.
+    prior : None, "auto" for Fraley and Raftery's (2007), or a mapping as in the config.
+
+    Fitted attributes are scikit-learn's, in float64: weights_ (k,), means_ (k, d), covariances_, precisions_ and
+    precisions_cholesky_ in the shape of the type, converged_, n_iter_, lower_bound_ (nats per row, of the fitted
+    parameters), lower_bounds_; and stop_reason_, a sentence. Components that collapse are reset, as in the command.
+    [Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
+    """
+
+    _prefix: ClassVar[str] = "gaussian"
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: str = "full",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int = 1,
+        init_params: str = "kmeans",
+        weights_init: Any = None,
+        means_init: Any = None,
+        precisions_init: Any = None,
+        random_state: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        verbose_interval: int = 10,
+        method: str = "em",
+        prior: Any = None,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.verbose_interval = verbose_interval
+        self.method = method
+        self.prior = prior
+
+    def sample(self, n_samples: int = 1) -> tuple[Array, Array]:
+        """Rows drawn from the fitted mixture, (n_samples, d), and their components, (n_samples,)."""
+        counts, rng = self._labels_of(n_samples)
+        shape, d = SHAPES[self.covariance_type], self.means_.shape[1]
+        parts = []
+        for k, count in enumerate(counts):
+            covariance = self.covariances_[k] if shape.per_component else self.covariances_
+            if self.covariance_type in ("full", "tied"):
+                parts.append(rng.multivariate_normal(self.means_[k], covariance, int(count)))
+            else:
+                parts.append(self.means_[k] + rng.standard_normal((count, d)) * np.sqrt(covariance))
+        return np.vstack(parts), np.repeat(np.arange(len(counts)), counts)
+
+    def to_sklearn(self) -> Peer:
+        """The same as scikit-learn's own estimator; fitted if this one is."""
+        names = set(Peer().get_params())
+        start = self.init_params if self.init_params in ("kmeans", "k-means++", "random_from_data") else "random"
+        peer = Peer(
+            **{**{name: value for name, value in self.get_params().items() if name in names}, "init_params": start}
+        )
+        for name in (*FITTED, *RESULTS):
+            if hasattr(self, name):
+                setattr(peer, name, getattr(self, name))
+        return peer
+
+    @classmethod
+    def from_sklearn(cls, peer: Peer) -> Self:
+        """The same as scikit-learn's estimator, with its fitted attributes if it has any."""
+        estimator = cls(**peer.get_params(deep=False))
+        for name in (*FITTED, *RESULTS):
+            if hasattr(peer, name):
+                setattr(estimator, name, getattr(peer, name))
+        return estimator
+
+    def _section(self) -> dict[str, Any]:
+        names = ("n_components", "covariance_type", "reg_covar", "prior")
+        return {"family": "gaussian", **{name: getattr(self, name) for name in names}}
+
+    def _given(self, n_features: int) -> dict[str, Array]:
+        k, d = self.n_components, n_features
+        found = {}
+        if self.weights_init is not None:
+            weights = _shaped("weights", self.weights_init, (k,))
+            if weights.min() < 0 or weights.max() > 1:
+                raise ValueError(
+                    "The parameter 'weights' should be in the range [0, 1], but got "
+                    f"max value {weights.max():.5f}, min value {weights.min():.5f}"
+                )
+            if not np.isclose(weights.sum(), 1.0):
+                raise ValueError(
+                    f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}"
+                )
+            found["weights"] = weights
+        if self.means_init is not None:
+            found["means"] = _shaped("means", self.means_init, (k, d))
+        if self.precisions_init is not None:
+            found["covariances"] = self._covariances_init(k, d)
+        return found
+
+    def _covariances_init(self, k: int, d: int) -> Array:
+        """Inverses of precisions_init, which have to be positive definite."""
+        kind = self.covariance_type
+        precisions = _shaped(f"{kind} precision", self.precisions_init, SHAPES[kind].array_shape(k, d))
+        if kind in ("diag", "spherical"):
+            if not (precisions > 0).all():
+                raise ValueError(f"'{kind} precision' should be positive")
+            return 1.0 / precisions
+        symmetric = np.allclose(precisions, np.swapaxes(precisions, -1, -2))
+        if not (symmetric and (np.linalg.eigvalsh(precisions) > 0.0).all()):
+            raise ValueError(f"'{kind} precision' should be symmetric, positive-definite")
+        return np.linalg.inv(precisions)
+
+    def _take(self, params: GaussianParams) -> None:
+        self.weights_, self.means_, self.covariances_ = params.weights, params.means, params.covariances
+        self.precisions_cholesky_ = params.factors
+        if self.covariance_type in ("full", "tied"):
+            self.precisions_ = params.factors @ np.swapaxes(params.factors, -1, -2)
+        else:
+            self.precisions_ = params.factors**2
+
+    def _kept(self) -> dict[str, Array]:
+        return {"weights": self.weights_, "means": self.means_, "covariances": self.covariances_}
+
+    def _model(self) -> tuple[Mixture, GaussianParams]:
+        mean = np.asarray(self.weights_ @ self.means_, dtype=np.float64)  # that of the rows, where the fit has ended
+        model = Gaussian(len(self.weights_), mean, self.covariance_type, self.reg_covar)
+        arrays = {name: np.asarray(value, dtype=np.float64) for name, value in self._kept().items()}
+        return model, model.params(arrays["weights"], arrays["means"], arrays["covariances"])
+
+
+def _shaped(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """The array, float64; ValueError, in scikit-learn's words, unless it has that shape."""
+    array = np.array(value, dtype=np.float64)
+    if array.shape != shape:
+        raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
+    return array

@@ -1,0 +1,261 @@
+"""K-means with scikit-learn's names."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.cluster import KMeans as Peer
+from sklearn.cluster import kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from pipeline.config import validate
+from pipeline.data.chunks import Chunks
+from pipeline.em.run import Run
+from pipeline.estimators.fit import Start, fitted, seed_of, value_errors
+from pipeline.estimators.rows import Table, table_of
+from pipeline.estimators.weights import column_of
+from pipeline.models.kmeans import nearest
+from pipeline.models.stats import Array
+
+FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_", "_n_threads")
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A function of rows: their nearest centre (part 0), or the squared distance to it (part 1)."""
+
+    centers: Array
+    part: int
+
+    def __call__(self, x: Array) -> Array:
+        """(n,). x : (n, d)."""
+        return nearest(x, self.centers, self.centers.mean(axis=0))[self.part]
+
+
+@dataclass(frozen=True)
+class Distances:
+    """A function of rows: their distance from each centre."""
+
+    centers: Array
+
+    def __call__(self, x: Array) -> Array:
+        """(n, k). x : (n, d)."""
+        return euclidean_distances(x, self.centers)
+
+
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """K-means by Lloyd's steps: scikit-learn's `KMeans` over rows in memory, in Dask or in xarray.
+
+    n_clusters, n_init, max_iter, tol, verbose, random_state : as in scikit-learn.
+    init : k-means++, k-means||, random, a callable, or centres (k, d).
+    copy_x : X is never written to, whatever this says.
+    algorithm : lloyd or elkan. Both name the same steps, and rows skip what bounds rule out in either.
+    method : em, Lloyd from the start that `init` names; auto, what the command does by default: a search for a better start.
+
+    Fitted attributes are scikit-learn's: cluster_centers_ (k, d), labels_ (n,) in the kind of X, inertia_, n_iter_; and
+    stop_reason_, a sentence. [Lloyd 1982; Arthur and Vassilvitskii 2007]
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Any = "k-means++",
+        n_init: Any = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        verbose: int = 0,
+        random_state: Any = None,
+        copy_x: bool = True,
+        algorithm: str = "lloyd",
+        method: str = "em",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.verbose = verbose
+        self.random_state = random_state
+        self.copy_x = copy_x
+        self.algorithm = algorithm
+        self.method = method
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit to all rows of X.
+
+        X : (n, d), an array, a Dask array, or an xarray.DataArray of either; sparse rows are made dense, some at a time.  y : ignored.
+        sample_weight : (n,) non-negative, or None for ones.  Raises ValueError for what cannot be used.
+        """
+        table = table_of(self, X, reset=True)
+        with value_errors():
+            column = column_of(sample_weight, table)
+            chunks = Chunks(table.source(), column)
+            if self.n_clusters > chunks.n_rows:
+                raise ValueError(f"n_samples={chunks.n_rows} should be >= n_clusters={self.n_clusters}.")
+            run = self._best(chunks, table, None if column is None else column.values)
+        assert run.final is not None
+        self.cluster_centers_ = run.params.centers.astype(table.x.dtype, copy=False)
+        self.inertia_ = float(run.final.stats.inertia)
+        self.n_iter_ = len(run.history)
+        self.stop_reason_ = run.stop_reason
+        self.labels_ = self._labels(table, run.params.centers)
+        if not table.lazy and (found := len(np.unique(self.labels_))) < self.n_clusters:
+            warnings.warn(
+                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). "
+                "Possibly due to duplicate points in X.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, and the nearest centre of each row, (n,)."""
+        return self.fit(X, sample_weight=sample_weight).labels_
+
+    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, and distances to the centres, (n, k)."""
+        return self.fit(X, sample_weight=sample_weight).transform(X)
+
+    def predict(self, X: Any) -> Any:
+        """The nearest centre of each row, (n,) int32; ties go to the lowest."""
+        return self._labels(self._table(X), self.cluster_centers_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def transform(self, X: Any) -> Any:
+        """Distances to the centres, (n, k)."""
+        table = self._table(X)
+        return table.map(Distances(self.cluster_centers_), len(self.cluster_centers_), table.x.dtype, "cluster")
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Minus the sum of squared distances to the nearest centres, weighted where weights are given."""
+        table = self._table(X)
+        squared = np.asarray(table.map(self._nearest(self.cluster_centers_, 1), None, np.float64, "cluster"))
+        weight = column_of(sample_weight, table)
+        return -float(squared.sum() if weight is None else weight.values @ squared)
+
+    def to_sklearn(self) -> Peer:
+        """The same as scikit-learn's own estimator; fitted if this one is."""
+        asked = {name: value for name, value in self.get_params().items() if name != "method"}
+        peer = Peer(
+            **{**asked, "init": "k-means++" if isinstance(self.init, str) and self.init == "k-means||" else self.init}
+        )
+        for name in FITTED:
+            if hasattr(self, name):
+                setattr(peer, name, getattr(self, name))
+        if hasattr(self, "cluster_centers_"):
+            peer._n_threads = 1  # it predicts with as many as it was fitted with
+        return peer
+
+    @classmethod
+    def from_sklearn(cls, peer: Peer) -> Self:
+        """The same as scikit-learn's estimator, with its fitted attributes if it has any."""
+        estimator = cls(**peer.get_params(deep=False))
+        for name in FITTED[:-1]:
+            if hasattr(peer, name):
+                setattr(estimator, name, getattr(peer, name))
+        return estimator
+
+    @property
+    def _n_features_out(self) -> int:
+        """Columns of `transform`."""
+        return int(self.cluster_centers_.shape[0])
+
+    def _best(self, chunks: Chunks, table: Table, weight: Array | None) -> Run:
+        k, named = self.n_clusters, isinstance(self.init, str)
+        self._n_init = self._restarts()
+        fit = {"method": self.method, "max_iter": self.max_iter, "tol": self.tol}
+        if named and (table.lazy or self.method != "em" or self.init not in ("k-means++", "random")):
+            fit |= {"init": self.init, "n_init": self._n_init, "random_state": seed_of(self.random_state)}
+            start = Start()
+        else:
+            fit["init"] = "random"
+            start = Start([{"centers": centers} for centers in self._centers(table, weight)])
+        config = validate({"model": {"family": "kmeans", "n_components": k}, "fit": fit}, name="KMeans").resolved()
+        return fitted(config, chunks, start, True, _told if self.verbose else _silent)
+
+    def _restarts(self) -> int:
+        """n_init, where scikit-learn's auto is 1 for starts that are good or given, and 10 for others."""
+        if not isinstance(self.init, str) and not callable(self.init):
+            if self.n_init not in ("auto", 1):
+                warnings.warn(
+                    "Explicit initial center position passed: performing only one init in KMeans instead of "
+                    f"n_init={self.n_init}.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return 1
+        if isinstance(self.n_init, str) and self.n_init == "auto":
+            return 10 if callable(self.init) or self.init == "random" else 1
+        return int(self.n_init)
+
+    def _centers(self, table: Table, weight: Array | None) -> list[Array]:
+        """(k, d) initial centres of each restart: given, or drawn as scikit-learn draws them. Rows in memory."""
+        rng, k, x = check_random_state(self.random_state), self.n_clusters, table.x
+        found = []
+        for _ in range(self._n_init):
+            if callable(self.init):
+                centers = np.array(self.init(np.asarray(x), k, random_state=rng), dtype=np.float64)
+            elif not isinstance(self.init, str):
+                centers = np.array(self.init, dtype=np.float64)
+            elif self.init == "random":
+                share = None if weight is None else weight / weight.sum()
+                centers = _dense(x[rng.choice(x.shape[0], size=k, replace=False, p=share)])
+            else:
+                shift = 0.0 if sp.issparse(x) else x.mean(axis=0)  # distances far from the origin would cancel
+                centers = shift + _dense(kmeans_plusplus(x - shift, k, sample_weight=weight, random_state=rng)[0])
+            found.append(_checked(centers, k, x.shape[1]))
+        return found
+
+    def _table(self, X: Any) -> Table:
+        check_is_fitted(self)
+        return table_of(self, X, reset=False)
+
+    def _nearest(self, centers: Array, part: int) -> Nearest:
+        return Nearest(np.asarray(centers, dtype=np.float64), part)
+
+    def _labels(self, table: Table, centers: Array) -> Any:
+        return table.map(self._nearest(centers, 0), None, np.int32, "cluster")
+
+
+def _dense(x: Any) -> Array:
+    return np.asarray(x.toarray() if sp.issparse(x) else x, dtype=np.float64)
+
+
+def _checked(centers: Array, k: int, d: int) -> Array:
+    """The centres; ValueError, in scikit-learn's words, unless they are (k, d)."""
+    if centers.ndim != 2 or centers.shape[0] != k:
+        raise ValueError(f"The shape of the initial centers {centers.shape} does not match the number of clusters {k}.")
+    if centers.shape[1] != d:
+        raise ValueError(
+            f"The shape of the initial centers {centers.shape} does not match the number of features of the data {d}."
+        )
+    return centers
+
+
+def _silent(runs: list[Run]) -> None:
+    """Nothing is told."""
+
+
+def _told(runs: list[Run]) -> None:
+    """Prints the inertia of each restart after each pass, and how it ended."""
+    for run in runs:
+        if run.final is not None:
+            print(f"Restart {run.restart} after iteration {len(run.history)}: {run.stop_reason}")
+        elif len(run.history) == 1:
+            print("Initialization complete")
+        if run.final is None:
+            print(f"Iteration {len(run.history) - 1}, inertia {-run.history[-1].objective:.6g}.")
