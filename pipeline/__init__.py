@@ -18,10 +18,13 @@ _HOMES = {
     "KMeans": "pipeline.estimators",
     "MultinomialMixture": "pipeline.estimators",
     "load_config": "pipeline.config",
+    "open_estimator": "pipeline.estimators.runs",
     "open_run": "pipeline.workflow",
     "predict": "pipeline.workflow",
     "resume": "pipeline.workflow",
     "run": "pipeline.workflow",
+    "to_numpy": "pipeline.estimators.runs",
+    "to_onnx": "pipeline.estimators.runs",
 }
 __all__ = [
     "NUMERICS",
@@ -30,15 +33,19 @@ __all__ = [
     "KMeans",
     "MultinomialMixture",
     "load_config",
+    "open_estimator",
     "open_run",
     "predict",
     "resume",
     "run",
+    "to_numpy",
+    "to_onnx",
 ]
 
 if TYPE_CHECKING:
     from pipeline.config import Config, load_config
     from pipeline.estimators import GaussianMixture, KMeans, MultinomialMixture
+    from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.workflow import open_run, predict, resume, run
 
 

@@ -177,9 +177,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _best(self, chunks: Chunks, table: Table, weight: Array | None) -> Run:
         k, named = self.n_clusters, isinstance(self.init, str)
         self._n_init = self._restarts()
-        fit = {"method": self.method, "max_iter": self.max_iter, "tol": self.tol}
+        fit = {"method": self.method, "max_iter": self.max_iter, "tol": self.tol, "n_init": self._n_init}
         if named and (table.lazy or self.method != "em" or self.init not in ("k-means++", "random")):
-            fit |= {"init": self.init, "n_init": self._n_init, "random_state": seed_of(self.random_state)}
+            fit |= {"init": self.init, "random_state": seed_of(self.random_state)}
             start = Start()
         else:
             fit["init"] = "random"
@@ -212,8 +212,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             elif not isinstance(self.init, str):
                 centers = np.array(self.init, dtype=np.float64)
             elif self.init == "random":
-                share = None if weight is None else weight / weight.sum()
-                centers = _dense(x[rng.choice(x.shape[0], size=k, replace=False, p=share)])
+                share = np.ones(x.shape[0]) if weight is None else weight
+                centers = _dense(x[rng.choice(x.shape[0], size=k, replace=False, p=share / share.sum())])
             else:
                 shift = 0.0 if sp.issparse(x) else x.mean(axis=0)  # distances far from the origin would cancel
                 centers = shift + _dense(kmeans_plusplus(x - shift, k, sample_weight=weight, random_state=rng)[0])

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.utils.validation import check_non_negative
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.utils.validation import check_is_fitted, check_non_negative
 
 from pipeline.estimators.gaussian import _shaped
 from pipeline.estimators.mixture import MixtureEstimator
@@ -72,6 +73,19 @@ class MultinomialMixture(MixtureEstimator):
         theta = np.exp(self.feature_log_prob_)
         rows = [rng.multinomial(n_counts, p / p.sum(), int(count)) for p, count in zip(theta, counts, strict=True)]
         return sp.csr_array(np.vstack(rows)), np.repeat(np.arange(len(counts)), counts)
+
+    def to_sklearn(self) -> MultinomialNB:
+        """The classifier of scikit-learn with the same rule: its classes are the components, its probabilities their
+        responsibilities. Only of a fitted mixture.
+        """
+        check_is_fitted(self)
+        peer = MultinomialNB(alpha=self.concentration - 1.0)
+        with np.errstate(divide="ignore"):
+            peer.class_log_prior_ = np.log(self.weights_)
+        peer.feature_log_prob_ = self.feature_log_prob_
+        peer.classes_ = np.arange(len(self.weights_))
+        peer.n_features_in_ = self.n_features_in_
+        return peer
 
     def _table(self, X: Any, reset: bool = False, least: int = 1, dense: bool = False) -> Table:
         table = super()._table(X, reset, least, dense)

@@ -21,6 +21,18 @@ KINDS = [np.float64, np.float32]
 
 
 @dataclass(frozen=True)
+class _Block:
+    """A function of a block of rows, which may have none. empty : what it then gives."""
+
+    function: Callable[[Any], np.ndarray]
+    empty: np.ndarray
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """What the function gives."""
+        return self.function(x) if x.shape[0] else self.empty
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows as they came. x : (n, d), NumPy, CSR or a Dask array whose chunks have all features.
 
@@ -47,8 +59,8 @@ class Table:
         """
         if self.lazy:
             more: dict[str, Any] = {"drop_axis": 1} if columns is None else {"chunks": (self.x.chunks[0], (columns,))}
-            meta = np.empty((0,) * (1 if columns is None else 2), dtype)
-            found = self.x.map_blocks(function, dtype=dtype, meta=meta, **more)
+            meta = np.empty((0,) if columns is None else (0, columns), dtype)
+            found = self.x.map_blocks(_Block(function, meta), dtype=dtype, meta=meta, **more)
         else:
             found = np.concatenate(self._on_threads(function))
         return found if self.named is None else self._labelled(found, name)

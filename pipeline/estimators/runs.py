@@ -1,0 +1,94 @@
+"""From a run to an estimator, and from an estimator to what other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.preprocess import Affine
+from pipeline.errors import InputError
+from pipeline.estimators.gaussian import GaussianMixture
+from pipeline.estimators.kmeans import KMeans
+from pipeline.estimators.mixture import MixtureEstimator
+from pipeline.estimators.multinomial import MultinomialMixture
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.kmeans import KMeans as KMeansModel
+from pipeline.models.multinomial import Multinomial
+from pipeline.outputs.model_store import load_model, read_dataset
+from pipeline.outputs.run_directory import RunDirectory
+
+
+def open_estimator(path: str | Path) -> Any:
+    """The fitted estimator of a run, for rows as the run read them.
+
+    Where the run preprocessed its rows, a scikit-learn Pipeline of two steps, `preprocess` (an affine map, as a PCA) and
+    `model`. Raises InputError when the run is not finished, StorageError if it is damaged.
+    """
+    dataset = read_dataset(RunDirectory(path).model)
+    model, params, affine = load_model(dataset)
+    estimator: GaussianMixture | KMeans | MultinomialMixture
+    k = model.n_components
+    if isinstance(model, KMeansModel):
+        estimator = KMeans(k)
+        estimator.cluster_centers_ = params.centers
+        estimator.inertia_ = dataset.attrs["final_inertia"]
+    else:
+        if isinstance(model, Gaussian):
+            estimator = GaussianMixture(k, covariance_type=model.covariance_type, reg_covar=model.reg_covar)
+        else:
+            assert isinstance(model, Multinomial)
+            estimator = MultinomialMixture(k, concentration=model.concentration)
+        estimator._take(params)
+        estimator.converged_ = dataset.attrs["converged"]
+        estimator.lower_bound_ = dataset.attrs["final_log_likelihood"] / dataset.attrs["total_weight"]
+    estimator.n_iter_, estimator.stop_reason_ = dataset.attrs["n_iter"], dataset.attrs["stop_reason"]
+    estimator.n_features_in_ = model.n_features
+    return estimator if affine is None else _after(affine, estimator)
+
+
+def to_onnx(estimator: Any) -> Any:
+    """The estimator, or a Pipeline that ends with one, as an ONNX model of float64 rows; an onnx.ModelProto.
+
+    Its outputs are those of skl2onnx for the estimator of `to_sklearn`. Raises InputError where skl2onnx is not installed.
+    """
+    try:
+        from skl2onnx import to_onnx as converted
+        from skl2onnx.common.data_types import DoubleTensorType
+    except ImportError as error:
+        raise InputError(f"to_onnx: {error}. Install it: pip install 'em-pipeline[onnx]'.") from error
+    plain = as_sklearn(estimator)
+    options = {type(plain): {"zipmap": False}} if hasattr(plain, "classes_") else None
+    return converted(plain, initial_types=[("X", DoubleTensorType([None, plain.n_features_in_]))], options=options)
+
+
+def as_sklearn(estimator: Any) -> Any:
+    """The same in scikit-learn's classes alone, also of a Pipeline that ends with one of ours."""
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(estimator, Pipeline):
+        return Pipeline([*estimator.steps[:-1], (estimator.steps[-1][0], estimator.steps[-1][1].to_sklearn())])
+    return estimator.to_sklearn()
+
+
+def to_numpy(estimator: MixtureEstimator | KMeans) -> dict[str, np.ndarray]:
+    """The parameters by the names that fit.init: explicit reads, for numpy.savez: weights, means and covariances, or
+    centers, or weights and log_prob.
+    """
+    if isinstance(estimator, KMeans):
+        return {"centers": np.asarray(estimator.cluster_centers_)}
+    return estimator._kept()
+
+
+def _after(affine: Affine, estimator: Any) -> Any:
+    """A Pipeline of the map and the estimator: (x - offset) @ matrix is what a PCA does."""
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import Pipeline
+
+    matrix = affine.full_matrix()
+    n_in, n_out = matrix.shape
+    step = PCA(n_components=n_out, whiten=False)
+    step.mean_, step.components_, step.n_components_, step.n_features_in_ = affine.offset, matrix.T, n_out, n_in
+    step.explained_variance_ = np.ones(n_out)  # what whitening would divide by, were it asked for
+    return Pipeline([("preprocess", step), ("model", estimator)])
