@@ -12,6 +12,7 @@ from pipeline.data.chunks import Chunks
 from pipeline.data.draw import Draw, Drawn
 from pipeline.data.given import Given
 from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
+from pipeline.em.annihilation import annihilated
 from pipeline.em.run import Run
 from pipeline.em.search import Rung, Search
 from pipeline.engine.held import HeldRows
@@ -133,5 +134,21 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
                 job.chunks.n_rows,
                 tell,
             )
-            found.append(replace(run, params=search(run.model, run.params), rungs=tuple(rungs)))
+            run = replace(run, params=search(run.model, run.params), rungs=tuple(rungs))
+            found.append(_shrunk(job, run, own, known.total) if config.select.annihilation else run)
     return found
+
+
+def _shrunk(job: Work, run: Run, rows: HeldRows, of: float) -> Run:
+    """The run with as many components as the shortest message has."""
+    began = time.perf_counter()
+    kept = annihilated(run.model, run.params, rows, of)
+    job.log(
+        "annihilation",
+        candidate=run.candidate,
+        n_components=kept.model.n_components,
+        lengths=kept.lengths,
+        rows=rows.n_rows,
+        seconds=time.perf_counter() - began,
+    )
+    return replace(run, model=kept.model, params=kept.params, lengths=tuple(kept.lengths))

@@ -247,6 +247,12 @@ class Select(Section):
         description="share of pictures, documents, else rows, held out of the fits; the chosen model is refitted to all rows",
     )
 
+    annihilation: bool = Field(
+        False,
+        description="gaussian: n_components is the most there may be; components that too few rows support are annihilated, and "
+        "as many are fitted as make the shortest message; true | false",
+    )
+
 
 class Output(Section):
     """What to write."""
@@ -315,6 +321,17 @@ class Config(Section):
             raise ValueError(
                 "select: criterion heldout needs heldout above 0, the share of rows to hold out, such as 0.1"
             )
+        if self.select.annihilation:
+            if self.model.family != "gaussian" or several or self.model.fixed or self.fit.n_init > 1:
+                raise ValueError(
+                    "select: annihilation is for a gaussian mixture of one n_components, the most there may be, with nothing "
+                    "fixed and n_init 1"
+                )
+            if self.fit.method == "em" or self.fit.init in ("explicit", "labels"):
+                raise ValueError(
+                    f"select: annihilation is part of the search for a start, which method {self.fit.method} with init "
+                    f"{self.fit.init} does not make; use method auto and another init"
+                )
         if self.fit.init == "explicit" and several:
             raise ValueError("fit.init: explicit parameters are those of one model; give one n_components and type")
         if self.fit.init == "labels" and len(self.model.n_components) > 1:

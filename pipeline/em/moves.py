@@ -293,7 +293,7 @@ def _narrowed(wide: Model, params: Any, k: int, rows: HeldRows) -> Any:
     """Parameters of the k components that the others can least do without: the least needed are left out, some at a time."""
     while wide.n_components > k:
         costs = rows.sum_over([RemovalCosts(wide, params)])[0]
-        wide, params = _only(wide, params, _needed(costs[0], costs[1:], wide.n_components - k))
+        wide, params = only(wide, params, _needed(costs[0], costs[1:], wide.n_components - k))
     return params
 
 
@@ -311,7 +311,7 @@ def _needed(cost: Array, heirs: Array, excess: int) -> Array:
     return np.delete(np.arange(len(cost)), dropped)
 
 
-def _only(model: Model, params: Any, kept: Array) -> tuple[Model, Any]:
+def only(model: Model, params: Any, kept: Array) -> tuple[Model, Any]:
     """A model of the given components alone."""
     fewer = replace(model, n_components=len(kept))  # type: ignore[type-var]
     arrays = {name: value[kept] if _per_component(name, model) else value for name, value in params.arrays().items()}

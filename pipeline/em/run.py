@@ -46,7 +46,8 @@ class Run:
     fold : what is kept between passes, None before the first.  read : rows read since the last entry of history.
     bound : free energy + log prior after the last M-step, total nats; -inf where it is not known.
     stop_reason : why it stopped, None while it goes on.  final : the E-step of the stored parameters.
-    rungs : of the search that found its start (em/search.py).
+    rungs : of the search that found its start (em/search.py).  lengths : of the messages by number of components, where
+    these were annihilated (em/annihilation.py).
     """
 
     restart: int
@@ -64,6 +65,7 @@ class Run:
     candidate: int = 0
     refit: bool = False
     rungs: tuple[Any, ...] = ()
+    lengths: tuple[tuple[int, float], ...] = ()
 
     @property
     def objective(self) -> float:

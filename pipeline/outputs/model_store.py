@@ -163,6 +163,7 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
         "converged": str(run.stop_reason).startswith("converged"),
         "n_iter": len(run.history),
         "search": [rung._asdict() for rung in run.rungs],
+        **({"message_lengths": [list(length) for length in run.lengths]} if run.lengths else {}),
         "order": order.tolist(),
         "data": source.describe(),
         "data_mean": known.mean.tolist(),

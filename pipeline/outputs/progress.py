@@ -140,6 +140,9 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "resume": lambda e: f"resumed from checkpoint {e['generation']}",
     "profile": lambda e: f"profile of {count(e['rows'])} rows  {duration(e['seconds'])}",
     "rung": _rung,
+    "annihilation": lambda e: (
+        f"annihilation: {e['n_components']} of {e['lengths'][0][0]} components make the shortest message  {duration(e['seconds'])}"
+    ),
     "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
     "pass": _pass,
     "reset": _reset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ def pack(known: Known, runs: Sequence[Run]) -> State:
                 "label_key": None if run.label_key is None else str(run.label_key),
                 "stop_reason": run.stop_reason,
                 "rungs": [list(rung) for rung in run.rungs],
+                "n_components": run.model.n_components,
+                "lengths": [list(length) for length in run.lengths],
                 "phases": [entry.phase for entry in run.history],
             }
         )
@@ -93,6 +96,8 @@ def unpack_runs(state: State, models: Sequence[Model]) -> list[Run]:
 def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at: str) -> Run:
     candidate = facts["candidate"]
     model = models[candidate]
+    if model.n_components != facts["n_components"]:  # some were annihilated
+        model = replace(model, n_components=facts["n_components"])
     named = {n.rpartition("/")[2]: a for n, a in state.arrays.items() if n.startswith(f"{at}/params/")}
     history = tuple(_entry(state, at, t, phase) for t, phase in enumerate(facts["phases"]))
     return Run(
@@ -108,6 +113,7 @@ def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at
         label_key=None if facts["label_key"] is None else int(facts["label_key"]),
         stop_reason=facts["stop_reason"],
         rungs=tuple(Rung(*rung) for rung in facts["rungs"]),
+        lengths=tuple((k, length) for k, length in facts["lengths"]),
         candidate=candidate,
         refit=facts["refit"],
     )
