@@ -37,6 +37,7 @@ GROUPS = {
     "patches": ("benchmarks.patches", "a pass over real image patches, against scikit-learn"),
     "kmeans": ("benchmarks.kmeans", "a Lloyd pass, against the fastest of scikit-learn, faiss and dask-ml"),
     "fit": ("benchmarks.patches", "a whole fit to image patches, against scikit-learn"),
+    "small": ("benchmarks.small", "whole fits to few rows from Python, against scikit-learn"),
     "counts": ("benchmarks.counts", "a pass of a multinomial mixture, against scipy's sparse products"),
     "overhead": ("benchmarks.passes", "a pass over 10,000 chunks that cost nothing"),
     "workers": ("benchmarks.passes", "two workers against one"),
