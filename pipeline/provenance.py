@@ -16,6 +16,7 @@ from pipeline.config import Config, to_plain
 from pipeline.data.chunks import Chunks
 from pipeline.engine.blas import kernel_set
 from pipeline.engine.memory import job_pss
+from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
@@ -38,15 +39,20 @@ def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> di
     }
 
 
-def surroundings(workers: int, chunks: Chunks) -> dict[str, Any]:
-    """Where and with what a job runs, for the log."""
+def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, Any]:
+    """What a job is, where and with what it runs, for the log."""
     return {
+        "asked": {
+            **config.model.model_dump(mode="json", include={"family", "n_components", "covariance_type"}),
+            **config.fit.model_dump(mode="json", include={"method", "max_iter", "tol"}),
+        },
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "blas": kernel_set(),
-        "workers": workers,
+        "workers": engine.workers,
+        "dashboard": engine.dashboard,
         "memory_total": psutil.virtual_memory().total,
         "pss": job_pss(),
         "chunks": chunks.n_chunks,

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import InputError, StorageError
-from pipeline.outputs.lock import Held, held
+from pipeline.outputs.lock import Held, held, is_held
 
 MARK = "# em-pipeline run directory"
 _OURS = (
@@ -58,6 +58,11 @@ class RunDirectory:
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume."""
         return any(any(self.checkpoints.glob(kind)) for kind in ("gen-*", "partial-*"))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process may be writing here: one of another machine cannot be looked at, and is believed its lock."""
+        return is_held(self.path / ".lock")
 
     def refuse_unless_free(self, overwrite: bool) -> None:
         """Raise InputError if a run may not start here; changes nothing."""
