@@ -142,8 +142,11 @@ class Picture:
         return min(available - 2, WIDEST)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The picture at the width that there is."""
+        """The picture at the width that there is; of what ended before it began nothing: the error says it."""
+        if self.ended and self._seen.latest is None:
+            return
         width = self.width(options.max_width)
+        yield ""  # between it and the lines above
         yield self._heading(width)
         yield from (Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._about())
         yield self._phases()
@@ -231,7 +234,7 @@ class Picture:
         seen, spent = self._seen, self._ago(self._seen.since)
         note = f"{roughly(spent)} so far"
         if seen.phase == "start" and not seen.underway:
-            return "search", f"{seen.rungs} steps done" if seen.rungs else "a start", "", note
+            return "start", f"search, step {seen.rungs + 1}" if seen.rungs else "to be found", "", note
         label = "first read" if seen.phase == "profile" else "this pass"
         if seen.underway:
             share = seen.underway["chunks"] / max(seen.underway["of"], 1)

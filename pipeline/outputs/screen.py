@@ -20,7 +20,7 @@ from pipeline.outputs.progress import describe
 _QUIET = {"pass": 5.0, "labelled": 5.0, "checkpoint": 5.0, "underway": 60.0}
 _DRAWN = ("pass", "labelled", "checkpoint", "underway")  # the picture says them
 _STYLES = {"warning": "yellow", "reset": "yellow"}
-DRAWS_A_SECOND = 4
+DRAWS_A_SECOND = 2
 
 
 @contextmanager
@@ -114,7 +114,8 @@ class Screen:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.end(self.picture.ended or (FINISHED if kind is None else "stopped"))
+        went = FINISHED if kind is None else "failed" if issubclass(kind, Exception) else "stopped"
+        self.end(self.picture.ended or went)
         self._live.stop()
 
     def _drawn(self) -> Picture:
