@@ -94,7 +94,9 @@ def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], acc
             "digits. Use --accept-other-bits, or run on the same kind of machine"
         )
     if changes:
-        raise InputError("resume: this would compute something else than the run did.\n" + "\n".join(changes))
+        advice = "Resume without the change, or `em-pipeline run` into another --output."
+        said = ["resume: this would compute something else than the run did.", *changes, advice]
+        raise InputError("\n".join(said))
 
 
 def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> None:
@@ -102,7 +104,8 @@ def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> No
     stored = record.get("fingerprint")
     if stored != fingerprint:
         lines = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(stored, fingerprint)]
-        raise InputError("the data are not those that the run read.\n" + "\n".join(lines))
+        advice = "Restore them, point data.path at where they are now, or `em-pipeline run` into another --output."
+        raise InputError("\n".join(["the data are not those that the run read.", *lines, advice]))
 
 
 def refuse_other_start(record: dict[str, Any], start: str | None) -> None:

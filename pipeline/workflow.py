@@ -218,7 +218,10 @@ def predict(
         chunks = _open_chunks(config)
         n_raw = model.n_features if affine is None else len(affine.offset)
         if chunks.n_features != n_raw:
-            raise InputError(f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}.")
+            raise InputError(
+                f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
+                "Give data.path rows made as the run's own were."
+            )
         if chunks.source.sparse and config.model.family != "multinomial":
             raise InputError(
                 f"predict: rows are sparse counts, the model is a {config.model.family} one of dense rows."

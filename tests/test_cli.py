@@ -112,7 +112,7 @@ def test_predict_writes_labels_and_says_where(copy, tmp_path):
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        (["run", "nowhere.yaml"], "cannot be read"),
+        (["run", "nowhere.yaml"], "does not exist"),
         (["run", "config.yaml", "--set", "fit.max_itr=3"], "did you mean max_iter?"),
         (["run", "config.yaml", "--set", "fit.max_iter"], "expected section.key=value"),
         (["run", "config.yaml", "--set", "data.path=nowhere.npy"], "nowhere.npy"),
