@@ -89,7 +89,7 @@ def run_command(
     from pipeline import workflow
 
     where = output or Path(loaded.output.path)
-    _with_progress(where, lambda listener: workflow.run(loaded, output, overwrite, [listener]))
+    _with_progress(where, lambda listener: workflow.run(loaded, output, overwrite, [listener]), before=False)
 
 
 @app.command("resume")
@@ -181,16 +181,21 @@ def _stored_engine(run: Path, changes: list[str]) -> Engine:
     return validate(record["config"], changes, str(run / "config.yaml")).engine
 
 
-def _with_progress(where: Path, action: Callable[[Any], Path]) -> None:
-    from pipeline.outputs.progress import progress
+def _with_progress(where: Path, action: Callable[[Any], Path], before: bool = True) -> None:
+    """Do something and show how far it is. where : the run directory.  before : what its log holds is part of it."""
+    from rich.console import Console
 
+    from pipeline.outputs.events import read_events
+    from pipeline.outputs.run_directory import RunDirectory
+    from pipeline.outputs.screen import following
+
+    directory = RunDirectory(where)
+    past = list(read_events(directory.events)) if before else []
     try:
-        with progress() as listener:
+        with following(Console(stderr=True, highlight=False), str(where), past) as listener:
             result = action(listener)
     except (KeyboardInterrupt, StopRequested) as stop:
-        from pipeline.outputs.run_directory import RunDirectory
-
-        kept = RunDirectory(where).has_checkpoint
+        kept = directory.has_checkpoint
         raise _stopped(stop, f"the last checkpoint is kept: em-pipeline resume {where}" if kept else None) from None
     report = result / "report.html"
     typer.echo(f"report: {report}" if report.exists() else f"written: {result}")

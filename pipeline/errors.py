@@ -4,6 +4,13 @@ Every message says three things: what came, what was expected, what to do next.
 The command line prints the message alone; `--debug` adds the traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
 
 class PipelineError(Exception):
     """Base of all errors that the user is told about; `exit_code` is the command's."""
@@ -37,3 +44,40 @@ class Stopped(PipelineError):
     """Stopped on request with a checkpoint; `resume` goes on."""
 
     exit_code = 75
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`; did you mean full?`, or nothing where no known word is like it."""
+    by_letters = {_letters(each): each for each in known}
+    near = difflib.get_close_matches(_letters(word), by_letters, n=1, cutoff=cutoff)
+    return f"; did you mean {by_letters[near[0]]}?" if near else ""
+
+
+def _letters(word: str) -> str:
+    """What typos leave: kmeans++ is k-means++."""
+    return word.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def does_not_exist(path: str | Path) -> str:
+    """That a local path does not exist, and the nearest that does, else where it was looked for: for messages."""
+    asked, known, parts = Path(path).expanduser(), Path(), Path(path).expanduser().parts
+    for i, part in enumerate(parts):
+        if not (known / part).exists():
+            there = sorted(os.listdir(known)) if os.access(known, os.R_OK) and known.is_dir() else []
+            near = difflib.get_close_matches(part, there, n=1, cutoff=0.7)
+            if near:
+                found = known.joinpath(near[0], *parts[i + 1 :])
+                found = found if found.exists() else known / near[0]
+                return f"does not exist; did you mean {_shown(found)}?"
+            break
+        known /= part
+    if asked.is_absolute() or len(parts) - i > 1:
+        return f"does not exist: there is no {parts[i]} in {_shown(known)}."
+    return f"does not exist; relative paths start from {Path.cwd()}."
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here, a folder with a slash at its end."""
+    here = Path.cwd()
+    text = str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
+    return f"{text}/" if path.is_dir() and text != "/" else text

@@ -141,6 +141,7 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float, rows:
         restarts=len(runs),
         running=sum(run.stop_reason is None for run in runs),
         refit=best.refit,
+        stop_reason=best.stop_reason,
         max_iter=job.config.fit.max_iter,
         routes=best.model.route_shares(best.params, job.chunks.source.dtype),
         **figures(best, float(best.history[-1].n_effective.sum()) if best.history else known.total),

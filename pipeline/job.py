@@ -45,4 +45,5 @@ class Job(Work):
     def _sum(self, jobs: Sequence[Any], ids: Sequence[int] | None = None) -> list[Any]:
         warn = lambda text: self.log("warning", message=text)  # noqa: E731
         keep = PartialPass(self.directory.checkpoints, self.chunks, jobs, ids, warn)
-        return self.engine.sum_over(self.chunks, jobs, ids, keep)
+        tell = lambda done, of: self.log("underway", chunks=done, of=of)  # noqa: E731
+        return self.engine.sum_over(self.chunks, jobs, ids, keep, tell)

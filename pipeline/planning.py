@@ -50,7 +50,8 @@ def warnings_of(config: Config, profile: Profile) -> list[str]:
     if config.model.family == "multinomial":
         if profile.low.min() < 0:
             raise InputError(
-                f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more."
+                f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more. "
+                "Rows of numbers are for model.family gaussian or kmeans."
             )
         return found
     constant = profile.constant_features()

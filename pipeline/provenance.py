@@ -16,6 +16,7 @@ from pipeline.config import Config, to_plain
 from pipeline.data.chunks import Chunks
 from pipeline.engine.blas import kernel_set
 from pipeline.engine.memory import job_pss
+from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
@@ -38,15 +39,20 @@ def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> di
     }
 
 
-def surroundings(workers: int, chunks: Chunks) -> dict[str, Any]:
-    """Where and with what a job runs, for the log."""
+def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, Any]:
+    """What a job is, where and with what it runs, for the log."""
     return {
+        "asked": {
+            **config.model.model_dump(mode="json", include={"family", "n_components", "covariance_type"}),
+            **config.fit.model_dump(mode="json", include={"method", "max_iter", "tol"}),
+        },
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "blas": kernel_set(),
-        "workers": workers,
+        "workers": engine.workers,
+        "dashboard": engine.dashboard,
         "memory_total": psutil.virtual_memory().total,
         "pss": job_pss(),
         "chunks": chunks.n_chunks,
@@ -88,7 +94,9 @@ def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], acc
             "digits. Use --accept-other-bits, or run on the same kind of machine"
         )
     if changes:
-        raise InputError("resume: this would compute something else than the run did.\n" + "\n".join(changes))
+        advice = "Resume without the change, or `em-pipeline run` into another --output."
+        said = ["resume: this would compute something else than the run did.", *changes, advice]
+        raise InputError("\n".join(said))
 
 
 def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> None:
@@ -96,7 +104,8 @@ def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> No
     stored = record.get("fingerprint")
     if stored != fingerprint:
         lines = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(stored, fingerprint)]
-        raise InputError("the data are not those that the run read.\n" + "\n".join(lines))
+        advice = "Restore them, point data.path at where they are now, or `em-pipeline run` into another --output."
+        raise InputError("\n".join(["the data are not those that the run read.", *lines, advice]))
 
 
 def refuse_other_start(record: dict[str, Any], start: str | None) -> None:

@@ -74,7 +74,7 @@ def run(
             job = Job(config, chunks, engine, log, directory, memory, began)
             job.log(
                 "start",
-                **provenance.surroundings(engine.workers, chunks),
+                **provenance.surroundings(config, engine, chunks),
                 plan=planned._asdict()
                 | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()}
                 | {"disk": disk._asdict() | {"total": disk.total}},
@@ -169,7 +169,7 @@ def _go_on(job: Job) -> None:
     """The fit, from the newest checkpoint that is whole."""
     directory = job.directory
     if not checkpoint.generations(directory.checkpoints) and partial.exist(directory.checkpoints):
-        job.log("resume", generation=None, **provenance.surroundings(job.engine.workers, job.chunks))
+        job.log("resume", generation=None, **provenance.surroundings(job.config, job.engine, job.chunks))
         given = _same_start(job)
         job, known, drawn = profiled(job)  # the pass that it ended in
         runs = begin(job, known, given, drawn)
@@ -181,7 +181,7 @@ def _go_on(job: Job) -> None:
     job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
     for name in ("report.html", "labels.zarr", "model.zarr", "candidates.zarr"):  # those of a lower max_iter
         directory.discard(name)
-    job.log("resume", generation=generation, **provenance.surroundings(job.engine.workers, job.chunks))
+    job.log("resume", generation=generation, **provenance.surroundings(job.config, job.engine, job.chunks))
     runs = unpack_runs(state, models_of(job.config, known))
     if runs:
         fit(job, known, _reopened(runs, job.config), generation)
@@ -218,7 +218,10 @@ def predict(
         chunks = _open_chunks(config)
         n_raw = model.n_features if affine is None else len(affine.offset)
         if chunks.n_features != n_raw:
-            raise InputError(f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}.")
+            raise InputError(
+                f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
+                "Give data.path rows made as the run's own were."
+            )
         if chunks.source.sparse and config.model.family != "multinomial":
             raise InputError(
                 f"predict: rows are sparse counts, the model is a {config.model.family} one of dense rows."

@@ -72,10 +72,11 @@ def test_status_during_and_after(finished, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         workflow.run(job(finished / "x.npy"), run, listeners=[look, Interrupt("pass", 4)])
-    assert "in progress" in shown[0] and "iteration   3" in shown[0] and "gen-000002" in shown[0]
+    assert "running" in shown[0] and "iteration   3" in shown[0] and "gen-000002" in shown[0]
     with (run / "events.jsonl").open("ab") as log:
         log.write(b'{"event": "pa\xff')
-    assert "in progress" in command("status", run).out
+    after = command("status", run).out
+    assert "stopped" in after and f"em-pipeline resume {run}" in after
     assert "is not a run directory" in refused("status", tmp_path)
 
 
@@ -111,7 +112,7 @@ def test_predict_writes_labels_and_says_where(copy, tmp_path):
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        (["run", "nowhere.yaml"], "cannot be read"),
+        (["run", "nowhere.yaml"], "does not exist"),
         (["run", "config.yaml", "--set", "fit.max_itr=3"], "did you mean max_iter?"),
         (["run", "config.yaml", "--set", "fit.max_iter"], "expected section.key=value"),
         (["run", "config.yaml", "--set", "data.path=nowhere.npy"], "nowhere.npy"),
@@ -272,13 +273,13 @@ def test_a_signal_stops_with_a_checkpoint_and_resume_ends_with_the_same_bytes(tm
 @pytest.fixture
 def asked(monkeypatch):
     """Has a command in this process get a signal at the n-th event of a name; afterwards nothing waits for its end."""
-    from pipeline.outputs import progress
+    from pipeline.outputs import screen
 
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
 
     def ask(number: int, event: str, nth: int = 1) -> None:
         listener = Interrupt(event, nth, lambda: os.kill(os.getpid(), number))
-        monkeypatch.setattr(progress, "progress", lambda: contextlib.nullcontext(listener))
+        monkeypatch.setattr(screen, "following", lambda *_: contextlib.nullcontext(listener))
 
     yield ask
     signal.setitimer(signal.ITIMER_REAL, 0)

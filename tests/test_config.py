@@ -40,39 +40,39 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ([1, 2], "came as list"),
-        ("model", "came as str"),
+        ([1, 2], "came as a list"),
+        ("model", "came as 'model'"),
         ({"model": [1]}, "model"),
-        ({"model": {"n_components": 0}}, "greater than or equal to 1 (got 0)"),
-        ({"model": {"n_components": "many"}}, "valid integer"),
+        ({"model": {"n_components": 0}}, "model.n_components: came as 0, expected at least 1"),
+        ({"model": {"n_components": "many"}}, "came as 'many', expected a whole number, such as 8"),
         ({"model": {"n_components": []}}, "model.n_components: came as an empty list"),
-        ({"model": {"n_components": [3, 0]}}, "model.n_components.1: Input should be greater than or equal to 1"),
+        ({"model": {"n_components": [3, 0]}}, "model.n_components.1: came as 0, expected at least 1"),
         ({"model": {"n_components": [3, 5, 3]}}, "names one value twice"),
         ({"model": {"covariance_type": ["full", "ful"]}}, "model.covariance_type.1"),
         ({"model": {"family": "multinomial", "covariance_type": ["full", "diag"]}}, "has none to choose from"),
         ({"model": {"family": "kmeans", "n_components": [3, 5]}}, "kmeans has no likelihood to choose by"),
         ({"model": {"family": "kmeans"}, "select": {"heldout": 0.1}}, "kmeans has no likelihood to choose by"),
         ({"select": {"criterion": "heldout"}}, "criterion heldout needs heldout above 0"),
-        ({"select": {"heldout": 1}}, "select.heldout: Input should be less than 1"),
+        ({"select": {"heldout": 1}}, "select.heldout: came as 1, expected less than 1"),
         ({"model": {"n_components": [3, 5]}, "fit": {"init": "labels", "init_path": "a"}}, "one number of components"),
         ({"model": {"covariance_type": ["full", "tied"]}, "fit": {"init": "explicit", "init_path": "a"}}, "one model"),
         ({"model": {"reg_covar": float("nan")}}, "model.reg_covar"),
         ({"model": {"family": "kmeans", "fixed": ["weights"]}}, "cannot be held in a kmeans model"),
         ({"model": {"family": "kmeans"}, "fit": {"assignment": "soft"}}, "kmeans assigns hard"),
-        ({"fit": {"init": "labels"}}, "do not go together"),
+        ({"fit": {"init": "labels"}}, "fit.init_path: is missing"),
         ({"fit": {"init_path": "start.npz"}}, "do not go together"),
         ({"data": {"source": "zarr"}}, "needs a path"),
         ({"data": {"source": "synthetic"}}, "needs n_rows and mixture"),
         ({"data": {"source": "docword", "path": "x"}, "preprocess": [{"kind": "center"}]}, "never made dense"),
         ({"engine": {"memory": "lots"}}, "is not a size"),
         ({"engine": {"memory": "1.2.3GiB"}}, "engine.memory"),
-        ({"engine": {"workers": 0}}, "engine.workers"),
+        ({"engine": {"workers": 0}}, "engine.workers: came as 0, expected at least 1 or auto"),
         ({"engine": {"workers": -2}}, "engine.workers"),
         ({"engine": {"scheduler_address": "tcp://a:1", "scheduler_file": "b"}}, "give one of"),
         ({"engine": {"scheduler": "local", "scheduler_file": "b"}}, "give one of"),
         ({"model": {"prior": "flat"}}, "write null for none, auto, or a mapping"),
-        ({"model": {"prior": {"weights": 0.5}}}, "model.prior.weights: Input should be greater than or equal to 1"),
-        ({"model": {"prior": {"dof": 0}}}, "model.prior.dof: Input should be greater than 0"),
+        ({"model": {"prior": {"weights": 0.5}}}, "model.prior.weights: came as 0.5, expected at least 1"),
+        ({"model": {"prior": {"dof": 0}}}, "model.prior.dof: came as 0, expected more than 0"),
         ({"model": {"prior": {"shrinkage": -1}}}, "model.prior.shrinkage"),
         ({"model": {"prior": {"scale": 0, "dof": 3}}}, "no prior of covariances, but dof is 3"),
         ({"model": {"family": "kmeans", "prior": "auto"}}, "kmeans has no density"),
@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch, path):
     """A missing file, a folder and bytes that are no text are errors that name the path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00model")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"does not exist|is a folder|is not text"):
         load_config(path)
 
 

@@ -51,9 +51,9 @@ def test_a_profile_comes_from_the_config_or_from_the_users_file(tmp_path, monkey
     ("text", "said"),
     [
         ("a: {kind: moon}", "'moon', expected local, ssh, slurm, slurm-runner or a dotted name"),
-        ("a: {wrokers: 2}", "wrokers: there is no such key; did you mean workers"),
-        ("- a", "engine.profiles: Input should be a valid dictionary"),
-        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: {wrokers: 2}", "line 1: engine.profiles.a.wrokers: there is no such key; did you mean workers"),
+        ("- a", r"engine.profiles: came as \[a\], expected keys of its own"),
+        ("a: !!python/object/apply:os.getcwd []", "It has a tag"),
     ],
 )
 def test_a_profiles_file_that_is_not_one_is_refused(tmp_path, monkeypatch, text, said):

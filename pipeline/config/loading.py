@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from pipeline.config.section import Section
+from pipeline.config.explaining import explain, home_of
 from pipeline.config.sections import Config
-from pipeline.errors import InputError
+from pipeline.config.syntax import Place, parse
+from pipeline.errors import InputError, does_not_exist
+
+_BEGIN = "`em-pipeline config > job.yaml` writes one to begin with."
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -20,44 +22,54 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises InputError for anything that is not a valid config, naming the nearest key.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path}: cannot be read ({error}). Give the path of a YAML file.") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"config {path}: not plain YAML ({error}). See `em-pipeline config`.") from error
-    return validate({} if raw is None else raw, overrides or [], str(path))
+    raw, lines = parse(_text(Path(path)), f"config {path}")
+    return validate({} if raw is None else raw, overrides or [], f"config {path}", lines)
 
 
-def validate(raw: Any, overrides: list[str] | None = None, name: str = "config") -> Config:
-    """A Config from plain dicts and lists, or an InputError that names what is wrong."""
+def _text(path: Path) -> str:
+    if not path.exists() and not os.path.lexists(path):
+        raise InputError(f"config {path}: {does_not_exist(path)} {_BEGIN}")
+    if path.is_dir():
+        raise InputError(f"config {path}: is a folder, expected a YAML file. {_BEGIN}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"config {path}: is not text, expected a YAML file. {_BEGIN}") from error
+    except OSError as error:
+        raise InputError(f"config {path}: cannot be read ({error.strerror}). Make it readable.") from error
+
+
+def validate(
+    raw: Any, overrides: list[str] | None = None, name: str = "config", lines: Mapping[Place, int] | None = None
+) -> Config:
+    """A Config from plain dicts and lists, or an InputError that names what is wrong. lines : where keys were given."""
     if not isinstance(raw, dict):
-        raise InputError(f"{name}: came as {type(raw).__name__}, expected sections such as data: and model:.")
+        came = f"{raw!r:.40}" if isinstance(raw, str) else f"a {type(raw).__name__}"
+        raise InputError(f"{name}: came as {came}, expected sections such as data: and model:. {_BEGIN}")
+    of: dict[Place, str] = {place: f"{name}, line {line}" for place, line in (lines or {}).items()}
     for override in overrides or []:
-        raw = _override(raw, override)
+        place, leaf = _override(override)
+        for part in reversed(place[1:]):
+            leaf = {part: leaf}
+        raw = _merge(raw, {place[0]: leaf})
+        for i in range(1, len(place)):
+            of.setdefault(place[:i], f"--set {override}")
+        of[place] = f"--set {override}"
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise InputError(
-            f"{name}: not a valid config.\n{problems}\nSee `em-pipeline config` for every option."
-        ) from None
+        raise InputError(explain(error.errors(), raw, of, name)) from None
 
 
-def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
+def _override(override: str) -> tuple[tuple[str, ...], Any]:
+    """The place and the value of `section.key=value`."""
     key, separator, value = override.partition("=")
-    parts = key.strip().split(".")
+    parts = tuple(key.strip().split("."))
     if not separator or not all(parts):
         raise InputError(f"--set {override!r}: expected section.key=value, such as fit.max_iter=50.")
-    try:
-        leaf = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: the value is not YAML ({error}).") from error
-    for part in reversed(parts[1:]):
-        leaf = {part: leaf}
-    return _merge(raw, {parts[0]: leaf})
+    if len(parts) == 1 and (home := home_of(parts[0])):
+        raise InputError(f"--set {override!r}: expected section.key=value; did you mean {home}={value}?")
+    return parts, parse(value, f"--set {override!r}")[0]
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -66,35 +78,6 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = list(_section_at(problem["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"{where}: there is no such key; did you mean {near[0]}?"
-    got = problem.get("input")
-    came = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
-    return f"{where or 'config'}: {problem['msg'].removeprefix('Value error, ')}{came}"
-
-
-def _section_at(loc: tuple[Any, ...]) -> type[Section]:
-    section: type[Section] = Config
-    for part in loc:
-        field = section.model_fields.get(str(part))
-        inner = list(sections_in(field.annotation)) if field else []
-        if inner:
-            section = inner[0]
-    return section
-
-
-def sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that an annotation is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from sections_in(part)
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import yaml
-
 from pipeline.config.engine import Engine, Profile
 from pipeline.config.loading import validate
-from pipeline.errors import InputError
+from pipeline.config.syntax import parse
+from pipeline.errors import InputError, did_you_mean
 
 FILE_VARIABLE = "EM_PIPELINE_PROFILES"
 
@@ -30,8 +29,8 @@ def profile_of(engine: Engine) -> Profile | None:
     known = {"local": Profile(), **_users_own(), **engine.profiles}
     if engine.scheduler not in known:
         raise InputError(
-            f"engine.scheduler: {engine.scheduler!r}, expected threads or one of the profiles {', '.join(sorted(known))}. "
-            f"Describe it in engine.profiles or in {profiles_file()}."
+            f"engine.scheduler: {engine.scheduler!r}, expected threads or one of the profiles {', '.join(sorted(known))}"
+            f"{did_you_mean(engine.scheduler, ['threads', *known]) or '.'} Describe it in engine.profiles or in {profiles_file()}."
         )
     return known[engine.scheduler]
 
@@ -43,10 +42,12 @@ def _users_own() -> dict[str, Profile]:
             raise InputError(f"{FILE_VARIABLE}: {path} is not there, expected a YAML file of profiles by name.")
         return {}
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"profiles {path}: cannot be read as plain YAML ({error}). See docs/clusters.md.") from error
-    return validate({"engine": {"profiles": raw or {}}}, name=str(path)).engine.profiles
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"profiles {path}: cannot be read as text ({error}). See docs/clusters.md.") from error
+    raw, lines = parse(text, f"profiles {path}")
+    within = {("engine", "profiles", *place): line for place, line in lines.items()}
+    return validate({"engine": {"profiles": raw or {}}}, None, f"profiles {path}", within).engine.profiles
 
 
 def serves(engine: Engine) -> bool:

@@ -229,8 +229,13 @@ class Fit(Section):
 
     @model_validator(mode="after")
     def _path_is_given(self) -> Fit:
-        if (self.init in ("labels", "explicit")) != (self.init_path is not None):
-            raise ValueError(f"init: {self.init} and init_path: {self.init_path} do not go together")
+        given = self.init in ("labels", "explicit")
+        if given and self.init_path is None:
+            raise ValueError(f"init_path: is missing; init: {self.init} needs the file that it starts from")
+        if not given and self.init_path is not None:
+            raise ValueError(
+                f"init_path: init: {self.init} and init_path do not go together; leave it out, or set init to labels or explicit"
+            )
         return self
 
 
@@ -295,9 +300,9 @@ class Config(Section):
         if self.model.family == "kmeans" and self.fit.method in ("incremental", "stepwise"):
             raise ValueError(f"fit.method: {self.fit.method} is for mixtures; choose auto or em for kmeans")
         if self.data.source == "synthetic" and (self.data.n_rows is None or self.data.mixture is None):
-            raise ValueError("data: source synthetic needs n_rows and mixture")
+            raise ValueError("data: source synthetic needs n_rows and mixture (configs/ has an example)")
         if self.data.source not in ("synthetic", "bundled") and self.data.path is None:
-            raise ValueError(f"data: source {self.data.source} needs a path")
+            raise ValueError(f"data.path: is missing; source {self.data.source} needs a path to read")
         if self.data.source == "docword" and self.preprocess:
             raise ValueError("preprocess: counts are never made dense; leave it empty for docword")
         if self.output.standard_errors:

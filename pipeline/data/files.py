@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.config import Data
 from pipeline.data.source import Source, even_bounds, row_dtype, rows_per_target
-from pipeline.errors import InputError, PipelineError, StorageError
+from pipeline.errors import InputError, PipelineError, StorageError, does_not_exist
 
 # gzip cannot seek: a read decompresses all that comes before it. Up to this many decompressed bytes (about eight
 # chunks, 0.2 s) that costs less than it is worth to avoid; a larger file is unpacked once, into data.cache.
@@ -104,8 +104,35 @@ def opening(path: str) -> Iterator[None]:
             ImportError,
             ValueError,
         ) as error:
-            advice = remedy(path, error) or "Give data.path a file that can be read"
+            refuse_absent(path)
+            if not is_url(path) and os.path.isdir(path):
+                raise InputError(
+                    f"{path}: is a folder, expected a file. Name a file in it; a folder of pictures is read by "
+                    "data.source: images, a zarr store by data.source: zarr."
+                ) from error
+            advice = remedy(path, error) or "Give the path of a file that can be read"
             raise InputError(f"{path}: cannot be opened ({said(error)}). {advice}.") from error
+
+
+def refuse_absent(path: str, key: str = "") -> None:
+    """Raise InputError, naming the nearest that there is, where a local path does not exist. key : that it came by."""
+    if not is_url(path) and not os.path.lexists(path):
+        raise InputError(f"{key} {path}: {does_not_exist(path)}".lstrip())
+
+
+# What files of other kinds begin with, and what to do about them.
+_BEGINNINGS = {
+    b"\x93NUMPY": "It is an .npy file: set data.source to npy",
+    b"\x1f\x8b": "It is compressed by gzip: unpack it with gunzip",
+    b"PK\x03\x04": "It is a zip archive, as .npz files are: write the array alone, with numpy.save",
+    b"\x89PNG": "It is a picture: set data.source to images",
+    b"\xff\xd8\xff": "It is a picture: set data.source to images",
+}
+
+
+def what_it_is(beginning: bytes) -> str | None:
+    """What helps where a file is of another kind than was expected; None when its first bytes do not tell."""
+    return next((advice for sign, advice in _BEGINNINGS.items() if beginning.startswith(sign)), None)
 
 
 @contextmanager
@@ -264,7 +291,10 @@ def npy_header(stream: IO[bytes], path: str) -> tuple[tuple[int, ...], bool, np.
         parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, columns_first, dtype = parse(stream)
     except ValueError as error:
-        raise InputError(f"{path}: is not an .npy file ({error}). Write it with numpy.save.") from error
+        stream.seek(0)
+        beginning = stream.read(8)
+        advice = what_it_is(beginning) or "Write it with numpy.save; text is read by data.source: csv"
+        raise InputError(f"{path}: is not an .npy file, it begins with {beginning!r}. {advice}.") from error
     return shape, columns_first, dtype, stream.tell()
 
 
@@ -288,8 +318,9 @@ def open_idx(data: Data) -> Source:
     with opening(path), open_binary(path, data.storage_options) as stream:
         magic = stream.read(4)
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES:
+            advice = what_it_is(magic) or "Set data.source to what it is"
             raise InputError(
-                f"{path}: starts with {magic.hex(' ')}, expected 00 00, a type, a rank. It is no IDX file."
+                f"{path}: starts with {magic.hex(' ')}, expected 00 00, a type, a rank. It is no IDX file. {advice}."
             )
         rank = magic[3]
         sizes = stream.read(4 * rank)

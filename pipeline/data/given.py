@@ -12,6 +12,7 @@ import zarr
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
+from pipeline.data.files import refuse_absent
 from pipeline.errors import InputError
 
 
@@ -41,6 +42,7 @@ def given_start(config: Config, n_rows: int) -> Given:
         return Given()
     if config.fit.init == "labels":
         return Given(labels=RowColumn.open(path, n_rows, "labels", missing_chunks=config.data.missing_chunks))
+    refuse_absent(path, "fit.init_path")
     try:
         if path.endswith(".npz"):
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:

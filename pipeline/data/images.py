@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.config import Data, Patch
 from pipeline.data.files import absolute, damaged, is_url, open_binary, opening, reading, stored_size
 from pipeline.data.source import Source, rows_per_target
-from pipeline.errors import InputError, PipelineError, StorageError
+from pipeline.errors import InputError, PipelineError, StorageError, did_you_mean
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm", ".jp2"}
 
@@ -210,7 +210,7 @@ def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int
             ) from error
         except Exception as error:
             raise StorageError(
-                f"{path}: is no picture that Pillow reads ({error}). Restore it, or take it out."
+                f"{path}: is no picture that Pillow reads ({error}). Restore it, take it out, or set data.source."
             ) from error
     if mode == "F":
         raise InputError(f"{path}: came with floating-point pixels, expected 8 or 16 bits. Convert it first.")
@@ -243,7 +243,10 @@ def open_images(data: Data) -> Source:
         folder, _, name = folder.rpartition("/")
         names = [name]
     if not names:
-        raise InputError(f"{data.path}: has no pictures ({', '.join(sorted(_SUFFIXES))}). Give data.path their folder.")
+        known = ", ".join(sorted(_SUFFIXES))
+        raise InputError(
+            f"{data.path}: has no pictures ({known}). Give data.path their folder, or set data.source to what it is."
+        )
     sizes = [_size(f"{folder or _photographs()}/{name}", data.storage_options, data.patch) for name in names]
     return ImageSource(folder, data.storage_options, names, np.array(sizes, np.int64), data.patch)
 
@@ -289,5 +292,11 @@ def open_bundled(data: Data) -> Source:
     if data.path == "photographs":
         return open_images(data)
     if data.path != "digits":
-        raise InputError(f"data.path: came as {data.path!r}, expected digits or photographs for source bundled.")
+        own = (
+            " For a file of your own set data.source to what it is." if data.path and os.path.exists(data.path) else ""
+        )
+        raise InputError(
+            f"data.path: came as {data.path!r}, expected digits or photographs for source bundled"
+            f"{did_you_mean(str(data.path), ('digits', 'photographs')) or '.'}{own}"
+        )
     return DigitsSource()

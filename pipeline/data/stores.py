@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from pipeline.data.files import absolute, damaged, is_url, reading, remedy
+from pipeline.data.files import absolute, damaged, is_url, reading, refuse_absent, remedy
 from pipeline.errors import InputError, StorageError
 
 # Codecs that store a sum of what they encode and compare it when they decode; zstd does so where it is asked to.
@@ -73,6 +73,11 @@ class ZarrPlace:
 
     def open_first(self) -> Any:
         """The zarr Array or Group, or an InputError that says that there is none."""
+        refuse_absent(self.path)
+        if not is_url(self.path) and os.path.isfile(self.path):
+            raise InputError(
+                f"{self.path}: is a file, expected a zarr store, which is a folder. Set data.source to what it is."
+            )
         try:
             return self.open()
         except Exception as error:  # every store and codec has its own kinds

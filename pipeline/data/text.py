@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.config import Data
-from pipeline.data.files import absolute, damaged, open_binary, opening, reading, seekable, stored_size
+from pipeline.data.files import absolute, damaged, open_binary, opening, reading, seekable, stored_size, what_it_is
 from pipeline.data.source import Source, even_bounds, rows_per_target
 from pipeline.errors import InputError
 
@@ -140,6 +140,9 @@ def open_csv(data: Data) -> Source:
     """
     path = absolute(str(data.path))
     with opening(path), open_binary(path, data.storage_options) as stream:
+        if advice := what_it_is(stream.read(8)):
+            raise InputError(f"{path}: is not text, expected lines of numbers. {advice}.")
+        stream.seek(0)
         delimiter, names, n_features = _sniff(stream, path, data.delimiter)
         stream.seek(0)
         rows = rows_per_target(n_features, 8)

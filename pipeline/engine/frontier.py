@@ -13,10 +13,12 @@ from typing import Any, Protocol
 from pipeline.engine.tree import Span, contains, halves
 
 LONG = 300.0  # seconds of a pass after which, and between which, what is finished is stored
+TOLD = 5.0  # seconds of a pass after which, and between which, it is told how much is finished
 STORED = 256  # subtrees at most: what is stored, and held for it, does not grow with the number of chunks
 
 
 Fetch = Callable[[Any], list[Any]]
+Tell = Callable[[int], None]  # told how many chunks are finished
 
 
 class Keep(Protocol):
@@ -35,15 +37,15 @@ class Keep(Protocol):
 class Frontier:
     """Finished subtrees that no other finished one contains, and what they came to (or a future of it).
 
-    spans : which tasks are subtrees that may be stored, by key.
+    spans : which tasks are subtrees that may be stored, by key.  tell : told now and then how many chunks are finished.
     """
 
-    def __init__(self, keep: Keep, spans: dict[Hashable, Span]) -> None:
-        self._keep, self._spans = keep, spans
+    def __init__(self, keep: Keep, spans: dict[Hashable, Span], tell: Tell) -> None:
+        self._keep, self._spans, self._tell = keep, spans, tell
         self._keys = {span: key for key, span in spans.items()}
         self._held: dict[Span, Any] = {}
         self._stored: set[Span] = set()
-        self._began = self._stored_at = time.monotonic()
+        self._began = self._stored_at = self._told_at = time.monotonic()
 
     def finished(self, key: Hashable, value: Any) -> list[Hashable]:
         """Take note of a task; the keys of those that are of no more use, because one contains them."""
@@ -58,12 +60,16 @@ class Frontier:
         self._held[span] = value
         return [self._keys[one] for one in inner]
 
-    def store_now_and_then(self, fetch: Fetch) -> None:
-        """Write what is not written yet, if it is long since that was done, or since the pass began.
+    def now_and_then(self, fetch: Fetch) -> None:
+        """Tell how much is finished, and write what is not written yet, each if it is long since that was done.
 
         fetch : the value of what was told.
         """
-        if time.monotonic() - self._stored_at > LONG:
+        now = time.monotonic()
+        if now - self._told_at > TOLD:
+            self._told_at = now
+            self._tell(sum(stop - start for start, stop in self._held))
+        if now - self._stored_at > LONG:
             self._store(fetch)
 
     def store_at_the_end(self, fetch: Fetch) -> None:

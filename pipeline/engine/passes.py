@@ -57,12 +57,23 @@ class Engine:
         self._stop: Event | None = None
         self._seen: Any = None
 
+    @property
+    def dashboard(self) -> str | None:
+        """Address of the cluster's dashboard, where there is one."""
+        return None if self.cluster is None else self.cluster.dashboard
+
     def sum_over(
-        self, chunks: Chunks, jobs: Sequence[Job], ids: Sequence[int] | None = None, keep: Keep | None = None
+        self,
+        chunks: Chunks,
+        jobs: Sequence[Job],
+        ids: Sequence[int] | None = None,
+        keep: Keep | None = None,
+        tell: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Any]:
         """For each job, the sum of job(chunk) over all chunks, or those of `ids`: one read, the same bits on any workers.
 
         keep : where what is finished of a long pass is stored, and taken from when the same pass is done again.
+        tell : told now and then in a pass that is kept: chunks done, and of how many.
         """
         began = time.perf_counter()
         wanted, blocks = range(chunks.n_chunks) if ids is None else ids, chunks.source.blocks()
@@ -88,7 +99,8 @@ class Engine:
             len(wanted) if keep is None else max(1, 2 * len(wanted) // STORED),
         )
         roots = [tasks.subtree(span) for span in uncovered(whole, known)]
-        frontier = None if keep is None else Frontier(keep, tasks.spans)
+        before = sum(stop - start for start, stop in known)
+        frontier = None if keep is None else Frontier(keep, tasks.spans, lambda done: tell(before + done, len(wanted)))
         with closing(self._compute(roots, tasks.names, frontier, tasks.held)) as found:
             value = total(whole, known, keep, lambda span: next(found), _add_lists)
         if keep is not None and frontier is not None and (known or frontier.is_long):
@@ -129,7 +141,7 @@ class Engine:
         def tell(key: Hashable, value: Any, *_: Any) -> None:
             if frontier is not None:
                 frontier.finished(key, value)
-                frontier.store_now_and_then(_itself)
+                frontier.now_and_then(_itself)
 
         try:
             with Callback(posttask=tell) if frontier is not None else nullcontext():

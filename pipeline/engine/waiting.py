@@ -52,6 +52,14 @@ class Cluster:
         self._seen_workers = time.monotonic()
         self._told: set[Hashable] = set()
 
+    @property
+    def dashboard(self) -> str | None:
+        """Address of the dashboard; None where the scheduler has none."""
+        try:
+            return self.client.dashboard_link or None
+        except (KeyError, AttributeError, *_GONE):
+            return None
+
     def compute(
         self,
         roots: Sequence[Any],
@@ -164,7 +172,7 @@ class Cluster:
                 for spare in frontier.finished(key, future):
                     if spare not in roots:
                         held.pop(spare).release()
-        frontier.store_now_and_then(self.fetch)
+        frontier.now_and_then(self.fetch)
 
     def fetch(self, future: Any) -> Any:
         """The value of a finished future; made again where its worker is gone meanwhile."""

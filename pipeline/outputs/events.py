@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,12 +63,32 @@ def _ends_with_newline(path: Path) -> bool:
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Events so far; a line that is not whole yet is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    yield from Tail(path).new()
+
+
+class Tail:
+    """A log that is read while it grows: what is new each time. One that has begun anew is read from its start."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+        self._file = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Events since the last call; a line that is not whole yet is left for the next, one that is none is left out."""
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            yield record
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._file or found.st_size < self._read:
+                    self._file, self._read = found.st_ino, 0
+                file.seek(self._read)
+                content = file.read()
+        except FileNotFoundError:
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.decode("utf-8", errors="replace").splitlines():
+            with suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    yield record

@@ -51,6 +51,12 @@ def held(path: Path) -> Iterator[None]:
                 path.unlink()
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody has the lock at `path`, as far as that can be known from here."""
+    found = _content(path)
+    return found is not None and _is_live(found)
+
+
 def _acquire(path: Path, mine: Path) -> None:
     while not _linked(mine, path):
         found = _content(path)

@@ -1,81 +1,9 @@
-"""What a person sees while a job runs: a live line in a terminal, plain lines elsewhere."""
+"""Events of a job and the quantities in them, in words."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
-QUIET_SECONDS = 5.0  # between plain lines of passes that bring little news
-
-Listener = Callable[[dict[str, Any]], None]
-
-
-@contextmanager
-def progress() -> Iterator[Listener]:
-    """A listener for the length of a job; it writes to standard error."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield Lines(lambda text: print(text, file=sys.stderr, flush=True))
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        yield Live(bars)
-
-
-class Lines:
-    """Plain lines, readable in a log."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self.write = write
-        self._last = 0.0
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Write what an event says, if it is news."""
-        text = describe(event)
-        routine = event["event"] in ("pass", "labelled", "checkpoint") and not event.get("final")
-        if text is None or (
-            routine and event.get("iteration", 1) > 0 and time.monotonic() - self._last < QUIET_SECONDS
-        ):
-            return
-        self._last = time.monotonic()
-        self.write(f"{event['time'][11:19]}  {text}")
-
-
-class Live:
-    """One live bar per phase, and lines above it for what is worth keeping."""
-
-    def __init__(self, bars: Progress) -> None:
-        self.bars = bars
-        self._tasks: dict[str, Any] = {}
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Move the bar of an event's phase, or write its line."""
-        text = describe(event) or ""
-        if event["event"] == "pass":
-            self._show("fitting", event["iteration"] + 1, event["max_iter"], text.partition("  ")[2])
-        elif event["event"] == "labelled":
-            self._show("labelling", event["rows"], event["of"], "rows")
-        elif text and event["event"] != "checkpoint":
-            style = "yellow" if event["event"] in ("warning", "reset") else ""
-            self.bars.console.print(Text(f"{event['time'][11:19]}  {text}", style=style))
-
-    def _show(self, phase: str, completed: float, total: float, note: str) -> None:
-        if phase not in self._tasks:
-            self._tasks[phase] = self.bars.add_task(phase, total=total, note=note)
-        self.bars.update(self._tasks[phase], completed=completed, total=total, note=note)
 
 
 def describe(event: dict[str, Any]) -> str | None:
@@ -99,17 +27,24 @@ _FIGURES: dict[str, Callable[[float | None], str]] = {
 }
 
 
+def figure_of(e: dict[str, Any]) -> tuple[str, float | None]:
+    """The name of what a pass raises or lowers, and how much of it a row has, None where that is not known."""
+    name = next(name for name in _FIGURES if f"{name}_per_row" in e)
+    return name, e[f"{name}_per_row"]
+
+
 def _pass(e: dict[str, Any]) -> str:
-    figure = next(how(e[f"{name}_per_row"]) for name, how in _FIGURES.items() if f"{name}_per_row" in e)
+    name, value = figure_of(e)
+    figure = _FIGURES[name](value)
     speed = f"{count(e['rows'] / max(e['seconds'], 1e-9))} rows/s"
     refit = "refit, " if e.get("refit") else ""
     if e["final"]:
         return f"{refit}final pass  {figure}  {speed}"
-    if "free_energy_per_row" in e:  # one block of a sweep: its seconds say little of those of a pass
+    if name == "free_energy":  # one block of a sweep: its seconds say little of those of a pass
         return f"iteration {e['iteration'] + 1:3d}  {figure}  {speed}"
-    left = (e["max_iter"] - e["iteration"] - 1) * e["seconds"]
+    left = (e["max_iter"] - e["iteration"]) * e["seconds"]  # the final pass too
     going = f"  {e['running']} of {e['restarts']} fits go on" if e.get("restarts", 1) > 1 and "running" in e else ""
-    return f"{refit}iteration {e['iteration'] + 1:3d}  {figure}  {speed}  at most {duration(left)} left{going}"
+    return f"{refit}iteration {e['iteration'] + 1:3d}  {figure}  {speed}  at most {roughly(left)} left{going}"
 
 
 def _reset(e: dict[str, Any]) -> str:
@@ -145,6 +80,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
     "pass": _pass,
+    "underway": lambda e: f"this pass: {count(e['chunks'])} of {count(e['of'])} chunks",
     "reset": _reset,
     "candidate": _candidate,
     "refused": lambda e: f"a leap was refused: it would have lost {e['least'] - e['objective']:.3g} nats",
@@ -174,6 +110,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def roughly(seconds: float) -> str:
+    """3 s, 42 s, 4:05 or 1:02:03: of estimates, and of clocks that go."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(max(seconds, 60.0))
+
+
 def size(n_bytes: float) -> str:
     """1536 as `1.5 KiB`, 10**9 as `954 MiB`."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
@@ -190,3 +131,15 @@ def memory(plan: dict[str, Any]) -> str:
         f"at most {size(plan['peak'])} of {size(plan['limit'])}: {size(plan['fixed'])} for the job, "
         f"and {size(plan['per_task'])} for {tasks}{ahead}"
     )
+
+
+def asked(model: dict[str, Any]) -> str:
+    """The family and its components: `gaussian, 5, 10 or 20 components, full`."""
+    k, shape = (_either(model.get(name)) for name in ("n_components", "covariance_type"))
+    return f"{model.get('family')}, {k} components" + (f", {shape}" if model.get("family") == "gaussian" else "")
+
+
+def _either(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return f"{', '.join(map(str, value[:-1]))} or {value[-1]}"

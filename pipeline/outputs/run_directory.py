@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import InputError, StorageError
-from pipeline.outputs.lock import Held, held
+from pipeline.errors import InputError, StorageError, does_not_exist
+from pipeline.outputs.lock import Held, held, is_held
 
 MARK = "# em-pipeline run directory"
 _OURS = (
@@ -58,6 +58,11 @@ class RunDirectory:
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume."""
         return any(any(self.checkpoints.glob(kind)) for kind in ("gen-*", "partial-*"))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process may be writing here: one of another machine cannot be looked at, and is believed its lock."""
+        return is_held(self.path / ".lock")
 
     def refuse_unless_free(self, overwrite: bool) -> None:
         """Raise InputError if a run may not start here; changes nothing."""
@@ -110,7 +115,7 @@ class RunDirectory:
     def read_config(self) -> dict[str, Any]:
         """What write_config wrote. Raises InputError when this is no run directory."""
         if not self.is_ours:
-            raise InputError(f"{self.path}: is not a run directory (no config.yaml of ours). Give the output of a run.")
+            raise InputError(f"{self.path}: {self._what_else()}")
         try:
             content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -121,6 +126,16 @@ class RunDirectory:
                 "Start again with `em-pipeline run --overwrite`."
             )
         return content
+
+    def _what_else(self) -> str:
+        """What this is, if not a run directory, and which may have been meant."""
+        if not os.path.lexists(self.path):
+            return f"is not a run directory: it {does_not_exist(self.path)}"
+        if self.path.is_file():
+            return "is not a run directory: it is a file. Give the folder that a run wrote, its output.path."
+        runs = sorted(str(path) for path in self.path.iterdir() if RunDirectory(path).is_ours)
+        inside = f"{runs[0]} is one." if runs else "Give the folder that a run wrote, its output.path."
+        return f"is not a run directory (no config.yaml of ours). {inside}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -1,0 +1,116 @@
+"""YAML as people write it: read safely, with the line of each key, and with errors that say what is usually wrong.
+
+Numbers such as 1e-3 are numbers (YAML 1.2; to YAML 1.1 they are text), and a key that is given twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from pipeline.errors import InputError
+
+Place = tuple[str | int, ...]  # keys and indices from the top down
+
+GLUED = re.compile(r"^\s*(?:- +)?([A-Za-z_]\w*):([^\s/\\].*)$")  # a key whose colon has no space behind it
+_OPEN = {
+    "flow mapping": "The { of line {line} is not closed, or a comma is missing.",
+    "flow sequence": "The [ of line {line} is not closed, or a comma is missing.",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with YAML 1.2's floats."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
+    """The content of a YAML text, and the line of each of its keys, from 1. name : of the text, for messages.
+
+    Raises InputError with line and column.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        lines = dict(_places(node, (), name, set()))
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as error:
+        raise InputError(_in_words(error, text, name)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{name}: is not plain YAML ({error}). `em-pipeline config` prints one.") from error
+
+
+def _places(node: Any, at: Place, name: str, above: set[int]) -> Iterator[tuple[Place, int]]:
+    """Every key with its line. Raises InputError for a key that is given twice: YAML would take the last."""
+    if id(node) in above:  # an anchor inside itself
+        return
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            word, line = str(key.value), key.start_mark.line + 1
+            if word in seen:
+                raise InputError(
+                    f"{name}, line {line}: {word} is given twice, first in line {seen[word]}. Make it one."
+                )
+            seen[word] = line
+            yield (*at, word), line
+            yield from _places(value, (*at, word), name, above | {id(node)})
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield (*at, i), value.start_mark.line + 1
+            yield from _places(value, (*at, i), name, above | {id(node)})
+
+
+def _in_words(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return f"{name}: is not plain YAML ({error.problem}). `em-pipeline config` prints one."
+    lines = text.splitlines() or [""]
+    number, column, why = _usually(error, lines, mark)
+    shown = lines[number].strip()
+    return f"{name}, line {number + 1}, column {column + 1}: {shown[:60]!r} cannot be read as YAML. {why}"
+
+
+def _usually(error: yaml.MarkedYAMLError, lines: list[str], mark: yaml.Mark) -> tuple[int, int, str]:
+    """Line and column, from 0, of what is usually wrong there, and what to do about it."""
+    number, column = min(mark.line, len(lines) - 1), mark.column
+    for i in range(number, max(number - 3, -1), -1):  # where it is noticed is at or after where it is
+        indent = lines[i][: len(lines[i]) - len(lines[i].lstrip())]
+        if "\t" in indent:
+            return i, indent.index("\t"), "A tab stands before it: YAML is indented with spaces, two for each level."
+        if glued := GLUED.match(lines[i]):
+            return i, glued.start(2), f"A space is missing after the colon: write `{glued[1]}: {glued[2]}`."
+    opened = error.context_mark or mark
+    for what, advice in _OPEN.items():
+        if what in str(error.context):
+            return number, column, advice.replace("{line}", str(opened.line + 1))
+    if "quoted scalar" in str(error.context):
+        return opened.line, opened.column, "The quote that begins here does not end."
+    if (
+        "alias" in str(error.context)
+        or "anchor" in str(error.context)
+        or "cannot start any token" in str(error.problem)
+    ):
+        return number, column, "Put the value in quotes: it begins with a character that YAML keeps for itself."
+    above = next((line for line in reversed(lines[:number]) if line.strip() and not line.lstrip().startswith("#")), "")
+    if "constructor" in str(error.problem):
+        return number, column, "It has a tag, which may stand for anything: plain YAML has none."
+    has_value = not above.rstrip().endswith(":")
+    if "mapping values" in str(error.problem) and has_value and _depth(lines[number]) > _depth(above):
+        return number, column, "It is indented deeper than the line above: keys of one section begin in one column."
+    if "mapping values" in str(error.problem):
+        return number, column, "A second colon: put the value in quotes."
+    return number, column, "Keys of one section begin in one column, and each has a colon and a space behind it."
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())

@@ -1,0 +1,239 @@
+"""What a person sees of a job: one picture, a function of the events, in a terminal, in a log and from another machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline import workflow
+from pipeline.data import source
+from pipeline.engine import frontier
+from pipeline.outputs import report
+from pipeline.outputs.events import EventLog, Tail, read_events
+from pipeline.outputs.picture import Picture
+from pipeline.outputs.run_directory import RunDirectory
+from pipeline.outputs.screen import following
+from tests.jobs import blobs, job, results, write_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+ASKED = {"family": "gaussian", "n_components": 20, "covariance_type": "full", "max_iter": 40, "tol": 1e-3}
+
+
+def told(n_passes: int = 12, finished: bool = True) -> list[dict]:
+    """The events of a made-up job, a second apart but for an `underway` amid each pass."""
+    found: list[dict] = []
+
+    def tell(event: str, **fields: object) -> None:
+        at = BEGIN + timedelta(seconds=len(found))
+        found.append({"event": event, "time": at.isoformat(timespec="milliseconds"), **fields})
+
+    where = {
+        "asked": ASKED,
+        "rows": 1_000_000,
+        "chunks": 64,
+        "workers": 4,
+        "blas": ["one"],
+        "dashboard": "http://a:1/status",
+    }
+    tell("start", **where)
+    tell("profile", rows=1_000_000, seconds=1.0)
+    tell("init", method="k-means||", seconds=1.0)
+    for i in range(n_passes + finished):
+        tell("underway", chunks=32, of=64)
+        each = {
+            "iteration": min(i, n_passes - 1),
+            "final": i == n_passes,
+            "seconds": 2.0,
+            "rows": 1_000_000,
+            "workers": 4,
+        }
+        figures = {"log_likelihood": -5e6 / (i + 1), "log_likelihood_per_row": -5 / (i + 1), "bytes_read": 10**9}
+        last = i >= n_passes - 1 and finished
+        state = {
+            "restarts": 1,
+            "running": int(not last),
+            "max_iter": 40,
+            "stop_reason": "converged: yes" if last else None,
+        }
+        tell("pass", **each, **figures, **state)
+    tell("reset", component=7, done=True, reason="too few rows")
+    tell("checkpoint", generation=3, seconds=0.1)
+    if finished:
+        tell("labelled", rows=500_000, of=1_000_000)
+        tell("labels", rows=1_000_000, seconds=1.0)
+        tell("finished", seconds=60.0, peak_pss=2**30)
+    return found
+
+
+def drawn(events: list[dict], width: int = 80, ended: str = "", after: float = 0.5) -> str:
+    """The picture of these events, some seconds after the last."""
+    now = BEGIN + timedelta(seconds=len(events) - 1 + after)
+    picture, out = Picture("runs/[b]photos[/i]", lambda: now), io.StringIO()
+    for event in events:
+        picture.add(event)
+    picture.ended = ended
+    Console(file=out, width=width, color_system=None).print(picture)
+    return out.getvalue()
+
+
+def test_the_picture_fits_any_width_at_any_time():
+    """No line is longer than the terminal, however far the job is; from 80 on nothing is cut off."""
+    events = told()
+    for n in range(len(events) + 1):
+        for width in (30, 50, 66, 80, 100, 200):
+            lines = drawn(events[:n], width).splitlines()
+            assert all(len(line) <= width for line in lines), (n, width)
+            assert width < 80 or not any("…" in line for line in lines)
+        assert "runs/[b]photos[/i]" in drawn(events[:n])
+
+
+def test_the_picture_says_how_far_a_job_is():
+    """Phase, pass, speed, figure, resets, workers, dashboard; times left are bounds or say what they rest on."""
+    now = drawn(told(finished=False))
+    assert "gaussian, 20 components, full; 1M rows in 64 chunks" in now and "▸ fit" in now
+    assert "12 of at most 40" in now and "at most 58 s left" in now  # 28 iterations of 2 s and the final pass are
+    assert "500k rows/s, 477 MiB/s, 4 workers" in now and "1 reset" in now and "http://a:1/status" in now
+    assert "-0.4166667" in now and "change +0.0379" in now and "tol 0.001" in now and "gen-000003" in now
+    ended = drawn(told(), ended="finished")
+    assert "finished  1:00" in ended and "converged: yes" in ended and "▸" not in ended and "dashboard" not in ended
+
+
+def test_the_picture_moves_within_a_pass():
+    """By what was told of finished chunks; else by the last pass, which it says; never to the end of the bar."""
+    events = told(finished=False)
+    underway = next(i for i, event in enumerate(events) if event["event"] == "underway")
+    assert "chunk 32 of 64" in drawn(events[: underway + 1]) and "about 0 s left" in drawn(events[: underway + 1])
+    done = events[: underway + 2]
+    assert "as the last one" in drawn(done) and "about 2 s left" in drawn(done, after=0.4)
+    assert "9 s, longer" in drawn(done, after=9.0)
+    assert "last event" in drawn(done, after=300.0) and "last event" not in drawn(done, after=30.0)
+
+
+def test_a_resumed_run_takes_the_place_of_what_it_does_again():
+    """Iterations after the one that was resumed from are gone from the picture; a new run starts it afresh."""
+    events = told(finished=False)
+    again = events[-3] | {"iteration": 4, "log_likelihood_per_row": -0.9}
+    resumed = {"event": "resume", "generation": 2, "time": events[-1]["time"], **events[0], "workers": 9}
+    picture = drawn([*events, resumed | {"event": "resume"}, again])
+    assert "5 of at most 40" in picture and "-0.9" in picture and "-0.4166667" not in picture
+    assert "5 of" not in drawn([*events, events[0]])
+
+
+@pytest.mark.parametrize("split", [1, 7, 100])
+def test_a_log_is_read_while_it_grows(tmp_path, split):
+    """However it grows, what is read is what was written, once; one that begins anew is read from its start."""
+    path = tmp_path / "events.jsonl"
+    assert list(Tail(path).new()) == []
+    log, whole = EventLog(tmp_path / "whole"), b""
+    for i in range(5):
+        log("pass", iteration=i, name="é")
+    whole = (tmp_path / "whole").read_bytes()
+    tail, found = Tail(path), []
+    for start in range(0, len(whole), split):
+        with path.open("ab") as file:
+            file.write(whole[start : start + split])
+        found += tail.new()
+    assert found == list(read_events(tmp_path / "whole")) and len(found) == 5
+    with path.open("ab") as file:
+        file.write(b'{"event": "pa\xff\n[1]\n' + whole)
+    assert len(list(tail.new())) == 5 and list(tail.new()) == []
+    path.unlink()
+    EventLog(path)("start")
+    assert [event["event"] for event in tail.new()] == ["start"]
+
+
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Yes."""
+        return True
+
+
+def shown(events: list[dict], **environment: str) -> str:
+    """All that is written to a terminal while these events come."""
+    out = Terminal()
+    console = Console(file=out, width=80, height=24, _environ={"TERM": "xterm-256color", **environment})
+    with following(console, "runs/x") as follower:
+        for event in events:
+            follower(event)
+    return out.getvalue()
+
+
+def test_a_terminal_is_left_clean():
+    """The cursor is hidden and shown again, the last picture stays, and NO_COLOR is respected."""
+    written = shown(told())
+    assert written.index("\x1b[?25l") < written.rindex("\x1b[?25h") and written.endswith("\x1b[?25h")
+    assert "\x1b[36m" in written or "\x1b[1;36m" in written
+    assert "finished" in written.splitlines()[-14:][0] or "finished" in "".join(written.splitlines()[-16:])
+    colours = [f"\x1b[{n}m" for n in range(30, 50)] + ["38;5", ";36m", ";33m"]
+    assert not any(colour in shown(told(), NO_COLOR="1") for colour in colours)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment"), [(False, {}), (True, {"TERM": "dumb"}), (False, {"FORCE_COLOR": "1"})]
+)
+def test_elsewhere_it_is_plain_lines(terminal, environment, monkeypatch):
+    """A log gets a readable line an event and no control character, whatever the environment asks for."""
+    out = Terminal() if terminal else io.StringIO()
+    with following(Console(file=out, _environ=environment), "runs/x") as follower:
+        for event in told():
+            follower(event)
+    lines = out.getvalue().splitlines()
+    assert "\x1b" not in out.getvalue() and all(line[2] == ":" and line[8:10] == "  " for line in lines)
+    assert sum("iteration" in line for line in lines) == 1 and any("final pass" in line for line in lines)
+    assert not any("this pass" in line for line in lines) and lines[-1].endswith("peak memory 1024 MiB")
+
+
+def test_a_long_pass_tells_how_far_it_is_and_changes_no_bit(tmp_path, monkeypatch):
+    """Finished chunks are counted, and the log of a short job has none of it."""
+    monkeypatch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
+    monkeypatch.setattr(source, "TARGET_BYTES", 1)  # as many chunks as are stored: six
+    config = job(write_rows(tmp_path / "x.zarr", blobs()), engine={"workers": 1}, output={"labels": False})
+    workflow.run(config, tmp_path / "short")
+    assert "underway" not in (tmp_path / "short/events.jsonl").read_text()
+    monkeypatch.setattr(frontier, "TOLD", -1.0)
+    workflow.run(config, tmp_path / "long")
+    events = list(read_events(tmp_path / "long/events.jsonl"))
+    each: list[list[int]] = [[]]
+    for event in events:
+        if event["event"] == "underway":
+            assert event["of"] == 6
+            each[-1].append(event["chunks"])
+        elif event["event"] == "pass":
+            each.append([])
+    assert all(chunks == sorted(chunks) and chunks[-1] == 6 for chunks in each[1:-1]), each
+    assert results(tmp_path / "short") == results(tmp_path / "long")
+
+
+def test_status_watches_from_another_process_until_the_run_has_ended(tmp_path):
+    """It reads the files alone, shows what happens, and ends with how to go on."""
+    directory = RunDirectory(tmp_path / "run")
+    program = [sys.executable, "-m", "pipeline", "status", str(directory.path), "--watch"]
+    with directory.lock():
+        directory.create({"config": {}})
+        log = directory.events
+        log.write_text("".join(json.dumps(event) + "\n" for event in told()[:3]))
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        watching = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=env)
+        assert watching.stdout is not None
+        assert "1M rows in 64 chunks" in watching.stdout.readline()
+        with log.open("a") as file:
+            file.write("".join(json.dumps(event) + "\n" for event in told()[3:6]))
+        lines = [watching.stdout.readline() for _ in range(3)]
+        assert "iteration   1" in lines[-1]
+        assert watching.poll() is None
+    began = time.monotonic()
+    rest, _ = watching.communicate(timeout=20)
+    assert watching.returncode == 0 and time.monotonic() - began < 10
+    assert "stopped" in rest and "run the same command again" in rest
