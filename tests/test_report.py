@@ -17,6 +17,7 @@ import yaml
 import zarr
 
 from pipeline.errors import InputError, StorageError
+from pipeline.outputs import checkpoint
 from pipeline.outputs.report import write_report
 from pipeline.outputs.report.words import number, percent, seconds, size
 
@@ -232,17 +233,41 @@ def choice_run(folder: Path, shapes: tuple[str, ...] = ("full",), heldout: bool 
     return dense_run(folder, candidates=table, **attrs)
 
 
+def keep(run: Path, iterations: tuple[int, ...] = (0, 1, 5)) -> Path:
+    """The run with parameters of some iterations: the model's, stretched by feature, in the order that the fit had."""
+    model = xr.open_zarr(run / "model.zarr", consolidated=False)
+    back = np.argsort(model.attrs["order"])
+    names = [name for name in ("weights", "means", "covariances", "centers", "log_prob") if name in model]
+    first = f"-{model.attrs['covariance_type']}" if "covariance_type" in model.attrs else ""
+    folder = run / "iterations" / f"k{model.sizes['component']}{first}-0"
+    for t in iterations:
+        arrays = {}
+        for name in names:
+            value, stretch = model[name].values, stretched(model.sizes["feature"], t)
+            if name != "weights":
+                square = "feature_2" in model[name].dims
+                value = value * np.outer(stretch, stretch) if square else value * (stretch if value.ndim > 1 else 2)
+            arrays[name] = value[back] if model[name].dims[0] == "component" else value
+        checkpoint.save(folder, t, checkpoint.State(arrays, {}), keep=None)
+    return run
+
+
+def stretched(d: int, t: int) -> np.ndarray:
+    """(d,) what each feature of iteration t is multiplied by."""
+    return np.asarray(1 + np.linspace(0.2, 1, d) / (t + 1))
+
+
 RUNS: dict[str, Callable[[Path], Path]] = {
     "line": lambda folder: dense_run(folder, d=1, k=1, covariance_type="diag"),
-    "plane": dense_run,
+    "plane": lambda folder: keep(dense_run(folder)),
     "many": lambda folder: dense_run(folder, d=20, covariance_type="tied"),
     "gaps": lambda folder: forget(dense_run(folder, d=3, covariance_type="spherical")),
     "choice": choice_run,
     "choice of types": lambda folder: choice_run(folder, ("full", "tied"), heldout=True),
-    "kmeans": kmeans_run,
-    "images": image_run,
-    "patches": lambda folder: patch_run(folder, k=12, p=4),
-    "topics": topic_run,
+    "kmeans": lambda folder: keep(kmeans_run(folder)),
+    "images": lambda folder: keep(image_run(folder)),
+    "patches": lambda folder: keep(patch_run(folder, k=12, p=4)),
+    "topics": lambda folder: keep(topic_run(folder)),
 }
 
 
@@ -390,6 +415,55 @@ def test_standard_errors_stand_beside_the_means(tmp_path: Path) -> None:
     assert means_table(read_record(mapped)).errors is None
 
 
+def test_kept_iterations_stand_side_by_side(report: Path) -> None:
+    """A drawing with words for each kept iteration and for the end; without any, one line names what keeps them."""
+    text = report.read_text(encoding="utf-8")
+    shown = text[text.index('<section id="replay">') :].split("</section>")[0]
+    if not (report.parent / "iterations").exists():
+        assert "output.keep_iterations=" in shown and "<figure" not in shown and shown.count("<p") == 1
+        return
+    assert "keep_iterations" not in shown and shown.count("per row") == 4
+    titles = ["Start", "Iteration 1", "Iteration 5", "The end, iteration 12"]
+    assert all(title in shown for title in titles)
+    if "<table" in shown:  # topics: a line for each, a column for each iteration
+        page = Page(shown)
+        assert len(page.all("tr")) == 13 and len(page.all("td")) == 12 * 4 and "word&" in page.text
+        return
+    alts = re.findall(r'(?:alt|aria-label)="([^"]*)"', shown)
+    assert len(alts) == 4 and all(alt.startswith(title) for alt, title in zip(alts, titles, strict=True))
+    plain = re.sub(r'at\d+-|(?:alt|aria-label)="[^"]*"|<h3>.*?</h3>|<figcaption>.*?</figcaption>', "", shown)
+    drawn = re.findall(r"<figure>.*?</figure>", plain, re.DOTALL)
+    assert len(drawn) == len(set(drawn)) == 4, "two iterations look the same"
+
+
+def test_kept_iterations_have_the_numbers_of_the_end(tmp_path: Path) -> None:
+    """Parameters are kept in the order that components had; they are shown in that of the model. Of a refit, its own."""
+    from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.replay import moments
+
+    run = keep(dense_run(tmp_path / "run", covariance_type="tied"), (4,))
+    record = read_record(run)
+    (moment,) = moments(record)[0].values()
+    np.testing.assert_allclose(moment.means, record.means * stretched(2, 4))
+    np.testing.assert_allclose(moment.weights, record.weights)
+    square = np.outer(stretched(2, 4), stretched(2, 4))
+    np.testing.assert_allclose(moment.array("covariances"), record.array("covariances") * square)
+    (run / "iterations" / "k3-tied-0-refit").mkdir()
+    (run / "iterations" / "k3-tied-0" / "gen-000004").rename(run / "iterations" / "k3-tied-0-refit" / "gen-000002")
+    assert list(moments(record)[0]) == [2]
+
+
+def test_many_and_damaged_iterations(tmp_path: Path) -> None:
+    """Of many kept iterations the first few and some later ones are shown; one that is damaged is named."""
+    from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.replay import moments
+
+    run = keep(dense_run(tmp_path / "run"), tuple(range(12)))
+    (run / "iterations" / "k3-full-0" / "gen-000004" / "manifest.json").write_text("torn")
+    found, lost = moments(read_record(run))
+    assert list(found) == [0, 1, 2, 7, 11] and "Damaged, so not shown: iteration 4." in lost
+
+
 def test_words_are_ranked_with_their_lift(tmp_path: Path) -> None:
     """A topic lists its likeliest words first; lift compares with all the counts."""
     from pipeline.outputs.report.record import read_record
@@ -419,7 +493,7 @@ def test_restarts_are_compared(plane: Path, tmp_path: Path) -> None:
     restarts += [{"restart": 1, "objective": -3e4, "chosen": True, **base}]
     text = read(dense_run(tmp_path / "two", restarts=restarts)).text
     assert f"{number(-2)}" in text and f"{number(-1.5, 8)}" in text and "kept" in text
-    assert "kept" not in (plane / "report.html").read_text(encoding="utf-8")
+    assert 'id="restarts"' not in (plane / "report.html").read_text(encoding="utf-8")
 
 
 def rows_of(page: str) -> list[str]:

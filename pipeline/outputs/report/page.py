@@ -17,6 +17,7 @@ from pipeline.errors import StorageError
 from pipeline.outputs.report import figures, pictures, projection, story, topics, words
 from pipeline.outputs.report.choice import choice
 from pipeline.outputs.report.record import Record, read_record
+from pipeline.outputs.report.replay import replay
 from pipeline.outputs.report.timing import timing
 from pipeline.outputs.run_directory import sync_tree
 
@@ -75,6 +76,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "family": record.family,
+        "noun": record.noun,
         "title": story.title(record),
         "subtitle": story.subtitle(record),
         "converged": bool(record.attrs.get("converged")),
@@ -85,6 +87,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "curves": figures.convergence(record, curve) if curve is not None and len(curve.objective) > 1 else [],
         "sizes": [chart for chart in (figures.sizes(record), figures.sizes_over_time(record)) if chart is not None],
         "components": _COMPONENTS.get(record.family, _dense)(record),
+        "replay": replay(record, curve),
         "choice": choice(record),
         "overlap": story.overlap(record),
         "search": story.search(record),

@@ -21,6 +21,7 @@ TILE = 112  # pixels across that a tile is enlarged to, by a whole factor: twice
 SHEET_TILE = 40
 LARGEST = 96  # pixels across that a picture is reduced to
 SHEET_COLUMNS = 20
+IN_SMALL = 24  # components on the small sheet of one iteration
 
 
 @dataclass(frozen=True)
@@ -273,8 +274,32 @@ def _sheets(
     return [Sheet(title, _sheet_picture(tiles, SHEET_COLUMNS, f"{title} {alt}")) for title, tiles in views]
 
 
-def _sheet_picture(tiles: list[np.ndarray], columns: int, alt: str, gap: int = 4) -> Picture:
-    enlarged = [_enlarge(tile, SHEET_TILE) for tile in tiles]
+def in_small(record: Record, pixels: PixelMap, final: Record, alt: str) -> Picture:
+    """The largest components on one small sheet, to stand beside sheets of other iterations of the run that ended as `final`.
+
+    Eigen-patches where there are any and no mean, which is then little of a component; else means, all on one scale.
+    """
+    count = min(record.k, IN_SMALL)
+    modes = _eigen(record, pixels, count) if pixels.mean_free else []
+    if modes:
+        tiles = [_grey(mode[0], -1, 1) for mode in modes]
+    else:
+        ends, means = pixels.points(final.means), pixels.points(record.means)
+        low, high = _ranges(ends, ends[:, None][:, :0], pixels)
+        tiles = [_grey(means[k], low[k], high[k]) for k in range(count)]
+    return _sheet_picture(tiles, int(np.ceil(np.sqrt(count))), alt, across=TILE // 2)
+
+
+def small_caption(record: Record, pixels: PixelMap) -> str:
+    """What the sheets of `in_small` show."""
+    eigen = pixels.mean_free and record.attrs.get("covariance_type") == "full"
+    what = "First eigen-patches" if eigen else "Centres" if record.family == "kmeans" else "Means"
+    which = "all components" if record.k <= IN_SMALL else f"the {IN_SMALL} largest components"
+    return f"{what} of {which}, in reading order."
+
+
+def _sheet_picture(tiles: list[np.ndarray], columns: int, alt: str, gap: int = 4, across: int = SHEET_TILE) -> Picture:
+    enlarged = [_enlarge(tile, across) for tile in tiles]
     height, width, channels = enlarged[0].shape
     columns = min(columns, len(tiles))
     lines = -(-len(tiles) // columns)

@@ -5,7 +5,8 @@ The record is read once and never written; arrays stay on disk until a section o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ FAMILIES = ("gaussian", "kmeans", "multinomial")
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run."""
+    """One finished run, in the directory `run`."""
 
+    run: Path
     model: xr.Dataset
     config: dict[str, Any]
     versions: dict[str, Any]
@@ -78,6 +80,15 @@ class Record:
         """(k, d) means, centres, or log-probabilities of words."""
         return self.array({"kmeans": "centers", "multinomial": "log_prob"}.get(self.family, "means"))
 
+    def with_parameters(self, arrays: Mapping[str, np.ndarray]) -> Record:
+        """The same run with the parameters of an earlier iteration, which come in the order that components had then."""
+        order = np.asarray(self.model.attrs.get("order", range(self.k)))
+        named = {}
+        for name, value in arrays.items():
+            dims = self.model[name].dims
+            named[name] = (dims, value[order] if dims[0] == "component" else value)
+        return replace(self, model=self.model.assign(named))
+
     def has(self, name: str) -> bool:
         """Whether the model stores this array."""
         return name in self.model.variables
@@ -117,6 +128,7 @@ def read_record(run: Path) -> Record:
     resolved = _read_yaml(run / "config.yaml")
     numerics = resolved.get("numerics")
     return Record(
+        run=run,
         model=_open_model(store),
         config=resolved.get("config") or {},
         versions=resolved.get("versions") or {},

@@ -46,7 +46,7 @@ def topics(record: Record) -> list[Topic]:
         peak = theta[k, top[0]]
         words = [
             Word(
-                str(vocabulary[w]) if w < len(vocabulary) else f"word {w}",
+                _word(vocabulary, w),
                 float(theta[k, w]),
                 float(theta[k, w] / overall[w]),
                 float(theta[k, w] / peak),
@@ -55,6 +55,17 @@ def topics(record: Record) -> list[Topic]:
         ]
         result.append(Topic(k, float(record.weights[k]), words, [int(row) for row in rows[k] if row >= 0]))
     return result
+
+
+def likeliest(record: Record, components: int, words: int) -> list[list[str]]:
+    """The likeliest words of the first components, the likeliest first."""
+    vocabulary = record.attrs.get("vocabulary") or []
+    top = np.argsort(-record.means[:components], axis=1, kind="stable")[:, :words]
+    return [[_word(vocabulary, w) for w in line] for line in top]
+
+
+def _word(vocabulary: list[str], w: int) -> str:
+    return str(vocabulary[w]) if w < len(vocabulary) else f"word {w}"
 
 
 def _overall(record: Record, theta: np.ndarray) -> np.ndarray:
