@@ -19,6 +19,7 @@ from pipeline.outputs.events import read_events
 
 if TYPE_CHECKING:
     import xarray as xr
+    import zarr
 
 FAMILIES = ("gaussian", "kmeans", "multinomial")
 
@@ -101,6 +102,21 @@ class Record:
             return np.asarray(self.model[name].values)
         except Exception as error:  # zarr codecs raise what they like: every one of them is a damaged store
             raise StorageError(f"model.zarr: {name} cannot be read ({error}). Run the job again.") from error
+
+    def labelled(self, name: str) -> zarr.Array[Any] | None:
+        """An array of labels.zarr, on disk; None where the run wrote none or it cannot be opened."""
+        import zarr
+
+        try:
+            return zarr.open_array(self.run / "labels.zarr" / name, mode="r")
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def labels_of(self, rows: np.ndarray) -> list[int | None]:
+        """The components of some rows, None where they are not known."""
+        label = self.labelled("label")
+        found = [-1 if label is None or row >= label.shape[0] else int(np.asarray(label[int(row)])) for row in rows]
+        return [None if one < 0 else one for one in found]
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""

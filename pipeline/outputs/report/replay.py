@@ -59,12 +59,14 @@ def replay(record: Record, curve: Curve | None) -> Replay | None:
     pixels, plane = pictures.pixel_map(record), projection.plane_of(record)
     if record.family == "multinomial":
         caption, drawn = f"The {WORDS} likeliest words of the largest components.", dict.fromkeys(found)
-        spoken = [topics.likeliest(moment, min(record.k, TOPICS), WORDS) for moment in found.values()]
+        spoken = [topics.likeliest(moment, range(min(record.k, TOPICS)), WORDS) for moment in found.values()]
         words = [(k, [" · ".join(frame[k]) for frame in spoken]) for k in range(len(spoken[0]))]
     elif pixels is not None:
-        shown = min(record.k, pictures.IN_SMALL)
+        shown = range(min(record.k, pictures.IN_SMALL))
         drawn = {
-            t: pictures.in_small(moment, pixels, record, f"{titles[t]}: {plural(shown, record.noun)} as pictures.")
+            t: pictures.in_small(
+                moment, pixels, record, f"{titles[t]}: {plural(len(shown), record.noun)} as pictures.", shown
+            )
             for t, moment in found.items()
         }
         caption = pictures.small_caption(record, pixels)

@@ -11,6 +11,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from pipeline.outputs.report.words import number, power_of_ten
@@ -83,6 +84,14 @@ def number_ticks(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter
 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")))
+
+
+def not_flat(axes: Axes, values: np.ndarray) -> None:
+    """A vertical range in which a line that hardly moves looks so: rounding is no mountain range."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    least = 1e-6 * max(abs(low), abs(high))
+    if high - low < least:
+        axes.set_ylim((low + high) / 2 - least, (low + high) / 2 + least)
 
 
 def log_ticks(axes: Axes) -> None:
