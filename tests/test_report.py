@@ -16,9 +16,13 @@ import xarray as xr
 import yaml
 import zarr
 
+import pipeline
+from pipeline import config
 from pipeline.errors import InputError, StorageError
+from pipeline.outputs import checkpoint
 from pipeline.outputs.report import write_report
 from pipeline.outputs.report.words import number, percent, seconds, size
+from tests.jobs import blobs
 
 FAMILY_NAMES = {"means": "gaussian", "centers": "kmeans", "log_prob": "multinomial"}
 
@@ -232,17 +236,41 @@ def choice_run(folder: Path, shapes: tuple[str, ...] = ("full",), heldout: bool 
     return dense_run(folder, candidates=table, **attrs)
 
 
+def keep(run: Path, iterations: tuple[int, ...] = (0, 1, 5)) -> Path:
+    """The run with parameters of some iterations: the model's, stretched by feature, in the order that the fit had."""
+    model = xr.open_zarr(run / "model.zarr", consolidated=False)
+    back = np.argsort(model.attrs["order"])
+    names = [name for name in ("weights", "means", "covariances", "centers", "log_prob") if name in model]
+    first = f"-{model.attrs['covariance_type']}" if "covariance_type" in model.attrs else ""
+    folder = run / "iterations" / f"k{model.sizes['component']}{first}-0"
+    for t in iterations:
+        arrays = {}
+        for name in names:
+            value, stretch = model[name].values, stretched(model.sizes["feature"], t)
+            if name != "weights":
+                square = "feature_2" in model[name].dims
+                value = value * np.outer(stretch, stretch) if square else value * (stretch if value.ndim > 1 else 2)
+            arrays[name] = value[back] if model[name].dims[0] == "component" else value
+        checkpoint.save(folder, t, checkpoint.State(arrays, {}), keep=None)
+    return run
+
+
+def stretched(d: int, t: int) -> np.ndarray:
+    """(d,) what each feature of iteration t is multiplied by."""
+    return np.asarray(1 + np.linspace(0.2, 1, d) / (t + 1))
+
+
 RUNS: dict[str, Callable[[Path], Path]] = {
     "line": lambda folder: dense_run(folder, d=1, k=1, covariance_type="diag"),
-    "plane": dense_run,
+    "plane": lambda folder: keep(dense_run(folder)),
     "many": lambda folder: dense_run(folder, d=20, covariance_type="tied"),
     "gaps": lambda folder: forget(dense_run(folder, d=3, covariance_type="spherical")),
     "choice": choice_run,
     "choice of types": lambda folder: choice_run(folder, ("full", "tied"), heldout=True),
-    "kmeans": kmeans_run,
-    "images": image_run,
-    "patches": lambda folder: patch_run(folder, k=12, p=4),
-    "topics": topic_run,
+    "kmeans": lambda folder: keep(kmeans_run(folder)),
+    "images": lambda folder: keep(image_run(folder)),
+    "patches": lambda folder: keep(patch_run(folder, k=12, p=4)),
+    "topics": lambda folder: keep(topic_run(folder)),
 }
 
 
@@ -390,6 +418,198 @@ def test_standard_errors_stand_beside_the_means(tmp_path: Path) -> None:
     assert means_table(read_record(mapped)).errors is None
 
 
+def test_kept_iterations_stand_side_by_side(report: Path) -> None:
+    """A drawing with words for each kept iteration and for the end; without any, one line names what keeps them."""
+    text = report.read_text(encoding="utf-8")
+    shown = text[text.index('<section id="replay">') :].split("</section>")[0]
+    if not (report.parent / "iterations").exists():
+        assert "output.keep_iterations=" in shown and "<figure" not in shown and shown.count("<p") == 1
+        return
+    assert "keep_iterations" not in shown and shown.count("per row") == 4
+    titles = ["Start", "Iteration 1", "Iteration 5", "The end, iteration 12"]
+    assert all(title in shown for title in titles)
+    if "<table" in shown:  # topics: a line for each, a column for each iteration
+        page = Page(shown)
+        assert len(page.all("tr")) == 13 and len(page.all("td")) == 12 * 4 and "word&" in page.text
+        return
+    alts = re.findall(r'(?:alt|aria-label)="([^"]*)"', shown)
+    assert len(alts) == 4 and all(alt.startswith(title) for alt, title in zip(alts, titles, strict=True))
+    plain = re.sub(r'at\d+-|(?:alt|aria-label)="[^"]*"|<h3>.*?</h3>|<figcaption>.*?</figcaption>', "", shown)
+    drawn = re.findall(r"<figure>.*?</figure>", plain, re.DOTALL)
+    assert len(drawn) == len(set(drawn)) == 4, "two iterations look the same"
+
+
+def test_kept_iterations_have_the_numbers_of_the_end(tmp_path: Path) -> None:
+    """Parameters are kept in the order that components had; they are shown in that of the model. Of a refit, its own."""
+    from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.replay import moments
+
+    run = keep(dense_run(tmp_path / "run", covariance_type="tied"), (4,))
+    record = read_record(run)
+    (moment,) = moments(record)[0].values()
+    np.testing.assert_allclose(moment.means, record.means * stretched(2, 4))
+    np.testing.assert_allclose(moment.weights, record.weights)
+    square = np.outer(stretched(2, 4), stretched(2, 4))
+    np.testing.assert_allclose(moment.array("covariances"), record.array("covariances") * square)
+    (run / "iterations" / "k3-tied-0-refit").mkdir()
+    (run / "iterations" / "k3-tied-0" / "gen-000004").rename(run / "iterations" / "k3-tied-0-refit" / "gen-000002")
+    assert list(moments(record)[0]) == [2]
+
+
+def test_many_and_damaged_iterations(tmp_path: Path) -> None:
+    """Of many kept iterations the first few and some later ones are shown; one that is damaged is named."""
+    from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.replay import moments
+
+    run = keep(dense_run(tmp_path / "run"), tuple(range(12)))
+    (run / "iterations" / "k3-full-0" / "gen-000004" / "manifest.json").write_text("torn")
+    found, lost = moments(read_record(run))
+    assert list(found) == [0, 1, 2, 7, 11] and "Damaged, so not shown: iteration 4." in lost
+
+
+@pytest.fixture(scope="module", params=["gaussian", "kmeans", "multinomial"])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the job itself, on 300 rows, and its report."""
+    folder = tmp_path_factory.mktemp(request.param)
+    counts = request.param == "multinomial"
+    x = blobs(300, 4) if not counts else np.random.default_rng(0).poisson(2.0, (300, 4)) + 1
+    np.save(folder / "x.npy", x)
+    data = {"source": "npy", "path": str(folder / "x.npy")}
+    if counts:
+        lines = [f"{i + 1} {w + 1} {c}" for i, row in enumerate(x) for w, c in enumerate(row)]
+        (folder / "docword.x.txt").write_text("\n".join(["300", "4", str(len(lines)), *lines]))
+        data = {"source": "docword", "path": str(folder / "docword.x.txt"), "cache": str(folder)}
+    plain = {
+        "data": data,
+        "model": {"family": request.param, "n_components": 3},
+        "fit": {"method": "em", "max_iter": 3},
+        "output": {"top_k": 3, "keep_iterations": [0, 2]},
+    }
+    return pipeline.run(config.validate(plain), folder / "run")
+
+
+def test_misfits_are_the_rows_of_the_lowest_density(real: Path) -> None:
+    """Those of labels.zarr, the worst first, with their values or words; the page names each."""
+    from pipeline.outputs.report.misfits import misfits
+    from pipeline.outputs.report.record import read_record
+
+    model = xr.open_zarr(real / "model.zarr", consolidated=False)
+    labels = xr.open_zarr(real / "labels.zarr", consolidated=False)
+    kmeans = model.attrs["family"] == "kmeans"
+    name = "squared_distance" if kmeans else "log_density"
+    score = labels[name].values
+    rows = np.argsort(-score if kmeans else score, kind="stable")[:3]
+    assert model.misfit_row.values.tolist() == rows.tolist()
+    np.testing.assert_allclose(model[f"misfit_{name}"], score[rows], rtol=1e-9)
+    x = np.load(real.parent / "x.npy")
+    if "misfits" in model:
+        np.testing.assert_array_equal(model.misfits, x[rows])
+    else:
+        order = np.argsort(-x[rows], axis=1, kind="stable")
+        np.testing.assert_array_equal(model.misfit_word[:, :4], order)
+        np.testing.assert_array_equal(model.misfit_count[:, :4], np.take_along_axis(x[rows], order, axis=1))
+        assert (model.misfit_word[:, 4:] == -1).all()
+    found = misfits(read_record(real))
+    assert found is not None and [line.row for line in found.rows] == rows.tolist()
+    assert [line.label for line in found.rows] == labels.label.values[rows].tolist()
+    page = (real / "report.html").read_text(encoding="utf-8")
+    assert all(f'scope="row">{row}</th>' in page for row in rows) and "The end, iteration" in page
+
+
+def test_confusion_counts_responsibilities(real: Path) -> None:
+    """Row i sums the responsibilities of the rows labelled i, whether they come of the sample or of labels.zarr."""
+    from pipeline.outputs.report.misfits import _counts, _counts_of_labels, confusion
+    from pipeline.outputs.report.record import read_record
+
+    record = read_record(real)
+    labels = xr.open_zarr(real / "labels.zarr", consolidated=False)
+    found = _counts(record)
+    assert found is not None
+    label = labels.label.values
+    if record.family == "kmeans":  # to the second nearest centre instead
+        away = ((np.load(real.parent / "x.npy")[:, None] - record.means) ** 2).sum(axis=2)
+        expected = np.zeros((3, 3))
+        np.add.at(expected, (label, np.argsort(away, axis=1)[:, 1]), 1)
+    else:
+        resp = np.zeros((len(label), 3))
+        np.put_along_axis(resp, labels.top_component.values, labels.top_responsibility.values, axis=1)
+        expected = np.stack([resp[label == k].sum(axis=0) for k in range(3)])
+        again = _counts_of_labels(record)
+        assert again is not None
+        np.testing.assert_allclose(again[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-5)
+    shared = confusion(record)
+    assert shared is not None and shared.chart is None
+    assert all(pair.first < pair.second for pair in shared.pairs)
+
+
+def test_confusion_is_drawn_where_it_can_be(tmp_path: Path) -> None:
+    """The pair that shares most comes first, with both shares; a heat map from four components on."""
+    from pipeline.outputs.report.misfits import confusion
+    from pipeline.outputs.report.record import read_record
+
+    means = np.array([[0.0, 0.0], [1.5, 0.0], [20.0, 0.0], [0.0, 20.0]])
+    sample = np.repeat(means, 50, axis=0) + np.random.default_rng(0).normal(size=(200, 2))
+    arrays = {"means": means, "covariances": np.ones(4), "sample": sample}
+    attrs: dict[str, Any] = {"covariance_type": "spherical", "data_mean": [0.0, 0.0], "fixed": []}
+    shared = confusion(read_record(write_run(tmp_path / "run", "means", arrays, {"kind": "rows"}, **attrs)))
+    assert shared is not None and shared.chart is not None and len(shared.pairs) == 1
+    pair = shared.pairs[0]
+    assert (pair.first, pair.second) == (0, 1) and 5 < float(pair.there[:-2]) < 50 > float(pair.back[:-2]) > 5
+
+
+def test_lines_that_do_not_move_look_flat(tmp_path: Path) -> None:
+    """Rounding is no mountain range: the axis of a run that began at its end has ticks that differ, and no staircase."""
+    from pipeline.outputs.report.figures import convergence, read_curve
+    from pipeline.outputs.report.record import read_record
+
+    run = dense_run(tmp_path / "run")
+    model = zarr.open_group(run / "model.zarr")
+    for name in ("log_likelihood", "lower_bound"):
+        array = model[name]
+        assert isinstance(array, zarr.Array)
+        array[:] = -2e5 + 1e-7 * np.arange(12)
+    model.attrs["final_log_likelihood"] = -2e5 + 2e-6
+    record = read_record(run)
+    curve = read_curve(record)
+    assert curve is not None
+    charts = convergence(record, curve)
+    assert "The two moves of EM" not in [chart.title for chart in charts]
+    ticks = re.findall(rf">({number(-1)[0]}[\d.]+)<", charts[0].picture)
+    assert len(ticks) == len(set(ticks)) > 2
+
+
+def test_every_iteration_is_told_in_numbers(plane: Path, tmp_path: Path) -> None:
+    """A line for each with both moves, which add to the next log-likelihood; of many the first and the last."""
+    from pipeline.outputs.report.figures import Curve, numbers
+
+    curve = Curve(np.array([-4.0, -3.0, -2.5]), np.array([-3.5, -2.75]))
+    lines, hidden = numbers(curve)
+    assert lines[0] == ["0", number(-4, 8), "0.500", number(-3.5, 8), "0.500"]
+    assert lines[1] == ["1", number(-3, 8), "0.250", number(-2.75, 8), "0.250"]
+    assert hidden == 0 and "Every iteration in numbers" in (plane / "report.html").read_text(encoding="utf-8")
+    many, hidden = numbers(Curve(np.arange(101.0), None))
+    assert [many[0][0], many[-1][0], len(many), hidden] == ["0", "99", 60, 40]
+
+
+def test_falls_are_explained(tmp_path: Path) -> None:
+    """Where reg_covar may be why an iteration lost, the page says so."""
+    from pipeline.outputs.report.figures import convergence, read_curve
+    from pipeline.outputs.report.record import read_record
+
+    run = dense_run(tmp_path / "run")
+    array = zarr.open_group(run / "model.zarr")["log_likelihood"]
+    assert isinstance(array, zarr.Array)
+    array[3] = array[0] - 1.0
+    for reg, said in ((1e-6, True), (0.0, False)):
+        zarr.open_group(run / "model.zarr").attrs["reg_covar"] = reg
+        record = read_record(run)
+        curve = read_curve(record)
+        assert curve is not None
+        caption = " ".join(chart.caption for chart in convergence(record, curve))
+        assert "1 iteration lost instead" in caption and ("reg_covar" in caption) is said
+
+
 def test_words_are_ranked_with_their_lift(tmp_path: Path) -> None:
     """A topic lists its likeliest words first; lift compares with all the counts."""
     from pipeline.outputs.report.record import read_record
@@ -419,7 +639,7 @@ def test_restarts_are_compared(plane: Path, tmp_path: Path) -> None:
     restarts += [{"restart": 1, "objective": -3e4, "chosen": True, **base}]
     text = read(dense_run(tmp_path / "two", restarts=restarts)).text
     assert f"{number(-2)}" in text and f"{number(-1.5, 8)}" in text and "kept" in text
-    assert "kept" not in (plane / "report.html").read_text(encoding="utf-8")
+    assert 'id="restarts"' not in (plane / "report.html").read_text(encoding="utf-8")
 
 
 def rows_of(page: str) -> list[str]:

@@ -77,4 +77,9 @@ def _collapsed(run: Run) -> int:
 
 def name_of(model: Model) -> str:
     """What a candidate is called: k10-full, or k10 where there are no covariances."""
-    return f"k{model.n_components}-{model.covariance_type}" if isinstance(model, Gaussian) else f"k{model.n_components}"
+    return candidate_name(model.n_components, model.covariance_type if isinstance(model, Gaussian) else None)
+
+
+def candidate_name(n_components: int, covariance_type: str | None) -> str:
+    """The same, where there are numbers and no model."""
+    return f"k{n_components}-{covariance_type}" if covariance_type else f"k{n_components}"

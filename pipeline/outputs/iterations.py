@@ -15,9 +15,14 @@ from pipeline.outputs import checkpoint
 from pipeline.outputs.candidates import name_of
 
 
-def folder_of(folder: Path, run: Run) -> Path:
-    """Where the iterations of one restart are kept."""
-    return folder / f"{name_of(run.model)}-{run.restart}{'-refit' if run.refit else ''}"
+def folder_of(folder: Path, name: str, restart: int, refit: bool) -> Path:
+    """Where the iterations of one restart of the candidate of this name are kept."""
+    return folder / f"{name}-{restart}{'-refit' if refit else ''}"
+
+
+def kept_iterations(folder: Path) -> dict[int, Path]:
+    """What is kept of one restart: iteration to its parameters, for `checkpoint.read`, in order; nothing where none is."""
+    return {checkpoint.number(path): path for path in checkpoint.generations(folder)}
 
 
 def keep_iterations(
@@ -31,5 +36,5 @@ def keep_iterations(
         t = len(run.history)
         if (old is None or len(old.history) < t) and (wanted == "all" or t in wanted):
             facts = {"candidate": run.candidate, "restart": run.restart, "refit": run.refit, "iteration": t}
-            place = folder_of(folder, run)
+            place = folder_of(folder, name_of(run.model), run.restart, run.refit)
             checkpoint.save(place, t, checkpoint.State(run.params.arrays(), facts), keep=None)

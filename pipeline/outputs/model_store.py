@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 import zarr
 from zarr.codecs import ZstdCodec
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SAMPLE_ROWS, SAMPLE_BYTES = 2000, 2**20  # for the report's pictures
+MISFITS, MISFIT_WORDS = 10, 8  # at most
 _COMPONENT = ("component",)
 _DIMENSIONS: dict[str, tuple[str, ...]] = {
     "weights": _COMPONENT,
@@ -66,7 +68,14 @@ def build_dataset(run: Run, runs: Sequence[Run], order: Array, known: Known, sou
     import xarray as xr
 
     run = _reordered(run, order)
-    variables = _parameters(run) | _history(run) | _exemplars(run) | _preprocessing(known.affine) | _prior(run.model)
+    variables = (
+        _parameters(run)
+        | _history(run)
+        | _exemplars(run)
+        | _misfits(run)
+        | _preprocessing(known.affine)
+        | _prior(run.model)
+    )
     if not source.sparse:
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(known.mean))))
         variables["sample"] = (("sample_row", "feature"), np.asarray(known.sample.x[:size], dtype=np.float64))
@@ -121,6 +130,23 @@ def _exemplars(run: Run) -> dict[str, Any]:
     if found.x.shape[2]:
         variables["exemplars"] = (("component", "rank", "feature"), found.x)
     return variables
+
+
+def _misfits(run: Run) -> dict[str, Any]:
+    """The rows that fit worst, the worst first; of a document its commonest words, with -1 for none."""
+    assert run.final is not None
+    found = run.final.worst.first(MISFITS)
+    score = ("squared_distance", -found.score) if isinstance(run.model, KMeans) else ("log_density", found.score)
+    variables: dict[str, Any] = {"misfit_row": (("misfit",), found.row), f"misfit_{score[0]}": (("misfit",), score[1])}
+    if not sp.issparse(found.x):
+        variables["misfits"] = (("misfit", "feature"), np.asarray(found.x, dtype=np.float64))
+        return variables
+    word = np.full((len(found.row), MISFIT_WORDS), -1, dtype=np.int64)
+    count = np.zeros(word.shape)
+    for i, document in enumerate(found.x):
+        top = np.lexsort((document.indices, -document.data))[:MISFIT_WORDS]
+        word[i, : len(top)], count[i, : len(top)] = document.indices[top], document.data[top]
+    return variables | {"misfit_word": (("misfit", "place"), word), "misfit_count": (("misfit", "place"), count)}
 
 
 def _preprocessing(affine: Affine | None) -> dict[str, Any]:

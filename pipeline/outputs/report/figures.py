@@ -18,6 +18,8 @@ from pipeline.outputs.report.words import number, percent, plural, rate, setting
 
 STAIRS = 6  # iterations shown as a staircase at most
 CLEAR = 0.015  # of the height of the chart: what a step should measure to be seen
+FLAT = 1e-7  # of the objective: less than this in a whole run, and there are no steps to be seen
+LISTED = 60  # iterations in the table at most
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ def read_curve(record: Record) -> Curve | None:
 
 def convergence(record: Record, curve: Curve) -> list[Chart]:
     """The objective over the whole run, EM's two moves close up, how the gains shrank, and how sure the rows became."""
+    known = curve.objective[np.isfinite(curve.objective)]
+    if not len(known):
+        return []
     charts = [_objective(record, curve)]
-    if curve.bound is not None and len(curve.bound) > 1:
+    if curve.bound is not None and len(curve.bound) > 1 and np.ptp(known) > FLAT * np.abs(known).max():
         charts.append(_staircase(curve))
     if len(curve.objective) > 2:
         charts.append(_gains(record, curve))
@@ -90,9 +95,10 @@ def _objective(record: Record, curve: Curve) -> Chart:
     svg.label_axes(axes, "iteration", f"{what}, {unit}")
     svg.count_ticks(axes)
     svg.number_ticks(axes)
+    svg.not_flat(axes, curve.objective)
     if curve.bound is not None:
-        svg.legend(axes, loc="lower right")
-    first, last = curve.objective[known][[0, -1]] if known.any() else (np.nan, np.nan)
+        svg.legend(axes, loc="best")
+    first, last = curve.objective[known][[0, -1]]
     alt = f"Line chart: {what} goes from {number(first)} to {number(last)} {unit} in {plural(len(iterations) - 1, 'iteration')}."
     caption = (
         "Mean squared distance of a row to its centre, at each assignment. The last point is the stored model."
@@ -100,6 +106,8 @@ def _objective(record: Record, curve: Curve) -> Chart:
         else "Taken at each E-step; the last point is the stored model. The free energy never lies above it: "
         "the space between the two is the KL gap that the next E-step closes."
     )
+    if record.attrs.get("search") and np.ptp(curve.objective[known]) < 1e-4 * np.abs(curve.objective[known]).max():
+        caption += " It begins near its end: the search on rows in memory had found the place before the first pass."
     return Chart(what[0].upper() + what[1:], svg.to_svg(figure, "objective", alt), caption)
 
 
@@ -120,7 +128,7 @@ def _staircase(curve: Curve) -> Chart:
     svg.label_axes(axes, "iteration", "free energy per row, nats")
     svg.count_ticks(axes)
     svg.number_ticks(axes)
-    svg.legend(axes, loc="lower right")
+    svg.legend(axes, loc="best")
     m_gain, e_gain = curve.m_gain[start:stop].sum(), curve.e_gain[start:stop].sum()
     alt = (
         f"Staircase from iteration {start} to {stop}: M-steps raise the free energy by {number(m_gain, 3)} nats per row "
@@ -169,15 +177,40 @@ def _gains(record: Record, curve: Curve) -> Chart:
         axes.axhline(tol, color=svg.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"tol = {setting(tol)}")
     svg.label_axes(axes, "iteration", f"gain per row, {'squared distance' if kmeans else 'nats'}")
     svg.count_ticks(axes)
-    svg.legend(axes, loc="upper right")
+    svg.legend(axes, loc="best")
     falls = int((total < -1e-12 * np.abs(curve.objective[1:])).sum())
     last = f"The last iteration gained {number(float(total[-1]), 3)} per row." if np.isfinite(total[-1]) else ""
     note = f" {plural(falls, 'iteration')} lost instead, and {'is' if falls == 1 else 'are'} left out." if falls else ""
+    if falls and record.attrs.get("reg_covar") and not record.has("prior_scale"):
+        note += (
+            f" The reg_covar of {setting(float(record.attrs['reg_covar']))}, which is added to each variance after the M-step, "
+            "may take more than a step gains; under model.prior none does."
+        )
     caption = "How much each iteration still gained, on a logarithmic scale" + (
         "." if kmeans else ", split into the two moves; the run stops when their sum falls below tol."
     )
     alt = f"Gains per iteration on a logarithmic scale. {last}"
     return Chart("What each iteration gained", svg.to_svg(figure, "gains", alt.strip()), f"{caption} {last}{note}")
+
+
+def numbers(curve: Curve) -> tuple[list[list[str]], int]:
+    """A line for each iteration, what M- and E-step added last; and how many in the middle are left out.
+
+    Of k-means the iteration and the inertia, else: log-likelihood, gain in L by the M-step, L, KL; nats per row.
+    """
+    n = len(curve.objective) - 1
+    shown = [t for t in range(n) if t < LISTED // 2 or t >= n - LISTED // 2]
+    lines = []
+    for t in shown:
+        line = [str(t), number(float(curve.objective[t]), 8)]
+        if curve.bound is not None and curve.e_gain is not None:
+            line += [
+                number(float(curve.m_gain[t]), 3),
+                number(float(curve.bound[t]), 8),
+                number(float(curve.e_gain[t]), 3),
+            ]
+        lines.append(line)
+    return lines, n - len(shown)
 
 
 def _entropy(record: Record) -> Chart:

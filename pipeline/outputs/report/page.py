@@ -7,6 +7,7 @@ forbids scripts and network, so that a report from elsewhere is safe to open.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import yaml
 
 from pipeline.errors import StorageError
-from pipeline.outputs.report import figures, pictures, projection, story, topics, words
+from pipeline.outputs.report import figures, misfits, pictures, projection, story, topics, words
 from pipeline.outputs.report.choice import choice
 from pipeline.outputs.report.record import Record, read_record
+from pipeline.outputs.report.replay import replay
 from pipeline.outputs.report.timing import timing
 from pipeline.outputs.run_directory import sync_tree
 
@@ -75,6 +77,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "family": record.family,
+        "noun": record.noun,
         "title": story.title(record),
         "subtitle": story.subtitle(record),
         "converged": bool(record.attrs.get("converged")),
@@ -83,8 +86,12 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "asked": story.asked(record),
         "outcome": story.outcome(record, spent),
         "curves": figures.convergence(record, curve) if curve is not None and len(curve.objective) > 1 else [],
+        "numbers": figures.numbers(curve) if curve is not None else ([], 0),
         "sizes": [chart for chart in (figures.sizes(record), figures.sizes_over_time(record)) if chart is not None],
         "components": _COMPONENTS.get(record.family, _dense)(record),
+        "misfits": misfits.misfits(record),
+        "confusion": misfits.confusion(record),
+        "replay": replay(record, curve),
         "choice": choice(record),
         "overlap": story.overlap(record),
         "search": story.search(record),
@@ -94,6 +101,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "spent": spent,
         "speed": figures.speed(spent.passes),
         "machine": _machine(start, record),
+        "command": _command(start),
         "versions": {str(key): str(value) for key, value in record.versions.items()},
         "fingerprint": {str(key): _short(value) for key, value in record.fingerprint.items()},
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=88) if record.config else "",
@@ -158,6 +166,14 @@ def _machine(start: dict[str, Any], record: Record) -> dict[str, str]:
     if record.numerics is not None:
         machine["numerics"] = str(record.numerics)
     return machine
+
+
+def _command(start: dict[str, Any]) -> str:
+    """What was typed, or an empty text where it was a program that ran the job."""
+    typed = start.get("command")
+    if not isinstance(typed, list) or len(typed) < 2 or typed[1] not in ("run", "resume"):
+        return ""
+    return shlex.join(["em-pipeline", *(str(part) for part in typed[1:])])
 
 
 def _short(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ TILE = 112  # pixels across that a tile is enlarged to, by a whole factor: twice
 SHEET_TILE = 40
 LARGEST = 96  # pixels across that a picture is reduced to
 SHEET_COLUMNS = 20
+IN_SMALL = 24  # components on the small sheet of one iteration
 
 
 @dataclass(frozen=True)
@@ -187,10 +189,14 @@ def _known(rows: np.ndarray) -> list[int]:
 
 def _eigen(record: Record, pixels: PixelMap, count: int) -> list[np.ndarray]:
     """Eigen-patches of the first `count` components; none unless each has a full covariance of its own."""
-    if record.attrs.get("covariance_type") != "full" or not record.has("covariances"):
+    if not _own_covariances(record):
         return []
     covariances = record.array("covariances")[:count]
     return [pixels.directions(covariance, EIGEN) for covariance in covariances]
+
+
+def _own_covariances(record: Record) -> bool:
+    return record.attrs.get("covariance_type") == "full" and record.has("covariances")
 
 
 def _shared(record: Record, pixels: PixelMap) -> Picture | None:
@@ -273,8 +279,40 @@ def _sheets(
     return [Sheet(title, _sheet_picture(tiles, SHEET_COLUMNS, f"{title} {alt}")) for title, tiles in views]
 
 
-def _sheet_picture(tiles: list[np.ndarray], columns: int, alt: str, gap: int = 4) -> Picture:
-    enlarged = [_enlarge(tile, SHEET_TILE) for tile in tiles]
+def in_small(record: Record, pixels: PixelMap, final: Record, alt: str, components: Sequence[int]) -> Picture:
+    """Some components on one small sheet, to stand beside sheets of other iterations of the run that ended as `final`.
+
+    Eigen-patches where there are any and no mean, which is then little of a component; else means, all on one scale.
+    """
+    if pixels.mean_free and _own_covariances(record):
+        covariances = record.array("covariances")
+        tiles = [_grey(pixels.directions(covariances[k], 1)[0], -1, 1) for k in components]
+    else:
+        ends, means = pixels.points(final.means), pixels.points(record.means)
+        low, high = _ranges(ends, ends[:, None][:, :0], pixels)
+        tiles = [_grey(means[k], low[k], high[k]) for k in components]
+    return _sheet_picture(tiles, int(np.ceil(np.sqrt(len(tiles)))), alt, across=TILE // 2)
+
+
+def each(pixels: PixelMap, x: np.ndarray, alts: Sequence[str]) -> list[Picture]:
+    """One picture a row. x : (n, d)."""
+    tiles = pixels.points(x)
+    low, high = _ranges(tiles, tiles[:, None][:, :0], pixels)
+    return [
+        _sheet_picture([_grey(*tile)], 1, alt, across=TILE) for *tile, alt in zip(tiles, low, high, alts, strict=True)
+    ]
+
+
+def small_caption(record: Record, pixels: PixelMap) -> str:
+    """What the sheets of `in_small` show."""
+    eigen = pixels.mean_free and _own_covariances(record)
+    what = "First eigen-patches" if eigen else "Centres" if record.family == "kmeans" else "Means"
+    which = "all components" if record.k <= IN_SMALL else f"the {IN_SMALL} largest components"
+    return f"{what} of {which}, in reading order."
+
+
+def _sheet_picture(tiles: list[np.ndarray], columns: int, alt: str, gap: int = 4, across: int = SHEET_TILE) -> Picture:
+    enlarged = [_enlarge(tile, across) for tile in tiles]
     height, width, channels = enlarged[0].shape
     columns = min(columns, len(tiles))
     lines = -(-len(tiles) // columns)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from pipeline.outputs.report import svg
 from pipeline.outputs.report.figures import Chart
 from pipeline.outputs.report.record import Record
 from pipeline.outputs.report.words import percent, plural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FEATURES_IN_TABLE = 12
 LABELLED = 40  # components with a number beside their mean
@@ -63,28 +68,48 @@ _EXPAND: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 }
 
 
-def scene(record: Record) -> Chart | None:
-    """The components over the sampled rows; None without a sample."""
+@dataclass(frozen=True)
+class Plane:
+    """Two dimensions to look at rows in: shown = (x in the space - centre) @ axes.
+
+    centre : (D,).  axes : (D, 2), orthonormal.  names : of the axes.  where : both in words.  sample : (n, 2), shown rows.
+    """
+
+    space: Space
+    centre: np.ndarray
+    axes: np.ndarray
+    names: tuple[str, str]
+    where: str
+    sample: np.ndarray
+
+    def points(self, x: np.ndarray) -> np.ndarray:
+        """x : (..., d) rows of the model's space. Returns (..., 2)."""
+        return np.asarray((self.space.points(x) - self.centre) @ self.axes)
+
+    def covariances(self, sigma: np.ndarray) -> np.ndarray:
+        """sigma : (k, d, d). Returns (k, 2, 2)."""
+        return np.asarray(self.axes.T @ self.space.covariances(sigma) @ self.axes)
+
+
+def plane_of(record: Record) -> Plane | None:
+    """The two features, or of more the first two principal axes of the sample; None without a sample or with one feature."""
     if not record.has("sample") or len(record.array("sample")) < 2:
         return None
     space = data_space(record)
     sample = space.points(record.array("sample"))
-    means = space.points(record.means)
-    sigma = full_covariances(record)
-    sigma = None if sigma is None else space.covariances(sigma)
-    if sample.shape[1] == 1:
-        return _line(record, sample[:, 0], means[:, 0], None if sigma is None else sigma[:, 0, 0])
-    if sample.shape[1] == 2:
+    d = sample.shape[1]
+    if d == 1:
+        return None
+    if d == 2:
         names = feature_names(record)
-        return _plane(record, sample, means, sigma, (names[0], names[1]), "the two features")
+        return Plane(space, np.zeros(2), np.eye(2), (names[0], names[1]), "the two features", sample)
     centre = sample.mean(axis=0)
     _, spread, axes = np.linalg.svd(sample - centre, full_matrices=False)
     plane = _signed(axes[:2]).T
     explained = spread**2 / max(float((spread**2).sum()), np.finfo(float).tiny)
-    names = [f"principal axis {i + 1}, {percent(float(explained[i]))} of the variance" for i in range(2)]
-    flat = None if sigma is None else plane.T @ sigma @ plane
+    first, second = (f"principal axis {i + 1}, {percent(float(explained[i]))} of the variance" for i in range(2))
     where = "the sample's first two principal axes"
-    return _plane(record, (sample - centre) @ plane, (means - centre) @ plane, flat, (names[0], names[1]), where)
+    return Plane(space, centre, plane, (first, second), where, (sample - centre) @ plane)
 
 
 def _signed(axes: np.ndarray) -> np.ndarray:
@@ -93,17 +118,75 @@ def _signed(axes: np.ndarray) -> np.ndarray:
     return np.asarray(axes * np.where(peak < 0, -1, 1))
 
 
-def _plane(
-    record: Record,
-    sample: np.ndarray,
-    means: np.ndarray,
-    sigma: np.ndarray | None,
-    names: tuple[str, str],
-    where: str,
-) -> Chart:
+def scene(record: Record) -> Chart | None:
+    """The components over the sampled rows; None without a sample."""
+    plane = plane_of(record)
+    if plane is None:
+        return _line(record)
+    figure, axes = svg.new_figure(4.2)
+    shaded = _shade(axes, record, plane)
+    _draw(axes, record, plane)
+    axes.autoscale_view()
+    axes.grid(axis="x", color=svg.RULE, linewidth=0.8)
+    svg.label_axes(axes, *plane.names)
+    svg.number_ticks(axes)
+    axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
+    what = "centres" if record.family == "kmeans" else "means"
+    ellipses = " with ellipses of two standard deviations, which hold 86 % of a component" if shaded else ""
+    shade = f" Shading is the density of the mixture: {_NESTED} of it." if shaded else ""
+    rows = plural(len(plane.sample), "sampled row")
+    caption = f"Dots are {rows}, on {plane.where}; circles are the {what}{ellipses}.{shade}"
+    alt = f"Scatter plot of {rows} and {plural(record.k, record.noun)} on {plane.where}."
+    return Chart(f"{record.noun.capitalize()}s over the data", svg.to_svg(figure, "scene", alt), caption)
+
+
+def snapshot(record: Record, plane: Plane, name: str, alt: str) -> Markup:
+    """The components over the sampled rows, small: one of several beside each other, which share their limits."""
+    figure, axes = svg.new_figure(2.9, 3.4)
+    _draw(axes, record, plane)
+    for limits, shown in ((axes.set_xlim, plane.sample[:, 0]), (axes.set_ylim, plane.sample[:, 1])):
+        pad = 0.06 * float(np.ptp(shown)) or 1.0
+        limits(shown.min() - pad, shown.max() + pad)
+    axes.grid(visible=False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return svg.to_svg(figure, name, alt, dpi=120)
+
+
+_HELD = (0.95, 0.8, 0.6, 0.4, 0.2)
+_NESTED = "its regions hold 20, 40, 60, 80 and 95 %"
+
+
+def _shade(axes: Axes, record: Record, plane: Plane) -> bool:
+    """The mixture's density in the plane as nested regions; whether the model has one."""
+    sigma = full_covariances(record)
+    if sigma is None:
+        return False
+    sides = [(float(v.min()), float(v.max())) for v in plane.sample.T]
+    x, y = (np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), 110) for low, high in sides)
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    density = np.zeros(grid.shape[:2])
+    for weight, mean, flat in zip(record.weights, plane.points(record.means), plane.covariances(sigma), strict=True):
+        values, vectors = np.linalg.eigh(flat)
+        # What is thinner than the grid would fall between its points.
+        spread = np.maximum(values, [(0.5 * (v[1] - v[0])) ** 2 + np.finfo(float).tiny for v in (x, y)])
+        z = ((grid - mean) @ vectors) ** 2 / spread
+        density += weight * np.exp(-z.sum(axis=-1) / 2) / np.sqrt(spread.prod())
+    falling = np.sort(density, axis=None)[::-1]
+    mass = np.cumsum(falling) / max(float(falling.sum()), np.finfo(float).tiny)
+    levels = np.unique([falling[min(int(np.searchsorted(mass, held)), falling.size - 1)] for held in _HELD])
+    for level in levels:  # one above the other: where more of them lie, it is darker
+        if level < falling[0]:
+            axes.contourf(x, y, density, levels=[level, falling[0]], colors=[svg.SKY], alpha=0.16)
+    return True
+
+
+def _draw(axes: Axes, record: Record, plane: Plane) -> None:
+    """Sampled rows as dots, means as circles, covariances as ellipses."""
     from matplotlib.patches import Ellipse
 
-    figure, axes = svg.new_figure(4.2)
+    sample, means, sigma = plane.sample, plane.points(record.means), full_covariances(record)
+    sigma = None if sigma is None else plane.covariances(sigma)
     size = 12 if len(sample) <= 500 else 5
     axes.scatter(sample[:, 0], sample[:, 1], s=size, color=svg.GREY, alpha=0.45, linewidths=0, rasterized=True)
     few = record.k <= len(svg.CYCLE)
@@ -119,20 +202,18 @@ def _plane(
             )
         axes.plot(*mean, "o", color=colour, markersize=7 if few else 4, markeredgecolor=svg.PAPER, markeredgewidth=1)
         if record.k <= LABELLED:
-            axes.annotate(str(k), mean, (5, 4), textcoords="offset points", color=svg.INK, fontsize=11)
-    axes.autoscale_view()
-    axes.grid(axis="x", color=svg.RULE, linewidth=0.8)
-    svg.label_axes(axes, *names)
-    svg.number_ticks(axes)
-    axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
-    what = "centres" if record.family == "kmeans" else "means"
-    ellipses = "" if sigma is None else " with ellipses of two standard deviations, which hold 86 % of a component"
-    caption = f"Dots are {plural(len(sample), 'sampled row')}, on {where}; circles are the {what}{ellipses}."
-    alt = f"Scatter plot of {plural(len(sample), 'sampled row')} and {plural(record.k, record.noun)} on {where}."
-    return Chart(f"{record.noun.capitalize()}s over the data", svg.to_svg(figure, "scene", alt), caption)
+            axes.annotate(
+                str(k), mean, (5, 4), textcoords="offset points", color=svg.INK, fontsize=11, annotation_clip=True
+            )
 
 
-def _line(record: Record, sample: np.ndarray, means: np.ndarray, variances: np.ndarray | None) -> Chart:
+def _line(record: Record) -> Chart | None:
+    """A histogram, of rows of one feature."""
+    if not record.has("sample") or len(record.array("sample")) < 2:
+        return None
+    space, sigma = data_space(record), full_covariances(record)
+    sample, means = space.points(record.array("sample"))[:, 0], space.points(record.means)[:, 0]
+    variances = None if sigma is None else space.covariances(sigma)[:, 0, 0]
     figure, axes = svg.new_figure()
     axes.hist(sample, bins=min(60, max(10, len(sample) // 12)), density=True, color=svg.GREY, alpha=0.45)
     if variances is not None:

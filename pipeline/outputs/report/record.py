@@ -5,7 +5,8 @@ The record is read once and never written; arrays stay on disk until a section o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,16 @@ from pipeline.outputs.events import read_events
 
 if TYPE_CHECKING:
     import xarray as xr
+    import zarr
 
 FAMILIES = ("gaussian", "kmeans", "multinomial")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run."""
+    """One finished run, in the directory `run`."""
 
+    run: Path
     model: xr.Dataset
     config: dict[str, Any]
     versions: dict[str, Any]
@@ -78,6 +81,15 @@ class Record:
         """(k, d) means, centres, or log-probabilities of words."""
         return self.array({"kmeans": "centers", "multinomial": "log_prob"}.get(self.family, "means"))
 
+    def with_parameters(self, arrays: Mapping[str, np.ndarray]) -> Record:
+        """The same run with the parameters of an earlier iteration, which come in the order that components had then."""
+        order = np.asarray(self.model.attrs.get("order", range(self.k)))
+        named = {}
+        for name, value in arrays.items():
+            dims = self.model[name].dims
+            named[name] = (dims, value[order] if dims[0] == "component" else value)
+        return replace(self, model=self.model.assign(named))
+
     def has(self, name: str) -> bool:
         """Whether the model stores this array."""
         return name in self.model.variables
@@ -90,6 +102,21 @@ class Record:
             return np.asarray(self.model[name].values)
         except Exception as error:  # zarr codecs raise what they like: every one of them is a damaged store
             raise StorageError(f"model.zarr: {name} cannot be read ({error}). Run the job again.") from error
+
+    def labelled(self, name: str) -> zarr.Array[Any] | None:
+        """An array of labels.zarr, on disk; None where the run wrote none or it cannot be opened."""
+        import zarr
+
+        try:
+            return zarr.open_array(self.run / "labels.zarr" / name, mode="r")
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def labels_of(self, rows: np.ndarray) -> list[int | None]:
+        """The components of some rows, None where they are not known."""
+        label = self.labelled("label")
+        found = [-1 if label is None or row >= label.shape[0] else int(np.asarray(label[int(row)])) for row in rows]
+        return [None if one < 0 else one for one in found]
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""
@@ -117,6 +144,7 @@ def read_record(run: Path) -> Record:
     resolved = _read_yaml(run / "config.yaml")
     numerics = resolved.get("numerics")
     return Record(
+        run=run,
         model=_open_model(store),
         config=resolved.get("config") or {},
         versions=resolved.get("versions") or {},

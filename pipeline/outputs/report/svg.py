@@ -11,6 +11,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from pipeline.outputs.report.words import number, power_of_ten
@@ -41,11 +42,11 @@ _VARIABLES = {
 WIDTH = 5.4  # inches of 72 units: 389 wide, about a phone, so that 11-unit text stays legible there
 
 
-def new_figure(height: float = 3.2) -> tuple[Figure, Axes]:
-    """An empty chart, with no state shared with anybody's pyplot."""
+def new_figure(height: float = 3.2, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """An empty chart of so many inches of 72 units, with no state shared with anybody's pyplot."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), dpi=72, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=72, layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -85,6 +86,14 @@ def number_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")))
 
 
+def not_flat(axes: Axes, values: np.ndarray) -> None:
+    """A vertical range in which a line that hardly moves looks so: rounding is no mountain range."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    least = 1e-6 * max(abs(low), abs(high))
+    if high - low < least:
+        axes.set_ylim((low + high) / 2 - least, (low + high) / 2 + least)
+
+
 def log_ticks(axes: Axes) -> None:
     """A logarithmic vertical axis that says 10⁻³ in plain text."""
     import math
@@ -98,17 +107,18 @@ def log_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(round(math.log10(value)))))
 
 
-def to_svg(figure: Figure, name: str, alt: str) -> Markup:
+def to_svg(figure: Figure, name: str, alt: str, dpi: int = 216) -> Markup:
     """The chart as an `<svg>` element.
 
     name : unique in the page; prefixes the ids inside, which otherwise collide between charts.
     alt : what a reader who does not see the chart should know.
+    dpi : of what is rasterised; 72 is a unit of the drawing.
     """
     import matplotlib as mpl
 
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", dpi=216, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", dpi=dpi, metadata={"Date": None})
     body = buffer.getvalue()
     box = re.search(r'viewBox="([^"]+)"', body)
     assert box is not None  # matplotlib always writes one

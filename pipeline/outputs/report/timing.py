@@ -6,6 +6,7 @@ A pass that was repeated after a crash took its time twice and counts twice; mis
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.outputs.report.record import Record
@@ -24,7 +25,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Planned:
-    """What was known before, and what came. In seconds or bytes, as `name` says; `planned` is an upper bound."""
+    """What was known before, and what came; in bytes or seconds."""
 
     name: str
     note: str
@@ -89,14 +90,29 @@ def _planned(record: Record, passes: list[dict[str, Any]], peak_pss: float) -> l
     if plans and peak_pss > 0 and _field(plans[-1], "peak") > 0:
         kept = bool(record.option("engine", "keep_decoded"))
         limit = _field(plans[-1], "limit" if kept else "peak")
-        found.append(Planned("Peak memory", "from the sizes of chunks and model", limit, peak_pss, True))
+        found.append(Planned("Peak memory", "at most, from the sizes of chunks and model", limit, peak_pss, True))
+    disk = plans[-1].get("disk") if plans else None
+    if isinstance(disk, dict):
+        kinds = ("checkpoints", "iterations", "models", "labels")
+        note = "at most, before compression: " + ", ".join(kind for kind in kinds if _field(disk, kind))
+        found.append(Planned("Disk", note, _field(disk, "total"), float(_stored(record.run)), True))
     whole = max((p["rows"] for p in passes), default=0.0)  # a block of a sweep says little of a pass
     steps = [p["seconds"] for p in passes if p["rows"] >= whole and not p.get("final") and not p.get("refit")]
     most = max((_field(p, "max_iter") for p in passes), default=0.0)
     if len(steps) > 1 and most:
-        note = f"from the first pass, for {most:.0f} iterations; there were {len(steps)} passes"
+        note = f"as long as the first for each of {most:.0f} iterations; there were {len(steps)} passes"
         found.append(Planned("Iterations", note, most * steps[0], sum(steps), False))
     return found
+
+
+def _stored(run: Path) -> int:
+    """Bytes of what the plan of the disk is of: all but the page and the log."""
+    files = (
+        path
+        for name in ("checkpoints", "iterations", "model.zarr", "candidates.zarr", "labels.zarr")
+        for path in (run / name).rglob("*")
+    )
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def _init_note(record: Record) -> str:

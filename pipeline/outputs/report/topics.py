@@ -5,6 +5,7 @@ Words are ranked by probability p(w|k); lift is p(w|k) / p(w), how much likelier
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ def topics(record: Record) -> list[Topic]:
         peak = theta[k, top[0]]
         words = [
             Word(
-                str(vocabulary[w]) if w < len(vocabulary) else f"word {w}",
+                word(vocabulary, w),
                 float(theta[k, w]),
                 float(theta[k, w] / overall[w]),
                 float(theta[k, w] / peak),
@@ -55,6 +56,18 @@ def topics(record: Record) -> list[Topic]:
         ]
         result.append(Topic(k, float(record.weights[k]), words, [int(row) for row in rows[k] if row >= 0]))
     return result
+
+
+def likeliest(record: Record, components: Sequence[int], words: int) -> list[list[str]]:
+    """The likeliest words of some components, the likeliest first."""
+    vocabulary = record.attrs.get("vocabulary") or []
+    top = np.argsort(-record.means[list(components)], axis=1, kind="stable")[:, :words]
+    return [[word(vocabulary, w) for w in line] for line in top]
+
+
+def word(vocabulary: Sequence[str], w: int) -> str:
+    """A word by its number; without a vocabulary, the number."""
+    return str(vocabulary[w]) if w < len(vocabulary) else f"word {w}"
 
 
 def _overall(record: Record, theta: np.ndarray) -> np.ndarray:
