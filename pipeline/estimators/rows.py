@@ -60,7 +60,7 @@ class Table:
         if self.lazy:
             more: dict[str, Any] = {"drop_axis": 1} if columns is None else {"chunks": (self.x.chunks[0], (columns,))}
             meta = np.empty((0,) if columns is None else (0, columns), dtype)
-            found = self.x.map_blocks(_Block(function, meta), dtype=dtype, meta=meta, **more)
+            found = self.x.map_blocks(_Block(function, meta), token=name, dtype=dtype, meta=meta, **more)
         else:
             found = np.concatenate(self._on_threads(function))
         return found if self.named is None else self._labelled(found, name)
