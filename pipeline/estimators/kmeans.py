@@ -143,9 +143,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Minus the sum of squared distances to the nearest centres, weighted where weights are given."""
         table = self._table(X)
-        squared = np.asarray(table.map(self._nearest(self.cluster_centers_, 1), None, np.float64, "cluster"))
+        squared = table.map(self._nearest(self.cluster_centers_, 1), None, np.float64, "cluster")
         weight = column_of(sample_weight, table)
-        return -float(squared.sum() if weight is None else weight.values @ squared)
+        return -float((squared if weight is None else squared * weight.values).sum())
 
     def to_sklearn(self) -> Peer:
         """The same as scikit-learn's own estimator; fitted if this one is."""

@@ -70,7 +70,9 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The mean of log p(x) over the rows, nats; weighted where weights are given."""
-        return float(np.average(np.asarray(self.score_samples(X)), weights=sample_weight))
+        table = self._table(X)
+        scores, weight = self._assigned(table, "log_density"), column_of(sample_weight, table)
+        return float(scores.mean() if weight is None else (scores * weight.values).sum() / weight.values.sum())
 
     def aic(self, X: Any) -> float:
         """2 p - 2 log L on the rows of X, for p free parameters; lower is better. [Akaike 1974]."""
@@ -168,8 +170,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return found.astype(np.int64) if what == "label" else found
 
     def _total(self, X: Any) -> tuple[float, int]:
-        scores = np.asarray(self.score_samples(X))
-        return float(scores.sum()), len(scores)
+        scores = self.score_samples(X)
+        return float(scores.sum()), scores.shape[0]
 
     def _labels_of(self, n_samples: int) -> tuple[Array, np.random.RandomState]:
         """How many rows of each component a sample has, (k,), and where further draws come from."""
