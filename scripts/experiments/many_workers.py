@@ -30,11 +30,21 @@ from pipeline.engine.passes import Engine
 from pipeline.engine.waiting import Cluster
 
 
+class Nowhere:
+    """A source of no Dask array."""
+
+    def blocks(self) -> None:
+        """None."""
+
+
+NOWHERE = Nowhere()
+
+
 class Nothing:
     """Chunks that hold nothing. seconds : what one is said to take."""
 
     def __init__(self, n_chunks: int, seconds: float) -> None:
-        self.n_chunks, self.seconds, self.source = n_chunks, seconds, None
+        self.n_chunks, self.seconds, self.source = n_chunks, seconds, NOWHERE
 
     def chunk_bytes(self) -> int:
         """So that a shard is as large as if chunks took the time."""
