@@ -241,6 +241,14 @@ def test_counts_stay_sparse():
     np.testing.assert_array_equal(sparse.predict(sp.csr_array(x)), dense.predict(x))
 
 
+def test_k_means_refuses_what_it_cannot_do():
+    """An algorithm that it does not know, and a callable that would need all of a Dask array."""
+    with pytest.raises(ValueError, match="algorithm"):
+        small(KMeans, algorithm="hamerly").fit(rows())
+    with pytest.raises(ValueError, match="callable"):
+        small(KMeans, init=lambda x, k, random_state: x[:k]).fit(da.from_array(rows(), chunks=(100, 3)))
+
+
 @pytest.mark.parametrize("kind", [GaussianMixture, MultinomialMixture])
 def test_a_warm_start_goes_on(kind):
     """Ten iterations, or two and eight: the same parameters."""

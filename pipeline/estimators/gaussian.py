@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.mixture import GaussianMixture as Peer
 
-from pipeline.estimators.mixture import MixtureEstimator
+from pipeline.estimators.mixture import MixtureEstimator, shaped
 from pipeline.models.base import Mixture
 from pipeline.models.covariance import SHAPES
 from pipeline.models.gaussian import Gaussian, GaussianParams
@@ -33,8 +33,6 @@ class GaussianMixture(MixtureEstimator):
     parameters), lower_bounds_; and stop_reason_, a sentence. Components that collapse are reset, as in the command.
     [Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
     """
-
-    _prefix: ClassVar[str] = "gaussian"
 
     def __init__(
         self,
@@ -115,7 +113,7 @@ class GaussianMixture(MixtureEstimator):
         k, d = self.n_components, n_features
         found = {}
         if self.weights_init is not None:
-            weights = _shaped("weights", self.weights_init, (k,))
+            weights = shaped("weights", self.weights_init, (k,))
             if weights.min() < 0 or weights.max() > 1:
                 raise ValueError(
                     "The parameter 'weights' should be in the range [0, 1], but got "
@@ -127,7 +125,7 @@ class GaussianMixture(MixtureEstimator):
                 )
             found["weights"] = weights
         if self.means_init is not None:
-            found["means"] = _shaped("means", self.means_init, (k, d))
+            found["means"] = shaped("means", self.means_init, (k, d))
         if self.precisions_init is not None:
             found["covariances"] = self._covariances_init(k, d)
         return found
@@ -135,7 +133,7 @@ class GaussianMixture(MixtureEstimator):
     def _covariances_init(self, k: int, d: int) -> Array:
         """Inverses of precisions_init, which have to be positive definite."""
         kind = self.covariance_type
-        precisions = _shaped(f"{kind} precision", self.precisions_init, SHAPES[kind].array_shape(k, d))
+        precisions = shaped(f"{kind} precision", self.precisions_init, SHAPES[kind].array_shape(k, d))
         if kind in ("diag", "spherical"):
             if not (precisions > 0).all():
                 raise ValueError(f"'{kind} precision' should be positive")
@@ -161,11 +159,3 @@ class GaussianMixture(MixtureEstimator):
         model = Gaussian(len(self.weights_), mean, self.covariance_type, self.reg_covar)
         arrays = {name: np.asarray(value, dtype=np.float64) for name, value in self._kept().items()}
         return model, model.params(arrays["weights"], arrays["means"], arrays["covariances"])
-
-
-def _shaped(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    """The array, float64; ValueError, in scikit-learn's words, unless it has that shape."""
-    array = np.array(value, dtype=np.float64)
-    if array.shape != shape:
-        raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
-    return array

@@ -25,7 +25,7 @@ from pipeline.estimators.weights import column_of
 from pipeline.models.kmeans import nearest
 from pipeline.models.stats import Array
 
-FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_", "_n_threads")
+FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def from_sklearn(cls, peer: Peer) -> Self:
         """The same as scikit-learn's estimator, with its fitted attributes if it has any."""
         estimator = cls(**peer.get_params(deep=False))
-        for name in FITTED[:-1]:
+        for name in FITTED:
             if hasattr(peer, name):
                 setattr(estimator, name, getattr(peer, name))
         return estimator
@@ -176,6 +176,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def _best(self, chunks: Chunks, table: Table, weight: Array | None) -> Run:
         k, named = self.n_clusters, isinstance(self.init, str)
+        if self.algorithm not in ("lloyd", "elkan"):
+            raise ValueError(f"algorithm: came as {self.algorithm!r}, expected lloyd or elkan.")
         self._n_init = self._restarts()
         fit = {"method": self.method, "max_iter": self.max_iter, "tol": self.tol, "n_init": self._n_init}
         if named and (table.lazy or self.method != "em" or self.init not in ("k-means++", "random")):
@@ -208,7 +210,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         found = []
         for _ in range(self._n_init):
             if callable(self.init):
-                centers = np.array(self.init(np.asarray(x), k, random_state=rng), dtype=np.float64)
+                if table.lazy:
+                    raise ValueError(
+                        "init: came as a callable with a Dask array, expected rows in memory. Give centres."
+                    )
+                centers = np.array(self.init(x, k, random_state=rng), dtype=np.float64)
             elif not isinstance(self.init, str):
                 centers = np.array(self.init, dtype=np.float64)
             elif self.init == "random":

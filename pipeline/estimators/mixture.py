@@ -182,6 +182,14 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return rng.multinomial(n_samples, self.weights_ / self.weights_.sum()), rng
 
 
+def shaped(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """The array, float64; ValueError, in scikit-learn's words, unless it has that shape."""
+    array = np.array(value, dtype=np.float64)
+    if array.shape != shape:
+        raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
+    return array
+
+
 class _Told:
     """Prints what `verbose` asks for, every `verbose_interval` iterations."""
 

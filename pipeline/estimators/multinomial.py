@@ -9,8 +9,7 @@ import scipy.sparse as sp
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.utils.validation import check_is_fitted, check_non_negative
 
-from pipeline.estimators.gaussian import _shaped
-from pipeline.estimators.mixture import MixtureEstimator
+from pipeline.estimators.mixture import MixtureEstimator, shaped
 from pipeline.estimators.rows import Table
 from pipeline.models.base import Mixture
 from pipeline.models.multinomial import Multinomial, MultinomialParams
@@ -99,10 +98,10 @@ class MultinomialMixture(MixtureEstimator):
     def _given(self, n_features: int) -> dict[str, Array]:
         found = {}
         if self.weights_init is not None:
-            found["weights"] = _shaped("weights", self.weights_init, (self.n_components,))
+            found["weights"] = shaped("weights", self.weights_init, (self.n_components,))
         if self.feature_log_prob_init is not None:
             shape = (self.n_components, n_features)
-            found["log_prob"] = _shaped("feature_log_prob", self.feature_log_prob_init, shape)
+            found["log_prob"] = shaped("feature_log_prob", self.feature_log_prob_init, shape)
         return found
 
     def _take(self, params: MultinomialParams) -> None:
