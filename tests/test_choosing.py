@@ -89,7 +89,10 @@ NO_LABELS = {"labels": False}
 FIT = {"n_init": 2, "tol": 1e-3, "max_iter": 30, "random_state": 4}
 
 
-@pytest.mark.parametrize(("init", "method"), [("k-means||", "em"), ("random", "em"), ("k-means||", "auto")])
+@pytest.mark.parametrize(
+    ("init", "method"),
+    [("random", "em"), *(pytest.param("k-means||", m, marks=pytest.mark.slow) for m in ("em", "auto"))],
+)
 def test_candidates_are_what_each_would_be_alone(tmp_path, data, init, method):
     """Each of several candidates has the bits of the job that fits it alone, restarts, start and sample included."""
     fit = {**FIT, "init": init, "method": method}
@@ -353,7 +356,9 @@ def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, data, share):
 # --- interruptions
 
 
-@pytest.mark.parametrize(("event", "nth"), [("pass", 2), ("candidate", 2), ("checkpoint", 5)])
+@pytest.mark.parametrize(
+    ("event", "nth"), [("pass", 2), pytest.param("candidate", 2, marks=pytest.mark.slow), ("checkpoint", 5)]
+)
 def test_a_choice_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, monkeypatch, event, nth):
     """In the fits, at the choice or in the refit: resume ends with every byte of the run that nothing disturbed."""
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)

@@ -74,8 +74,9 @@ LAST_THINGS = [("init", 1), ("pass", 2), ("checkpoint", 1), ("checkpoint", 3), (
     [({"init": "k-means||"}, *last) for last in LAST_THINGS]
     + [({"init": "random", "n_init": 3}, "checkpoint", 3), ({"init": "near-mean", "tol": 1e-9}, "checkpoint", 3)]
     + [({"method": "auto", "init": "k-means||"}, *last) for last in IN_THE_SEARCH]
-    + [({"method": "incremental", "max_iter": 2}, "checkpoint", nth) for nth in (3, 8)]
-    + [({"method": "incremental", "n_init": 2, "max_iter": 2}, "pass", 8)]
+    + [({"method": "incremental", "max_iter": 2}, "checkpoint", 3)]
+    + [pytest.param({"method": "incremental", "max_iter": 2}, "checkpoint", 8, marks=pytest.mark.slow)]
+    + [pytest.param({"method": "incremental", "n_init": 2, "max_iter": 2}, "pass", 8, marks=pytest.mark.slow)]
     + [({"method": "stepwise", "max_iter": 3}, "checkpoint", 4)],
 )
 def test_a_run_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, often, fit, event, nth):
