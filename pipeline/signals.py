@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from pipeline.errors import Stopped
@@ -36,8 +37,11 @@ def stopping() -> Iterator[None]:
             asked = time.monotonic()
             signal.signal(signal.SIGALRM, _end)
             signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
+            with suppress(RuntimeError, ValueError, OSError):  # it came amid a write, or nobody can be told
+                sys.stderr.write(f"{signal.Signals(number).name}: stopping; a second one ends it at once\n")
             raise StopRequested(signal.Signals(number).name)
         if time.monotonic() - asked > ECHO_SECONDS:
+            _show_cursor()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -50,6 +54,13 @@ def stopping() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def _show_cursor() -> None:
+    """A picture that moves hides it, and will not get to show it again."""
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\n")
+
+
 def _end(*_: Any) -> NoReturn:
+    _show_cursor()
     os.write(2, _LATE)
     os._exit(Stopped.exit_code)

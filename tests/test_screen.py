@@ -123,10 +123,21 @@ def test_a_resumed_run_takes_the_place_of_what_it_does_again():
     """Iterations after the one that was resumed from are gone from the picture; a new run starts it afresh."""
     events = told(finished=False)
     again = events[-3] | {"iteration": 4, "log_likelihood_per_row": -0.9}
-    resumed = {"event": "resume", "generation": 2, "time": events[-1]["time"], **events[0], "workers": 9}
-    picture = drawn([*events, resumed | {"event": "resume"}, again])
+    resumed = {**events[0], "event": "resume", "generation": 2, "time": events[-1]["time"]}
+    picture = drawn([*events, resumed, again])
     assert "5 of at most 40" in picture and "-0.9" in picture and "-0.4166667" not in picture
     assert "5 of" not in drawn([*events, events[0]])
+    assert "▸ fit" in drawn([*events, resumed]) and "-0.4166667" in drawn([*events, resumed])
+
+
+def test_what_is_missing_is_done_in_another_life():
+    """`resume` of a fitted run, and `predict`, begin the clock anew and stand at the labels."""
+    events = told()
+    console = Console(file=Terminal(), width=80, height=40, _environ={"TERM": "xterm"})
+    with following(console, "runs/x", events[:-3]) as follower:
+        now = io.StringIO()
+        Console(file=now, width=80).print(follower.picture)
+    assert "running  0 s" in now.getvalue() and "▸ labels" in now.getvalue() and "12 " in now.getvalue()
 
 
 @pytest.mark.parametrize("split", [1, 7, 100])
@@ -175,7 +186,7 @@ def test_a_terminal_is_left_clean():
     written = shown(told())
     assert written.index("\x1b[?25l") < written.rindex("\x1b[?25h") and written.endswith("\x1b[?25h")
     assert "\x1b[36m" in written or "\x1b[1;36m" in written
-    assert "finished" in written.splitlines()[-14:][0] or "finished" in "".join(written.splitlines()[-16:])
+    assert "finished" in "".join(written.splitlines()[-16:])
     colours = [f"\x1b[{n}m" for n in range(30, 50)] + ["38;5", ";36m", ";33m"]
     assert not any(colour in shown(told(), NO_COLOR="1") for colour in colours)
 

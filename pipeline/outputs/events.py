@@ -90,5 +90,5 @@ class Tail:
         for line in whole.decode("utf-8", errors="replace").splitlines():
             with suppress(json.JSONDecodeError):
                 record = json.loads(line)
-                if isinstance(record, dict):
+                if isinstance(record, dict) and {"event", "time"} <= record.keys():
                     yield record

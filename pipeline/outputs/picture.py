@@ -51,6 +51,7 @@ class _Seen:
     facts: dict[str, Any] = field(default_factory=dict)  # of start or resume
     last: dict[str, Any] = field(default_factory=dict)  # pass
     underway: dict[str, Any] = field(default_factory=dict)
+    figure: str = ""  # what passes raise or lower,
     figures: dict[int, float] = field(default_factory=dict)  # per row, by iteration
     seconds: dict[int, float] = field(default_factory=dict)  # of passes, by iteration
     rungs: int = 0
@@ -85,24 +86,34 @@ class Picture:
         if name != "underway":
             seen.since, seen.underway = at, {}
         seen.phase = "labels" if event.get("final") else _PHASES.get(name, seen.phase)
-        if (take := getattr(self, f"_{name}", None)) is not None:
+        if (take := getattr(self, f"_on_{name}", None)) is not None:
             take(event)
 
-    def _start(self, event: dict[str, Any]) -> None:
+    def begin_again(self) -> None:
+        """Another life of the job begins: what is missing is done."""
+        seen = self._seen
+        seen.began = seen.since = self._clock() if seen.latest else None
+        seen.finished, seen.labelled, seen.seconds = None, {}, {}
+        if seen.last.get("final"):
+            seen.phase = "labels"
+
+    def _on_start(self, event: dict[str, Any]) -> None:
         self._seen.facts = event
 
-    def _resume(self, event: dict[str, Any]) -> None:
+    def _on_resume(self, event: dict[str, Any]) -> None:
+        self.begin_again()
         seen = self._seen
-        seen.facts, seen.finished, seen.seconds = seen.facts | event, None, {}
+        seen.facts, seen.last, seen.chosen, seen.rungs = seen.facts | event, {}, "", 0
+        seen.began = seen.since = datetime.fromisoformat(event["time"])
         seen.phase = "profile" if event["generation"] is None else "fit" if seen.figures else "start"
 
-    def _underway(self, event: dict[str, Any]) -> None:
+    def _on_underway(self, event: dict[str, Any]) -> None:
         self._seen.underway = event
 
-    def _rung(self, event: dict[str, Any]) -> None:
+    def _on_rung(self, event: dict[str, Any]) -> None:
         self._seen.rungs += 1
 
-    def _pass(self, event: dict[str, Any]) -> None:
+    def _on_pass(self, event: dict[str, Any]) -> None:
         seen, i = self._seen, event["iteration"]
         if event.get("refit") != seen.last.get("refit", event.get("refit")):
             seen.figures, seen.seconds = {}, {}
@@ -113,25 +124,25 @@ class Picture:
         if event["final"]:
             return
         seen.seconds[i] = seen.seconds.get(i, 0.0) + event["seconds"]
-        _, value = figure_of(event)
+        seen.figure, value = figure_of(event)
         if value is not None:
             seen.figures[i] = value
 
-    def _reset(self, event: dict[str, Any]) -> None:
+    def _on_reset(self, event: dict[str, Any]) -> None:
         self._seen.resets += bool(event["done"])
         self._seen.kept += not event["done"]
 
-    def _candidate(self, event: dict[str, Any]) -> None:
+    def _on_candidate(self, event: dict[str, Any]) -> None:
         if event["chosen"]:
             self._seen.chosen = event["name"]
 
-    def _checkpoint(self, event: dict[str, Any]) -> None:
+    def _on_checkpoint(self, event: dict[str, Any]) -> None:
         self._seen.generation = event["generation"]
 
-    def _labelled(self, event: dict[str, Any]) -> None:
+    def _on_labelled(self, event: dict[str, Any]) -> None:
         self._seen.labelled = event
 
-    def _finished(self, event: dict[str, Any]) -> None:
+    def _on_finished(self, event: dict[str, Any]) -> None:
         self._seen.finished = event["seconds"]
 
     # --- drawing
@@ -207,7 +218,7 @@ class Picture:
             yield self._iterations(running)
         if running and seen.phase in ("profile", "start", "fit") and seen.began is not None:
             yield self._this_pass()
-        if seen.labelled and running:
+        if seen.labelled and (running or not seen.facts):
             share = seen.labelled["rows"] / max(seen.labelled["of"], 1)
             yield "labels", f"{count(seen.labelled['rows'])} rows", _bar(share), f"of {count(seen.labelled['of'])}"
         if len(seen.figures) > 1:
@@ -234,7 +245,7 @@ class Picture:
         seen, spent = self._seen, self._ago(self._seen.since)
         note = f"{roughly(spent)} so far"
         if seen.phase == "start" and not seen.underway:
-            return "start", f"search, step {seen.rungs + 1}" if seen.rungs else "to be found", "", note
+            return "start", f"search, step {seen.rungs + 1}" if seen.rungs else "being found", "", note
         label = "first read" if seen.phase == "profile" else "this pass"
         if seen.underway:
             share = seen.underway["chunks"] / max(seen.underway["of"], 1)
@@ -256,7 +267,7 @@ class Picture:
         iterations = sorted(self._seen.figures)
         shown = iterations[len(iterations) // 3 :] if len(iterations) > 5 else iterations
         values = [self._seen.figures[i] for i in shown]
-        name, _ = figure_of(self._seen.last)
+        name = self._seen.figure
         change = values[-1] - values[-2]
         tol = self._seen.facts.get("asked", {}).get("tol")
         figure = Text(f"{values[-1]:.7g}\nchange {change:+.3g}", no_wrap=True)

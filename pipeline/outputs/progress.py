@@ -42,9 +42,11 @@ def _pass(e: dict[str, Any]) -> str:
         return f"{refit}final pass  {figure}  {speed}"
     if name == "free_energy":  # one block of a sweep: its seconds say little of those of a pass
         return f"iteration {e['iteration'] + 1:3d}  {figure}  {speed}"
-    left = (e["max_iter"] - e["iteration"]) * e["seconds"]  # the final pass too
+    left = f"at most {roughly((e['max_iter'] - e['iteration']) * e['seconds'])} left"  # with the final pass
+    if e.get("running") == 0:
+        left = "the final pass is left"
     going = f"  {e['running']} of {e['restarts']} fits go on" if e.get("restarts", 1) > 1 and "running" in e else ""
-    return f"{refit}iteration {e['iteration'] + 1:3d}  {figure}  {speed}  at most {roughly(left)} left{going}"
+    return f"{refit}iteration {e['iteration'] + 1:3d}  {figure}  {speed}  {left}{going}"
 
 
 def _reset(e: dict[str, Any]) -> str:

@@ -24,22 +24,27 @@ DRAWS_A_SECOND = 2
 
 
 @contextmanager
-def following(console: Console, title: str, past: Sequence[dict[str, Any]] = (), said: int = 0) -> Iterator[Follower]:
+def following(
+    console: Console, title: str, past: Sequence[dict[str, Any]] = (), said: int | None = None
+) -> Iterator[Follower]:
     """A listener for the length of a job.
 
-    title : of the picture.  past : what has happened before; the last `said` of that get a line.
+    title : of the picture.  past : what has happened before.  said : how many of the latest of that get a line; None
+    where what is followed only begins now.
     """
     if console.is_interactive and console.file.isatty():
         picture = Picture(title)
         for event in past:
             picture.add(event)
+        if said is None:
+            picture.begin_again()
         with Screen(console, picture) as screen:
-            for event in latest(past, said):
+            for event in latest(past, said or 0):
                 screen.say(event)
             yield screen
     else:
         lines = Lines(lambda text: print(text, file=console.file, flush=True))
-        for event in latest(past, said):
+        for event in latest(past, said or 0):
             lines.say(event)
         yield lines
 
