@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -84,6 +85,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"model": {"family": "kmeans"}, "fit": {"method": "incremental"}}, "choose auto or em for kmeans"),
         ({"model": {"family": "kmeans"}, "fit": {"method": "stepwise"}}, "choose auto or em for kmeans"),
         ({1: {2: 3}}, "1"),
+        ({"model": {"n_components": np.float64(2.5)}}, "came as np.float64(2.5), expected a whole number, such as 8."),
+        ({"model": {"prior": {"dof": [1, (2,), np.arange(2)]}}}, "expected a number."),
         ({"data": {"patch": {"size": [8]}}}, "data.patch.size"),
     ],
 )

@@ -131,7 +131,11 @@ def _came(value: Any) -> str:
 
 
 def _flow(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True, width=10_000)).removesuffix("\n...\n").strip()
+    """As one would write it in YAML; what has no form there (a config made in Python) as Python shows it."""
+    try:
+        return str(yaml.safe_dump(value, default_flow_style=True, width=10_000)).removesuffix("\n...\n").strip()
+    except yaml.YAMLError:
+        return repr(value)
 
 
 def _nearest_key(at: Place, raw: Any) -> str:
@@ -191,7 +195,7 @@ def _section_at(at: Place) -> type[Section]:
 
 
 def _is_section(at: Place) -> bool:
-    return len(at) == 0 or _section_at(at) is not _section_at(at[:-1])
+    return _section_at(at) is not _section_at(at[:-1])
 
 
 def _example(at: Place, came: Any) -> str:

@@ -231,8 +231,8 @@ class Picture:
         done, most = last["iteration"] + 1, last["max_iter"]
         label = "refit" if last.get("refit") else "iteration"
         if last["final"] or last.get("running") == 0:
-            reason = str(last.get("stop_reason") or "done").partition(":")[0]
-            return label, str(done), _bar(1.0), reason
+            converged = str(last.get("stop_reason")).startswith("converged")
+            return label, str(done), _bar(1.0), "converged" if converged else "max_iter reached"
         figure = f"{done} of at most {most}"
         if last.get("restarts", 1) > 1:
             figure += f", {last['running']} of {last['restarts']} fits"
