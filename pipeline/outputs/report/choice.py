@@ -89,7 +89,7 @@ def _chart(table: list[dict[str, Any]]) -> Chart:
     svg.label_axes(axes, "components", f"{'criteria' if len(shapes) == 1 else NAMES[decides]} per row, lower is better")
     svg.count_ticks(axes)
     svg.number_ticks(axes)
-    svg.legend(axes, loc="upper right")
+    svg.legend(axes, loc="best")
     alt = (
         f"Line chart of the criteria of {len(table)} candidates; {NAMES[decides]} is best at {number(at[0])} components"
         f"{' (' + chosen['covariance_type'] + ')' if len(shapes) > 1 else ''}, {number(at[1])} per row."

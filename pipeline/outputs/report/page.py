@@ -80,6 +80,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "noun": record.noun,
         "title": story.title(record),
         "subtitle": story.subtitle(record),
+        "brief": story.brief(record),
         "converged": bool(record.attrs.get("converged")),
         "why_stopped": story.why_stopped(record),
         "when": words.moment(start.get("time")),
