@@ -725,6 +725,18 @@ def test_the_search_for_the_start_is_told(plane: Path, tmp_path: Path) -> None:
     assert 'id="search"' not in (plane / "report.html").read_text(encoding="utf-8")
 
 
+def test_annihilation_is_drawn(tmp_path: Path) -> None:
+    """The message length over the number of components, with the shortest named; nothing where there was no search for it."""
+    from pipeline.outputs.report.choice import message_lengths
+    from pipeline.outputs.report.record import read_record
+
+    run = dense_run(tmp_path / "run")
+    assert message_lengths(read_record(run)) is None
+    zarr.open_group(run / "model.zarr").attrs["message_lengths"] = [[9, 900.0], [4, 820.0], [3, 810.0], [1, 990.0]]
+    chart = message_lengths(read_record(run))
+    assert chart is not None and "from 1 to 9 components; it is shortest at 3" in chart.picture
+
+
 def test_held_out_rows_and_types_are_told(tmp_path: Path) -> None:
     """Candidates of several types have a line each in table and chart; held-out figures say which rows they are of."""
     page = write_report(choice_run(tmp_path / "run", ("full", "tied"), heldout=True)).read_text(encoding="utf-8")

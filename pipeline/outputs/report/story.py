@@ -15,6 +15,7 @@ _ROUTINE = {
     "start",
     "profile",
     "rung",
+    "annihilation",
     "refused",
     "init",
     "pass",
