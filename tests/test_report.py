@@ -70,6 +70,9 @@ def write_run(folder: Path, centre: str, arrays: dict[str, Any], data: dict[str,
         ("exemplars", 3): ("component", "rank", "feature"),
         ("sample", 2): ("sample_row", "feature"),
         ("means_se", 2): ("component", "feature"),
+        ("misfit_row", 1): ("misfit",),
+        ("misfit_log_density", 1): ("misfit",),
+        ("misfits", 2): ("misfit", "feature"),
         ("preprocess_offset", 1): ("raw_feature",),
         ("preprocess_matrix", 2): ("raw_feature", "feature"),
         ("preprocess_inverse", 2): ("feature", "raw_feature"),
@@ -187,6 +190,9 @@ def patch_run(folder: Path, k: int = 200, p: int = 8) -> Path:
         "covariances": spd(rng, k, d),
         "exemplars": rng.normal(size=(k, 5, d)),
         "sample": rng.normal(size=(100, d)),
+        "misfit_row": np.array([70, 5]),
+        "misfit_log_density": np.array([-50.0, -40.0]),
+        "misfits": rng.normal(size=(2, d)),
     }
     data = {"kind": "patch", "size": [p, p], "channels": 1, "remove_mean": True, "contrast": None}
     return write_run(folder, "means", arrays, data)
@@ -345,6 +351,7 @@ def test_the_first_screen_answers(report: Path) -> None:
     """What was asked and what came out are there before the first chart, with units."""
     text = " ".join(re.split("[ \n]+", Page(report.read_text(encoding="utf-8")).text))
     first = text[: text.index("How it converged")]
+    assert "tart by k-means||, at most 100 iterations." in first
     assert "20,000" in first and "Iterations 12" in first and "9.5\u202fs" in first and "rows/s" in first
     assert "Converged: the log-likelihood per row moved by 4.1e-4 nats" in first
     assert ("nats per row" in first and "BIC" in first) or "K-means" in first
@@ -516,6 +523,26 @@ def test_misfits_are_the_rows_of_the_lowest_density(real: Path) -> None:
     assert all(f'scope="row">{row}</th>' in page for row in rows) and "The end, iteration" in page
 
 
+def test_patches_say_which_picture_they_are_of(tmp_path: Path) -> None:
+    """Rows that fit worst are pictures with words; labels.zarr says which picture each is cut from, and its component."""
+    from pipeline.outputs.report.misfits import misfits
+    from pipeline.outputs.report.record import read_record
+
+    run = patch_run(tmp_path / "run", k=3, p=4)
+    without = misfits(read_record(run))
+    assert without is not None and [(line.cut_from, line.label) for line in without.rows] == [("", None)] * 2
+    labels = zarr.open_group(run / "labels.zarr", mode="w")
+    labels.create_array("label", data=np.arange(100, dtype=np.int32) % 3)
+    labels.create_array("picture", data=np.array(["cat.png", "dog.png"], dtype=np.dtypes.StringDType()))
+    labels.create_array("picture_start", data=np.array([0, 60]))
+    found = misfits(read_record(run))
+    assert found is not None and [(line.cut_from, line.label) for line in found.rows] == [
+        ("dog.png", 1),
+        ("cat.png", 2),
+    ]
+    assert [line.picture and line.picture.alt for line in found.rows] == ["Row 70, −50 nats.", "Row 5, −40 nats."]
+
+
 def test_confusion_counts_responsibilities(real: Path) -> None:
     """Row i sums the responsibilities of the rows labelled i, whether they come of the sample or of labels.zarr."""
     from pipeline.outputs.report.misfits import _counts, _counts_of_labels, confusion
@@ -632,6 +659,26 @@ def test_what_happened_is_told(plane: Path) -> None:
     assert "depth 3" in page.text and "seco'" not in page.text
 
 
+def test_what_stays_collapsed_is_told_once(tmp_path: Path) -> None:
+    """A component that is left as it is has one line, with how often; the first screen counts the collapsed ones."""
+    from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.story import happenings, outcome
+    from pipeline.outputs.report.timing import timing
+
+    run = dense_run(tmp_path / "run", data_mean=[0.0, 0.0], fixed=[])
+    zarr.open_group(run / "model.zarr")["weights"][:] = [0.7, 0.29995, 0.00005]  # of 20,000 rows: the last has one
+    left = [{"event": "reset", "component": 2, "iteration": t, "done": False, "reason": "1 row"} for t in range(3, 9)]
+    again = {"event": "reset", "component": 1, "iteration": 4, "done": True, "reason": "1 row"}
+    (run / "events.jsonl").write_text("\n".join(json.dumps(entry) for entry in [*left, again]))
+    record = read_record(run)
+    told = [line.text for line in happenings(record)[0]]
+    assert told == [
+        "Component 2 was left as it is at iteration 3, and at 5 later iterations: 1 row.",
+        "Component 1 (now 0) started anew at iteration 4: 1 row.",
+    ]
+    assert [fact.value for fact in outcome(record, timing(record)) if fact.name == "Collapsed"] == ["1"]
+
+
 def test_restarts_are_compared(plane: Path, tmp_path: Path) -> None:
     """Several restarts come as a table that marks the one that was kept; a single one is no news."""
     base = {"n_iter": 7, "stop_reason": "stopped: max_iter = 7 iterations reached"}
@@ -676,6 +723,18 @@ def test_the_search_for_the_start_is_told(plane: Path, tmp_path: Path) -> None:
     assert all(text in lines[1] for text in ("5,000", "Gaussian mixture", "8, 2", number(-3.25, 8)))
     assert "principal" not in lines[1]
     assert 'id="search"' not in (plane / "report.html").read_text(encoding="utf-8")
+
+
+def test_annihilation_is_drawn(tmp_path: Path) -> None:
+    """The message length over the number of components, with the shortest named; nothing where there was no search for it."""
+    from pipeline.outputs.report.choice import message_lengths
+    from pipeline.outputs.report.record import read_record
+
+    run = dense_run(tmp_path / "run")
+    assert message_lengths(read_record(run)) is None
+    zarr.open_group(run / "model.zarr").attrs["message_lengths"] = [[9, 900.0], [4, 820.0], [3, 810.0], [1, 990.0]]
+    chart = message_lengths(read_record(run))
+    assert chart is not None and "from 1 to 9 components; it is shortest at 3" in chart.picture
 
 
 def test_held_out_rows_and_types_are_told(tmp_path: Path) -> None:

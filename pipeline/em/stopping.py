@@ -72,7 +72,8 @@ def _certificate(run: Run) -> str:
     last = run.history[-1]
     if not np.isfinite(last.left):
         return ""
-    return f"; about {last.left:.2g} nats per row are left to gain (Fisher norm {last.fisher_norm:.2g}, rate {last.rate:.3g})"
+    rate = "" if np.isnan(last.rate) else f", rate {last.rate:.3g}"
+    return f"; about {last.left:.2g} nats per row are left to gain (Fisher norm {last.fisher_norm:.2g}{rate})"
 
 
 def _kmeans(before: Run, after: Run, tol: float) -> str | None:

@@ -89,7 +89,7 @@ def _chart(table: list[dict[str, Any]]) -> Chart:
     svg.label_axes(axes, "components", f"{'criteria' if len(shapes) == 1 else NAMES[decides]} per row, lower is better")
     svg.count_ticks(axes)
     svg.number_ticks(axes)
-    svg.legend(axes, loc="upper right")
+    svg.legend(axes, loc="best")
     alt = (
         f"Line chart of the criteria of {len(table)} candidates; {NAMES[decides]} is best at {number(at[0])} components"
         f"{' (' + chosen['covariance_type'] + ')' if len(shapes) > 1 else ''}, {number(at[1])} per row."
@@ -98,3 +98,28 @@ def _chart(table: list[dict[str, Any]]) -> Chart:
     sign = " The held-out log-likelihood is shown times −2." if "heldout" in shown else ""
     caption = f"The circle is the model that {NAMES[decides]} chose.{sign}"
     return Chart("The criteria", svg.to_svg(figure, "choice", alt), caption)
+
+
+def message_lengths(record: Record) -> Chart | None:
+    """The message length of each number of components that annihilation came by; None where there was none."""
+    lengths: list[tuple[int, float]] = sorted(
+        (int(k), float(nats)) for k, nats in record.attrs.get("message_lengths") or []
+    )
+    if len(lengths) < 2:
+        return None
+    k, nats = (np.array(side) for side in zip(*lengths, strict=True))
+    best = int(nats.argmin())
+    figure, axes = svg.new_figure()
+    axes.plot(k, nats / record.total_weight, "o-", color=svg.BLUE, linewidth=1.8, markersize=4, label="message length")
+    at = k[best], nats[best] / record.total_weight
+    axes.plot(*at, "o", markersize=11, markerfacecolor="none", markeredgecolor=svg.INK, label="chosen")
+    svg.label_axes(axes, "components", "nats per row, lower is better")
+    svg.count_ticks(axes)
+    svg.number_ticks(axes)
+    svg.legend(axes, loc="best")
+    alt = f"Line chart of the message length from {k[0]} to {k[-1]} components; it is shortest at {k[best]}."
+    caption = (
+        f"From {k[-1]} components, those that too few rows support were annihilated one at a time, on rows held in memory; "
+        f"the shortest message has {k[best]}."
+    )
+    return Chart("The length of the message", svg.to_svg(figure, "lengths", alt), caption)

@@ -269,6 +269,7 @@ def sizes(record: Record) -> Chart:
     if record.k > 1:
         axes.axhline(100 / record.k, color=svg.ORANGE, linewidth=1.4, linestyle=(0, (4, 3)), label="equal shares")
         svg.legend(axes, loc="upper right")
+        axes.set_ylim(0, 1.25 * float(weights.max()))  # room for the legend above the bars
     axes.set_xlim(-0.75, record.k - 0.25)
     svg.label_axes(axes, record.noun, "share of the rows, %")
     svg.count_ticks(axes, most=12 if record.k <= 12 else 6)

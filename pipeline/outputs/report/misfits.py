@@ -23,9 +23,13 @@ FEATURES = 12
 
 @dataclass(frozen=True)
 class Misfit:
-    """A row. score : log-density or squared distance, in words.  label : its component, None where there are no labels."""
+    """A row. score : log-density or squared distance, in words.  label : its component, None where there are no labels.
+
+    cut_from : the name of the picture that a patch comes from, else empty.
+    """
 
     row: int
+    cut_from: str
     score: str
     label: int | None
     picture: pictures.Picture | None
@@ -52,8 +56,8 @@ def misfits(record: Record) -> Misfits | None:
     labels = record.labels_of(rows)
     columns, values, shown = _shown(record, rows, said)
     lines = [
-        Misfit(int(row), text, label, picture, line)
-        for row, text, label, picture, line in zip(rows, said, labels, shown, values, strict=True)
+        Misfit(int(row), *facts)
+        for row, *facts in zip(rows, record.pictures_of(rows), said, labels, shown, values, strict=True)
     ]
     what = "farthest from their centres, squared" if kmeans else "of the lowest log-density"
     caption = f"The {plural(len(rows), 'row')} {what}: errors in the data, or kinds of rows that no component is for."
@@ -135,11 +139,10 @@ def confusion(record: Record) -> Confusion | None:
 
 def _counts(record: Record) -> tuple[np.ndarray, str] | None:
     """(k, k) sum of the responsibilities of component j for rows labelled i (K-means: rows that j would inherit), and of what."""
-    if record.has("sample") and "data_mean" in record.attrs:
+    if record.has("sample") and record.fitted is not None:
         from pipeline.models.kmeans import KMeans
-        from pipeline.outputs.model_store import load_model
 
-        model, params, _ = load_model(record.model)
+        model, params = record.fitted
         sample = record.array("sample")
         rows = plural(len(sample), "sampled row")
         if isinstance(model, KMeans):

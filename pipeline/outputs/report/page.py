@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.errors import StorageError
 from pipeline.outputs.report import figures, misfits, pictures, projection, story, topics, words
-from pipeline.outputs.report.choice import choice
+from pipeline.outputs.report.choice import choice, message_lengths
 from pipeline.outputs.report.record import Record, read_record
 from pipeline.outputs.report.replay import replay
 from pipeline.outputs.report.timing import timing
@@ -80,6 +80,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "noun": record.noun,
         "title": story.title(record),
         "subtitle": story.subtitle(record),
+        "brief": story.brief(record),
         "converged": bool(record.attrs.get("converged")),
         "why_stopped": story.why_stopped(record),
         "when": words.moment(start.get("time")),
@@ -92,6 +93,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "misfits": misfits.misfits(record),
         "confusion": misfits.confusion(record),
         "replay": replay(record, curve),
+        "lengths": message_lengths(record),
         "choice": choice(record),
         "overlap": story.overlap(record),
         "search": story.search(record),

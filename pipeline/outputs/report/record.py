@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
+    from pipeline.models.base import Model
+
 FAMILIES = ("gaussian", "kmeans", "multinomial")
 
 
@@ -90,6 +92,25 @@ class Record:
             named[name] = (dims, value[order] if dims[0] == "component" else value)
         return replace(self, model=self.model.assign(named))
 
+    @cached_property
+    def fitted(self) -> tuple[Model, Any] | None:
+        """The stored model and its parameters, to compute with; None where the store says too little to make them."""
+        if "data_mean" not in self.model.attrs:
+            return None
+        from pipeline.outputs.model_store import load_model
+
+        return load_model(self.model)[:2]
+
+    @cached_property
+    def collapsed(self) -> list[int]:
+        """Components of a mixture that ended with too few rows, or no width, to mean anything."""
+        from pipeline.models.base import Mixture
+
+        model, params = self.fitted or (None, None)
+        if not isinstance(model, Mixture):
+            return []
+        return [k for k, _ in model.collapsed(params, self.weights * self.total_weight)]
+
     def has(self, name: str) -> bool:
         """Whether the model stores this array."""
         return name in self.model.variables
@@ -117,6 +138,14 @@ class Record:
         label = self.labelled("label")
         found = [-1 if label is None or row >= label.shape[0] else int(np.asarray(label[int(row)])) for row in rows]
         return [None if one < 0 else one for one in found]
+
+    def pictures_of(self, rows: np.ndarray) -> list[str]:
+        """The names of the pictures that some rows are cut from; empty where rows are not."""
+        starts, names = self.labelled("picture_start"), self.labelled("picture")
+        if starts is None or names is None or self.kind != "patch":
+            return [""] * len(rows)
+        every = np.asarray(names[:])
+        return [str(every[i]) for i in np.searchsorted(np.asarray(starts[:]), rows, side="right") - 1]
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""

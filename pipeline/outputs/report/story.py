@@ -15,6 +15,7 @@ _ROUTINE = {
     "start",
     "profile",
     "rung",
+    "annihilation",
     "refused",
     "init",
     "pass",
@@ -67,18 +68,32 @@ def subtitle(record: Record) -> str:
     }.get(record.kind, f"{plural(n, 'row')} of {plural(d, 'feature')}")
 
 
+_COVARIANCES = {
+    "full": "a full covariance each",
+    "tied": "one full covariance for all",
+    "diag": "a diagonal covariance each",
+    "spherical": "one variance each",
+}
+
+
+def brief(record: Record) -> str:
+    """What was asked in short: `A full covariance each, start by k-means||, at most 100 iterations`."""
+    max_iter, init = record.option("fit", "max_iter"), record.option("fit", "init")
+    candidates = record.attrs.get("candidates")
+    parts = [_COVARIANCES.get(str(record.attrs.get("covariance_type")), "")] if record.family == "gaussian" else []
+    parts += [f"chosen from {len(candidates)} candidates"] if candidates and len(candidates) > 1 else []
+    parts += [f"start by {init}"] if init else []
+    parts += [f"at most {plural(int(max_iter), 'iteration')}"] if max_iter else []
+    said = ", ".join(part for part in parts if part)
+    return said and f"{said[0].upper()}{said[1:]}."
+
+
 def asked(record: Record) -> list[Fact]:
     """The question: data, preparation, model, start, and when to stop."""
-    covariances = {
-        "full": "a full covariance each",
-        "tied": "one full covariance for all",
-        "diag": "a diagonal covariance each",
-        "spherical": "one variance each",
-    }
     facts = [Fact("Data", f"{subtitle(record)}{_source(record)}", note=_preparation(record))]
     model = title(record).removeprefix("A ")
     if record.family == "gaussian":
-        model += f", {covariances.get(str(record.attrs.get('covariance_type')), '')}"
+        model += f", {_COVARIANCES.get(str(record.attrs.get('covariance_type')), '')}"
     fixed = record.option("model", "fixed") or []
     note = [f"{' and '.join(fixed)} held fixed"] if fixed else []
     note += ["hard assignment"] if record.attrs.get("assignment") == "hard" and record.family != "kmeans" else []
@@ -156,6 +171,9 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
             facts.append(Fact(criterion.upper(), number(round(float(value))), note=f"lower is better{care}"))
     if spent.peak_pss:
         facts.append(Fact("Peak memory", size(spent.peak_pss), note="driver and workers together"))
+    if record.collapsed:
+        note = "too few rows, or no width: they say nothing"
+        facts.append(Fact("Collapsed", number(len(record.collapsed)), f"of {plural(record.k, record.noun)}", note))
     if record.k > 1:
         facts.append(Fact(f"Largest {record.noun}", percent(float(record.weights.max())), "of the rows"))
     return facts
@@ -193,9 +211,24 @@ def why_stopped(record: Record) -> str:
 
 def happenings(record: Record) -> tuple[list[Happening], int]:
     """Resets, warnings, resumptions and anything unknown, oldest first; and how many more there were."""
-    news = [entry for entry in record.events if entry.get("event") not in _ROUTINE]
+    news = _without_repeats([entry for entry in record.events if entry.get("event") not in _ROUTINE])
     shown = [_happening(entry, record) for entry in news[:EVENTS_SHOWN]]
     return shown, len(news) - len(shown)
+
+
+def _without_repeats(news: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A component that is left as it is is so at every iteration after: told once, with how often."""
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    kept = []
+    for entry in news:
+        if entry.get("event") == "reset" and not entry.get("done", True):
+            which = tuple(entry.get(name) for name in ("candidate", "restart", "refit", "component"))
+            if which in first:
+                first[which]["repeats"] += 1
+                continue
+            entry = first[which] = {**entry, "repeats": 0}
+        kept.append(entry)
+    return kept
 
 
 def _happening(entry: dict[str, Any], record: Record) -> Happening:
@@ -220,7 +253,9 @@ def _reset(entry: dict[str, Any], record: Record) -> str:
         component = f"{component} (now {order.index(component)})"
     reason = f": {entry['reason']}" if entry.get("reason") else ""
     done = "started anew" if entry.get("done", True) else "was left as it is"
-    return f"{record.noun.capitalize()} {component} {done} at {where}{reason}."
+    repeats = entry.get("repeats")
+    later = f", and at {plural(repeats, 'later iteration')}" if repeats else ""
+    return f"{record.noun.capitalize()} {component} {done} at {where}{later}{reason}."
 
 
 def _warning(entry: dict[str, Any], record: Record) -> str:
