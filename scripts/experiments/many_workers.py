@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import psutil
 
@@ -109,6 +110,7 @@ def main() -> int:
     print(f"an empty chunk: {1e6 * empty:.1f} µs of CPU\n")
     warnings.simplefilter("ignore")
     waiting.ANSWER = 600.0  # all of them in one process: it is slow to answer, and not dead
+    dask.config.set({"distributed.comm.timeouts.connect": "600s"})
     print(
         "| workers | bytes of statistics | tasks a pass | seconds a pass | CPU ms a task | MB sent a pass | MiB grown |"
     )
