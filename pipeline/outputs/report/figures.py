@@ -19,6 +19,7 @@ from pipeline.outputs.report.words import number, percent, plural, rate, setting
 STAIRS = 6  # iterations shown as a staircase at most
 CLEAR = 0.015  # of the height of the chart: what a step should measure to be seen
 FLAT = 1e-7  # of the objective: less than this in a whole run, and there are no steps to be seen
+ROUNDING = 1e-10  # of the objective: a smaller gain or loss may be that of the arithmetic
 LISTED = 60  # iterations in the table at most
 
 
@@ -74,8 +75,8 @@ def convergence(record: Record, curve: Curve) -> list[Chart]:
     charts = [_objective(record, curve)]
     if curve.bound is not None and len(curve.bound) > 1 and np.ptp(known) > FLAT * np.abs(known).max():
         charts.append(_staircase(curve))
-    if len(curve.objective) > 2:
-        charts.append(_gains(record, curve))
+    gains = _gains(record, curve) if len(curve.objective) > 2 else None
+    charts += [gains] if gains is not None else []
     if record.has("entropy") and len(curve.objective) > 2 and record.k > 1:
         charts.append(_entropy(record))
     return charts
@@ -158,39 +159,49 @@ def _clearest_window(curve: Curve) -> tuple[int, int]:
     return best
 
 
-def _gains(record: Record, curve: Curve) -> Chart:
+def _gains(record: Record, curve: Curve) -> Chart | None:
+    """What each iteration added, as far as it is more than rounding; None where none added as much."""
     kmeans = curve.e_gain is None
-    sign = -1 if kmeans else 1
-    total = sign * np.diff(curve.objective)
-    iterations = np.arange(1, len(total) + 1)
-    figure, axes = svg.new_figure()
+    total = (-1 if kmeans else 1) * np.diff(curve.objective)
+    least = ROUNDING * np.abs(curve.objective[1:])
     drawn = [(total, svg.BLUE, "fall in inertia")] if kmeans else []
     if curve.e_gain is not None:
         drawn = [(curve.m_gain, svg.ORANGE, "M-step: L"), (curve.e_gain, svg.BLUE, "E-step: KL")]
+    if not any((gain > least).any() for gain, _, _ in drawn):
+        return None
+    iterations = np.arange(1, len(total) + 1)
+    figure, axes = svg.new_figure()
     for gain, colour, what in drawn:
-        up = gain > 0
+        up = gain > least
         axes.plot(iterations[up], gain[up], color=colour, linewidth=1.8, label=what)
-    if any((gain > 0).any() for gain, _, _ in drawn):
-        svg.log_ticks(axes)
+    svg.log_ticks(axes)
+    caption = "How much each iteration still gained, on a logarithmic scale"
+    caption += "." if kmeans else ", split into the two moves."
     tol = record.option("fit", "tol")
     if not kmeans and isinstance(tol, (int, float)) and tol > 0:
         axes.axhline(tol, color=svg.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"tol = {setting(tol)}")
+        caption += " The run stops when their sum stays below tol."
     svg.label_axes(axes, "iteration", f"gain per row, {'squared distance' if kmeans else 'nats'}")
     svg.count_ticks(axes)
     svg.legend(axes, loc="best")
-    falls = int((total < -1e-12 * np.abs(curve.objective[1:])).sum())
-    last = f"The last iteration gained {number(float(total[-1]), 3)} per row." if np.isfinite(total[-1]) else ""
-    note = f" {plural(falls, 'iteration')} lost instead, and {'is' if falls == 1 else 'are'} left out." if falls else ""
-    if falls and record.attrs.get("reg_covar") and not record.has("prior_scale"):
+    last = f" The last iteration gained {number(float(total[-1]), 3)} per row." if total[-1] > least[-1] else ""
+    alt = f"Gains per iteration on a logarithmic scale.{last}"
+    caption += last + _falls(record, int((total < -least).sum()))
+    return Chart("What each iteration gained", svg.to_svg(figure, "gains", alt), caption)
+
+
+def _falls(record: Record, count: int) -> str:
+    """What is to be said of iterations that lost."""
+    if not count:
+        return ""
+    note = f" {plural(count, 'iteration')} lost instead, and {'is' if count == 1 else 'are'} left out."
+    if record.attrs.get("reg_covar") and not record.has("prior_scale"):
+        reg = setting(float(record.attrs["reg_covar"]))
         note += (
-            f" The reg_covar of {setting(float(record.attrs['reg_covar']))}, which is added to each variance after the M-step, "
-            "may take more than a step gains; under model.prior none does."
+            f" The reg_covar of {reg}, which is added to each variance after the M-step, may take more than a step gains; "
+            "under model.prior none does."
         )
-    caption = "How much each iteration still gained, on a logarithmic scale" + (
-        "." if kmeans else ", split into the two moves; the run stops when their sum falls below tol."
-    )
-    alt = f"Gains per iteration on a logarithmic scale. {last}"
-    return Chart("What each iteration gained", svg.to_svg(figure, "gains", alt.strip()), f"{caption} {last}{note}")
+    return note
 
 
 def numbers(curve: Curve) -> tuple[list[list[str]], int]:
