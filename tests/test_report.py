@@ -669,7 +669,7 @@ def test_what_stays_collapsed_is_told_once(tmp_path: Path) -> None:
     zarr.open_group(run / "model.zarr")["weights"][:] = [0.7, 0.29995, 0.00005]  # of 20,000 rows: the last has one
     left = [{"event": "reset", "component": 2, "iteration": t, "done": False, "reason": "1 row"} for t in range(3, 9)]
     again = {"event": "reset", "component": 1, "iteration": 4, "done": True, "reason": "1 row"}
-    (run / "events.jsonl").write_text("\n".join(json.dumps(entry) for entry in [*left, again]))
+    (run / "events.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*left, again]))
     record = read_record(run)
     told = [line.text for line in happenings(record)[0]]
     assert told == [
@@ -769,7 +769,7 @@ def test_interrupted_runs_add_their_sessions_up(tmp_path: Path) -> None:
         {"event": "resume", "generation": 2, "time": "2026-03-06T08:00:01+00:00"},
         {"event": "finished", "seconds": 20, "time": "2026-03-06T08:00:20+00:00"},
     ]
-    (run / "events.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries))
+    (run / "events.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     text = read(run).text
     assert "1\u202fmin 20\u202fs" in text and "2 sessions" in text
 
@@ -795,6 +795,19 @@ def test_unfinished_and_damaged_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="means"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+def test_damaged_labels_are_named(tmp_path: Path) -> None:
+    """A report without labels.zarr does without; one that cannot be read is the user's to know of."""
+    from pipeline.outputs.report.misfits import misfits
+    from pipeline.outputs.report.record import read_record
+
+    run = patch_run(tmp_path / "run", k=3, p=4)
+    zarr.open_group(run / "labels.zarr", mode="w").create_array("label", data=np.ones(100, dtype=np.int32))
+    chunk = next(path for path in (run / "labels.zarr" / "label" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(b"torn")
+    with pytest.raises(StorageError, match=r"labels.zarr: cannot be read"):
+        misfits(read_record(run))
 
 
 def test_a_failed_write_leaves_the_old_page(plane: Path, monkeypatch: pytest.MonkeyPatch) -> None:

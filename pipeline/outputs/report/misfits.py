@@ -60,9 +60,10 @@ def misfits(record: Record) -> Misfits | None:
         for row, *facts in zip(rows, record.pictures_of(rows), said, labels, shown, values, strict=True)
     ]
     what = "farthest from their centres, squared" if kmeans else "of the lowest log-density"
-    caption = f"The {plural(len(rows), 'row')} {what}: errors in the data, or kinds of rows that no component is for."
-    if record.kind == "document":
-        caption = caption.replace("row", "document") + " Long documents come first; beside them, their commonest words."
+    row = "document" if columns == ["words"] else "row"
+    caption = f"The {plural(len(rows), row)} {what}: errors in the data, or kinds of {row}s that no component is for."
+    if columns == ["words"]:
+        caption += " Long documents come first; beside them, their commonest words."
     return Misfits(caption, lines, columns)
 
 
@@ -70,13 +71,13 @@ def _shown(
     record: Record, rows: np.ndarray, said: list[str]
 ) -> tuple[list[str], list[list[str]], list[pictures.Picture | None]]:
     """Columns, their values for each row, and pictures: what can be shown of the rows."""
-    pixels, nothing = pictures.pixel_map(record), [None] * len(rows)
+    pixels, nothing = pictures.pixel_map(record), list[pictures.Picture | None]([None] * len(rows))
     if record.has("misfit_word"):
         words, counts = record.array("misfit_word"), record.array("misfit_count")
         vocabulary = record.attrs.get("vocabulary") or []
         pairs = [[(w, c) for w, c in zip(*both, strict=True) if w >= 0] for both in zip(words, counts, strict=True)]
         told = [[" · ".join(f"{topics.word(vocabulary, w)} {number(float(c))}" for w, c in line)] for line in pairs]
-        return ["words"], told, list(nothing)
+        return ["words"], told, nothing
     x = record.array("misfits")
     if pixels is not None:
         alts = [f"Row {row}, {text}." for row, text in zip(rows, said, strict=True)]
@@ -88,7 +89,7 @@ def _shown(
         out = np.abs(x - sample.mean(axis=0)).max(axis=0) / np.where(sample.std(axis=0) > 0, sample.std(axis=0), np.inf)
         kept = np.sort(np.argsort(-out, kind="stable")[:FEATURES])
     names = projection.feature_names(record)
-    return [names[i] for i in kept], [[number(float(v), 4) for v in line[kept]] for line in x], list(nothing)
+    return [names[i] for i in kept], [[number(float(v), 4) for v in line[kept]] for line in x], nothing
 
 
 @dataclass(frozen=True)
@@ -156,16 +157,11 @@ def _counts(record: Record) -> tuple[np.ndarray, str] | None:
 
 def _counts_of_labels(record: Record) -> tuple[np.ndarray, str] | None:
     """The same of all rows, from the responsibilities that labels.zarr keeps; None where it keeps fewer than two."""
-    top, responsibility = record.labelled("top_component"), record.labelled("top_responsibility")
-    if top is None or responsibility is None or top.shape[1] < 2:
-        return None
-    counts = np.zeros((record.k, record.k))
-    for start in range(0, top.shape[0], top.chunks[0]):
-        rows = slice(start, start + top.chunks[0])
-        component, share = np.asarray(top[rows]), np.nan_to_num(np.asarray(responsibility[rows], dtype=float))
-        known = component[:, 0] >= 0
-        np.add.at(counts, (component[known, :1], component[known]), share[known])
-    return counts, f"all rows, and the {top.shape[1]} likeliest components of each"
+    counts, kept = np.zeros((record.k, record.k)), 0
+    for component, share in record.top_responsibilities():
+        known, kept = component[:, 0] >= 0, component.shape[1]
+        np.add.at(counts, (component[known, :1], component[known]), share[known].astype(float))
+    return (counts, f"all rows, and the {kept} likeliest components of each") if kept > 1 else None
 
 
 def _pairs(record: Record, counts: np.ndarray, share: np.ndarray) -> list[Pair]:

@@ -207,10 +207,11 @@ def _shared(record: Record, pixels: PixelMap) -> Picture | None:
     return _sheet_picture([_grey(mode, -1, 1) for mode in modes], 10, "Eigen-patches of the covariance that all share.")
 
 
-def _ranges(means: np.ndarray, exemplars: np.ndarray, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
+def _ranges(means: np.ndarray, exemplars: np.ndarray | None, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
     """(k,) black and (k,) white of each component: symmetric about zero per component if mean-free, else common."""
     k = len(means)
-    both = np.concatenate([means[:, None], exemplars], axis=1).reshape(k, -1)
+    both = means if exemplars is None else np.concatenate([means[:, None], exemplars], axis=1)
+    both = both.reshape(k, -1)
     if pixels.mean_free:
         peak = np.abs(both).max(axis=1)
         return -peak, peak
@@ -289,7 +290,7 @@ def in_small(record: Record, pixels: PixelMap, final: Record, alt: str, componen
         tiles = [_grey(pixels.directions(covariances[k], 1)[0], -1, 1) for k in components]
     else:
         ends, means = pixels.points(final.means), pixels.points(record.means)
-        low, high = _ranges(ends, ends[:, None][:, :0], pixels)
+        low, high = _ranges(ends, None, pixels)
         tiles = [_grey(means[k], low[k], high[k]) for k in components]
     return _sheet_picture(tiles, int(np.ceil(np.sqrt(len(tiles)))), alt, across=TILE // 2)
 
@@ -297,7 +298,7 @@ def in_small(record: Record, pixels: PixelMap, final: Record, alt: str, componen
 def each(pixels: PixelMap, x: np.ndarray, alts: Sequence[str]) -> list[Picture]:
     """One picture a row. x : (n, d)."""
     tiles = pixels.points(x)
-    low, high = _ranges(tiles, tiles[:, None][:, :0], pixels)
+    low, high = _ranges(tiles, None, pixels)
     return [
         _sheet_picture([_grey(*tile)], 1, alt, across=TILE) for *tile, alt in zip(tiles, low, high, alts, strict=True)
     ]

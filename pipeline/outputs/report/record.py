@@ -5,7 +5,7 @@ The record is read once and never written; arrays stay on disk until a section o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -99,7 +99,10 @@ class Record:
             return None
         from pipeline.outputs.model_store import load_model
 
-        return load_model(self.model)[:2]
+        try:
+            return load_model(self.model)[:2]
+        except Exception as error:  # as in `array`
+            raise StorageError(f"model.zarr: cannot be read ({error}). Run the job again.") from error
 
     @cached_property
     def collapsed(self) -> list[int]:
@@ -134,9 +137,11 @@ class Record:
             return None
 
     def labels_of(self, rows: np.ndarray) -> list[int | None]:
-        """The components of some rows, None where they are not known."""
+        """The components of some rows, None where they are not known. Raises StorageError if labels.zarr is damaged."""
         label = self.labelled("label")
-        found = [-1 if label is None or row >= label.shape[0] else int(np.asarray(label[int(row)])) for row in rows]
+        if label is None:
+            return [None] * len(rows)
+        found = [int(_read(label, int(row))) if row < label.shape[0] else -1 for row in rows]
         return [None if one < 0 else one for one in found]
 
     def pictures_of(self, rows: np.ndarray) -> list[str]:
@@ -144,8 +149,16 @@ class Record:
         starts, names = self.labelled("picture_start"), self.labelled("picture")
         if starts is None or names is None or self.kind != "patch":
             return [""] * len(rows)
-        every = np.asarray(names[:])
-        return [str(every[i]) for i in np.searchsorted(np.asarray(starts[:]), rows, side="right") - 1]
+        every = _read(names, slice(None))
+        return [str(every[i]) for i in np.searchsorted(_read(starts, slice(None)), rows, side="right") - 1]
+
+    def top_responsibilities(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(n, m) components and responsibilities of all rows, block by block; nothing where labels.zarr keeps none."""
+        component, share = self.labelled("top_component"), self.labelled("top_responsibility")
+        if component is not None and share is not None:
+            for start in range(0, component.shape[0], component.chunks[0]):
+                rows = slice(start, start + component.chunks[0])
+                yield _read(component, rows), _read(share, rows)
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""
@@ -181,6 +194,16 @@ def read_record(run: Path) -> Record:
         numerics=numerics if isinstance(numerics, int) else None,
         events=list(read_events(run / "events.jsonl")),
     )
+
+
+def _read(array: zarr.Array[Any], at: Any) -> np.ndarray:
+    """Some of an array of labels.zarr."""
+    try:
+        return np.asarray(array[at])
+    except Exception as error:  # as in `Record.array`
+        raise StorageError(
+            f"labels.zarr: cannot be read ({error}). Remove labels.zarr; `em-pipeline resume` writes it again."
+        ) from error
 
 
 def _open_model(store: Path) -> xr.Dataset:
