@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -620,7 +621,7 @@ def test_every_iteration_is_told_in_numbers(plane: Path, tmp_path: Path) -> None
 
 
 def test_falls_are_explained(tmp_path: Path) -> None:
-    """Where reg_covar may be why an iteration lost, the page says so."""
+    """Where reg_covar may be why an iteration lost, the page says so; under a prior, that it is the sum that rises."""
     from pipeline.outputs.report.figures import convergence, read_curve
     from pipeline.outputs.report.record import read_record
 
@@ -635,6 +636,10 @@ def test_falls_are_explained(tmp_path: Path) -> None:
         assert curve is not None
         caption = " ".join(chart.caption for chart in convergence(record, curve))
         assert "1 iteration lost instead" in caption and ("reg_covar" in caption) is said
+    record = read_record(run)
+    under_prior = replace(record, model=record.model.assign(prior_mean=("feature", [0.0, 0.0])))
+    captions = " ".join(chart.caption for chart in convergence(under_prior, curve))
+    assert "log prior together" in captions and "reg_covar" not in captions
 
 
 def test_words_are_ranked_with_their_lift(tmp_path: Path) -> None:
@@ -667,8 +672,9 @@ def test_what_stays_collapsed_is_told_once(tmp_path: Path) -> None:
 
     run = dense_run(tmp_path / "run", data_mean=[0.0, 0.0], fixed=[])
     zarr.open_group(run / "model.zarr")["weights"][:] = [0.7, 0.29995, 0.00005]  # of 20,000 rows: the last has one
-    left = [{"event": "reset", "component": 2, "iteration": t, "done": False, "reason": "1 row"} for t in range(3, 9)]
-    again = {"event": "reset", "component": 1, "iteration": 4, "done": True, "reason": "1 row"}
+    reset = {"event": "reset", "time": "2026-03-05T20:00:00+00:00", "reason": "1 row"}
+    left = [{**reset, "component": 2, "iteration": t, "done": False} for t in range(3, 9)]
+    again = {**reset, "component": 1, "iteration": 4, "done": True}
     (run / "events.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*left, again]))
     record = read_record(run)
     told = [line.text for line in happenings(record)[0]]

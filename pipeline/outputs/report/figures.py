@@ -195,7 +195,11 @@ def _falls(record: Record, count: int) -> str:
     if not count:
         return ""
     note = f" {plural(count, 'iteration')} lost instead, and {'is' if count == 1 else 'are'} left out."
-    if record.attrs.get("reg_covar") and not record.has("prior_scale"):
+    if record.family == "multinomial" or record.has("prior_mean"):
+        return (
+            note + " The fit raises the log-likelihood and the log prior together, of which the first alone may fall."
+        )
+    if record.attrs.get("reg_covar"):
         reg = setting(float(record.attrs["reg_covar"]))
         note += (
             f" The reg_covar of {reg}, which is added to each variance after the M-step, may take more than a step gains; "
