@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -124,17 +124,14 @@ class Labelling:
         return 0
 
 
-@dataclass(frozen=True)
-class _NoRows:
-    """As many chunks as a pass has, of nothing: a pass over them takes what is neither reading nor arithmetic."""
-
-    n_chunks: int
+class _NoRows(Chunks):
+    """The chunks of a pass, with nothing in them: a pass over them takes what is neither reading nor arithmetic."""
 
     def chunk_bytes(self) -> int:
         return 0
 
-    def load(self, i: int) -> None:
-        return None
+    def load(self, i: int) -> Chunk:
+        return Chunk(np.empty((0, 0)), None, 0)
 
 
 def _nothing(chunk: Any) -> int:
@@ -152,15 +149,16 @@ class Timer:
         self.engine, self.raw, self._ahead = engine, chunks, ahead and chunks.chunk_bytes() >= WORTH_BYTES
         shards = self._shards(TIMED_CHUNKS)
         self.ids, self.first = sorted({i for shard in shards for i in shard}), sorted({shard[0] for shard in shards})
-        self.overhead = [self._seconds_of_nothing(chunks.n_chunks) for _ in range(2)][-1]
+        self.overhead = [self._seconds_of_nothing() for _ in range(2)][-1]
 
     def _shards(self, timed: int) -> list[tuple[int, ...]]:
         n, w = self.raw.n_chunks, self.engine.workers
         return [tuple((j * n // w + i) % n for i in range(timed + 2)) for j in range(w)]
 
-    def _seconds_of_nothing(self, n: int) -> float:
+    def _seconds_of_nothing(self) -> float:
+        nothing = _NoRows(self.raw.source)
         began = time.perf_counter()
-        self.engine.sum_over(cast(Chunks, _NoRows(n)), [_nothing])
+        self.engine.sum_over(nothing, [_nothing])
         return time.perf_counter() - began
 
     def rows_of(self, ids: Sequence[int]) -> int:
