@@ -130,6 +130,16 @@ class _NoRows:
 
     n_chunks: int
 
+    @property
+    def source(self) -> _NoRows:
+        return self
+
+    def blocks(self) -> None:
+        return None
+
+    def digest(self, i: int) -> str:
+        return ""
+
     def chunk_bytes(self) -> int:
         return 0
 
