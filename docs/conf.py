@@ -29,25 +29,24 @@ add_module_names = False
 python_display_short_literal_types = True
 maximum_signature_line_length = 90
 
-_NAMES = re.compile(r"^((?:\w+,\s+)*\w+) : ", re.MULTILINE)
+_NAMES = re.compile(r"(?:^|  )((?:\w+,\s+)*\w+) : ", re.MULTILINE)
+_FITTED = re.compile(r"\b[a-z_]+_\b")
 
 
 def _as_markup(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """A docstring in reStructuredText: lines `name : meaning` become a list, and no character of the prose is markup."""
-    text = _NAMES.sub(lambda found: f"- `{' '.join(found[1].split())}` : ", "\n".join(lines))
-    parts = re.split(r"(`[^`]*`)", text)
+    """A docstring in reStructuredText: names and their meanings become a list, and no character of the prose is markup."""
+    text = _NAMES.sub(lambda found: f"\n- `{' '.join(found[1].split())}` : ", "\n".join(lines))
+    parts = re.split(r"(`[^`]*`)", _FITTED.sub(r"`\g<0>`", text))
     parts[::2] = [re.sub(r"([*_|\\])", r"\\\1", part) for part in parts[::2]]
     parts[1::2] = [f"`{part}`" for part in parts[1::2]]
     lines.clear()
     item = False
     for line in "".join(parts).splitlines():
-        begins = line.startswith("- ")
-        if item and line and not line.startswith(" ") and not begins:
+        begins, goes_on = line.startswith("- "), item and line.startswith(" ")
+        if item and line and not begins and not goes_on:
             lines.append("")  # the list has ended
-        elif begins and lines and not item:
-            lines.append("")
-        item = begins or (item and line.startswith(" "))
-        lines.append(f"  {line.strip()}" if item and not begins else line)
+        item = begins or goes_on or (item and not line)
+        lines.append(f"  {line.strip()}" if goes_on else line)
 
 
 def _fill(app: Any, page: str, source: list[str]) -> None:

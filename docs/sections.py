@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.config import Config, Section
-from pipeline.config.loading import sections_in
+from pipeline.config.explaining import sections_in
 
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -49,7 +49,9 @@ def _default(part: dict[str, Any], required: bool) -> str:
 def _meaning(part: dict[str, Any]) -> str:
     """The description, the bounds of numbers and the values to choose from."""
     kinds = list(_kinds(part))
-    bounds = [f"{sign} {kind[name]:g}" for kind in kinds for name, sign in BOUNDS.items() if name in kind]
+    bounds = [
+        f"{sign}\N{NO-BREAK SPACE}{kind[name]:g}" for kind in kinds for name, sign in BOUNDS.items() if name in kind
+    ]
     values = [value for kind in kinds for value in kind.get("enum", [kind["const"]] if "const" in kind else [])]
     notes = [part.get("description", "").removesuffix("; or"), *dict.fromkeys(bounds)]
     notes += [

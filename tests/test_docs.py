@@ -209,7 +209,7 @@ def test_whole_pages_run(page, tmp_path, monkeypatch, background):
 def test_the_reference_has_every_key(monkeypatch):
     """Each key of each section of the config is a row of the reference."""
     from pipeline.config import Config
-    from pipeline.config.loading import sections_in
+    from pipeline.config.explaining import sections_in
 
     monkeypatch.syspath_prepend(DOCS)
     from sections import in_markdown
