@@ -127,16 +127,6 @@ class Labelling:
 class _NoRows(Chunks):
     """The chunks of a pass, with nothing in them: a pass over them takes what is neither reading nor arithmetic."""
 
-    @property
-    def source(self) -> _NoRows:
-        return self
-
-    def blocks(self) -> None:
-        return None
-
-    def digest(self, i: int) -> str:
-        return ""
-
     def chunk_bytes(self) -> int:
         return 0
 
