@@ -195,4 +195,6 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(tmp_path, bucket):
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(plain))
         began = time.monotonic()
         assert "does not answer" in refused("check", tmp_path / "c.yaml", code=3)
-        assert time.monotonic() - began < 900  # s3fs tries each of five times, with 15 s to answer in: 406 s on a busy machine
+        assert (
+            time.monotonic() - began < 900
+        )  # s3fs tries each of five times, with 15 s to answer in: 406 s on a busy machine
