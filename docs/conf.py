@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: MyST for the pages, autodoc for the Python face, the config's sections for their reference.
+"""How Sphinx builds the site: MyST for the pages, autodoc for the Python face, and two references from the program.
 
 Docstrings are prose with lines `name : meaning`, no markup of Sphinx's; `_as_markup` makes it of them.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sections import in_markdown
+import commands
+import sections
 
 project = "em-pipeline"
 author = copyright = "The em-pipeline developers"
@@ -50,8 +51,10 @@ def _as_markup(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
 
 
 def _fill(app: Any, page: str, source: list[str]) -> None:
-    """The sections of the config, in the page that asks for them."""
-    source[0] = re.sub(r"^<!-- sections -->$", lambda _: in_markdown(), source[0], flags=re.MULTILINE)
+    """What is made from the program, in the pages that ask for it."""
+    for made in (sections, commands):
+        if (place := f"<!-- {made.__name__} -->") in source[0]:
+            source[0] = source[0].replace(place, made.in_markdown())
 
 
 def setup(app: Any) -> None:

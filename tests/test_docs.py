@@ -75,7 +75,7 @@ def all_blocks(language: str) -> list[object]:
 def commands(block: Block) -> list[list[str]]:
     """The commands of a console block, in words; a last word `&` sends one to the background."""
     text = block.text.replace("\\\n", " ")
-    prompts = re.findall(r"^(?:\w+)?\$ (.*)$", text, re.MULTILINE)
+    prompts = re.findall(r"^\w*\$ (.*)$", text, re.MULTILINE)
     return [shlex.split(part, comments=True) for line in prompts for part in line.split("&&")]
 
 
@@ -219,6 +219,16 @@ def test_the_reference_has_every_key(monkeypatch):
         for key, field in waiting.pop().model_fields.items():
             waiting += sections_in(field.annotation)
             assert f"| `{key}` |" in text or f"## {key}\n" in text
+
+
+def test_the_reference_has_every_command(monkeypatch):
+    """Each command is a heading of the reference, with its arguments and options."""
+    monkeypatch.syspath_prepend(DOCS)
+    from commands import in_markdown
+
+    parts = in_markdown().split("## ")
+    assert [part.split("\n")[0] for part in parts[1:]] == list(typer.main.get_command(app).commands)
+    assert "| `CONFIG` |" in parts[3] and "| `--overwrite` | replace an earlier run of ours |" in parts[3]
 
 
 @pytest.mark.slow
