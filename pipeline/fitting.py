@@ -110,15 +110,20 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
 
 
 def iterations(
-    work: Work, known: Known, runs: Sequence[Run], read: list[int]
+    work: Work, known: Known, runs: Sequence[Run], read: list[int], exemplars: bool = True
 ) -> Iterator[tuple[list[Run], list[Event]]]:
-    """The loop over all rows as the config asks for it; what `em` yields. read : its first number grows by the rows read."""
+    """The loop over all rows as the config asks for it; what `em` yields.
+
+    read : its first number grows by the rows read.  exemplars : whether the last pass collects them.
+    """
     limits = Limits(work.config.fit.max_iter or 0, work.config.fit.tol or 0.0)
     method = method_of(work.config.fit.method, work.chunks.source.bounds, work.config.fit.random_state)
     sums = work.sums(refit=runs[0].refit)
 
     def evaluate(jobs: Sequence[EStep], block: int | None = None) -> list[Any]:
         read[0] += known.n_rows if block is None else method.block_rows[block]
+        if not exemplars:
+            jobs = [replace(job, final=False) for job in jobs]
         return sums(jobs, None if block is None else method.blocks[block])
 
     return em(runs, evaluate, limits, known.n_rows, method)

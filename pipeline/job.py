@@ -11,18 +11,24 @@ from pipeline.data.chunks import Chunks
 from pipeline.em.heldout import SumJobs, Units, without
 from pipeline.engine.memory import PeakMemory
 from pipeline.engine.passes import Engine
+from pipeline.outputs.events import EventLog
 from pipeline.outputs.partial import PartialPass
 from pipeline.outputs.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a fit works with, wherever its results go. log : told of events, as EventLog is."""
+    """What a fit works with, wherever its results go. log : told of events, as EventLog is; None where nobody listens."""
 
     config: Config
     chunks: Chunks
     engine: Engine
-    log: Callable[..., None]
+    log: Callable[..., None] | None
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """An event, to whoever listens."""
+        if self.log is not None:
+            self.log(event, **fields)
 
     def sums(self, refit: bool = False) -> SumJobs:
         """What sums a list of jobs in one pass: over the rows that are not held out, or for a refit over all."""
@@ -38,6 +44,7 @@ class Work:
 class Job(Work):
     """A fit with a run directory, in which long passes are kept."""
 
+    log: EventLog
     directory: RunDirectory
     memory: PeakMemory
     began: float

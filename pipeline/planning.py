@@ -42,8 +42,14 @@ def refuse_impossible(config: Config, chunks: Chunks) -> None:
     Units.of(chunks.source, config.select.heldout, config.fit.random_state)
 
 
+def refuse_negative(config: Config, profile: Profile) -> None:
+    """Raise InputError for counts below 0."""
+    if config.model.family == "multinomial" and profile.low.min() < 0:
+        raise InputError(f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more.")
+
+
 def warnings_of(config: Config, profile: Profile) -> list[str]:
-    """What the profile shows that a person should know. Raises InputError for counts below 0."""
+    """What the profile shows that a person should know."""
     found = []
     if profile.n_bad:
         found.append(f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")

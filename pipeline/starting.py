@@ -21,7 +21,7 @@ from pipeline.job import Work
 from pipeline.models.base import Model
 from pipeline.models.families import build_model
 from pipeline.models.init import in_step, starting
-from pipeline.planning import held_share, sample_size, searches, warnings_of
+from pipeline.planning import held_share, refuse_negative, sample_size, searches, warnings_of
 
 W = TypeVar("W", bound=Work)
 SEED_STEP = 1_000_003  # from the seed of one restart's search to that of the next
@@ -32,14 +32,16 @@ def profiled(job: W) -> tuple[W, Known, Drawn | None]:
     config, chunks = job.config, job.chunks
     if (stored := chunks.source.unprotected()) is not None:
         advice = "Write it with ZstdCodec(checksum=True)."
-        job.log("warning", message=f"{stored}: stored without checksums, so that damage may go unnoticed. {advice}")
+        job.tell("warning", message=f"{stored}: stored without checksums, so that damage may go unnoticed. {advice}")
     began = time.perf_counter()
     profile: Profile
     profile, *drawn = job.sums()([profile_job(config, chunks), *draws(config, chunks)])
-    job.log("profile", rows=profile.n_rows, seconds=time.perf_counter() - began, bytes_read=chunks.pass_bytes())
+    job.tell("profile", rows=profile.n_rows, seconds=time.perf_counter() - began, bytes_read=chunks.pass_bytes())
     profile.check(config.data.bad_rows)
-    for text in warnings_of(config, profile):
-        job.log("warning", message=text)
+    refuse_negative(config, profile)
+    if job.log is not None:
+        for text in warnings_of(config, profile):
+            job.log("warning", message=text)
     known = known_rows(profile, config.preprocess)
     return replace(job, chunks=chunks.known(known.affine, known.n_bad)), known, drawn[0] if drawn else None
 
@@ -85,7 +87,7 @@ def starts(job: Work, known: Known, given: Given, drawn: Drawn | None) -> list[R
     ]
     if drawn is not None:
         runs = _searched(job, known, runs, drawn)
-    job.log("init", method=fit.init, seconds=time.perf_counter() - began)
+    job.tell("init", method=fit.init, seconds=time.perf_counter() - began)
     return runs
 
 
@@ -122,7 +124,7 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
             def tell(rung: Rung, run: Run = run, rungs: list[Rung] = rungs) -> None:
                 rungs.append(rung)
                 of = {"candidate": run.candidate, "restart": run.restart, "of": job.chunks.n_rows}
-                job.log("rung", **of, **rung._asdict())
+                job.tell("rung", **of, **rung._asdict())
 
             seed = fit.random_state + SEED_STEP * run.restart
             search = Search(
@@ -143,7 +145,7 @@ def _shrunk(job: Work, run: Run, rows: HeldRows, of: float) -> Run:
     """The run with as many components as the shortest message has."""
     began = time.perf_counter()
     kept = annihilated(run.model, run.params, rows, of)
-    job.log(
+    job.tell(
         "annihilation",
         candidate=run.candidate,
         n_components=kept.model.n_components,

@@ -49,7 +49,7 @@ def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, tell: Te
     engine = None if chunks.source.blocks() is None else current_engine()
     with single_thread():
         engine = engine or Engine(workers=min(cores(), chunks.n_chunks))
-        work, known, drawn = profiled(Work(config, chunks, engine, _quiet))
+        work, known, drawn = profiled(Work(config, chunks, engine, None))
         [model] = models_of(config, known)
         if start.labels:
             jobs = [HardStart(model, None, HeldColumn(labels)) for labels in start.labels]
@@ -61,7 +61,7 @@ def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, tell: Te
         runs = [Run(i, model, _with(model, each, start.arrays, i)) for i, each in enumerate(params)]
         if not iterate:
             return runs[0]
-        for current, _ in iterations(work, known, runs, [0]):
+        for current, _ in iterations(work, known, runs, [0], exemplars=False):
             runs = current
             tell(runs)
     return best_run(runs)
@@ -99,7 +99,3 @@ def value_errors() -> Iterator[None]:
         yield
     except InputError as error:
         raise ValueError(str(error)) from error
-
-
-def _quiet(event: str, **fields: Any) -> None:
-    """A log that nobody reads."""
