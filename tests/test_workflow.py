@@ -467,7 +467,7 @@ def test_a_damaged_model_or_config_is_an_error_of_storage(tmp_path, data):
 # --- room
 
 
-@pytest.mark.parametrize("method", ["em", "auto"])
+@pytest.mark.parametrize("method", ["auto", pytest.param("em", marks=pytest.mark.slow)])
 def test_parameters_of_chosen_iterations_are_kept(tmp_path, data, often, method):
     """They are those of a run that ends there, of every restart, and the same bytes through a resume."""
     fit = {"method": method, "n_init": 2, "init": "random"}
