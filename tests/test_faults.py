@@ -197,7 +197,9 @@ def test_five_hundred_passes_leave_nothing(tmp_path):
     chunks = Chunks(ArraySource(np.ones((40, 50)), np.arange(0, 41, 10)))
     with cluster(tmp_path) as found, Client(found.address) as client:
         engine = Engine(Waiting(client), workers=2)
+        engine.sum_over(chunks, [_column_sums])  # by then both workers are up
         processes = [psutil.Process(), psutil.Process(found.processes[0].pid), *computing(found)]
+        assert len(processes) == 4
         used = []
         for i in range(501):
             [total] = engine.sum_over(chunks, [_column_sums])
