@@ -45,7 +45,10 @@ def refuse_impossible(config: Config, chunks: Chunks) -> None:
 def refuse_negative(config: Config, profile: Profile) -> None:
     """Raise InputError for counts below 0."""
     if config.model.family == "multinomial" and profile.low.min() < 0:
-        raise InputError(f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more.")
+        raise InputError(
+            f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more. "
+            "Rows of numbers are for model.family gaussian or kmeans."
+        )
 
 
 def warnings_of(config: Config, profile: Profile) -> list[str]:
@@ -54,11 +57,6 @@ def warnings_of(config: Config, profile: Profile) -> list[str]:
     if profile.n_bad:
         found.append(f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")
     if config.model.family == "multinomial":
-        if profile.low.min() < 0:
-            raise InputError(
-                f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more. "
-                "Rows of numbers are for model.family gaussian or kmeans."
-            )
         return found
     constant = profile.constant_features()
     if len(constant):
@@ -127,9 +125,7 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     labelling = task(0) + 4 * block_bytes(config.output.top_k)
     # Rows for the search are drawn, then put in order: for a moment they are held twice.
     held = 2 * draw_rows(chunks, k) * row_bytes(chunks) if searches(config) else 0
-    if (
-        held and model.family == "kmeans" and d > 2 * PRINCIPAL
-    ):  # and K-means has their principal components beside them
+    if held and model.family == "kmeans" and d > 2 * PRINCIPAL:  # their principal components stand beside them
         held += 8 * PRINCIPAL * draw_rows(chunks, k)
     kept = 0 if model.family == "kmeans" else KEPT[config.fit.method]  # statistics between two passes
     # What is kept is there once more while a checkpoint is written.

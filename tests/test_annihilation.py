@@ -34,7 +34,7 @@ def clusters(k: int, d: int = 2, n: int = 1500, seed: int = 0) -> np.ndarray:
 @given(seeds)
 @examples(8)
 def test_lengths_are_figueiredo_and_jains(seed):
-    """Their equation 15, term by term, for one and for two components; and the message of the truth is the shortest."""
+    """Their equation 15, term by term, for the number of components that is kept, which has the shortest; down to one."""
     d, k, n = 2, 1 + seed % 3, 900
     x = clusters(k, d, n, seed % 100)
     model = Gaussian(5, x.mean(axis=0))

@@ -85,6 +85,14 @@ def _names(model: Model) -> set[str]:
     return own[model.family]
 
 
+def copied(names: Sequence[str], source: Any, target: Any) -> Any:
+    """The target, with those of the named attributes that the source has."""
+    for name in names:
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
+    return target
+
+
 def seed_of(random_state: Any) -> int:
     """The seed of a fit from scikit-learn's random_state: an integer is itself."""
     if isinstance(random_state, (int, np.integer)):

@@ -7,14 +7,17 @@ from typing import Any, Self
 import numpy as np
 from sklearn.mixture import GaussianMixture as Peer
 
+from pipeline.estimators.fit import copied
 from pipeline.estimators.mixture import MixtureEstimator, shaped
 from pipeline.models.base import Mixture
 from pipeline.models.covariance import SHAPES
 from pipeline.models.gaussian import Gaussian, GaussianParams
 from pipeline.models.stats import Array
 
-FITTED = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_")
-RESULTS = ("converged_", "n_iter_", "lower_bound_", "lower_bounds_", "n_features_in_", "feature_names_in_")
+FITTED = (
+    *("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"),
+    *("converged_", "n_iter_", "lower_bound_", "lower_bounds_", "n_features_in_", "feature_names_in_"),
+)
 
 
 class GaussianMixture(MixtureEstimator):
@@ -91,18 +94,12 @@ class GaussianMixture(MixtureEstimator):
         peer = Peer(
             **{**{name: value for name, value in self.get_params().items() if name in names}, "init_params": start}
         )
-        for name in (*FITTED, *RESULTS):
-            if hasattr(self, name):
-                setattr(peer, name, getattr(self, name))
-        return peer
+        return copied(FITTED, self, peer)
 
     @classmethod
     def from_sklearn(cls, peer: Peer) -> Self:
         """The same as scikit-learn's estimator, with its fitted attributes if it has any."""
-        estimator = cls(**peer.get_params(deep=False))
-        for name in (*FITTED, *RESULTS):
-            if hasattr(peer, name):
-                setattr(estimator, name, getattr(peer, name))
+        estimator: Self = copied(FITTED, peer, cls(**peer.get_params(deep=False)))
         return estimator
 
     def _section(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.config import validate
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
-from pipeline.estimators.fit import Start, fitted, seed_of, value_errors
+from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
 from pipeline.models.kmeans import nearest
@@ -153,20 +153,14 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         peer = Peer(
             **{**asked, "init": "k-means++" if isinstance(self.init, str) and self.init == "k-means||" else self.init}
         )
-        for name in FITTED:
-            if hasattr(self, name):
-                setattr(peer, name, getattr(self, name))
         if hasattr(self, "cluster_centers_"):
             peer._n_threads = 1  # it predicts with as many as it was fitted with
-        return peer
+        return copied(FITTED, self, peer)
 
     @classmethod
     def from_sklearn(cls, peer: Peer) -> Self:
         """The same as scikit-learn's estimator, with its fitted attributes if it has any."""
-        estimator = cls(**peer.get_params(deep=False))
-        for name in FITTED:
-            if hasattr(peer, name):
-                setattr(estimator, name, getattr(peer, name))
+        estimator: Self = copied(FITTED, peer, cls(**peer.get_params(deep=False)))
         return estimator
 
     @property

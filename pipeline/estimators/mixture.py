@@ -108,10 +108,17 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def _model(self) -> tuple[Mixture, Any]:
         """The model of the fitted attributes, and its parameters."""
 
+    @property
+    def _starts_by_kmeans(self) -> bool:
+        """Whether each restart begins with the labels of a K-means of its own, as scikit-learn's do."""
+        return bool(self.init_params == "kmeans" and self.method == "em")
+
     def _config(self) -> Config:
         init = {"kmeans": "k-means||", "random_from_data": "random"}.get(self.init_params, self.init_params)
         fit = {name: getattr(self, name) for name in ("method", "n_init", "tol")}
-        fit |= {"init": init, "max_iter": self.max_iter or 1, "random_state": seed_of(self.random_state)}
+        # Where the start is scikit-learn's, its generator goes there untouched.
+        seed = 0 if self._starts_by_kmeans else seed_of(self.random_state)
+        fit |= {"init": init, "max_iter": self.max_iter or 1, "random_state": seed}
         plain = {"model": self._section(), "fit": fit}
         return validate(plain, name=type(self).__name__).resolved()
 
@@ -151,7 +158,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             return Start([self._kept()])
         given = self._given(table.x.shape[1])
         arrays = [given] if given else []
-        if self.init_params != "kmeans" or self.method != "em":
+        if not self._starts_by_kmeans:
             return Start(arrays)
         rng = check_random_state(self.random_state)
         peers = [KMeans(self.n_components, n_init=1, random_state=rng) for _ in range(self.n_init)]

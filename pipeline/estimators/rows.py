@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_array, validate_data
 
 from pipeline.data.memory import DaskSource, HeldSource
 from pipeline.data.source import Source, rows_per_target
+from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import cores
 
 BLOCK_ROWS = 2**14  # of a call, where results are computed on threads
@@ -76,7 +77,7 @@ class Table:
 
         if len(blocks) == 1:
             return [of_block(blocks[0])]
-        with ThreadPoolExecutor(cores()) as threads:
+        with single_thread(), ThreadPoolExecutor(cores()) as threads:
             return list(threads.map(of_block, blocks))
 
     def _labelled(self, found: Any, name: str) -> Any:

@@ -34,8 +34,8 @@ _PHASES = {
     "pass": "fit",
     "labelled": "labels",
     "labels": "report",
+    "finished": "report",
 }
-_PHASES["finished"] = "report"
 FINISHED = "finished"
 PHASES = ("profile", "start", "fit", "labels", "report")
 

@@ -66,7 +66,6 @@ def pack(known: Known, runs: Sequence[Run]) -> State:
                 "label_key": None if run.label_key is None else str(run.label_key),
                 "stop_reason": run.stop_reason,
                 "rungs": [list(rung) for rung in run.rungs],
-                "n_components": run.model.n_components,
                 "lengths": [list(length) for length in run.lengths],
                 "phases": [entry.phase for entry in run.history],
             }
@@ -96,9 +95,9 @@ def unpack_runs(state: State, models: Sequence[Model]) -> list[Run]:
 def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at: str) -> Run:
     candidate = facts["candidate"]
     model = models[candidate]
-    if model.n_components != facts["n_components"]:  # some were annihilated
-        model = replace(model, n_components=facts["n_components"])
     named = {n.rpartition("/")[2]: a for n, a in state.arrays.items() if n.startswith(f"{at}/params/")}
+    if isinstance(model, Mixture) and len(named["weights"]) != model.n_components:  # some were annihilated
+        model = replace(model, n_components=len(named["weights"]))  # type: ignore[type-var]
     history = tuple(_entry(state, at, t, phase) for t, phase in enumerate(facts["phases"]))
     return Run(
         fold=_unpack_fold(state, model, at, facts["fold"]),
@@ -113,7 +112,7 @@ def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at
         label_key=None if facts["label_key"] is None else int(facts["label_key"]),
         stop_reason=facts["stop_reason"],
         rungs=tuple(Rung(*rung) for rung in facts["rungs"]),
-        lengths=tuple((k, length) for k, length in facts["lengths"]),
+        lengths=tuple((k, length) for k, length in facts.get("lengths", ())),
         candidate=candidate,
         refit=facts["refit"],
     )
