@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.kernels.compiling import kernel
+from pipeline.kernels.vectors import element, narrow, narrow_lanes, put, view
 
 NONE, SPHERE, DIAGONAL, PAIRS = 0, 1, 2, 3
+MOST_LANES = 16  # numbers in a narrow vector
 
 
 def n_features(kind: int, d: int) -> int:
@@ -21,27 +23,36 @@ def n_features(kind: int, d: int) -> int:
 
 @kernel
 def fill_features(x: np.ndarray, reference: np.ndarray, kind: int, out: np.ndarray) -> None:
-    """Write the features of each row. x : (n, d).  reference : (d,), in x's dtype.  out : (n, p)."""
+    """Write the features of each row. x : (n, d).  reference : (d,), in x's dtype.  out : (n, p), C-contiguous."""
     n, d = x.shape
-    real = x.dtype.type
-    linear = out.shape[1] - d - 1
+    p = out.shape[1]
+    row = np.zeros(d + MOST_LANES, x.dtype)
+    y, features = view(row), view(out.reshape(-1))
+    lanes = narrow_lanes(y)
     for t in range(n):
-        row = out[t]
         for i in range(d):
-            row[linear + i] = x[t, i] - reference[i]
-        row[linear + d] = real(1)
-        if kind == PAIRS:
+            row[i] = x[t, i] - reference[i]
+        if kind == PAIRS and d >= lanes:
+            q = t * p
+            for i in range(d):
+                factor = element(y, i, narrow(y, 0))
+                for j in range(i // lanes + 1):  # whole vectors: what is too much, the next line overwrites
+                    put(features, q + j * lanes, factor * narrow(y, j * lanes))
+                q += i + 1
+        elif kind == PAIRS:
             q = 0
             for i in range(d):
-                y = row[linear + i]
                 for j in range(i + 1):
-                    row[q + j] = y * row[linear + j]
+                    out[t, q + j] = row[i] * row[j]
                 q += i + 1
         elif kind == DIAGONAL:
             for i in range(d):
-                row[i] = row[linear + i] * row[linear + i]
+                out[t, i] = row[i] * row[i]
         elif kind == SPHERE:
-            square = real(0)
-            for i in range(d):
-                square += row[linear + i] * row[linear + i]
-            row[0] = square
+            square = row[0] * row[0]
+            for i in range(1, d):
+                square += row[i] * row[i]
+            out[t, 0] = square
+        for i in range(d):
+            out[t, p - d - 1 + i] = row[i]
+        out[t, p - 1] = 1

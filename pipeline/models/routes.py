@@ -11,6 +11,7 @@ model, parameters and dtype, never on memory or workers.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,10 +62,19 @@ class Problem(NamedTuple):
     hard: bool
 
 
-def aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
-    """An array that begins at a cache line: a vector that straddles two is loaded twice."""
+_kept = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    """An array of anything, the same memory for each call of a thread with this name: pages that are new have to be
+    fetched from the system, which takes longer than to fill them. It begins at a cache line: a vector that straddles
+    two is loaded twice.
+    """
     size = shape[0] * shape[1] * dtype.itemsize
-    raw = np.empty(size + CACHE_LINE, np.uint8)
+    raw = getattr(_kept, name, None)
+    if raw is None or len(raw) < size + CACHE_LINE:
+        raw = np.empty(size + CACHE_LINE, np.uint8)
+        setattr(_kept, name, raw)
     start = -raw.ctypes.data % CACHE_LINE
     return raw[start : start + size].view(dtype).reshape(shape)
 
@@ -104,7 +114,7 @@ def by_lanes(problem: Problem, x: Array, weight: Array | None, log_norm: Array) 
         sum_w,
         sum_x,
         sum_xx,
-        aligned((d + e + k + 7, TILE), x.dtype),
+        scratch("lanes", (d + e + k + 7, TILE), x.dtype),
     )
     sum_xx = problem.shape.from_lanes(sum_xx[:, :d, :d])
     return Sums(problem.means, sum_w, sum_x[:, :d], sum_xx, entropy)
@@ -134,7 +144,9 @@ class _Products:
         self.kind = problem.shape.kind
         self.reference = problem.shift.astype(dtype)
         self.coefficients = _coefficients(problem, order[densities], self.reference.astype(np.float64)).astype(dtype)
-        self.features = aligned((height, n_features(self.kind, len(self.reference))), np.dtype(dtype))
+        self.features = scratch(
+            f"features in {dtype}", (height, n_features(self.kind, len(self.reference))), np.dtype(dtype)
+        )
         self.sums = np.zeros((moments.stop - moments.start, self.features.shape[1]))
         self.product = np.empty(self.sums.shape, dtype)
 
@@ -166,7 +178,7 @@ def by_products(problem: Problem, x: Array, weight: Array | None, log_norm: Arra
         if densities.stop > densities.start or moments.stop > moments.start
     ]
     n_moments = max([0, *(one.moments.stop for one in precisions)])
-    joint, ones = aligned((height, padded(k, dtype.itemsize)), dtype), np.ones(height)
+    joint, ones = scratch("responsibilities", (height, padded(k, dtype.itemsize)), dtype), np.ones(height)
     sum_w = np.zeros(k)
     rest = [Moments(shape, problem.means[c], d) for c in order[n_moments:]] if shape.per_component else []
     entropy = 0.0
@@ -191,7 +203,9 @@ def log_joint(problem: Problem, x: Array) -> Array:
     if in_lanes(d):
         x, high, low, factor, log_scale = _for_lanes(problem, x)
         diagonal = problem.shape.kind in (DIAGONAL, SPHERE)
-        joint_lanes(x, high, low, factor, log_scale, diagonal, out, aligned((d + whole(d) + k + 1, TILE), x.dtype))
+        joint_lanes(
+            x, high, low, factor, log_scale, diagonal, out, scratch("lanes", (d + whole(d) + k + 1, TILE), x.dtype)
+        )
         return out
     order = np.argsort(problem.reach, kind="stable")
     height = tile_rows(n_features(problem.shape.kind, d) if d <= MOST_PAIRS else d, k)
