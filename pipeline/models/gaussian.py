@@ -120,11 +120,11 @@ class Gaussian(Mixture):
 
     def chunk_stats(self, params: GaussianParams, x: Rows, weight: Array | None) -> tuple[GaussianStats, Array]:
         self._refuse_singular(params)
-        shape, d = self.shape, self.n_features
+        shape, problem = self.shape, self._problem(params)
         x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
         log_norm = np.empty(len(x))
-        route = routes.by_lanes if routes.in_lanes(d) else routes.by_products
-        sums = route(self._problem(params), x, weight, log_norm)
+        route = routes.by_lanes if routes.in_lanes(problem) else routes.by_products
+        sums = route(problem, x, weight, log_norm)
         sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
         if by.any():
             sum_x, sum_xx = _moved(shape, sums.sum_w, sum_x, sum_xx, by)

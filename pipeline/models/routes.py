@@ -1,6 +1,6 @@
 """How a Gaussian's E-step is computed: three routes to the same statistics, chosen by d and, per component, by c_k.
 
-    lanes      few features: rows in the vector lanes, the mean subtracted first
+    lanes      few features, or few components of full covariances: rows in the vector lanes, the mean subtracted first
     products   log p(x, k) is linear in features of x: two matrix products a tile
     cholesky   the mean subtracted, then one triangular product per component
 
@@ -26,6 +26,7 @@ from pipeline.models.stats import Array
 CACHE_LINE = 64  # bytes
 MOST_LANES = 16  # features; above, matrix products win
 MOST_PAIRS = 128  # features; above, a tile of their products no longer fits the cache
+FEW_COMPONENTS = 50  # of full covariances: products of so few read and write features more than they compute
 TILE_NUMBERS = 2**21  # features and responsibilities of a tile: about what a core's share of the caches holds
 
 # The largest condition number of a covariance whose whitening may run in float32: its error grows with the root.
@@ -79,15 +80,17 @@ def scratch(name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def in_lanes(d: int) -> bool:
-    """Whether rows of d features lie in the vector lanes, whatever the components."""
-    return d <= MOST_LANES
+def in_lanes(problem: Problem) -> bool:
+    """Whether rows lie in the vector lanes, for all components."""
+    k, d = problem.means.shape
+    few = problem.shape.kind == PAIRS and k <= FEW_COMPONENTS
+    return d <= (MOST_PAIRS if few else MOST_LANES)
 
 
 def shares(problem: Problem, dtype: np.dtype[Any]) -> dict[str, list[int]]:
     """By route, how many components have their densities and their moments computed there."""
-    k, d = problem.means.shape
-    if in_lanes(d):
+    k = len(problem.means)
+    if in_lanes(problem):
         return {"lanes": [k, k]}
     found = {f"products in {p}": [e.stop - e.start, m.stop - m.start] for p, e, m in on_products(problem, dtype)}
     rest = [k - sum(counts[part] for counts in found.values()) for part in (0, 1)]
@@ -200,7 +203,7 @@ def log_joint(problem: Problem, x: Array) -> Array:
     """(n, k) float64 log joint densities, by the routes of an E-step. x : (n, d), float32 or float64."""
     k, d = problem.means.shape
     out = np.empty((len(x), k))
-    if in_lanes(d):
+    if in_lanes(problem):
         x, high, low, factor, log_scale = _for_lanes(problem, x)
         diagonal = problem.shape.kind in (DIAGONAL, SPHERE)
         joint_lanes(

@@ -34,13 +34,13 @@ def problem(covariance_type, d, k, dtype, seed=0, n=700):
 def statistics(model, params, x, weight, most_lanes, limits):
     """The E-step with the routes that these settings leave open. limits : by bytes of a number."""
     table = {dtype: limits.get(dtype.itemsize, NOWHERE) for dtype in routes.LIMITS}
-    with mock.patch.object(routes, "MOST_LANES", most_lanes), mock.patch.object(routes, "LIMITS", table):
+    with mock.patch.multiple(routes, MOST_LANES=most_lanes, FEW_COMPONENTS=0, LIMITS=table):
         return model.chunk_stats(params, x, weight)
 
 
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-3)])
-@pytest.mark.parametrize(("d", "k"), [(1, 1), (5, 3), (16, 4), (20, 9)])
+@pytest.mark.parametrize(("d", "k"), [(1, 1), (5, 3), (16, 4), (20, 9), (63, 2)])
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_routes_agree(covariance_type, d, k, dtype, tolerance, assignment):
     """Lanes, products, Cholesky and a mixture of the last two give one answer, to the dtype's rounding."""
@@ -58,6 +58,7 @@ def test_routes_agree(covariance_type, d, k, dtype, tolerance, assignment):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * (1 + np.abs(b).max()), err_msg=name)
 
 
+@mock.patch.object(routes, "FEW_COMPONENTS", 0)
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_components_beyond_the_limits_leave_the_products(covariance_type):
     """Far from the others and narrow, so that c_k is huge in float32: the log-densities are still those of float64."""
@@ -89,6 +90,7 @@ def test_float32_densities_on_the_products_route_are_within_the_stated_bound(cov
         assert np.abs(low - high).max() <= bound
 
 
+@mock.patch.object(routes, "FEW_COMPONENTS", 0)
 @pytest.mark.parametrize("covariance_type", TYPES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("d", [5, 20, 140])
@@ -109,6 +111,13 @@ def test_the_shares_of_the_routes_are_all_of_the_components(d, dtype, covariance
             0,
             1,
         ]  # its moments are beyond float64 too
+
+
+def test_few_components_of_full_covariances_lie_in_the_lanes():
+    """Up to as many features as there could be products of."""
+    for d, k in ((17, 50), (128, 2), (17, 51), (129, 2)):
+        model, params, _, _ = problem("full", d, k, np.float32, n=300)
+        assert ("lanes" in model.route_shares(params, np.dtype(np.float32))) == (k <= 50 and d <= 128)
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
