@@ -21,7 +21,7 @@ from pipeline.em.annihilation import STEPS
 from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.loop import TEXTBOOK, EStep, advance, em
 from pipeline.em.run import Run
-from pipeline.em.search import CENTERS_ROWS, GIVEN_STEPS, most_looks
+from pipeline.em.search import CENTERS_ROWS, most_looks
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory import Plan
 from pipeline.engine.passes import Engine, Job
@@ -212,7 +212,7 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
     phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(look, units)))]
     runs, start, loading = _starts(config, timer, mapped, known, given, sums)
     phases.append(loading)
-    if not (searches(config) and given == Given()):
+    if not searches(config):
         phases.append(start)
     warm, m_step_seconds = _warm(runs, sums, known)
     read_seconds = timer.pass_seconds(mapped, [])
@@ -313,16 +313,11 @@ def _search(config: Config, chunks: Chunks, runs: Sequence[Run], one: float) -> 
     """The search for a start. one : seconds of a pass of one fit over all rows, which has the same arithmetic."""
     held = int(held_share(config, chunks) * chunks.n_rows)
     moves = config.fit.moves == "auto"
-    given = config.fit.init in ("explicit", "labels")
-    by_kmeans = config.fit.init.startswith("k-means") and not chunks.source.sparse
 
     rows = 0.0
     for run in runs:
-        if given:
-            rows += held * GIVEN_STEPS if held < chunks.n_rows else 0
-        else:
-            rows += most_looks(run.model, held, moves)
-        if by_kmeans and not isinstance(run.model, KMeans):
+        rows += most_looks(run.model, held, moves)
+        if not isinstance(run.model, KMeans) and not chunks.source.sparse and config.fit.init.startswith("k-means"):
             centers = KMeans(run.model.n_components, run.model.shift)
             # One product with the centres, where an E-step and its moments take two with about all parameters.
             share = centers.n_free_parameters() / (2 * run.model.n_free_parameters())

@@ -90,8 +90,11 @@ def sample_size(config: Config, n_features: int) -> int:
 
 
 def searches(config: Config) -> bool:
-    """Whether a search on rows in memory looks for the start. Held means stay where they are put."""
-    return config.fit.method != "em" and "means" not in config.model.fixed
+    """Whether a search on rows in memory looks for the start. Who gives one wants the hill above it, and held means stay
+    where they are put.
+    """
+    given = config.fit.init in ("explicit", "labels") or "means" in config.model.fixed
+    return config.fit.method != "em" and not given
 
 
 def held_share(config: Config, chunks: Chunks) -> float:

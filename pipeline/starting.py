@@ -71,7 +71,7 @@ def starts(job: Work, known: Known, given: Given, drawn: Drawn | None) -> list[R
     if drawn is not None and not _is_enough(job, drawn):
         drawn = None
     found: list[list[Any]]
-    if drawn is not None and given == Given():
+    if drawn is not None:
         found = [[None] * fit.n_init for _ in models]
     else:
         own = [_own(job, known, i) for i in range(len(models))]
@@ -113,8 +113,7 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
     """The runs with parameters that a search has found, one after the other, each on the rows that it would hold alone."""
     config, fit = job.config, job.config.fit
     held, found = drawn.rows(known.affine), []
-    # Given components keep their meaning, and held weights their places.
-    movable = fit.init not in ("explicit", "labels") and "weights" not in config.model.fixed
+    movable = "weights" not in config.model.fixed  # held weights keep their places
     with ThreadPoolExecutor(min(job.engine.workers, cores())) as threads:
         rows = HeldRows(*held, threads)
         for run in runs:
@@ -136,7 +135,7 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
                 job.chunks.n_rows,
                 tell,
             )
-            run = replace(run, params=search(run.model, run.params), rungs=tuple(rungs))
+            run = replace(run, params=search(run.model), rungs=tuple(rungs))
             found.append(_shrunk(job, run, own, known.total) if config.select.annihilation else run)
     return found
 

@@ -32,7 +32,6 @@ PASSES = 24  # over all held rows: so many rows may be read on one rung before t
 FEW_ROWS = 2**16  # held rows that are fewer count as so many: they are soon read
 UNITING = 6  # passes that it takes to choose among the components of two runs, about
 FIRST_STEPS, STEPS = 20, 12  # of EM on a rung, and after each round of moves
-GIVEN_STEPS = 200  # of EM from a start that was given, at most
 TOL = 1e-4  # nats a row, of these
 PRINCIPAL = 64  # components that K-means climbs in, of twice as many features and more
 CENTERS_ROWS = 2**15  # that K-means climbs to where it only starts another family
@@ -69,10 +68,8 @@ class Search:
     of: int
     tell: Callable[[Rung], None]
 
-    def __call__(self, model: Model, given: Any = None) -> Any:
-        """Parameters for the fit to start from. given : parameters for the search to start from."""
-        if given is not None:
-            return self._settled(model, given)
+    def __call__(self, model: Model) -> Any:
+        """Parameters for the fit to start from."""
         if isinstance(model, KMeans):
             return self._kmeans(model, self.rows)
         lowest = self.rows.head(rungs(model, self.rows.n_rows)[0])
@@ -83,16 +80,6 @@ class Search:
             centers = self._kmeans(kmeans, self.rows.head(max(lowest.n_rows, CENTERS_ROWS))).centers
             starts = from_hard(model, lowest.sum_over([HardStart(model, centers)]))
         return self._climb(model, starts, self.rows)
-
-    def _settled(self, model: Model, given: Any) -> Any:
-        """The given parameters, settled on the highest rung alone: from a lower one EM would more often cross to another hill."""
-        size, before = self.rows.n_rows, self.rows.read[0]
-        if size == self.of:
-            return given  # the fit itself does the same
-        (run,) = settle_all([Run(0, model, given)], self.rows, Limits(GIVEN_STEPS, _tol(model)))
-        read = self.rows.read[0] - before
-        self.tell(Rung(model.family, size, read, 1, [], run.objective / size, model.n_features))
-        return run.params
 
     def _kmeans(self, model: KMeans, rows: HeldRows) -> KMeansParams:
         """K-means on some rows; where they have many features, in the space of the leading principal components."""
@@ -114,7 +101,8 @@ class Search:
 
     def _climb(self, model: Model, starts: Sequence[Any], rows: HeldRows) -> Any:
         """The one that comes of the starts: settled on each rung, united until few enough are left to climb, and moved."""
-        tol, sizes = _tol(model), rungs(model, rows.n_rows)
+        tol = 0.0 if isinstance(model, KMeans) else TOL
+        sizes = rungs(model, rows.n_rows)
         for size, left in zip(sizes, contenders(model, len(sizes))[1:], strict=True):
             if size == self.of and len(starts) == 1 and not self.moves:
                 break  # the fit itself does the same
@@ -142,10 +130,6 @@ class Search:
             )
             starts = [run.params for run in runs]
         return starts[0]
-
-
-def _tol(model: Model) -> float:
-    return 0.0 if isinstance(model, KMeans) else TOL
 
 
 def contenders(model: Model, n_rungs: int) -> list[int]:

@@ -190,27 +190,6 @@ def test_every_cluster_is_found(family, seed):
     assert found[False] > 0, "the problem is too easy to show anything"
 
 
-@pytest.mark.parametrize("family", ["kmeans", "gaussian"])
-def test_a_given_start_settles_on_all_rows_that_are_held_and_nothing_is_moved(family):
-    """Where these are a sample; where they are all rows, the fit itself begins at what was given."""
-    x, centers = grid_of_clusters(5, 60, 0)
-    model = KMeans(25, x.mean(axis=0), x.var()) if family == "kmeans" else Gaussian(25, x.mean(axis=0))
-    given = run_from_rows(model, x, np.arange(25)).params
-    seen = []
-    search = Search("explicit", False, 0, known_of(x), held(x), len(x), seen.append)
-    assert search(model, given) is given and not seen
-    sampled = replace(search, of=10 * len(x))(model, given)
-    (rung,) = seen
-    assert (rung.rows, rung.starts, rung.moved) == (len(x), 1, [])
-    assert rung.read % len(x) == 0 and rung.read > 0
-    tol = 0.0 if family == "kmeans" else 1e-4
-    settled = settle(model, given, held(x), Limits(200, tol))
-    for name, value in settled.params.arrays().items():
-        np.testing.assert_array_equal(sampled.arrays()[name], value)
-    found = sampled.centers if family == "kmeans" else sampled.means
-    assert missed(found, centers) > 0, "the problem is too easy to show that nothing is moved"
-
-
 @pytest.mark.parametrize("family", ["kmeans", "gaussian", "multinomial"])
 def test_threads_do_not_change_a_bit(family):
     """The parameters found by one thread and by three."""
