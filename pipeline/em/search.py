@@ -25,8 +25,9 @@ from pipeline.models.kmeans import KMeans, KMeansParams
 
 GROWTH = 4  # of a rung over the one below
 ROWS_PER_COMPONENT, RUNG_ROWS = 64, 2**13  # of the lowest rung, at least: on fewer the hills are others
+KMEANS_RUNG_ROWS = 2**15  # the same, for K-means, whose hills differ by less
 LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
-STARTS = 4  # at least
+STARTS, KMEANS_STARTS = 4, 32  # at least
 KMEANS_CONTENDERS = 16  # on the highest rung: its passes are cheap, and its hills many
 PASSES = 24  # over all held rows: so many rows may be read on one rung before the last round of moves begins
 FEW_ROWS = 2**16  # held rows that are fewer count as so many: they are soon read
@@ -138,18 +139,19 @@ def contenders(model: Model, n_rungs: int) -> list[int]:
     >>> contenders(KMeans(10, np.zeros(2)), 3)
     [256, 64, 16, 1]
     """
-    highest = KMEANS_CONTENDERS if isinstance(model, KMeans) else 1
+    highest, least = (KMEANS_CONTENDERS, KMEANS_STARTS) if isinstance(model, KMeans) else (1, STARTS)
     many = [highest * GROWTH**above for above in reversed(range(n_rungs))]
-    return [max(STARTS, many[0]), *many[1:], 1]
+    return [max(least, many[0]), *many[1:], 1]
 
 
 def rungs(model: Model, n_rows: int) -> list[int]:
     """Sizes of the rungs, the largest n_rows, the lowest enough for every component.
 
-    >>> rungs(KMeans(10, np.zeros(2)), 50_000)
-    [12500, 50000]
+    >>> rungs(KMeans(10, np.zeros(2)), 200_000)
+    [50000, 200000]
     """
-    least = max(RUNG_ROWS, model.n_components * max(ROWS_PER_COMPONENT, LEAST_ROWS * model.least_rows))
+    few = KMEANS_RUNG_ROWS if isinstance(model, KMeans) else RUNG_ROWS
+    least = max(few, model.n_components * max(ROWS_PER_COMPONENT, LEAST_ROWS * model.least_rows))
     sizes = [n_rows]
     while -(-sizes[-1] // GROWTH) >= least:
         sizes.append(-(-sizes[-1] // GROWTH))
