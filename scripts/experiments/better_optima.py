@@ -162,7 +162,7 @@ def scikit_learn_seconds(x: np.ndarray, k: int) -> float:
 
 def reads(data: Path, folder: Path, seeds: int) -> Iterator[str]:
     """From the same starts: passes of plain EM and of the default, all rows counted, until within NEAR of EM's limit."""
-    problems = {"overlapping blobs": (overlapping(), 8), "patches, PCA 16": (principal(patches(), 16)[::2], 20)}
+    problems = {"overlapping blobs": (overlapping(), 8), "patches, PCA 16": (principal(patches(), 16), 20)}
     for what, (x, k) in problems.items():
         for begins in ("by fit.init", "given"):
             shares = []
