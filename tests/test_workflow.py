@@ -10,6 +10,8 @@ import pytest
 import xarray as xr
 import yaml
 import zarr
+from scipy.special import logsumexp
+from scipy.stats import norm
 
 import pipeline
 from pipeline import fitting, workflow
@@ -239,6 +241,25 @@ def test_too_few_drawn_rows_are_no_search(tmp_path, data, monkeypatch):
     assert workflow.open_run(tmp_path / "many").attrs["search"]
 
 
+def test_from_given_starts_there_is_no_search(tmp_path, data):
+    """The first E-step is of what was given: its log-likelihood by densities of scipy."""
+    x = blobs()
+    means, label = x[:3], np.random.default_rng(0).integers(3, size=len(x))
+    np.savez(tmp_path / "start.npz", weights=np.ones(3) / 3, means=means, covariances=np.ones((3, x.shape[1])))
+    np.save(tmp_path / "labels.npy", label)
+    own = [x[label == k] for k in range(3)]
+    expected = {
+        "start.npz": [(1 / 3, mean, np.ones(x.shape[1])) for mean in means],
+        "labels.npy": [(len(rows) / len(x), rows.mean(axis=0), rows.var(axis=0) + 1e-6) for rows in own],
+    }
+    for name, components in expected.items():
+        init = {"init": "explicit" if name == "start.npz" else "labels", "init_path": str(tmp_path / name)}
+        model = workflow.open_run(workflow.run(job(data, fit={"method": "auto", **init}), tmp_path / init["init"]))
+        assert model.attrs["search"] == []
+        joint = [np.log(w) + norm(mean, np.sqrt(variance)).logpdf(x).sum(axis=1) for w, mean, variance in components]
+        assert model.log_likelihood.values[0] == pytest.approx(logsumexp(joint, axis=0).sum(), rel=1e-6)
+
+
 def test_the_number_of_restarts_is_kept_through_a_resume(tmp_path, data):
     """All restarts go on, and the model says how each ended."""
     config = job(data, fit={"init": "random", "n_init": 3, "tol": 1e-3, "max_iter": 40})
@@ -371,7 +392,7 @@ def test_resume_of_a_finished_run_does_what_is_missing(tmp_path, data):
     assert (run / "report.html").exists()
 
 
-def test_labels_that_are_not_wanted_are_not_written(tmp_path, data):
+def test_labelthat_are_not_wanted_are_not_written(tmp_path, data):
     """output.labels: false leaves them out; resume with true adds them."""
     workflow.run(job(data, output={"labels": False}), tmp_path / "run")
     assert not (tmp_path / "run" / "labels.zarr").exists() and (tmp_path / "run" / "report.html").exists()
@@ -836,7 +857,7 @@ def test_predicting_other_rows_needs_a_place_and_goes_on_where_it_stopped(tmp_pa
         workflow.run(job(data), out)
 
 
-def test_labels_of_another_model_are_not_gone_on_with(tmp_path, data):
+def test_labelof_another_model_are_not_gone_on_with(tmp_path, data):
     """Begun with one model and gone on with another, labels begin again."""
     run, out = tmp_path / "run", tmp_path / "out"
     other = [f"data.path={write_rows(tmp_path / 'other.zarr', blobs(700, seed=5))}"]
