@@ -392,7 +392,7 @@ def test_resume_of_a_finished_run_does_what_is_missing(tmp_path, data):
     assert (run / "report.html").exists()
 
 
-def test_labelthat_are_not_wanted_are_not_written(tmp_path, data):
+def test_labels_that_are_not_wanted_are_not_written(tmp_path, data):
     """output.labels: false leaves them out; resume with true adds them."""
     workflow.run(job(data, output={"labels": False}), tmp_path / "run")
     assert not (tmp_path / "run" / "labels.zarr").exists() and (tmp_path / "run" / "report.html").exists()
@@ -857,7 +857,7 @@ def test_predicting_other_rows_needs_a_place_and_goes_on_where_it_stopped(tmp_pa
         workflow.run(job(data), out)
 
 
-def test_labelof_another_model_are_not_gone_on_with(tmp_path, data):
+def test_labels_of_another_model_are_not_gone_on_with(tmp_path, data):
     """Begun with one model and gone on with another, labels begin again."""
     run, out = tmp_path / "run", tmp_path / "out"
     other = [f"data.path={write_rows(tmp_path / 'other.zarr', blobs(700, seed=5))}"]

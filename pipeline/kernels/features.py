@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.kernels.compiling import kernel
-from pipeline.kernels.vectors import element, narrow, narrow_lanes, put, view
+from pipeline.kernels.vectors import NARROW_BYTES, element, narrow, narrow_lanes, put, view
 
 NONE, SPHERE, DIAGONAL, PAIRS = 0, 1, 2, 3
-MOST_LANES = 16  # numbers in a narrow vector
+NARROW_NUMBERS = NARROW_BYTES // 4  # in a narrow vector, at most
 
 
 def n_features(kind: int, d: int) -> int:
@@ -26,7 +26,7 @@ def fill_features(x: np.ndarray, reference: np.ndarray, kind: int, out: np.ndarr
     """Write the features of each row. x : (n, d).  reference : (d,), in x's dtype.  out : (n, p), C-contiguous."""
     n, d = x.shape
     p = out.shape[1]
-    row = np.zeros(d + MOST_LANES, x.dtype)
+    row = np.zeros(d + NARROW_NUMBERS, x.dtype)
     y, features = view(row), view(out.reshape(-1))
     lanes = narrow_lanes(y)
     for t in range(n):

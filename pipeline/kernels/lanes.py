@@ -1,6 +1,6 @@
-"""Gaussian E-step and moments with rows in the vector lanes: for few features, where no matrix product pays.
+"""Gaussian E-step and moments with rows in the vector lanes: for few features or few components, where no matrix product pays.
 
-A tile of TILE rows lies transposed, feature by feature, in the first-level cache. Distances, log-sum-exp and moments
+A tile of TILE rows lies transposed, feature by feature, in the cache: of few features in the first level. Distances, log-sum-exp and moments
 are sums in registers over its lanes: a row is read once, and no (rows x components) array leaves the tile.
 The mean is subtracted before anything else, so the error does not grow with the distance from the origin.
 
