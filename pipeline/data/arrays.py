@@ -25,8 +25,8 @@ class ZarrSource(Source):
         self.dtype = row_dtype(str(place), array.shape, array.dtype)
         self.n_features = int(array.shape[1])
         self.stored_chunk: tuple[int, int] = tuple(array.shards or array.chunks)  # rows, features of an object
-        n_rows, unit = int(array.shape[0]), int(self.stored_chunk[0])
-        self.bounds = even_bounds(n_rows, rows_per_target(self.n_features, self.dtype.itemsize, n_rows, unit))
+        unit = int(self.stored_chunk[0])
+        self.bounds = even_bounds(int(array.shape[0]), rows_per_target(self.n_features, self.dtype.itemsize, unit))
         self._place = place
         codecs = unprotected(array)
         self._unprotected = None if codecs is None else f"{place} (codecs: {codecs})"

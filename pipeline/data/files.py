@@ -252,7 +252,7 @@ class TableSource(Source):
         rows = (shape[0], n_features) if len(shape) > 1 else tuple(shape)
         self.dtype = row_dtype(path, rows, stored)
         self.n_features = n_features
-        self.bounds = even_bounds(shape[0], rows_per_target(n_features, stored.itemsize, shape[0]))
+        self.bounds = even_bounds(shape[0], rows_per_target(n_features, stored.itemsize))
         self._path, self._options, self._offset = path, dict(options), offset
         self._shape, self._stored, self._columns_first = tuple(shape), stored, columns_first
 

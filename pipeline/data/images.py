@@ -60,7 +60,7 @@ class ImageSource(Source):
         self.n_features = p * q - int(patch.remove_mean)
         self._grid = (sizes - [p, q]) // patch.stride + 1  # patch positions down and across, per picture
         self._start = np.append(0, np.cumsum(self._grid.prod(axis=1))).astype(np.int64)
-        self.bounds = _picture_bounds(self._grid, rows_per_target(self.n_features, 4, int(self._start[-1])))
+        self.bounds = _picture_bounds(self._grid, rows_per_target(self.n_features, 4))
         self._folder, self._options, self._names, self._patch = folder, dict(options), names, patch
         self._kept = threading.local()
 

@@ -23,7 +23,7 @@ class HeldSource(Source):
                 1, n * TARGET_BYTES // max(TARGET_BYTES, x.data.nbytes + x.indices.nbytes + x.indptr.nbytes)
             )
         else:
-            per_chunk = rows_per_target(self.n_features, self.dtype.itemsize, n)
+            per_chunk = rows_per_target(self.n_features, self.dtype.itemsize)
         self.bounds = even_bounds(n, per_chunk)
 
     def read(self, i: int) -> Any:

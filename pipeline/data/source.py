@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # Decoded bytes that a chunk aims at: large enough that a read's overhead is small beside it, small enough
 # that a thread's working set (a chunk, its copy, the next one) stays far below any sensible memory budget.
 TARGET_BYTES = 8 * 2**20
-LEAST_BYTES, ENOUGH_CHUNKS = 2 * 2**20, 16  # chunks are smaller than that where there would be fewer
 
 
 class Source(ABC):
@@ -102,22 +101,15 @@ def even_bounds(n_rows: int, rows_per_chunk: int) -> np.ndarray:
     return np.append(np.arange(0, n_rows, rows_per_chunk, dtype=np.int64), np.int64(n_rows))
 
 
-def rows_per_target(n_features: int, itemsize: int, n_rows: int | None = None, unit: int = 1) -> int:
+def rows_per_target(n_features: int, itemsize: int, unit: int = 1) -> int:
     """How many rows make about TARGET_BYTES: a multiple of `unit` rows, at least one unit.
-
-    n_rows : of how many, where that is known: few rows are cut into enough chunks for several cores.
 
     >>> rows_per_target(n_features=64, itemsize=8)
     16384
     >>> rows_per_target(n_features=64, itemsize=8, unit=10_000)
     10000
-    >>> rows_per_target(n_features=64, itemsize=8, n_rows=100_000)
-    6250
     """
-    target = TARGET_BYTES
-    if n_rows is not None:
-        target = min(target, max(LEAST_BYTES, n_rows * n_features * itemsize // ENOUGH_CHUNKS))
-    return unit * max(1, target // (unit * n_features * itemsize))
+    return unit * max(1, TARGET_BYTES // (unit * n_features * itemsize))
 
 
 def row_dtype(what: str, shape: tuple[int, ...], dtype: Any) -> np.dtype[Any]:

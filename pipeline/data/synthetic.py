@@ -25,7 +25,7 @@ class SyntheticSource(Source):
     ) -> None:
         """weights : (K,), means : (K, d), factors : (K, d, d) with covariance_k = factor_k factor_k^T."""
         self.n_features, self.dtype = means.shape[1], np.dtype(dtype)
-        self.bounds = even_bounds(n_rows, rows_per_target(self.n_features, self.dtype.itemsize, n_rows, _BLOCK))
+        self.bounds = even_bounds(n_rows, rows_per_target(self.n_features, self.dtype.itemsize, _BLOCK))
         self._edges = np.cumsum(weights)[:-1]
         self._means, self._factors, self._seed = means, factors, seed
 
