@@ -201,6 +201,28 @@ def test_standard_errors_that_cannot_be_had_are_said_to_be_missing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
+def test_a_run_stopped_between_a_leap_and_the_end_of_its_sweep_is_resumed_to_the_same_bytes(
+    tmp_path, data, monkeypatch, model
+):
+    """What it leapt from, and what the blocks leapt to, come back from the checkpoint; refused or not."""
+    monkeypatch.setattr(folds, "BLOCKS", 3)
+    rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
+    np.save(tmp_path / "labels.npy", np.arange(len(blobs())) % 5)
+    start = {"init": "labels", "init_path": str(tmp_path / "labels.npy")}
+    fit = {"method": "incremental", "tol": 1e-9, "max_iter": 6, **start}
+    config = job(rows, fit=fit, model={"n_components": 5, **model})
+    workflow.run(config, tmp_path / "whole")
+    with monkeypatch.context() as often:
+        often.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+        interrupted(config, tmp_path / "run", "pass", 17)  # five sweeps, and two blocks of that at the end of a leap
+    _, state = checkpoint.load(tmp_path / "run/checkpoints", print)
+    (fold,) = [run["fold"] for run in state.facts["runs"]]
+    assert fold == {"kind": "incremental", "steps": 17, "kept": [3, 3], "back": 3}
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("method", ["auto", "incremental", "stepwise"])
 @pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
 def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(

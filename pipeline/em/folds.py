@@ -1,9 +1,9 @@
 """How what passes return becomes statistics of all rows, as ways of folding vectors.
 
-    em           total = T                                      each pass reads all rows
-    squarem      the same; three totals in a row make a leap    (squarem.py)
-    incremental  replace T_b, total = Σ_b T_b                   each pass reads one block; Neal and Hinton 1998
-    stepwise     total = (1 - η) total + η N/n_b T_b            the same, a start for others; Cappé and Moulines 2009
+    em           total = T                            each pass reads all rows
+    squarem      the same, and leaps                  three sweeps in a row make a leap (squarem.py); here a sweep is a pass
+    incremental  replace T_b, total = Σ_b T_b, leaps  each pass reads one block, a sweep all of them; Neal and Hinton 1998
+    stepwise     total = (1 - η) total + η N/n_b T_b  the same, a start for others; Cappé and Moulines 2009
 
 A block is a set of chunks drawn by the seed, never neighbours in storage: rows are often stored in some order.
 The sum over blocks is formed anew each time: taking the old T_b off a running total drifts, below zero in the end.
@@ -24,9 +24,10 @@ from pipeline.models.stats import Array
 
 Kind = Literal["em", "squarem", "incremental", "stepwise"]
 
-BLOCKS = 20
-# Statistics that a mixture keeps between two passes, by method: SQUAREM its last steps, incremental those of each block.
-KEPT = {"em": 0, "auto": 4, "stepwise": 4, "incremental": BLOCKS}
+BLOCKS = 10
+SWEEPS = 3  # in a row, that a leap is made from
+# Statistics that a mixture keeps between two passes, by method: of each block those of the last sweeps.
+KEPT = {"em": 0, "auto": 4, "stepwise": 4, "incremental": SWEEPS * BLOCKS}
 STEPWISE_SWEEPS = 1
 DECAY = 0.7  # of stepwise's η: Liang and Klein 2009
 _STREAM = 8  # of the keys that deal chunks to blocks
@@ -57,28 +58,49 @@ class Method(NamedTuple):
         return Fold("squarem" if leaps else "em")
 
 
+Blocks = tuple[Any, ...]  # statistics of each
+
+
 class Fold(NamedTuple):
     """Where a run stands between two passes.
 
-    steps : passes so far, each over one block or over all rows.  kept : statistics that the next ones are folded with:
-    those of each block (incremental), the total (stepwise), those of the last one to three passes (squarem).
+    steps : passes so far, each over one block or over all rows.  kept : statistics that the next ones are folded with: those
+    of each block (all rows are one) after the last sweeps, the oldest first; of stepwise sweeps the running total.
+    back : those from which a run has leapt, until the sweep at the leap's end shows that nothing was lost.
     """
 
     kind: Kind
     steps: int = 0
-    kept: tuple[Any, ...] = ()
+    kept: tuple[Blocks, ...] = ()
+    back: Blocks = ()
 
     def block(self, n_blocks: int) -> int | None:
         """The block that the next pass reads, None for all rows."""
         return self.steps % n_blocks if self.kind in ("incremental", "stepwise") else None
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the statistics of blocks that were read under several parameters stand beside each other."""
+        return self.kind == "incremental" and self.steps > len(self.kept[-1])
+
+    @property
+    def may_leap(self) -> bool:
+        """Whether three sweeps are over."""
+        kept = self.kept if self.kind in ("squarem", "incremental") else ()
+        return len(kept) == SWEEPS and self.steps % len(kept[-1]) == 0
+
     def take(self, stats: Any, block_rows: Sequence[int]) -> tuple[Fold, Any | None]:
         """The fold after a pass, and statistics of all rows, or None while there are none."""
         kept, total = _TAKE[self.kind](self, stats, block_rows)
-        return Fold(self.kind, self.steps + 1, kept), total
+        return self._replace(steps=self.steps + 1, kept=kept), total
 
 
-Taken = tuple[tuple[Any, ...], Any | None]
+Taken = tuple[tuple[Blocks, ...], Any | None]
+
+
+def total_of(blocks: Blocks) -> Any:
+    """Statistics of all rows."""
+    return reduce(operator.add, blocks)
 
 
 def _em(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
@@ -86,23 +108,29 @@ def _em(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
 
 
 def _squarem(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
-    """The last of three passes, when no leap was made, is the first of the next three."""
-    return (*(fold.kept if len(fold.kept) < 3 else fold.kept[-1:]), stats), stats
+    """All rows are one block. The last of three sweeps, when no leap was made, is the first of the next three."""
+    return (*_earlier(fold), (stats,)), stats
 
 
 def _incremental(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
     """The first sweep fills all blocks under one set of parameters, as a batch E-step does."""
     b = fold.steps % len(rows)
-    kept = (*fold.kept[:b], stats, *fold.kept[b + 1 :])
-    return kept, reduce(operator.add, kept) if len(kept) == len(rows) else None
+    earlier, now = (fold.kept[:-1], fold.kept[-1]) if b else (_earlier(fold), fold.kept[-1] if fold.kept else ())
+    now = (*now[:b], stats, *now[b + 1 :])
+    return (*earlier, now), total_of(now) if len(now) == len(rows) else None
+
+
+def _earlier(fold: Fold) -> tuple[Blocks, ...]:
+    """What is still of use when a sweep begins."""
+    return fold.kept if len(fold.kept) < SWEEPS else fold.kept[-1:]
 
 
 def _stepwise(fold: Fold, stats: Any, rows: Sequence[int]) -> Taken:
     total = stats * (sum(rows) / rows[fold.steps % len(rows)])
     if fold.kept:
         eta = (fold.steps + 2.0) ** -DECAY
-        total = fold.kept[0] * (1.0 - eta) + total * eta
-    return (total,), total
+        total = fold.kept[0][0] * (1.0 - eta) + total * eta
+    return ((total,),), total
 
 
 _TAKE: dict[str, Callable[[Fold, Any, Sequence[int]], Taken]] = {

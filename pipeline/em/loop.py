@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.em.certificate import left_to_gain, rate_of
-from pipeline.em.folds import STEPWISE_SWEEPS, Fold, Method
+from pipeline.em.folds import STEPWISE_SWEEPS, Fold, Method, total_of
 from pipeline.em.run import Entry, Run
 from pipeline.em.squarem import back, leap, least_objective
 from pipeline.em.stopping import Limits, gained, stop_reason
@@ -41,11 +41,14 @@ class ResetEvent(NamedTuple):
 
 
 class RefusedEvent(NamedTuple):
-    """A leap that ended too low, with the restart and iteration. objective, least : what it had, and had to have, nats."""
+    """A leap that ended too low, with the restart and iteration. objective, least : what it had, and had to have, nats.
+
+    objective : None where a component would have collapsed before that was known.
+    """
 
     restart: int
     iteration: int
-    objective: float
+    objective: float | None
     least: float
     candidate: int = 0
 
@@ -86,20 +89,16 @@ def em(
     current = [replace(run, fold=run.fold or method.first(run.model)) for run in runs]
     while live := [i for i, run in enumerate(current) if run.final is None]:
         events: list[Event] = []
-        leaps = {i: found for i in live if current[i].stop_reason is None and (found := leap(current[i]))}
+        current = [leap(run) if run.stop_reason is None else run for run in current]
         for block, members in _by_block(current, live, method).items():
-            at = [leaps.get(i, current[i]) for i in members]
-            jobs = [EStep(run.model, run.params, run.stop_reason is not None) for run in at]
+            jobs = [EStep(current[i].model, current[i].params, current[i].stop_reason is not None) for i in members]
             partials = evaluate(jobs) if block is None else evaluate(jobs, block)
             read = n_rows if block is None else method.block_rows[block]
             for i, partial in zip(members, partials, strict=True):
                 if current[i].stop_reason is not None:
                     current[i] = replace(current[i], final=partial)
                     continue
-                if i in leaps:
-                    current[i], happened = land(current[i], leaps[i], partial, limits, read, method)
-                else:
-                    current[i], happened = advance(current[i], partial, limits, read, method)
+                current[i], happened = advance(current[i], partial, limits, read, method)
                 events += happened
         yield list(current), events
 
@@ -113,31 +112,30 @@ def _by_block(current: Sequence[Run], live: Sequence[int], method: Method) -> di
     return members
 
 
-def land(run: Run, leapt: Run, partial: Partial, limits: Limits, read: int, method: Method) -> tuple[Run, list[Event]]:
-    """Go on from a leap, or from where the run was if it leads lower than EM's own step has come already."""
-    objective, least = run.model.objective(partial.stats, leapt.params), least_objective(run)
-    if objective >= least:
-        return advance(leapt, partial, limits, read, method, leapt=True)
-    return back(run, read), [RefusedEvent(run.restart, len(run.history), objective, least, run.candidate)]
+def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Method) -> tuple[Run, list[Event]]:
+    """One M-step: new parameters, an entry of history where all rows have been read, and whether to stop.
 
-
-def advance(
-    run: Run, partial: Partial, limits: Limits, read: int, method: Method, leapt: bool = False
-) -> tuple[Run, list[Event]]:
-    """One M-step: new parameters, an entry of history where all rows have been read, and whether to stop."""
+    A leap that has led lower than EM's own step had come already is taken back.
+    """
     model, old = run.model, run.params
     assert run.fold is not None
     fold, total = run.fold.take(partial.stats, method.block_rows)
     run = replace(run, fold=fold, read=run.read + read)
     if total is None:
         return run, []
+    if fold.back:
+        if fold.block(len(method.block_rows)):  # amid a sweep
+            return _flown(run, total)
+        objective, least = _objective(run, total), least_objective(run)
+        if not objective >= least:
+            return _refused(run, objective)
     counts = np.zeros(model.n_components, dtype=np.int64) if run.resets is None else run.resets
     params, resets = model.revive(model.m_step(total, old), old, replace(partial, stats=total), counts)
     if resets and fold.kind == "stepwise":  # few rows have been seen: the M-step waits for more
         params, resets = old, []
     moved = np.bincount([r.component for r in resets if r.done], minlength=model.n_components)
-    if resets:  # what is kept belongs to components that are no more
-        fold = Fold(fold.kind)
+    # After a reset, what is kept belongs to components that are no more.
+    fold = Fold(fold.kind) if resets else fold._replace(back=())
     bound = -np.inf
     if isinstance(model, Mixture) and fold.kind != "stepwise":
         bound = model.free_energy(total, params) + model.log_prior(params)
@@ -152,11 +150,31 @@ def advance(
     events: list[Event] = [ResetEvent(run.restart, len(run.history), reset, run.candidate) for reset in resets]
     if fold.block(len(method.block_rows)):  # amid a sweep
         return advanced, events
-    entry = _entry(run, total, params, leapt)
+    entry = _entry(run, total, params)
     advanced = replace(advanced, history=(*run.history, entry), settled=not moved.any(), read=0)
     if _sweeps_are_over(run, advanced, limits):
         advanced = replace(advanced, fold=method.last(model))
     return replace(advanced, stop_reason=stop_reason(run, advanced, limits, method.accelerated)), events
+
+
+def _flown(run: Run, total: Any) -> tuple[Run, list[Event]]:
+    """The M-step amid the sweep after a leap: some blocks are still where they leapt to, and nothing is known but whether
+    components have collapsed.
+    """
+    model = run.model
+    assert isinstance(model, Mixture) and run.fold is not None
+    stats = model.feasible(total, total_of(run.fold.back))
+    if stats is None:
+        return _refused(run, None)
+    params = model.m_step(stats, run.params)
+    if model.collapsed(params, stats.sum_w):
+        return _refused(run, None)
+    return replace(run, params=params), []
+
+
+def _refused(run: Run, objective: float | None) -> tuple[Run, list[Event]]:
+    event = RefusedEvent(run.restart, len(run.history), objective, least_objective(run), run.candidate)
+    return back(run), [event]
 
 
 def _sweeps_are_over(before: Run, after: Run, limits: Limits) -> bool:
@@ -167,12 +185,21 @@ def _sweeps_are_over(before: Run, after: Run, limits: Limits) -> bool:
     return after.fold.kind == "incremental" and gained(before, after) < limits.tol
 
 
-def _entry(run: Run, total: Any, after: Any, leapt: bool) -> Entry:
+def _objective(run: Run, total: Any) -> float:
+    """At the E-step, total nats: exact, also where blocks were read under several parameters."""
+    assert run.fold is not None
+    if not run.fold.mixed:
+        return run.model.objective(total, run.params)
+    assert isinstance(run.model, Mixture)
+    return run.model.free_energy(total, run.params) + run.model.log_prior(run.params)
+
+
+def _entry(run: Run, total: Any, after: Any) -> Entry:
     """run : at the E-step.  total : statistics of all rows.  after : parameters of the M-step."""
     model, fold = run.model, run.fold
     assert fold is not None
     entry = Entry(
-        objective=model.objective(total, run.params),
+        objective=_objective(run, total),
         log_likelihood=np.nan,
         entropy=np.nan,
         lower_bound=np.nan,
@@ -188,10 +215,9 @@ def _entry(run: Run, total: Any, after: Any, leapt: bool) -> Entry:
     if fold.kind == "stepwise":
         return entry._replace(objective=np.nan, fisher_norm=np.nan)
     entry = entry._replace(entropy=float(total.entropy), lower_bound=model.free_energy(total, after))
-    if fold.kind == "incremental" and fold.steps > len(fold.kept):  # blocks were read under several parameters
-        bound = model.free_energy(total, run.params) + model.log_prior(run.params)
-        return entry._replace(objective=bound, fisher_norm=np.nan)
-    comparable = run.history and run.settled and not leapt
+    if fold.mixed:
+        return entry._replace(fisher_norm=np.nan)
+    comparable = run.history and run.settled and not fold.back
     rate = rate_of(run.history[-1].fisher_norm, entry.fisher_norm) if comparable else np.nan
     rates = [*(earlier.rate for earlier in run.history), rate]
     left = left_to_gain(entry.fisher_norm, rates)

@@ -55,6 +55,13 @@ def _reset(e: dict[str, Any]) -> str:
     return f"component {e['component']}{of} {what}: {e['reason']}"
 
 
+def _refused(e: dict[str, Any]) -> str:
+    lost = "a component would have collapsed"
+    if e["objective"] is not None:
+        lost = f"it would have lost {e['least'] - e['objective']:.3g} nats"
+    return f"a leap was refused: {lost}"
+
+
 def _rung(e: dict[str, Any]) -> str:
     moved = f", moved {' + '.join(map(str, e['moved']))} components" if e["moved"] else ""
     figure = f"inertia {-e['objective']:.6g}" if e["family"] == "kmeans" else f"objective {e['objective']:.6f} nats"
@@ -85,7 +92,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "underway": lambda e: f"this pass: {count(e['chunks'])} of {count(e['of'])} chunks",
     "reset": _reset,
     "candidate": _candidate,
-    "refused": lambda e: f"a leap was refused: it would have lost {e['least'] - e['objective']:.3g} nats",
+    "refused": _refused,
     "warning": lambda e: f"warning: {e['message']}",
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
     "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",

@@ -52,11 +52,11 @@ def pack(known: Known, runs: Sequence[Run]) -> State:
         arrays[f"{at}/bound"] = np.array(run.bound)
         fold = run.fold
         if fold is not None and fold.kept:
-            named = [vars(stats) for stats in fold.kept]
+            named = [vars(stats) for blocks in (*fold.kept, fold.back) for stats in blocks]
             arrays |= {f"{at}/fold/{name}": np.stack([fields[name] for fields in named]) for name in named[0]}
         facts["runs"].append(
             {
-                "fold": None if fold is None else {"kind": fold.kind, "steps": fold.steps, "kept": len(fold.kept)},
+                "fold": None if fold is None else _fold_facts(fold),
                 "read": run.read,
                 "restart": run.restart,
                 "candidate": run.candidate,
@@ -118,15 +118,25 @@ def _unpack_run(state: State, models: Sequence[Model], facts: dict[str, Any], at
     )
 
 
+def _fold_facts(fold: Fold) -> dict[str, Any]:
+    """Everything but the statistics. kept, back : of how many blocks."""
+    return {"kind": fold.kind, "steps": fold.steps, "kept": [*map(len, fold.kept)], "back": len(fold.back)}
+
+
 def _unpack_fold(state: State, model: Model, at: str, facts: dict[str, Any] | None) -> Fold | None:
     if facts is None:
         return None
-    path, kept = f"{at}/fold/", []
+    path = f"{at}/fold/"
     named = {n.removeprefix(path): a for n, a in state.arrays.items() if n.startswith(path)}
-    for i in range(facts["kept"]):
-        assert isinstance(model, Mixture)
-        kept.append(model.stats_from_arrays({name: array[i] for name, array in named.items()}))
-    return Fold(facts["kind"], facts["steps"], tuple(kept))
+    found, start = [], 0
+    for size in (*facts["kept"], facts["back"]):
+        blocks = []
+        for i in range(start, start + size):
+            assert isinstance(model, Mixture)
+            blocks.append(model.stats_from_arrays({name: array[i] for name, array in named.items()}))
+        found.append(tuple(blocks))
+        start += size
+    return Fold(facts["kind"], facts["steps"], tuple(found[:-1]), found[-1])
 
 
 def _entry(state: State, at: str, t: int, phase: str) -> Entry:

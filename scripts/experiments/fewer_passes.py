@@ -32,11 +32,12 @@ from pipeline.models.gaussian import Gaussian
 
 CHUNKS = 20
 GOAL, TOL = 1e-3, 1e-3  # nats per row
-LONGEST = 200  # iterations; a goal that is not reached by then never is
+LONGEST = 1000  # iterations; a goal that is not reached by then never is
 METHODS = {
     "em": ("em", 1),
     "auto (squarem)": ("auto", 1),
     "incremental, 5 blocks": ("incremental", 5),
+    "incremental, 10 blocks": ("incremental", 10),
     "incremental, 20 blocks": ("incremental", 20),
     "stepwise, 20 blocks": ("stepwise", 20),
 }
@@ -98,6 +99,8 @@ def outcome(p: Problem, method: Method, limit: float) -> Outcome:
             stopped = reads.rows / n
     reads.rows = 0
     for endless, _ in em([Run(0, p.model, p.start)], reads, Limits(LONGEST, 0.0), n, method):
+        if endless[0].fold.back:
+            continue  # a leap that may be taken back
         if look([EStep(p.model, endless[0].params)])[0].stats.log_likelihood / n >= limit - GOAL:
             needed = reads.rows / n
             break
@@ -120,20 +123,24 @@ def main() -> None:
                 edges = np.linspace(0, options.rows, CHUNKS + 1).astype(int)
                 found[name].append(outcome(p, method_of(kind, edges, seed, blocks), limit))
     print(
-        "| method | passes to the goal: median | of each seed | passes until it stops: median | misses | refused leaps |"
+        "| method | passes to the goal: median | of EM's: median | never | until it stops: median | misses | refused leaps |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
+    plain = np.array([o.needed for o in found["em"]])
     for name, outcomes in found.items():
         needed = np.array([o.needed for o in outcomes])
-        stopped = np.median([o.stopped for o in outcomes])
-        misses = sum(o.above < -GOAL for o in outcomes)
+        figures = [
+            f"{np.median(needed):.0f}",
+            f"{np.median(needed / plain):.2f}",
+            f"{np.isinf(needed).sum()}",
+            f"{np.median([o.stopped for o in outcomes]):.0f}",
+            f"{sum(o.above < -GOAL for o in outcomes)}",
+            f"{sum(o.refused for o in outcomes)}",
+        ]
+        print(f"| {name} | {' | '.join(figures)} |")
+        ends = ", ".join(f"{o.above:.1e}" for o in outcomes)
         print(
-            f"<!-- {name}: nats per row above the limit: {', '.join(f'{o.above:.1e}' for o in outcomes)} -->",
-            file=sys.stderr,
-        )
-        each = ", ".join(f"{value:.0f}" for value in needed)
-        print(
-            f"| {name} | {np.median(needed):.0f} | {each} | {stopped:.0f} | {misses} | {sum(o.refused for o in outcomes)} |"
+            f"{name}: passes {', '.join(f'{o.needed:.0f}' for o in outcomes)}; above the limit {ends}", file=sys.stderr
         )
 
 

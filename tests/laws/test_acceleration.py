@@ -78,11 +78,15 @@ def test_a_leap_goes_where_a_geometric_sequence_ends(seed):
     limit = e_step(model, params, x).stats
     direction = (e_step(model, params, x[::2]).stats - limit * 0.5) * 0.1
     sequence = tuple(limit + direction * 0.9**n for n in range(3))
-    run = Run(0, model, model.m_step(sequence[2], params), fold=Fold("squarem", 3, sequence))
+    run = Run(
+        0, model, model.m_step(sequence[2], params), fold=Fold("squarem", 3, tuple((stats,) for stats in sequence))
+    )
     landed = leap(run)
     for name in ("sum_w", "sum_x", "sum_xx"):
         expected = getattr(limit, name)
-        assert np.allclose(getattr(landed.fold.kept[0], name), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+        assert np.allclose(
+            getattr(landed.fold.kept[0][0], name), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max()
+        )
 
 
 def test_a_reset_ends_a_cycle():

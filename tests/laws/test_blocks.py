@@ -1,5 +1,6 @@
-"""Incremental and stepwise EM: other ways of folding the same statistics."""
+"""Incremental and stepwise EM: other ways of folding the same statistics, and leaps over sweeps."""
 
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
@@ -11,9 +12,11 @@ from scipy.special import xlogy
 from scipy.stats import multivariate_normal
 
 from pipeline.data.chunks import Chunks
-from pipeline.em.folds import DECAY, deal, method_of
-from pipeline.em.loop import EStep, ResetEvent
+from pipeline.em import loop
+from pipeline.em.folds import DECAY, Fold, deal, method_of
+from pipeline.em.loop import EStep, RefusedEvent, ResetEvent
 from pipeline.em.run import Run
+from pipeline.em.squarem import leap
 from pipeline.engine.passes import Engine
 from tests.laws.common import (
     TYPES,
@@ -21,6 +24,7 @@ from tests.laws.common import (
     any_problem,
     chunks_of,
     close,
+    e_step,
     examples,
     fit,
     gaussian,
@@ -86,10 +90,10 @@ def test_free_energy_after_every_block_is_that_of_a_slow_loop(seed):
     model, params = gaussian(problem, "full", reg_covar=0.0)
     chunks = chunks_of(x, ragged_bounds(np.random.default_rng(seed), len(x), 9))
     how = method("incremental", chunks, seed, 4)
-    sweeps, bounds = 4, []
+    sweeps, bounds = 3, []  # the fourth would begin with a leap
     for runs, events in passes([Run(0, model, params)], chunks, sweeps, 0.0, how):
         assume(not events)
-        if runs[0].final is None and len(runs[0].fold.kept) == 4:
+        if runs[0].final is None and len(runs[0].fold.kept[-1]) == 4:
             bounds.append(runs[0].bound)
             last = runs[0]
     rows = [np.concatenate([chunks[i].start + np.arange(len(chunks[i].x)) for i in block]) for block in how.blocks]
@@ -163,7 +167,9 @@ def test_sweeps_end_and_the_certificate_is_that_of_all_rows(family, name, seed):
     assume(not any(isinstance(event, ResetEvent) for event in events))
     swept = [entry for entry in run.history if entry.phase == name]
     assert all(np.isnan(entry.log_likelihood) for entry in swept[name == "incremental" :])
-    assert all(entry.rows == sum(chunk.x.shape[0] for chunk in chunks) for entry in swept)
+    refused = {event.iteration for event in events}  # what was read in vain counts
+    n = sum(chunk.x.shape[0] for chunk in chunks)
+    assert all(entry.rows > n if i in refused else entry.rows == n for i, entry in enumerate(swept))
 
 
 @examples(10)
@@ -181,7 +187,7 @@ def test_stepwise_total_is_the_running_average(seed):
         fields = {name: np.asarray(value) * scaled for name, value in vars(part).items()}
         total = fields if total is None else {n: (1 - eta) * total[n] + eta * fields[n] for n in fields}
         for name, value in total.items():
-            close(getattr(runs[0].fold.kept[0], name), value, 1e-12, name)
+            close(getattr(runs[0].fold.kept[0][0], name), value, 1e-12, name)
         params = runs[0].params
 
 
@@ -205,7 +211,7 @@ def test_a_reset_amid_a_sweep_fills_the_blocks_anew():
 
 def test_restarts_in_different_phases_do_not_touch_each_other():
     """Runs whose sweeps end at different times end as each would alone, to the bit."""
-    model, params, chunks, how = blocked("full", 4)
+    model, params, chunks, how = blocked("full", 17)
     other = model.params(params.weights[::-1].copy(), params.means[::-1] * 1.01, params.covariances)
     *_, (together, _) = passes([Run(0, model, params), Run(1, model, other)], chunks, 60, 1e-3, how)
     lengths = set()
@@ -235,8 +241,86 @@ def test_incremental_sums_are_formed_anew():
     model, params, chunks, how = blocked("spherical", 8)
     *_, (runs, _), _ = passes([Run(0, model, params)], chunks, 60, 0.0, how)
     fold = runs[0].fold
-    assert len(fold.kept) == len(how.blocks)
-    same_bits(runs[0].history[-1].n_effective, reduce(add, fold.kept).sum_w)
+    assert len(fold.kept[-1]) == len(how.blocks)
+    same_bits(runs[0].history[-1].n_effective, reduce(add, fold.kept[-1]).sum_w)
+
+
+@pytest.mark.parametrize("family", ["full", "multinomial"])
+def test_leaps_over_sweeps_that_are_all_refused_leave_none(family, monkeypatch):
+    """To the bit what sweeps alone do; the rows that the leaps read are counted, and each is an event."""
+    model, params, chunks, how = blocked(family, 1)
+    monkeypatch.setattr(loop, "leap", lambda run: run)
+    alone, _ = fit(model, params, chunks, 12, 0.0, how)
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "least_objective", lambda run: np.inf)
+    run, events = fit(model, params, chunks, 12, 0.0, how)
+    assert events and all(isinstance(event, RefusedEvent) for event in events)
+    same_bits(run.params, alone.params)
+    assert [entry.objective for entry in run.history] == [entry.objective for entry in alone.history]
+    n = sum(how.block_rows)
+    assert {entry.rows for entry in alone.history} == {n}
+    assert 12 * n < sum(entry.rows for entry in run.history) <= (12 + len(events)) * n
+
+
+def test_a_leap_takes_every_block_to_the_end_of_its_sequence():
+    """Blocks that follow L_b + ρⁿ D_b land at L_b, each by the α of their sum; amid the sweep that follows no bound is claimed."""
+    problem = gaussian_problem(3, k=2, d=2)
+    model, params = gaussian(problem, "full")
+    x = problem["x"]
+    limits = [e_step(model, params, part).stats for part in (x[::2], x[1::2])]
+    ways = [(e_step(model, params, x[i::4]).stats - limit * 0.5) * 0.1 for i, limit in enumerate(limits)]
+    sweeps = tuple(tuple(limit + way * 0.9**n for limit, way in zip(limits, ways, strict=True)) for n in range(3))
+    fold = Fold("incremental", 6, sweeps)
+    run = Run(0, model, model.m_step(sweeps[2][0] + sweeps[2][1], params), fold=fold, bound=-1.0)
+    landed = leap(run)
+    for block, limit in zip(landed.fold.kept[0], limits, strict=True):
+        close(block.sum_xx, limit.sum_xx, 1e-9)
+        close(block.sum_w, limit.sum_w, 1e-9)
+    assert landed.fold.back == sweeps[2] and landed.bound == -1.0 and not landed.fold.may_leap
+    assert leap(replace(run, fold=fold._replace(steps=7))).fold.back == ()  # amid a sweep
+
+
+def test_a_leap_that_collapses_a_component_amid_its_sweep_is_taken_back(monkeypatch):
+    """Without a reset: the run goes on from its last sweep."""
+    model, params, chunks, how = blocked("full", 1)
+    collapsed = type(model).collapsed
+    amid = []
+
+    def once(self, params, sum_w):
+        return [(0, "tried")] if amid and amid.pop() else collapsed(self, params, sum_w)
+
+    monkeypatch.setattr(type(model), "collapsed", once)
+    refused, before = None, None
+    for runs, events in passes([Run(0, model, params)], chunks, 12, 0.0, how):
+        if events:
+            refused = events[0]
+            break
+        before = runs[0]
+        if before.fold.back and not amid:
+            amid.append(True)
+    assert isinstance(refused, RefusedEvent) and refused.objective is None and refused.facts()["event"] == "refused"
+    assert runs[0].fold.kept == (before.fold.back,) and runs[0].fold.back == () and runs[0].settled
+    same_bits(runs[0].params, model.m_step(reduce(add, before.fold.back), params))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_leaps_over_sweeps_save_reads(seed):
+    """Four overlapping clusters: plain EM's optimum, for less than a third of its reads, and less than leaps alone take."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(3000, 2)) + 1.7 * rng.normal(size=(4, 2))[rng.integers(4, size=3000)]
+    model, _ = gaussian({**gaussian_problem(seed, n=3000, d=2, k=4), "x": x}, "full")
+    start = model.params(np.full(4, 0.25), x[:4].copy(), np.tile(np.cov(x.T), (4, 1, 1)))
+    chunks = chunks_of(x, np.linspace(0, len(x), 11).astype(int))
+    runs = {"em": fit(model, start, chunks, 3000, 1e-10)[0]}
+    runs |= {
+        name: fit(model, start, chunks, 60, 0.0, method(name, chunks, n_blocks=10))[0]
+        for name in ("auto", "incremental")
+    }
+    goal, needed = runs["em"].objective - 1e-3 * len(x), {}
+    for name, run in runs.items():
+        reads = np.cumsum([entry.rows for entry in run.history]) / len(x)
+        needed[name] = reads[np.flatnonzero([entry.objective >= goal for entry in run.history])[0]]
+    assert needed["incremental"] < min(needed["em"] / 3, needed["auto"] / 1.5)
 
 
 def test_blocks_have_the_rows_of_their_chunks():
