@@ -104,7 +104,7 @@ def em(
 
 
 def _by_block(current: Sequence[Run], live: Sequence[int], method: Method) -> dict[int | None, list[int]]:
-    """Runs that read the same rows next. Restarts sweep in step; one that has changed to all rows reads them alone."""
+    """Runs that read the same rows next. Restarts sweep in step, until one begins anew amid a sweep or changes to all rows."""
     members: dict[int | None, list[int]] = {}
     for i in live:
         fold = current[i].fold if current[i].stop_reason is None else None
@@ -125,7 +125,7 @@ def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Metho
         return run, []
     if fold.back:
         if fold.block(len(method.block_rows)):  # amid a sweep
-            return _flown(run, total)
+            return _in_flight(run, total)
         objective, least = _objective(run, total), least_objective(run)
         if not objective >= least:
             return _refused(run, objective)
@@ -157,7 +157,7 @@ def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Metho
     return replace(advanced, stop_reason=stop_reason(run, advanced, limits, method.accelerated)), events
 
 
-def _flown(run: Run, total: Any) -> tuple[Run, list[Event]]:
+def _in_flight(run: Run, total: Any) -> tuple[Run, list[Event]]:
     """The M-step amid the sweep after a leap: some blocks are still where they leapt to, and nothing is known but whether
     components have collapsed.
     """
