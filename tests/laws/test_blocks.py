@@ -303,7 +303,7 @@ def test_a_leap_that_collapses_a_component_amid_its_sweep_is_taken_back(monkeypa
     same_bits(runs[0].params, model.m_step(reduce(add, before.fold.back), params))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_leaps_over_sweeps_save_reads(seed):
     """Four overlapping clusters: plain EM's optimum, for less than a third of its reads, and less than leaps alone take."""
     rng = np.random.default_rng(seed)
