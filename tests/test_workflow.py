@@ -206,7 +206,7 @@ def test_a_run_stopped_between_a_leap_and_the_end_of_its_sweep_is_resumed_to_the
     tmp_path, data, monkeypatch, model
 ):
     """What it leapt from, and what the blocks leapt to, come back from the checkpoint; refused or not."""
-    monkeypatch.setattr(folds, "BLOCKS", 3)
+    monkeypatch.setattr(folds, "BLOCKS", {"incremental": 3, "stepwise": 3})
     rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
     np.save(tmp_path / "labels.npy", np.arange(len(blobs())) % 5)
     start = {"init": "labels", "init_path": str(tmp_path / "labels.npy")}
@@ -229,7 +229,7 @@ def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
     tmp_path, data, monkeypatch, method, model
 ):
     """Blocks of several chunks, a run to its end; of the multinomial also the layout of its arrays comes back."""
-    monkeypatch.setattr(folds, "BLOCKS", 3)
+    monkeypatch.setattr(folds, "BLOCKS", {"incremental": 3, "stepwise": 3})
     rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
     fit = {"method": method, "tol": 1e-2, "max_iter": 100}
     workflow.run(job(rows, fit=fit, model=model, engine={"workers": 1}), tmp_path / "one")

@@ -24,10 +24,10 @@ from pipeline.models.stats import Array
 
 Kind = Literal["em", "squarem", "incremental", "stepwise"]
 
-BLOCKS = 10
+BLOCKS = {"incremental": 10, "stepwise": 20}  # incremental keeps three statistics of each, stepwise none
 SWEEPS = 3  # in a row, that a leap is made from
 # Statistics that a mixture keeps between two passes, by method: of each block those of the last sweeps.
-KEPT = {"em": 0, "auto": 4, "stepwise": 4, "incremental": SWEEPS * BLOCKS}
+KEPT = {"em": 0, "auto": 4, "stepwise": 4, "incremental": SWEEPS * BLOCKS["incremental"]}
 STEPWISE_SWEEPS = 1
 DECAY = 0.7  # of stepwise's η: Liang and Klein 2009
 _STREAM = 8  # of the keys that deal chunks to blocks
@@ -145,7 +145,7 @@ def method_of(name: str, bounds: Array, seed: int, n_blocks: int | None = None) 
     """The method that a config names, with blocks of chunks drawn by the seed. bounds : (n_chunks + 1,) rows of the chunks."""
     if name not in ("incremental", "stepwise"):
         return Method(None, name != "em")
-    blocks = deal(len(bounds) - 1, seed, n_blocks or BLOCKS)
+    blocks = deal(len(bounds) - 1, seed, n_blocks or BLOCKS[name])
     sizes = np.diff(bounds)
     rows = tuple(int(sizes[list(block)].sum()) for block in blocks)
     return Method("incremental" if name == "incremental" else "stepwise", True, blocks, rows)

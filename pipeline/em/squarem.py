@@ -27,7 +27,7 @@ SHORTEST = -1.1  # a leap that is hardly longer than EM's step is none
 def leap(run: Run) -> Run:
     """The run at extrapolated parameters, not looked at yet; itself where EM goes on by itself."""
     model, fold = run.model, run.fold
-    if fold is None or fold.back or not fold.may_leap:
+    if fold is None or not fold.may_leap:
         return run
     assert isinstance(model, Mixture)
     if model.assignment == "hard":  # labels jump: there is nothing to extrapolate
