@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from pipeline.errors import InputError
 from pipeline.kernels.softmax import log_sum_exp_rows, padded
 from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
+from pipeline.models.words import Words
 
 TILE_BYTES = 2**22  # of working arrays: about the caches that one core can use
 N_EXEMPLARS = 5
@@ -82,6 +83,7 @@ class Model(ABC):
     """
 
     family: ClassVar[str]
+    words: ClassVar[Words]
     n_components: int
     shift: Array
 

@@ -35,6 +35,7 @@ from pipeline.models.base import (
 from pipeline.models.covariance import SHAPES, Shape, identity
 from pipeline.models.prior import Prior
 from pipeline.models.stats import Array, Partial, Rows
+from pipeline.models.words import Words
 
 SCATTER_ROWS = 4096
 LOG_2PI = float(np.log(2.0 * np.pi))
@@ -80,6 +81,7 @@ class Gaussian(Mixture):
     prior: Prior | None = None
 
     family: ClassVar[str] = "gaussian"
+    words: ClassVar[Words] = Words("Gaussian mixture", "A mixture of {k} Gaussians")
     stats_class: ClassVar[type[MixtureStats]] = GaussianStats
     impossible_advice: ClassVar[str] = (
         "Its distance from every component overflows: rescale the data (preprocess: standardize)."

@@ -27,6 +27,7 @@ from pipeline.models.base import (
     tiles,
 )
 from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
+from pipeline.models.words import Words
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ class KMeans(Model):
     variance: float = 1.0
 
     family: ClassVar[str] = "kmeans"
+    words: ClassVar[Words] = Words(
+        name="K-means",
+        title="K-means with {k} clusters",
+        component="cluster",
+        components="clusters",
+        location="centre",
+        objective="inertia",
+        unit="squared distance",
+        sign=-1,
+        score="squared_distance",
+        score_text="squared distance",
+    )
 
     @property
     def n_worst(self) -> int:

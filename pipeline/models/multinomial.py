@@ -30,6 +30,7 @@ from pipeline.models.base import (
     weighted_total,
 )
 from pipeline.models.stats import Array, Partial, Rows
+from pipeline.models.words import Words
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ class Multinomial(Mixture):
     weight_concentration: float = 1.0
 
     family: ClassVar[str] = "multinomial"
+    words: ClassVar[Words] = Words(
+        name="multinomial mixture",
+        title="A mixture of {k} multinomials",
+        component="topic",
+        components="topics",
+        location="word probabilities",
+    )
     stats_class: ClassVar[type[MixtureStats]] = MultinomialStats
     impossible_advice: ClassVar[str] = "Raise model.concentration above 1, so that every word keeps some probability."
 
