@@ -13,24 +13,27 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays.rows import Rows
 from pipeline.config import Config
-from pipeline.data.chunks import Chunk, Chunks
+from pipeline.data.chunks import Chunks
 from pipeline.data.given import Given
 from pipeline.data.profile import Known, Profile, known_rows
-from pipeline.em.annihilation import STEPS
 from pipeline.em.heldout import OnTheOthers, Units
-from pipeline.em.loop import TEXTBOOK, EStep, advance, em
+from pipeline.em.loop import TEXTBOOK, advance, em
+from pipeline.em.pruning import STEPS
 from pipeline.em.run import Run
-from pipeline.em.search import CENTERS_ROWS, most_looks
+from pipeline.em.search import CENTERS_ROWS, most_reads
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory import Plan
 from pipeline.engine.passes import Engine, Job
 from pipeline.engine.reading import WORTH_BYTES, in_turn
 from pipeline.engine.tree import shard_level
-from pipeline.models.gaussian import Gaussian
+from pipeline.models.base import EStep
+from pipeline.models.clusters import BestRows
 from pipeline.models.information import ScoreProducts
-from pipeline.models.init import HardStart, in_step, starting
-from pipeline.models.kmeans import KMeans
+from pipeline.models.lloyd import Lloyd
+from pipeline.models.routes import KERNELS
+from pipeline.models.starts import HardStart, in_step, starting
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
 from pipeline.outputs.standard_errors import learns_covariances
 from pipeline.planning import held_share, sample_size, searches
@@ -99,14 +102,15 @@ class TimedShard:
     jobs: Sequence[Job]
     ahead: bool
 
-    def __call__(self, *ids: int) -> tuple[float, int]:
+    def __call__(self, *ids: Any) -> tuple[float, int]:
         """Seconds between the arrivals of the second and the last chunk, and rows of those between."""
+        *ids, kernels = ids  # type: ignore[assignment]
         arrivals, rows, total = [], 0, None
         for chunk in in_turn(self.chunks.load, ids, self.ahead):
             arrivals.append(time.perf_counter())
             if len(arrivals) == len(ids):
                 break
-            found = [job(chunk) for job in self.jobs]
+            found = [job(chunk, kernels) for job in self.jobs]
             total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
             rows += chunk.x.shape[0] if len(arrivals) > 1 else 0
         return arrivals[-1] - arrivals[1], rows
@@ -118,9 +122,9 @@ class Labelling:
 
     task: LabelBlock
 
-    def __call__(self, chunk: Chunk) -> int:
+    def __call__(self, chunk: Rows, kernels: Any) -> int:
         """Nothing that could be added up."""
-        self.task.of_rows(chunk, 0, chunk.x.shape[0])
+        self.task.of_rows(chunk, 0, chunk.x.shape[0], kernels)
         return 0
 
 
@@ -130,11 +134,11 @@ class _NoRows(Chunks):
     def chunk_bytes(self) -> int:
         return 0
 
-    def load(self, i: int) -> Chunk:
-        return Chunk(np.empty((0, 0)), None, 0)
+    def load(self, i: int) -> Rows:
+        return Rows(np.empty((0, 0)), None, 0)
 
 
-def _nothing(chunk: Any) -> int:
+def _nothing(chunk: Any, kernels: Any) -> int:
     return 0
 
 
@@ -216,14 +220,14 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
         phases.append(start)
     warm, m_step_seconds = _warm(runs, sums, known)
     read_seconds = timer.pass_seconds(mapped, [])
-    steps = [EStep(run.model, run.params) for run in warm]
+    steps = [EStep(run.model, run.params, run.model.attachments) for run in warm]
     iteration = timer.pass_seconds(mapped, _wrapped(steps, units)) + m_step_seconds
     if searches(config):
         phases.append(_search(config, chunks, warm, (iteration - timer.overhead) / len(warm)))
     limit = config.fit.max_iter or 0
     note = f"{len(warm)} fits share each read" if len(warm) > 1 else ""
     phases.append(Phase("iterations", limit, limit * iteration, note))
-    last = [EStep(run.model, run.params, final=True) for run in warm]
+    last = [EStep(run.model, run.params, (*run.model.attachments, BestRows())) for run in warm]
     final = timer.pass_seconds(mapped, _wrapped(last, units))
     phases.append(Phase("final pass", 1, final))
     if units is not None:
@@ -231,7 +235,6 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
         phases.append(Phase("refit", limit + 1, max(one, (limit + 1) * read_seconds), "the chosen model, on all rows"))
     largest = max(warm, key=lambda run: run.model.n_components)
     if config.output.standard_errors:
-        assert isinstance(largest.model, Gaussian)
         products = ScoreProducts(largest.model, largest.params, learns_covariances(config))
         phases.append(Phase("standard errors", 1, timer.pass_seconds(mapped, [products])))
     if config.output.labels:
@@ -284,7 +287,7 @@ def _starts(
         passes, reading, began = 0, 0.0, time.perf_counter()
         own = [known.with_sample(sample_size(each, timer.raw.source.n_features)) for each in config.candidates()]
         each = [
-            starting(model, init, fit.n_init, fit.random_state, k, arrays=given.arrays)
+            starting(model, init, fit.n_init, fit.random_state, k, KERNELS, arrays=given.arrays)
             for model, k in zip(models, own, strict=True)
         ]
         found = in_step(each, counted)
@@ -316,12 +319,12 @@ def _search(config: Config, chunks: Chunks, runs: Sequence[Run], one: float) -> 
 
     rows = 0.0
     for run in runs:
-        rows += most_looks(run.model, held, moves)
-        if not isinstance(run.model, KMeans) and not chunks.source.sparse and config.fit.init.startswith("k-means"):
-            centers = KMeans(run.model.n_components, run.model.shift)
+        rows += most_reads(run.model, held, moves)
+        if not isinstance(run.model, Lloyd) and not chunks.source.sparse and config.fit.init.startswith("k-means"):
+            centers = Lloyd(run.model.n_components, run.model.shift)
             # One product with the centres, where an E-step and its moments take two with about all parameters.
             share = centers.n_free_parameters() / (2 * run.model.n_free_parameters())
-            rows += share * most_looks(centers, min(held, CENTERS_ROWS), moves)
+            rows += share * most_reads(centers, min(held, CENTERS_ROWS), moves)
         if config.select.annihilation:  # with fewer components a pass costs less: on average half
             rows += held * STEPS * run.model.n_components / 2
     return Phase("search", 0, rows / chunks.n_rows * one, f"for a start, on {held} rows in memory")

@@ -12,17 +12,20 @@ import numpy as np
 from pipeline.data.draw import Drawn
 from pipeline.data.given import Given
 from pipeline.data.profile import Known
-from pipeline.em.folds import method_of
-from pipeline.em.loop import EStep, Event, em
+from pipeline.em.accumulate import method_of
+from pipeline.em.heldout import HeldOutRows
+from pipeline.em.loop import Event, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.job import Job, Work
+from pipeline.models.base import EStep
+from pipeline.models.clusters import BestRows
 from pipeline.outputs import checkpoint, partial
 from pipeline.outputs.candidates import choose, name_of
 from pipeline.outputs.events import figures
 from pipeline.outputs.iterations import keep_iterations
 from pipeline.outputs.model_store import best_run, build_dataset, canonical_order, write_dataset, write_datasets
-from pipeline.outputs.state import pack
+from pipeline.outputs.state import pack_state
 from pipeline.planning import sample_size
 from pipeline.starting import starts
 
@@ -34,10 +37,10 @@ CHECKPOINT_SECONDS = 10.0
 
 def begin(job: Job, known: Known, given: Given, drawn: Drawn | None) -> list[Run]:
     """The runs at their starts, saved. drawn : rows for a search, or None to draw them now. A search takes as long as some passes do: what is known is saved before it."""
-    _save(job, 0, pack(known, []))
+    _save(job, 0, pack_state(known, []))
     partial.forget(job.directory.checkpoints)
     runs = starts(job, known, given, drawn)
-    _save(job, 1, pack(known, runs))
+    _save(job, 1, pack_state(known, runs))
     partial.forget(job.directory.checkpoints)
     return runs
 
@@ -85,7 +88,7 @@ def _advance(job: Job, known: Known, runs: list[Run], resting: list[Run], genera
     def save() -> None:
         nonlocal generation, saved, saved_at
         generation, began = generation + 1, time.perf_counter()
-        _save(job, generation, pack(known, [*resting, *runs]))
+        _save(job, generation, pack_state(known, [*resting, *runs]))
         saved, saved_at = runs, time.perf_counter()
         job.log("checkpoint", generation=generation, seconds=saved_at - began)
 
@@ -122,11 +125,11 @@ def iterations(
 
     def evaluate(jobs: Sequence[EStep], block: int | None = None) -> list[Any]:
         read[0] += known.n_rows if block is None else method.block_rows[block]
-        if not exemplars:
-            jobs = [replace(job, final=False) for job in jobs]
         return sums(jobs, None if block is None else method.blocks[block])
 
-    return em(runs, evaluate, limits, known.n_rows, method)
+    held_out = work.config.select.heldout and not runs[0].refit
+    final = (*((BestRows(),) if exemplars else ()), *((HeldOutRows(),) if held_out else ()))
+    return em(runs, evaluate, limits, known.n_rows, method, final)
 
 
 def _save(job: Job, generation: int, state: checkpoint.State) -> None:
@@ -148,6 +151,6 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float, rows:
         refit=best.refit,
         stop_reason=best.stop_reason,
         max_iter=job.config.fit.max_iter,
-        routes=best.model.route_shares(best.params, job.chunks.source.dtype),
-        **figures(best, float(best.history[-1].n_effective.sum()) if best.history else known.total),
+        routes=best.model.implementations(best.params, job.chunks.source.dtype),
+        **figures(best, best.history[-1].weight if best.history else known.total),
     )

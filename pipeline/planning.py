@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import TILE_BYTES
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import draw_rows, row_bytes
 from pipeline.data.profile import PROFILE_TILE, Profile
-from pipeline.em.folds import KEPT
+from pipeline.em.accumulate import STORED
 from pipeline.em.heldout import Units
 from pipeline.em.search import PRINCIPAL
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
-from pipeline.models.base import TILE_BYTES
+from pipeline.models.covariance import SHAPES
 from pipeline.models.families import stats_bytes
 from pipeline.models.information import information_bytes
-from pipeline.models.init import ROUNDS
-from pipeline.models.stats import Array
+from pipeline.models.starts import ROUNDS
 from pipeline.outputs.labels import block_bytes
 from pipeline.outputs.standard_errors import learns_covariances
 
@@ -130,13 +131,13 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     held = 2 * draw_rows(chunks, k) * row_bytes(chunks) if searches(config) else 0
     if held and model.family == "kmeans" and d > 2 * PRINCIPAL:  # their principal components stand beside them
         held += 8 * PRINCIPAL * draw_rows(chunks, k)
-    kept = 0 if model.family == "kmeans" else KEPT[config.fit.method]  # statistics between two passes
+    kept = 0 if model.family == "kmeans" else STORED[config.fit.method]  # statistics between two passes
     # What is kept is there once more while a checkpoint is written.
     driver = (8 + 2 * kept) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + held
     errors = 0
     if config.output.standard_errors:
         learned = learns_covariances(config)
-        information = max(information_bytes(each, d, shape, learned) for each, shape in model.candidates)
+        information = max(information_bytes(each, d, SHAPES[shape], learned) for each, shape in model.candidates)
         errors = task(information)
         driver = max(driver, 8 * information)
     each, processes = max(fitting, labelling, errors), uses_processes(engine)

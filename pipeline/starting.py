@@ -12,15 +12,16 @@ from pipeline.data.chunks import Chunks
 from pipeline.data.draw import Draw, Drawn
 from pipeline.data.given import Given
 from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
-from pipeline.em.annihilation import annihilated
+from pipeline.em.pruning import pruned
 from pipeline.em.run import Run
-from pipeline.em.search import Rung, Search
-from pipeline.engine.held import HeldRows
+from pipeline.em.search import Level, Search
+from pipeline.engine.held import MemoryRows
 from pipeline.engine.memory import cores
 from pipeline.job import Work
-from pipeline.models.base import Model
+from pipeline.models.clusters import ClusterModel as Model
 from pipeline.models.families import build_model
-from pipeline.models.init import in_step, starting
+from pipeline.models.routes import KERNELS
+from pipeline.models.starts import in_step, starting
 from pipeline.planning import held_share, refuse_negative, sample_size, searches, warnings_of
 
 W = TypeVar("W", bound=Work)
@@ -76,7 +77,7 @@ def starts(job: Work, known: Known, given: Given, drawn: Drawn | None) -> list[R
     else:
         own = [_own(job, known, i) for i in range(len(models))]
         startings = [
-            starting(model, fit.init, fit.n_init, fit.random_state, k, *given)
+            starting(model, fit.init, fit.n_init, fit.random_state, k, KERNELS, *given)
             for model, k in zip(models, own, strict=True)
         ]
         found = in_step(startings, job.sums())
@@ -115,15 +116,15 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
     held, found = drawn.rows(known.affine), []
     movable = "weights" not in config.model.fixed  # held weights keep their places
     with ThreadPoolExecutor(min(job.engine.workers, cores())) as threads:
-        rows = HeldRows(*held, threads)
+        rows = MemoryRows(*held, threads, KERNELS)
         for run in runs:
             own = rows.head(drawn.below(held_share(config.candidates()[run.candidate], job.chunks)))
-            rungs: list[Rung] = []
+            found_levels: list[Level] = []
 
-            def tell(rung: Rung, run: Run = run, rungs: list[Rung] = rungs) -> None:
-                rungs.append(rung)
+            def tell(level: Level, run: Run = run, levels: list[Level] = found_levels) -> None:
+                levels.append(level)
                 of = {"candidate": run.candidate, "restart": run.restart, "of": job.chunks.n_rows}
-                job.tell("rung", **of, **rung._asdict())
+                job.tell("level", **of, **level._asdict())
 
             seed = fit.random_state + SEED_STEP * run.restart
             search = Search(
@@ -135,17 +136,17 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
                 job.chunks.n_rows,
                 tell,
             )
-            run = replace(run, params=search(run.model), rungs=tuple(rungs))
+            run = replace(run, params=search(run.model), levels=tuple(found_levels))
             found.append(_shrunk(job, run, own, known.total) if config.select.annihilation else run)
     return found
 
 
-def _shrunk(job: Work, run: Run, rows: HeldRows, of: float) -> Run:
+def _shrunk(job: Work, run: Run, rows: MemoryRows, of: float) -> Run:
     """The run with as many components as the shortest message has."""
     began = time.perf_counter()
-    kept = annihilated(run.model, run.params, rows, of)
+    kept = pruned(run.model, run.params, rows, of)
     job.tell(
-        "annihilation",
+        "pruning",
         candidate=run.candidate,
         n_components=kept.model.n_components,
         lengths=kept.lengths,

@@ -29,7 +29,7 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.fitting import begin, fit
 from pipeline.job import Job
-from pipeline.models.base import Model
+from pipeline.models.clusters import ClusterModel as Model
 from pipeline.outputs import checkpoint, partial
 from pipeline.outputs.disk import disk_plan, refuse_full
 from pipeline.outputs.events import EventLog, Listener
@@ -37,7 +37,7 @@ from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.model_store import load_model, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
-from pipeline.outputs.state import unpack_known, unpack_runs
+from pipeline.outputs.state import unpack_state
 from pipeline.planning import memory_plan, refuse_impossible, sample_size
 from pipeline.starting import models_of, profiled
 
@@ -177,12 +177,11 @@ def _go_on(job: Job) -> None:
         fit(job, known, runs)
         return
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
-    known = unpack_known(state)
+    known, runs = unpack_state(state, lambda known: models_of(job.config, known))
     job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
     for name in ("report.html", "labels.zarr", "model.zarr", "candidates.zarr"):  # those of a lower max_iter
         directory.discard(name)
     job.log("resume", generation=generation, **provenance.surroundings(job.config, job.engine, job.chunks))
-    runs = unpack_runs(state, models_of(job.config, known))
     if runs:
         fit(job, known, _reopened(runs, job.config), generation)
     else:  # it ended while it looked for a start

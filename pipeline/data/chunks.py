@@ -13,33 +13,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
+from pipeline.arrays.rows import Rows
 from pipeline.data.column import Column
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import TARGET_BYTES, Source
 from pipeline.errors import InputError
-from pipeline.models.base import compute_dtype
-from pipeline.models.stats import Array, Rows
 
 FINITE_TILE = 2**16  # numbers
 N_HASHED = 16  # chunks whose bytes enter the fingerprint
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive rows. x : (n, d).  weight : (n,) or None for ones.  start : global index of the first row.
-    bad : (n,) bool, rows with NaN or inf, whose weight is 0 and whose values are 0; None when there are none.
-    """
-
-    x: Rows
-    weight: Array | None
-    start: int
-    bad: Array | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of rows, weights and masks."""
-        rows = (self.x.data, self.x.indices, self.x.indptr) if sp.issparse(self.x) else (self.x,)
-        return sum(part.nbytes for part in (*rows, self.weight, self.bad) if part is not None)
 
 
 @dataclass(frozen=True)
@@ -77,11 +59,11 @@ class Chunks:
         """The same rows without the preprocessing."""
         return replace(self, affine=None)
 
-    def load(self, i: int) -> Chunk:
+    def load(self, i: int) -> Rows:
         """Chunk i, ready for an E-step. Raises StorageError or InputError naming chunk or row."""
         return self.prepared(i, self.source.read(i))
 
-    def prepared(self, i: int, x: Rows) -> Chunk:
+    def prepared(self, i: int, x: Matrix) -> Rows:
         """Chunk i from its rows as they were read."""
         start, stop = self.rows(i)
         weight = None if self.weights is None else self._checked(self.weights.read(start, stop), start)
@@ -89,7 +71,7 @@ class Chunks:
         if bad is not None:
             weight = np.where(bad, 0.0, 1.0 if weight is None else weight)
             x = _zeroed(x, bad)
-        return Chunk(x if self.affine is None else self.affine.apply(x), weight, start, bad)
+        return Rows(x if self.affine is None else self.affine.apply(x), weight, start, bad)
 
     def chunk_bytes(self) -> int:
         """Bytes of the largest chunk in the dtype that it is computed in; for sparse rows what a chunk aims at."""
@@ -159,7 +141,7 @@ def _digest(numbers: Array) -> str:
     return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
-def _bad_rows(x: Rows) -> Array | None:
+def _bad_rows(x: Matrix) -> Array | None:
     """(n,) bool mask of rows with NaN or inf, or None when there are none."""
     if x.dtype.kind != "f":
         return None
@@ -174,7 +156,7 @@ def _bad_rows(x: Rows) -> Array | None:
     return ~np.isfinite(x).all(axis=1)
 
 
-def _zeroed(x: Rows, bad: Array) -> Rows:
+def _zeroed(x: Matrix, bad: Array) -> Matrix:
     if sp.issparse(x):
         keep = np.repeat(~bad, np.diff(x.indptr))
         return sp.csr_array((np.where(keep, x.data, 0), x.indices, x.indptr), shape=x.shape)

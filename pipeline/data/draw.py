@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.data.chunks import Chunk, Chunks
+from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
+from pipeline.arrays.packing import stored
+from pipeline.arrays.rows import Rows
+from pipeline.data.chunks import Chunks
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import TARGET_BYTES
 from pipeline.keyed import uniform
-from pipeline.models.base import compute_dtype
-from pipeline.models.stats import Array, Rows
 
 HELD_BYTES = 2**28  # of rows as the models read them: MNIST fits, and a million patches
 HELD_ROWS, HELD_ROWS_PER_COMPONENT = 2**16, 2**12  # more tell the search little
@@ -21,12 +22,13 @@ DRAW_STREAM = 3  # of keys
 MAP_ROWS = 2**13
 
 
+@stored
 @dataclass(frozen=True)
 class Drawn:
     """Rows of some chunks; those of others are appended by +. key : uniform in (0, 1), of each row."""
 
     key: tuple[Array, ...] = ()
-    x: tuple[Rows, ...] = ()
+    x: tuple[Matrix, ...] = ()
     weight: tuple[Array, ...] = ()
 
     def __add__(self, other: Drawn) -> Drawn:
@@ -36,12 +38,12 @@ class Drawn:
         """How many rows a draw of this share, at most that of this one, would have."""
         return sum(int((key < share).sum()) for key in self.key)
 
-    def rows(self, affine: Affine | None) -> tuple[Rows, Array | None]:
+    def rows(self, affine: Affine | None) -> tuple[Matrix, Array | None]:
         """(m, d) mapped rows by increasing key, m > 0, and their weights (m,), None for ones."""
         order = np.argsort(np.concatenate(self.key), kind="stable")
         weight = np.concatenate(self.weight)[order]
         if sp.issparse(self.x[0]):
-            x: Rows = sp.csr_array(sp.vstack(self.x))[order]
+            x: Matrix = sp.csr_array(sp.vstack(self.x))[order]
         else:
             x = _gathered(self.x, order, affine)
         return x, None if (weight == 1.0).all() else weight
@@ -54,7 +56,7 @@ class Draw:
     share: float
     seed: int
 
-    def __call__(self, chunk: Chunk) -> Drawn:
+    def __call__(self, chunk: Rows, kernels: Any) -> Drawn:
         """The drawn rows of one chunk, in the dtype of the source."""
         n = chunk.x.shape[0]
         key = uniform(self.seed, DRAW_STREAM, np.arange(chunk.start, chunk.start + n))

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.arrays.packing import stored
 from pipeline.config import Preprocess
 from pipeline.errors import InputError
-from pipeline.models.base import compute_dtype
-from pipeline.models.stats import Array
 
 
+@stored
 @dataclass(frozen=True)
 class Affine:
     """x -> (x - offset) @ matrix. offset : (D,).  matrix : (D, d), or (D,) for one factor a feature.  float64."""

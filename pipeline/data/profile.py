@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.arrays.packing import stored
+from pipeline.arrays.rows import LowestRows, Rows
+from pipeline.arrays.tiles import tiles
 from pipeline.config import Preprocess
-from pipeline.data.chunks import Chunk
 from pipeline.data.preprocess import Affine, fit_preprocess, mapped_moments
 from pipeline.errors import InputError
 from pipeline.keyed import race
-from pipeline.models.base import compute_dtype, tiles
-from pipeline.models.stats import Array, LowestRows
 
 PROFILE_TILE = 4096
 SAMPLE_STREAM = 1
 
 
+@stored
 @dataclass(frozen=True)
 class Profile:
     """What one pass learns of the rows; profiles of chunks merge by +.
@@ -119,7 +121,7 @@ class ProfileJob:
     sample_size: int
     seed: int
 
-    def __call__(self, chunk: Chunk) -> Profile:
+    def __call__(self, chunk: Rows, kernels: Any) -> Profile:
         """The profile of one chunk, tile by tile."""
         total: Profile | None = None
         for rows in tiles(chunk.x.shape[0], PROFILE_TILE):
@@ -128,7 +130,7 @@ class ProfileJob:
         assert total is not None, "a chunk has at least one row"
         return total
 
-    def _tile(self, chunk: Chunk, rows: slice) -> Profile:
+    def _tile(self, chunk: Rows, rows: slice) -> Profile:
         x = chunk.x[rows]
         n = x.shape[0]
         index = np.arange(chunk.start + rows.start, chunk.start + rows.stop)
@@ -167,6 +169,7 @@ def _square(apart: Array, ndim: int, size: int) -> Array:
     return np.outer(apart, apart) if ndim == 2 else apart * apart
 
 
+@stored
 @dataclass(frozen=True)
 class Known:
     """What later steps need to know of the rows, in the space of the models.

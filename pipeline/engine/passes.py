@@ -20,17 +20,19 @@ import dask
 from dask.callbacks import Callback
 from dask.delayed import delayed
 
-from pipeline.data.chunks import Chunk, Chunks
+from pipeline.arrays.rows import Rows
+from pipeline.data.chunks import Chunks
 from pipeline.engine.frontier import STORED, Frontier, Keep, total
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.reading import WORTH_BYTES, Kept, in_turn
 from pipeline.engine.tree import Span, halves, shard_level, tree_sum, uncovered
 from pipeline.errors import InputError, PipelineError, Stopped, StorageError
+from pipeline.models.routes import KERNELS
 
 if TYPE_CHECKING:
     from pipeline.engine.waiting import Cluster
 
-Job = Callable[[Chunk], Any]
+Job = Callable[[Rows, Any], Any]
 SLOWEST = 8e6  # bytes of rows a second that a core gets through in costly jobs: for shards before one is timed
 
 
@@ -216,7 +218,7 @@ class _Reading(NamedTuple):
     ahead: bool
     kept: Kept | None
 
-    def load(self, i: int) -> Chunk:
+    def load(self, i: int) -> Rows:
         """Chunk i, read or kept."""
         return self.chunks.load(i) if self.kept is None else self.kept.load(self.chunks, i)
 
@@ -230,15 +232,15 @@ def _sum_shard(source: _Opaque, jobs: _Opaque, ids: _Opaque, ended: _Opaque, blo
     return tree_sum((_on_chunk(chunk, jobs.value, ended.value) for chunk in chunks), _add_in_place)
 
 
-def _on_chunk(chunk: Chunk, jobs: list[Job], ended: Event | None) -> list[Any]:
+def _on_chunk(chunk: Rows, jobs: list[Job], ended: Event | None) -> list[Any]:
     _refuse_unwanted(ended)
-    return [job(chunk) for job in jobs]
+    return [job(chunk, KERNELS) for job in jobs]
 
 
 def _call(function: _Opaque, arguments: tuple[Any, ...], ended: _Opaque) -> Any:
     _settle(function, ended)
     _refuse_unwanted(ended.value)
-    return function.value(*arguments)
+    return function.value(*arguments, KERNELS)
 
 
 def _refuse_unwanted(ended: Event | None) -> None:

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import TypeVar
 
-from pipeline.data.chunks import Chunk, Chunks
+from pipeline.arrays.rows import Rows
+from pipeline.data.chunks import Chunks
 
 T = TypeVar("T")
 WORTH_BYTES = 2**18  # of a chunk; below, handing it from thread to thread costs as much as reading it
@@ -37,10 +38,10 @@ class Kept:
     def __init__(self, limit: int) -> None:
         self._limit, self._lock = limit, Lock()
         self._of: Chunks | None = None
-        self._chunks: dict[int, Chunk] = {}
+        self._chunks: dict[int, Rows] = {}
         self._left = limit
 
-    def load(self, chunks: Chunks, i: int) -> Chunk:
+    def load(self, chunks: Chunks, i: int) -> Rows:
         """chunks.load(i). Which are kept is decided once: a pass meets all in turn, so to replace one gains nothing."""
         with self._lock:
             if self._of is not chunks:

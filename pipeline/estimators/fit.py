@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils import check_random_state
 
+from pipeline.arrays.dtypes import Array
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import HeldColumn
@@ -21,9 +22,8 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.fitting import iterations
 from pipeline.job import Work
-from pipeline.models.base import Model
-from pipeline.models.init import HardStart, from_hard
-from pipeline.models.stats import Array
+from pipeline.models.clusters import ClusterModel as Model
+from pipeline.models.starts import HardStart, from_hard
 from pipeline.outputs.model_store import best_run
 from pipeline.starting import models_of, profiled, starts
 
@@ -54,7 +54,7 @@ def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, tell: Te
         if start.labels:
             jobs = [HardStart(model, None, HeldColumn(labels)) for labels in start.labels]
             params = from_hard(model, work.sums()(jobs))
-        elif start.arrays and set(start.arrays[0]) == _names(model):
+        elif start.arrays and set(start.arrays[0]) == set(model.fields):
             params = [None] * len(start.arrays)
         else:
             params = [run.params for run in starts(work, known, Given(), drawn)]
@@ -71,18 +71,8 @@ def _with(model: Model, params: Any, given: Sequence[Mapping[str, Array]], resta
     """Parameters in which those that are given for the restart are as given. params : None where all are."""
     if not given:
         return params
-    own = {} if params is None else params.arrays()
+    own = {} if params is None else model.arrays(params)
     return model.params_from_arrays({**own, **given[restart % len(given)]})
-
-
-def _names(model: Model) -> set[str]:
-    """Names of all parameters of a family."""
-    own = {
-        "kmeans": {"centers"},
-        "gaussian": {"weights", "means", "covariances"},
-        "multinomial": {"weights", "log_prob"},
-    }
-    return own[model.family]
 
 
 def copied(names: Sequence[str], source: Any, target: Any) -> Any:

@@ -7,12 +7,12 @@ from typing import Any, Self
 import numpy as np
 from sklearn.mixture import GaussianMixture as Peer
 
+from pipeline.arrays.dtypes import Array
 from pipeline.estimators.fit import copied
 from pipeline.estimators.mixture import MixtureEstimator, shaped
-from pipeline.models.base import Mixture
 from pipeline.models.covariance import SHAPES
-from pipeline.models.gaussian import Gaussian, GaussianParams
-from pipeline.models.stats import Array
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.mixture import Mixture, MixtureParams
 
 FITTED = (
     *("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"),
@@ -140,19 +140,20 @@ class GaussianMixture(MixtureEstimator):
             raise ValueError(f"'{kind} precision' should be symmetric, positive-definite")
         return np.linalg.inv(precisions)
 
-    def _take(self, params: GaussianParams) -> None:
-        self.weights_, self.means_, self.covariances_ = params.weights, params.means, params.covariances
-        self.precisions_cholesky_ = params.factors
+    def _take(self, params: MixtureParams) -> None:
+        theta = params.theta
+        self.weights_, self.means_, self.covariances_ = params.weights, theta.means, theta.covariances
+        self.precisions_cholesky_ = theta.factors
         if self.covariance_type in ("full", "tied"):
-            self.precisions_ = params.factors @ np.swapaxes(params.factors, -1, -2)
+            self.precisions_ = theta.factors @ np.swapaxes(theta.factors, -1, -2)
         else:
-            self.precisions_ = params.factors**2
+            self.precisions_ = theta.factors**2
 
     def _kept(self) -> dict[str, Array]:
         return {"weights": self.weights_, "means": self.means_, "covariances": self.covariances_}
 
-    def _model(self) -> tuple[Mixture, GaussianParams]:
+    def _model(self) -> tuple[Mixture, MixtureParams]:
         mean = np.asarray(self.weights_ @ self.means_, dtype=np.float64)  # that of the rows, where the fit has ended
-        model = Gaussian(len(self.weights_), mean, self.covariance_type, self.reg_covar)
+        model = Mixture(Gaussian(len(self.weights_), mean, self.covariance_type, self.reg_covar))
         arrays = {name: np.asarray(value, dtype=np.float64) for name, value in self._kept().items()}
-        return model, model.params(arrays["weights"], arrays["means"], arrays["covariances"])
+        return model, model.params(**arrays)

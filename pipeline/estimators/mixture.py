@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from pipeline.arrays.dtypes import Array
 from pipeline.config import Config, validate
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
@@ -21,13 +22,13 @@ from pipeline.estimators.fit import Start, fitted, seed_of, value_errors
 from pipeline.estimators.kmeans import KMeans
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
-from pipeline.models.base import Mixture
-from pipeline.models.stats import Array
+from pipeline.models.mixture import Mixture
+from pipeline.models.routes import KERNELS
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """A function of rows: their `label`, `log_density` or `log_resp` under a model."""
+    """A function of rows: their `label`, `score` or `log_resp` under a model."""
 
     model: Mixture
     params: Any
@@ -35,7 +36,7 @@ class Assigned:
 
     def __call__(self, x: Any) -> Array:
         """(n,), or (n, k) for log_resp. x : (n, d)."""
-        return np.concatenate([getattr(labels, self.what) for _, labels in self.model.assign(self.params, x)])
+        return np.concatenate([getattr(labels, self.what) for _, labels in self.model.assign(self.params, x, KERNELS)])
 
 
 class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -66,12 +67,12 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def score_samples(self, X: Any) -> Any:
         """log p(x) of each row, (n,) float64, nats."""
-        return self._assigned(self._table(X), "log_density")
+        return self._assigned(self._table(X), "score")
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The mean of log p(x) over the rows, nats; weighted where weights are given."""
         table = self._table(X)
-        scores, weight = self._assigned(table, "log_density"), column_of(sample_weight, table)
+        scores, weight = self._assigned(table, "score"), column_of(sample_weight, table)
         return float(scores.mean() if weight is None else (scores * weight.values).sum() / weight.values.sum())
 
     def aic(self, X: Any) -> float:
@@ -135,7 +136,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
                 )
             run = fitted(config, chunks, self._start(table, weight), self.max_iter > 0, _Told(self))
         self._take(run.params)
-        total = 1.0 if run.final is None else float(run.final.stats.sum_w.sum())
+        total = 1.0 if run.final is None else run.final.evidence.weight
         self.lower_bounds_ = [entry.objective / total for entry in run.history]
         self.lower_bound_ = run.objective / total
         self.n_iter_ = len(run.history)
@@ -213,6 +214,6 @@ class _Told:
                 print(f"Initialization {run.restart}: {run.stop_reason}")
             elif t % self._every == 0:
                 entry = run.history[-1]
-                gained = entry.objective / entry.n_effective.sum()
+                gained = entry.objective / entry.weight
                 seconds = time.perf_counter() - self._began
                 print(f"Initialization {run.restart}, iteration {t}: {gained:.6f} nats per row  {seconds:.2f} s")

@@ -9,11 +9,11 @@ import scipy.sparse as sp
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.utils.validation import check_is_fitted, check_non_negative
 
+from pipeline.arrays.dtypes import Array
 from pipeline.estimators.mixture import MixtureEstimator, shaped
 from pipeline.estimators.rows import Table
-from pipeline.models.base import Mixture
-from pipeline.models.multinomial import Multinomial, MultinomialParams
-from pipeline.models.stats import Array
+from pipeline.models.mixture import Mixture, MixtureParams
+from pipeline.models.multinomial import Multinomial
 
 
 class MultinomialMixture(MixtureEstimator):
@@ -104,13 +104,13 @@ class MultinomialMixture(MixtureEstimator):
             found["log_prob"] = shaped("feature_log_prob", self.feature_log_prob_init, shape)
         return found
 
-    def _take(self, params: MultinomialParams) -> None:
-        self.weights_, self.feature_log_prob_ = params.weights, np.ascontiguousarray(params.log_prob)
+    def _take(self, params: MixtureParams) -> None:
+        self.weights_, self.feature_log_prob_ = params.weights, np.ascontiguousarray(params.theta.log_prob)
 
     def _kept(self) -> dict[str, Array]:
         return {"weights": self.weights_, "log_prob": self.feature_log_prob_}
 
-    def _model(self) -> tuple[Mixture, MultinomialParams]:
+    def _model(self) -> tuple[Mixture, MixtureParams]:
         k, d = self.feature_log_prob_.shape
-        model = Multinomial(k, np.zeros(d), self.concentration)
+        model = Mixture(Multinomial(k, d, self.concentration))
         return model, model.params_from_arrays(self._kept())

@@ -14,7 +14,7 @@ from pipeline.estimators.kmeans import KMeans
 from pipeline.estimators.mixture import MixtureEstimator
 from pipeline.estimators.multinomial import MultinomialMixture
 from pipeline.models.gaussian import Gaussian
-from pipeline.models.kmeans import KMeans as KMeansModel
+from pipeline.models.lloyd import Lloyd
 from pipeline.models.multinomial import Multinomial
 from pipeline.outputs.model_store import load_model, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
@@ -30,16 +30,17 @@ def open_estimator(path: str | Path) -> Any:
     model, params, affine = load_model(dataset)
     estimator: GaussianMixture | KMeans | MultinomialMixture
     k = model.n_components
-    if isinstance(model, KMeansModel):
+    if isinstance(model, Lloyd):
         estimator = KMeans(k)
         estimator.cluster_centers_ = params.centers
         estimator.inertia_ = dataset.attrs["final_inertia"]
     else:
-        if isinstance(model, Gaussian):
-            estimator = GaussianMixture(k, covariance_type=model.covariance_type, reg_covar=model.reg_covar)
+        part = model.component
+        if isinstance(part, Gaussian):
+            estimator = GaussianMixture(k, covariance_type=part.covariance_type, reg_covar=part.reg_covar)
         else:
-            assert isinstance(model, Multinomial)
-            estimator = MultinomialMixture(k, concentration=model.concentration)
+            assert isinstance(part, Multinomial)
+            estimator = MultinomialMixture(k, concentration=part.concentration)
         estimator._take(params)
         estimator.converged_ = dataset.attrs["converged"]
         estimator.lower_bound_ = dataset.attrs["final_log_likelihood"] / dataset.attrs["total_weight"]

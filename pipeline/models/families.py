@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.models.base import Model
+from pipeline.models.clusters import ClusterModel as Model
+from pipeline.models.clusters import Summary as Known
 from pipeline.models.covariance import full_matrix
 from pipeline.models.gaussian import Gaussian
-from pipeline.models.init import Known
-from pipeline.models.kmeans import KMeans
+from pipeline.models.lloyd import Lloyd
+from pipeline.models.mixture import Mixture
 from pipeline.models.multinomial import Multinomial
 from pipeline.models.prior import SHRINKAGE, Prior
 
@@ -24,8 +25,9 @@ def _gaussian(config: Config, known: Known) -> Model:
     with np.errstate(over="ignore"):
         shift = known.mean.astype(np.float32).astype(np.float64)
     shift = np.where(np.isfinite(shift), shift, known.mean)
-    fixed, prior = tuple(m.fixed), _prior(config, known, k)
-    return Gaussian(k, shift, covariance_type, m.reg_covar, assignment, fixed, prior)
+    fixed = tuple(part for part in m.fixed if part != "weights")
+    component = Gaussian(k, shift, covariance_type, m.reg_covar, fixed, _prior(config, known, k))
+    return Mixture(component, assignment, "weights" in m.fixed, 1.0 if m.prior is None else m.prior.weights)
 
 
 def _prior(config: Config, known: Known, k: int) -> Prior | None:
@@ -38,21 +40,21 @@ def _prior(config: Config, known: Known, k: int) -> Prior | None:
     # reg_covar keeps features that never vary from a scale of 0, as it keeps covariances where there is no prior.
     spread = full_matrix(known.covariance) + m.reg_covar * np.eye(d)
     scale = factor * spread if factor > 0 else None
-    return Prior(known.mean, shrinkage, m.prior.dof or d + 2.0, scale, m.prior.weights)
+    return Prior(known.mean, shrinkage, m.prior.dof or d + 2.0, scale)
 
 
 def _kmeans(config: Config, known: Known) -> Model:
     [(k, _)] = config.model.candidates
-    return KMeans(k, known.mean, float(np.mean(known.variance)))
+    return Lloyd(k, known.mean, float(np.mean(known.variance)))
 
 
 def _multinomial(config: Config, known: Known) -> Model:
     m = config.model
     [(k, _)] = m.candidates
-    origin = np.zeros(len(known.mean))
     of_weights = 1.0 if m.prior is None else m.prior.weights
     assignment = config.fit.assignment or "soft"
-    return Multinomial(k, origin, m.concentration, assignment, tuple(m.fixed), of_weights)
+    component = Multinomial(k, len(known.mean), m.concentration)
+    return Mixture(component, assignment, "weights" in m.fixed, of_weights)
 
 
 FAMILIES: dict[str, Callable[[Config, Known], Model]] = {

@@ -1,11 +1,11 @@
-"""Gaussian mixture: pi_k = N_k/N, mu_k = sum r x / N_k, Sigma_k = sum r (x - mu_k)(x - mu_k)ᵀ / N_k.
+"""Gaussian components: mu_k = sum r x / N_k, Sigma_k = sum r (x - mu_k)(x - mu_k)ᵀ / N_k.
 
-log p(x, k) = log pi_k - (d log 2 pi + log|Sigma_k| + (x - mu_k)ᵀ Sigma_k⁻¹ (x - mu_k)) / 2
+log p(x | k) = -(d log 2 pi + log|Sigma_k| + (x - mu_k)ᵀ Sigma_k⁻¹ (x - mu_k)) / 2
 [Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
 
-Distances and moments are formed from x - mu_k, so that neither loses digits far from the origin or
-in float32; a tile's moments are then moved, in float64, to the fixed reference point, where those
-of all tiles, chunks and iterations add. A prior adds its own there (models/prior.py).
+Distances and moments are formed from x - mu_k, so that neither loses digits far from the origin or in float32; a tile's
+moments are then moved, in float64, to the fixed reference point, where those of all tiles, chunks and iterations add. A
+prior adds its own there (models/prior.py).
 """
 
 from __future__ import annotations
@@ -16,25 +16,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import InputError, SingularCovariance
+from pipeline.arrays.additive import Additive
+from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
+from pipeline.arrays.packing import stored
+from pipeline.arrays.tiles import tiles
+from pipeline.errors import SingularCovariance
 from pipeline.models import routes
-from pipeline.models.base import (
-    MAX_RESETS,
-    Mixture,
-    MixtureStats,
-    Reset,
-    checked_arrays,
-    checked_weights,
-    compute_dtype,
-    map_weights,
-    relative_square,
-    share_with,
-    tiles,
-    weighted_total,
-)
-from pipeline.models.covariance import SHAPES, Shape, identity
+from pipeline.models.clusters import Summary
+from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
+from pipeline.models.mixture import Component, Pass
 from pipeline.models.prior import Prior
-from pipeline.models.stats import Array, Partial, Rows
+from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words
 
 SCATTER_ROWS = 4096
@@ -42,47 +34,43 @@ LOG_2PI = float(np.log(2.0 * np.pi))
 
 
 @dataclass(frozen=True)
-class GaussianParams:
-    """weights : (k,).  means : (k, d).  covariances : scikit-learn's shape for the type.
+class Gaussians:
+    """means : (k, d).  covariances : scikit-learn's shape for the type.
     factors, eigenvalues : derived from the covariances once, so that no chunk has to; eigenvalues : (k, 2), extremes.
     """
 
-    weights: Array
     means: Array
     covariances: Array
     factors: Array
     eigenvalues: Array
 
-    def arrays(self) -> dict[str, Array]:
-        """The parameters by name, without what is derived."""
-        return {"weights": self.weights, "means": self.means, "covariances": self.covariances}
 
-
+@stored
 @dataclass(frozen=True)
-class GaussianStats(MixtureStats):
-    """Moments about the model's shift. sum_x : (k, d).  sum_xx : (k, d (d + 1) / 2) lower triangles, (d, d) of all rows
-    (tied), (k, d) or (k,).
+class GaussianStats(Additive):
+    """Moments about the component's shift. sum_x : (k, d).  sum_xx : (k, d (d + 1) / 2) lower triangles, (d, d) of all
+    rows (tied), (k, d) or (k,).
     """
 
     sum_x: Array
     sum_xx: Array
 
 
+@stored
 @dataclass(frozen=True)
-class Gaussian(Mixture):
-    """Hyperparameters of a Gaussian mixture; `fixed` names parts that are held; prior : None for maximum likelihood."""
+class Gaussian(Component):
+    """Gaussian components; `fixed` names fields that keep their initial values; prior : None for maximum likelihood."""
 
     n_components: int
     shift: Array
     covariance_type: str = "full"
     reg_covar: float = 1e-6
-    assignment: str = "soft"
     fixed: tuple[str, ...] = ()
     prior: Prior | None = None
 
     family: ClassVar[str] = "gaussian"
     words: ClassVar[Words] = Words("Gaussian mixture", "A mixture of {k} Gaussians")
-    stats_class: ClassVar[type[MixtureStats]] = GaussianStats
+    location: ClassVar[str] = "means"
     impossible_advice: ClassVar[str] = (
         "Its distance from every component overflows: rescale the data (preprocess: standardize)."
     )
@@ -91,6 +79,10 @@ class Gaussian(Mixture):
     def shape(self) -> Shape:
         """The functions of the covariance type."""
         return SHAPES[self.covariance_type]
+
+    @property
+    def fields(self) -> Fields:
+        return {"means": Field(("component", "feature")), "covariances": self.shape.field}
 
     @property
     def bounded(self) -> bool:
@@ -104,40 +96,47 @@ class Gaussian(Mixture):
 
     @property
     def least_rows(self) -> int:
-        """Where covariances are held, or a prior bounds them from below, few rows do no harm; but without one row a
+        """Where covariances are fixed, or a prior bounds them from below, few rows do no harm; but without one row a
         component explains nothing, and under most priors never would again.
         """
         learned = "covariances" not in self.fixed
         return self.shape.min_rows(self.n_features) if learned and not self.bounded else 1
 
-    def params(self, weights: Array, means: Array, covariances: Array) -> GaussianParams:
-        """Parameters with their derived factors."""
+    def theta(self, **arrays: Array) -> Gaussians:
+        means, covariances = arrays["means"], arrays["covariances"]
         factors, extremes = self.shape.factor(covariances), self.shape.extremes(covariances, self.n_components)
-        return GaussianParams(weights, means, covariances, factors, extremes)
+        return Gaussians(means, covariances, factors, extremes)
 
-    def log_joint(self, params: GaussianParams, x: Rows) -> Array:
-        self._refuse_singular(params)
+    def log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, kernels: Any) -> Array:
+        self._refuse_singular(theta)
         x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
-        return routes.log_joint(self._problem(params), x)
+        found: Array = kernels.gaussian_log_joint(self._problem(theta, log_weights, False), x)
+        return found
 
-    def chunk_stats(self, params: GaussianParams, x: Rows, weight: Array | None) -> tuple[GaussianStats, Array]:
-        self._refuse_singular(params)
-        shape, problem = self.shape, self._problem(params)
+    def e_step(
+        self,
+        theta: Gaussians,
+        log_weights: Array,
+        x: Matrix,
+        weight: Array | None,
+        hard: bool,
+        log_norm: Array,
+        kernels: Any,
+    ) -> Pass:
+        self._refuse_singular(theta)
         x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
-        log_norm = np.empty(len(x))
-        route = routes.by_lanes if routes.in_lanes(problem) else routes.by_products
-        sums = route(problem, x, weight, log_norm)
+        sums = kernels.gaussian_pass(self._problem(theta, log_weights, hard), x, weight, log_norm)
         sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
         if by.any():
-            sum_x, sum_xx = _moved(shape, sums.sum_w, sum_x, sum_xx, by)
-        if not shape.per_component:
+            sum_x, sum_xx = _moved(self.shape, sums.sum_w, sum_x, sum_xx, by)
+        if not self.shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             sum_xx = self._scatter(x, weight)
-        log_likelihood = weighted_total(weight, log_norm)
-        return GaussianStats(sums.sum_w, log_likelihood, sums.entropy, sum_x, sum_xx), log_norm
+        return Pass(sums.sum_w, GaussianStats(sum_x, sum_xx), sums.entropy)
 
-    def route_shares(self, params: GaussianParams, dtype: np.dtype[Any]) -> dict[str, list[int]]:
-        return routes.shares(self._problem(params), compute_dtype(dtype))
+    def implementations(self, theta: Gaussians, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+        zero = np.zeros(self.n_components)
+        return routes.shares(self._problem(theta, zero, False), compute_dtype(dtype))
 
     def _scatter(self, x: Array, weight: Array | None) -> Array:
         """(d, d) weighted scatter about the shift."""
@@ -147,54 +146,61 @@ class Gaussian(Mixture):
             total += (diff if weight is None else diff * weight[rows, None]).T @ diff
         return total
 
-    def _problem(self, params: GaussianParams) -> routes.Problem:
-        """What the routes need, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
+    def _problem(self, theta: Gaussians, log_weights: Array, hard: bool) -> routes.Problem:
+        """What the kernels need, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
         shape, k, d = self.shape, self.n_components, self.n_features
         with np.errstate(divide="ignore"):
-            log_scale = np.log(params.weights) + shape.log_det(params.factors, d) - 0.5 * d * LOG_2PI
-            far = ((params.means - self.shift) ** 2).sum(axis=1) + shape.traces(params.covariances, k, d)
-            reach = far / np.maximum(params.eigenvalues[:, 0], 0.0)
-            condition = params.eigenvalues[:, 1] / np.maximum(params.eigenvalues[:, 0], 0.0)
-        hard = self.assignment == "hard"
-        return routes.Problem(shape, params.means, params.factors, log_scale, reach, condition, self.shift, hard)
+            log_scale = log_weights + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
+            far = ((theta.means - self.shift) ** 2).sum(axis=1) + shape.traces(theta.covariances, k, d)
+            reach = far / np.maximum(theta.eigenvalues[:, 0], 0.0)
+            condition = theta.eigenvalues[:, 1] / np.maximum(theta.eigenvalues[:, 0], 0.0)
+        return routes.Problem(shape, theta.means, theta.factors, log_scale, reach, condition, self.shift, hard)
 
-    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> GaussianStats:
-        shape, k, d = self.shape, self.n_components, self.n_features
-        weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
-        sum_w = np.bincount(np.maximum(labels, 0), weights=weights, minlength=k)
-        moments = [routes.Moments(shape, self.shift, d) for _ in range(k)]
+    def statistics(self, theta: Gaussians | None, x: Matrix, resp: Array) -> GaussianStats:
+        """By component about the shift; the passes of a fit use compiled ones."""
+        moments = [routes.Moments(self.shape, self.shift, self.n_features) for _ in range(self.n_components)]
+        for one, own in zip(moments, resp.T, strict=True):
+            one.add(x.astype(np.float64), own)
+        return self._stacked(moments)
+
+    def statistics_bytes(self) -> int:
+        moments = self.shape.moments_shape(self.n_components, self.n_features)
+        return 8 * (self.n_components * self.n_features + int(np.prod(moments)))
+
+    def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> GaussianStats:
+        moments = [routes.Moments(self.shape, self.shift, self.n_features) for _ in range(self.n_components)]
         for rows in tiles(len(x), SCATTER_ROWS):
             tile = x[rows].astype(np.float64)  # how narrow components are is not known yet: float32 might lose them
-            for c in range(k):
-                moments[c].add(tile, np.where(labels[rows] == c, weights[rows], 0.0))
-        sum_x = np.stack([m.sum_x for m in moments])
-        return GaussianStats(sum_w, 0.0, 0.0, sum_x, shape.packed(np.stack([m.sum_xx for m in moments])))
+            for c, one in enumerate(moments):
+                one.add(tile, np.where(labels[rows] == c, weight[rows], 0.0))
+        return self._stacked(moments)
 
-    def m_step(self, stats: GaussianStats, params: GaussianParams | None) -> GaussianParams:
-        held = params if params is not None else self._unit_params()
-        weights = held.weights
-        if "weights" not in self.fixed:
-            weights = map_weights(stats.sum_w, 1.0 if self.prior is None else self.prior.weights)
-        sum_w, sum_x, sum_xx = self._with_prior(stats)
-        means = held.means
+    def _stacked(self, moments: list[routes.Moments]) -> GaussianStats:
+        sum_x, sum_xx = np.stack([m.sum_x for m in moments]), np.stack([m.sum_xx for m in moments])
+        return GaussianStats(sum_x, self.shape.packed(sum_xx))
+
+    def m_step(self, stats: GaussianStats, sum_w: Array, theta: Gaussians | None) -> Gaussians:
+        before = theta if theta is not None else self._unit()
+        counts, sum_x, sum_xx = self._with_prior(stats, sum_w)
+        means = before.means
         if "means" not in self.fixed:
-            means = np.where(sum_w[:, None] > 0, self.shift + _mean(sum_x, sum_w), held.means)
-        covariances = held.covariances
+            means = np.where(counts[:, None] > 0, self.shift + _mean(sum_x, counts), before.means)
+        covariances = before.covariances
         if "covariances" not in self.fixed:
-            about_means = _moved(self.shape, sum_w, sum_x, sum_xx, means - self.shift)[1]
-            covariances = self._covariances(about_means, stats.sum_w)
-            empty = stats.sum_w <= 0
+            about_means = _moved(self.shape, counts, sum_x, sum_xx, means - self.shift)[1]
+            covariances = self._covariances(about_means, sum_w)
+            empty = sum_w <= 0
             if self.shape.per_component and not self.bounded and empty.any():
-                covariances[empty] = held.covariances[empty]
-        new = self.params(weights, means, covariances)
-        return self._mended(new, stats) if params is None else new
+                covariances[empty] = before.covariances[empty]
+        new = self.theta(means=means, covariances=covariances)
+        return self._mended(new, stats, sum_w) if theta is None else new
 
-    def _with_prior(self, stats: GaussianStats) -> tuple[Array, Array, Array]:
+    def _with_prior(self, stats: GaussianStats, sum_w: Array) -> tuple[Array, Array, Array]:
         """sum_w, sum_x and sum_xx, with those of the rows that the prior stands for."""
         if self.prior is None:
-            return stats.sum_w, stats.sum_x, stats.sum_xx
-        sum_w, sum_x, sum_xx = self.prior.pseudo_moments(self.shape, self.shift, self.n_components)
-        return stats.sum_w + sum_w, stats.sum_x + sum_x, stats.sum_xx + sum_xx
+            return sum_w, stats.sum_x, stats.sum_xx
+        more_w, more_x, more_xx = self.prior.pseudo_moments(self.shape, self.shift, self.n_components)
+        return sum_w + more_w, stats.sum_x + more_x, stats.sum_xx + more_xx
 
     def _covariances(self, moments: Array, sum_w: Array) -> Array:
         """Covariances of moments about the means, the prior's among them. sum_w : (k,), of rows alone."""
@@ -202,63 +208,56 @@ class Gaussian(Mixture):
         rows = sum_w if self.prior is None else sum_w + self.prior.rows(self.shape, len(sum_w), d)
         return self.shape.covariances(moments, rows, d, self.floor)
 
-    def log_prior(self, params: GaussianParams) -> float:
-        if self.prior is None:
-            return 0.0
-        weights = None if "weights" in self.fixed else params.weights
-        return self.prior.log_density(self.shape, weights, params.means, params.factors)
+    def log_prior(self, theta: Gaussians) -> float:
+        return 0.0 if self.prior is None else self.prior.log_density(self.shape, theta.means, theta.factors)
 
-    def expected_log_joint(self, stats: GaussianStats, params: GaussianParams) -> float:
+    def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: GaussianStats) -> float:
         shape, d = self.shape, self.n_features
-        moments = _moved(shape, stats.sum_w, stats.sum_x, stats.sum_xx, params.means - self.shift)[1]
-        live = stats.sum_w > 0  # 0 log 0 = 0
+        moments = _moved(shape, sum_w, stats.sum_x, stats.sum_xx, theta.means - self.shift)[1]
+        live = sum_w > 0  # 0 log 0 = 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            per_row = np.log(params.weights) + shape.log_det(params.factors, d) - 0.5 * d * LOG_2PI
-        distances = shape.trace(params.factors, moments)
+            per_row = np.log(weights) + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
+        distances = shape.trace(theta.factors, moments)
         if shape.per_component:
             distances = distances[live]
-        return float((stats.sum_w[live] * per_row[live]).sum() - 0.5 * np.sum(distances))
+        return float((sum_w[live] * per_row[live]).sum() - 0.5 * np.sum(distances))
 
-    def fisher_norm(self, stats: GaussianStats, params: GaussianParams, new: GaussianParams) -> float:
-        """Σ_k Δπ²/π + N_k/N (Δμᵀ Σ⁻¹ Δμ + tr((Σ⁻¹ ΔΣ)²) / 2), and its root."""
-        changes = (getattr(new, name) - getattr(params, name) for name in ("weights", "means", "covariances"))
-        return self._length(stats, params, *changes)
+    def step_squares(self, stats: GaussianStats, sum_w: Array, theta: Gaussians, new: Gaussians) -> tuple[float, ...]:
+        """N_k/N (Δμᵀ Σ⁻¹ Δμ + tr((Σ⁻¹ ΔΣ)²) / 2), summed."""
+        return self._squares(sum_w, theta, new.means - theta.means, new.covariances - theta.covariances)
 
-    def change_norm(self, change: GaussianStats, stats: GaussianStats, params: GaussianParams) -> float:
-        shape, d, total = self.shape, self.n_features, stats.sum_w.sum()
-        first, second = _moved(shape, change.sum_w, change.sum_x, change.sum_xx, params.means - self.shift)
-        means = first / stats.sum_w[:, None]
-        weights = (change.sum_w - stats.sum_w * (change.sum_w.sum() / total)) / total
-        covariances = shape.covariances(second, stats.sum_w, d, 0.0)
-        growth = change.sum_w / stats.sum_w if shape.per_component else change.sum_w.sum(keepdims=True) / total
-        covariances -= growth.reshape((-1,) + (1,) * (params.covariances.ndim - 1)) * params.covariances
-        changes = {"weights": weights, "means": means, "covariances": covariances}
-        held = {name: np.zeros_like(changes[name]) for name in self.fixed}
-        return self._length(stats, params, **{**changes, **held})
+    def change_squares(
+        self, change: GaussianStats, change_w: Array, stats: GaussianStats, sum_w: Array, theta: Gaussians
+    ) -> tuple[float, ...]:
+        shape, d, total = self.shape, self.n_features, sum_w.sum()
+        first, second = _moved(shape, change_w, change.sum_x, change.sum_xx, theta.means - self.shift)
+        means = first / sum_w[:, None]
+        covariances = shape.covariances(second, sum_w, d, 0.0)
+        growth = change_w / sum_w if shape.per_component else change_w.sum(keepdims=True) / total
+        covariances -= growth.reshape((-1,) + (1,) * (theta.covariances.ndim - 1)) * theta.covariances
+        if "means" in self.fixed:
+            means = np.zeros_like(means)
+        if "covariances" in self.fixed:
+            covariances = np.zeros_like(covariances)
+        return self._squares(sum_w, theta, means, covariances)
 
-    def _length(
-        self, stats: GaussianStats, params: GaussianParams, weights: Array, means: Array, covariances: Array
-    ) -> float:
-        """Fisher norm of changes of the parameters."""
-        shape, share = self.shape, stats.sum_w / stats.sum_w.sum()
-        distances = shape.trace(params.factors, shape.outer(share[:, None] * means, means))
-        strains = share * shape.strain(params.factors, covariances, self.n_features)
-        squares = relative_square(weights, params.weights).sum() + np.sum(distances) + 0.5 * strains.sum()
-        return float(np.sqrt(squares))
+    def _squares(self, sum_w: Array, theta: Gaussians, means: Array, covariances: Array) -> tuple[float, ...]:
+        """Terms of the squared Fisher norm of changes of the parameters."""
+        shape, share = self.shape, sum_w / sum_w.sum()
+        distances = shape.trace(theta.factors, shape.outer(share[:, None] * means, means))
+        strains = share * shape.strain(theta.factors, covariances, self.n_features)
+        return np.sum(distances), 0.5 * strains.sum()
 
-    def feasible(self, stats: GaussianStats, known: GaussianStats) -> GaussianStats | None:
-        return stats if (stats.sum_w > 0).all() else None
-
-    def collapsed(self, params: GaussianParams, sum_w: Array) -> list[tuple[int, str]]:
-        """Components that are collapsed, and why (SPEC: fewer than min_rows rows, or no width)."""
+    def collapsed(self, theta: Gaussians, sum_w: Array) -> list[tuple[int, str]]:
+        """Components with too few rows, or without width."""
         learned, least = "covariances" not in self.fixed, self.least_rows
         found = []
-        broken = self._broken(params)
+        broken = self.broken(theta)
         # Moments about the shift, seen from the mean, keep this much of their rounding.
-        rounding = 16 * np.finfo(np.float64).eps * ((params.means - self.shift) ** 2).max(axis=1)
+        rounding = 16 * np.finfo(np.float64).eps * ((theta.means - self.shift) ** 2).max(axis=1)
         if not self.shape.per_component:
             rounding = np.full(self.n_components, rounding.max())
-        width = params.eigenvalues[:, 1] if learned else np.full(self.n_components, np.inf)
+        width = theta.eigenvalues[:, 1] if learned else np.full(self.n_components, np.inf)
         for k in range(self.n_components):
             if sum_w[k] < least:
                 found.append((k, f"{sum_w[k]:.3g} effective rows, fewer than {least}"))
@@ -272,22 +271,22 @@ class Gaussian(Mixture):
                 )
         return found
 
-    def _broken(self, params: GaussianParams) -> Array:
+    def broken(self, theta: Gaussians) -> Array:
         """(k,) bool: components whose covariance has no Cholesky factor."""
-        factors = params.factors.reshape(self.n_components if self.shape.per_component else 1, -1)
+        factors = theta.factors.reshape(self.n_components if self.shape.per_component else 1, -1)
         return np.broadcast_to(~np.isfinite(factors).all(axis=1), (self.n_components,))
 
-    def _mended(self, params: GaussianParams, stats: GaussianStats) -> GaussianParams:
+    def _mended(self, theta: Gaussians, stats: GaussianStats, sum_w: Array) -> Gaussians:
         """A start in which covariances of too few rows are replaced by the average of the others."""
-        sick = np.flatnonzero(self._broken(params))
-        if not len(sick) or not self.shape.per_component:
-            return params
-        covariances = params.covariances.copy()
-        covariances[sick] = self._pooled(params, stats, sick)
-        return self.params(params.weights, params.means, covariances)
+        broken = np.flatnonzero(self.broken(theta))
+        if not len(broken) or not self.shape.per_component:
+            return theta
+        covariances = theta.covariances.copy()
+        covariances[broken] = self._pooled(theta, stats, sum_w, broken)
+        return self.theta(means=theta.means, covariances=covariances)
 
-    def _refuse_singular(self, params: GaussianParams) -> None:
-        broken = np.flatnonzero(self._broken(params))
+    def _refuse_singular(self, theta: Gaussians) -> None:
+        broken = np.flatnonzero(self.broken(theta))
         if len(broken):
             raise SingularCovariance(
                 f"component {broken[0]}: its covariance is not positive definite. Features are constant or follow from "
@@ -295,87 +294,63 @@ class Gaussian(Mixture):
                 "(preprocess: pca), or lower model.n_components."
             )
 
-    def revive(
-        self, new: GaussianParams, params: GaussianParams, partial: Partial, resets: Array
-    ) -> tuple[GaussianParams, list[Reset]]:
-        """Each collapsed component moves to the next worst-fit row, with the pooled covariance and weight 1/K.
+    def start_at(self, rows: Array, summary: Summary | None) -> Gaussians:
+        """Components at the rows with the covariance of all rows."""
+        k, d = self.n_components, self.n_features
+        if "covariances" in self.fixed or summary is None:
+            covariances = identity(self.shape, k, d)
+        else:
+            floor = self.reg_covar * np.eye(d)
+            covariances = from_covariance(self.shape, full_matrix(summary.covariance) + floor, k)
+        return self.theta(means=np.asarray(rows, dtype=np.float64), covariances=covariances)
 
-        After MAX_RESETS it stays where it is (keeping its last sound covariance): so K = N still ends.
-        """
-        stats, worst = partial.stats, partial.worst
-        collapsed = self.collapsed(new, stats.sum_w)
-        if not collapsed:
-            return new, []
-        shape = self.shape
-        weights, means, covariances = new.weights, new.means.copy(), new.covariances.copy()
-        sick = np.array([k for k, _ in collapsed])
-        pooled = self._pooled(new, stats, sick)
-        done: list[Reset] = []
-        places = iter(np.asarray(worst.x, dtype=np.float64)) if "means" not in self.fixed else iter(())
-        for k, reason in collapsed:
-            place = next(places, None) if resets[k] < MAX_RESETS else None
-            done.append(Reset(k, reason, place is not None))
-            if place is not None:
-                means[k] = place
-                if shape.per_component and "covariances" not in self.fixed:
+    def reset(
+        self,
+        new: Gaussians,
+        old: Gaussians,
+        stats: GaussianStats,
+        sum_w: Array,
+        collapsed: Array,
+        places: Mapping[int, Array],
+    ) -> Gaussians:
+        """With the pooled covariance; a component that stays keeps the last covariance that has a Cholesky factor."""
+        means, covariances = new.means.copy(), new.covariances.copy()
+        per_component, learned = self.shape.per_component, "covariances" not in self.fixed
+        pooled = self._pooled(new, stats, sum_w, collapsed)
+        for k in collapsed:
+            if k in places:
+                means[k] = places[k]
+                if per_component and learned:
                     covariances[k] = pooled
-            elif shape.per_component and not np.isfinite(new.factors[k]).all():
-                covariances[k] = params.covariances[k]
-        if not shape.per_component and not np.isfinite(new.factors).all():
-            covariances = params.covariances
-        if "weights" not in self.fixed:
-            moved = np.array([reset.component for reset in done if reset.done], dtype=int)
-            weights = share_with(weights, moved)
-        return self.params(weights, means, covariances), done
+            elif per_component and not np.isfinite(new.factors[k]).all():
+                covariances[k] = old.covariances[k]
+        if not per_component and not np.isfinite(new.factors).all():
+            covariances = old.covariances
+        return self.theta(means=means, covariances=covariances)
 
-    def _pooled(self, params: GaussianParams, stats: GaussianStats, sick: Array) -> Array:
-        """The average covariance of the sound components, or of all rows when there is none."""
+    def _pooled(self, theta: Gaussians, stats: GaussianStats, sum_w: Array, collapsed: Array) -> Array:
+        """The average covariance of the other components, or of all rows when there is none."""
         if not self.shape.per_component:
-            return params.covariances
-        share = stats.sum_w.copy()
-        share[sick] = 0.0
+            return theta.covariances
+        share = sum_w.copy()
+        share[collapsed] = 0.0
         if share.sum() > 0:
-            return np.tensordot(share / share.sum(), np.nan_to_num(params.covariances), axes=1)
-        counts, sums = stats.sum_w.sum(keepdims=True), stats.sum_x.sum(axis=0, keepdims=True)
+            return np.tensordot(share / share.sum(), np.nan_to_num(theta.covariances), axes=1)
+        counts, sums = sum_w.sum(keepdims=True), stats.sum_x.sum(axis=0, keepdims=True)
         moments = _moved(self.shape, counts, sums, stats.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
         return self.shape.covariances(moments, counts, self.n_features, self.reg_covar)[0]
 
-    def _unit_params(self) -> GaussianParams:
+    def _unit(self) -> Gaussians:
         k, d = self.n_components, self.n_features
-        return self.params(np.full(k, 1.0 / k), np.tile(self.shift, (k, 1)), identity(self.shape, k, d))
+        return self.theta(means=np.tile(self.shift, (k, 1)), covariances=identity(self.shape, k, d))
 
-    def n_free_parameters(self) -> int:
-        """As scikit-learn's BIC counts them; held parts are not counted."""
-        k, d = self.n_components, self.n_features
-        counts = {"weights": k - 1, "means": k * d, "covariances": self.shape.n_parameters(k, d)}
-        return sum(count for part, count in counts.items() if part not in self.fixed)
-
-    def params_from_arrays(self, arrays: Mapping[str, Array]) -> GaussianParams:
-        k, d = self.n_components, self.n_features
-        shapes = {"weights": (k,), "means": (k, d), "covariances": self.shape.array_shape(k, d)}
-        values = checked_arrays(arrays, shapes)
-        checked_weights(values["weights"])
-        covariances = values["covariances"]
-        if self.covariance_type in ("full", "tied"):
-            apart = np.abs(covariances - np.swapaxes(covariances, -1, -2)).max()
-            if apart > 1e-9 * np.abs(covariances).max():
-                raise InputError(
-                    f"initial covariances: differ from their transposes by {apart:.3g}; give symmetric ones."
-                )
-        params = self.params(**values)
-        if self._broken(params).any():
-            k = int(self._broken(params).argmax())
-            raise InputError(
-                f"initial covariances: that of component {k} is not positive definite; give positive eigenvalues."
-            )
-        return params
-
-    def reorder(self, params: GaussianParams, order: Array) -> GaussianParams:
-        covariances = params.covariances[order] if self.shape.per_component else params.covariances
-        return self.params(params.weights[order], params.means[order], covariances)
-
-    def positions(self, params: GaussianParams) -> Array:
-        return params.means
+    def sample(self, theta: Gaussians, labels: Array, rng: np.random.Generator) -> Array:
+        x = np.empty((len(labels), self.n_features))
+        for k in range(self.n_components):
+            own = np.flatnonzero(labels == k)
+            covariance = theta.covariances[k] if self.shape.per_component else theta.covariances
+            x[own] = self.shape.draw(theta.means[k], covariance, len(own), rng)
+        return x
 
 
 def _mean(sum_x: Array, sum_w: Array) -> Array:

@@ -1,70 +1,53 @@
-"""Multinomial mixture for counts: log p(x | k) = log n! - sum_v log x_v! + sum_v x_v log theta_kv.
+"""Multinomial components for counts: log p(x | k) = log n! - sum_v log x_v! + sum_v x_v log theta_kv.
 
-Rows are sparse and never made dense. MAP under a Dirichlet prior: theta_k is proportional to
-the expected counts + concentration - 1, and the weights likewise under their own. [Nigam, McCallum, Thrun and Mitchell 2000]
+Rows are sparse and never made dense. MAP under a Dirichlet prior: theta_k is proportional to the expected counts +
+concentration - 1. [Nigam, McCallum, Thrun and Mitchell 2000]
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.special import xlogy
 
-from pipeline.errors import InputError
-from pipeline.kernels.counts import LOG_FACTORIAL, counts_pass, log_coefficients, log_joint_counts
-from pipeline.models.base import (
-    MAX_RESETS,
-    Mixture,
-    MixtureStats,
-    Reset,
-    checked_arrays,
-    checked_weights,
-    log_dirichlet,
-    map_weights,
-    relative_square,
-    share_with,
-    weighted_total,
-)
-from pipeline.models.stats import Array, Partial, Rows
+from pipeline.arrays.additive import Additive
+from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.packing import stored
+from pipeline.kernels.counts import LOG_FACTORIAL, log_coefficients
+from pipeline.models.clusters import Summary
+from pipeline.models.mixture import Component, Pass, relative_square
+from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
 
 @dataclass(frozen=True)
-class MultinomialParams:
-    """weights : (k,).  log_prob : (k, v), log theta; -inf where a word cannot occur."""
+class WordProbabilities:
+    """log_prob : (k, v), log theta; -inf where a word cannot occur. Stored word by word, as the kernels read it."""
 
-    weights: Array
     log_prob: Array
 
-    def arrays(self) -> dict[str, Array]:
-        """The parameters by name."""
-        return {"weights": self.weights, "log_prob": self.log_prob}
 
-
+@stored
 @dataclass(frozen=True)
-class MultinomialStats(MixtureStats):
+class CountStats(Additive):
     """sum_x : (k, v) expected counts.  log_coefficient : total log multinomial coefficient, nats."""
 
     sum_x: Array
     log_coefficient: float
 
 
+@stored
 @dataclass(frozen=True)
-class Multinomial(Mixture):
-    """Hyperparameters of a multinomial mixture. shift : (v,), all 0 (counts keep their origin).
-    concentration, weight_concentration : the Dirichlet's of the words of each component, and of the weights.
-    """
+class Multinomial(Component):
+    """Multinomial components over v words. concentration : of the Dirichlet prior on the words of each, at least 1."""
 
     n_components: int
-    shift: Array
+    n_words: int
     concentration: float = 1.1
-    assignment: str = "soft"
     fixed: tuple[str, ...] = ()
-    weight_concentration: float = 1.0
 
     family: ClassVar[str] = "multinomial"
     words: ClassVar[Words] = Words(
@@ -74,152 +57,160 @@ class Multinomial(Mixture):
         components="topics",
         location="word probabilities",
     )
-    stats_class: ClassVar[type[MixtureStats]] = MultinomialStats
+    location: ClassVar[str] = "log_prob"
     impossible_advice: ClassVar[str] = "Raise model.concentration above 1, so that every word keeps some probability."
 
-    def log_joint(self, params: MultinomialParams, x: Rows) -> Array:
+    @property
+    def shift(self) -> Array:  # type: ignore[override]  # of no rows in particular
+        """(v,) zeros: counts keep their origin."""
+        return np.zeros(self.n_words)
+
+    @property
+    def n_features(self) -> int:
+        return self.n_words
+
+    @property
+    def fields(self) -> Fields:
+        return {"log_prob": Field(("component", "feature"), LOG_SIMPLEX)}
+
+    def theta(self, **arrays: Array) -> WordProbabilities:
+        return WordProbabilities(np.asfortranarray(arrays["log_prob"]))
+
+    def log_joint(self, theta: WordProbabilities, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         counts = _stored(x)
         out = np.empty((x.shape[0], self.n_components))
-        log_joint_counts(*counts, _log_coefficient(*counts), *_by_word(params), out)
+        kernels.counts_log_joint(*counts, _log_coefficient(*counts), log_weights, _by_word(theta), out)
         return out
 
-    def chunk_stats(self, params: MultinomialParams, x: Rows, weight: Array | None) -> tuple[MultinomialStats, Array]:
+    def e_step(
+        self,
+        theta: WordProbabilities,
+        log_weights: Array,
+        x: Matrix,
+        weight: Array | None,
+        hard: bool,
+        log_norm: Array,
+        kernels: Any,
+    ) -> Pass:
         counts = _stored(x)
         coefficient = _log_coefficient(*counts)
-        log_norm, sum_w, sum_x = np.empty(x.shape[0]), np.zeros(self.n_components), np.zeros(params.log_prob.T.shape)
-        hard = self.assignment == "hard"
+        sum_w, sum_x = np.zeros(self.n_components), np.zeros(theta.log_prob.T.shape)
         # m_step adds the prior to sum_x: what is left out of 2^40 words does not reach its last bit.
         least = (self.concentration - 1.0) * 2.0**-93
         weights = np.ones(x.shape[0]) if weight is None else weight
-        entropy = counts_pass(*counts, weights, coefficient, *_by_word(params), hard, least, log_norm, sum_w, sum_x)
-        log_likelihood = weighted_total(weight, log_norm)
-        return MultinomialStats(sum_w, log_likelihood, entropy, sum_x.T, float(weights @ coefficient)), log_norm
-
-    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> MultinomialStats:
-        weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
-        own = np.maximum(labels, 0)
-        member = sp.csr_array((weights, (own, np.arange(len(own)))), shape=(self.n_components, len(own)))
-        return MultinomialStats(
-            np.bincount(own, weights=weights, minlength=self.n_components),
-            0.0,
-            0.0,
-            (member @ sp.csr_array(x)).toarray(order="F"),
-            float(weights @ _log_coefficient(*_stored(x))),
+        entropy = kernels.counts_pass(
+            *counts, weights, coefficient, log_weights, _by_word(theta), hard, least, log_norm, sum_w, sum_x
         )
+        return Pass(sum_w, CountStats(sum_x.T, float(weights @ coefficient)), entropy)
 
-    def m_step(self, stats: MultinomialStats, params: MultinomialParams | None) -> MultinomialParams:
+    def statistics(self, theta: WordProbabilities | None, x: Matrix, resp: Array) -> CountStats:
+        coefficient = _log_coefficient(*_stored(x))
+        sum_x = np.asfortranarray(sp.csr_array(resp.T) @ sp.csr_array(x).toarray())
+        return CountStats(sum_x, float(resp.sum(axis=1) @ coefficient))
+
+    def statistics_bytes(self) -> int:
+        return 8 * self.n_components * self.n_words
+
+    def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> CountStats:
+        member = sp.csr_array((weight, (labels, np.arange(len(labels)))), shape=(self.n_components, len(labels)))
+        sum_x = (member @ sp.csr_array(x)).toarray(order="F")
+        return CountStats(sum_x, float(weight @ _log_coefficient(*_stored(x))))
+
+    def m_step(self, stats: CountStats, sum_w: Array, theta: WordProbabilities | None) -> WordProbabilities:
         k, v = stats.sum_x.shape
-        weights = map_weights(stats.sum_w, self.weight_concentration)
-        if "weights" in self.fixed:
-            weights = np.full(k, 1.0 / k) if params is None else params.weights
         counts = stats.sum_x + (self.concentration - 1.0)
         total = counts.sum(axis=1, keepdims=True)
-        held = np.full((k, v), -np.log(v)) if params is None else params.log_prob
+        before = np.full((k, v), -np.log(v)) if theta is None else theta.log_prob
         with np.errstate(divide="ignore", invalid="ignore"):
-            log_prob = np.where(total > 0, np.log(counts) - np.log(total), held)
-        return MultinomialParams(weights, np.asfortranarray(log_prob))  # word by word, as the kernels read it
+            log_prob = np.where(total > 0, np.log(counts) - np.log(total), before)
+        return self.theta(log_prob=log_prob)
 
-    def expected_log_joint(self, stats: MultinomialStats, params: MultinomialParams) -> float:
-        live = stats.sum_w > 0  # 0 log 0 = 0
+    def expected_log_joint(self, theta: WordProbabilities, weights: Array, sum_w: Array, stats: CountStats) -> float:
+        live = sum_w > 0  # 0 log 0 = 0
         counts = stats.sum_x[live]
-        words = np.multiply(counts, params.log_prob[live], out=np.zeros_like(counts), where=counts > 0)
-        return float(np.sum(xlogy(stats.sum_w, params.weights)) + np.sum(words) + stats.log_coefficient)
+        words = np.multiply(counts, theta.log_prob[live], out=np.zeros_like(counts), where=counts > 0)
+        return float(np.sum(xlogy(sum_w, weights)) + np.sum(words) + stats.log_coefficient)
 
-    def log_prior(self, params: MultinomialParams) -> float:
-        """(concentration - 1) sum_kv log theta_kv, and the same of the weights unless they are held, up to constants."""
-        value = 0.0 if "weights" in self.fixed else log_dirichlet(params.weights, self.weight_concentration)
+    def log_prior(self, theta: WordProbabilities) -> float:
+        """(concentration - 1) sum_kv log theta_kv, up to a constant."""
         if self.concentration == 1.0:
-            return value
-        return value + float((self.concentration - 1.0) * params.log_prob.sum())
+            return 0.0
+        return float((self.concentration - 1.0) * theta.log_prob.sum())
 
-    def fisher_norm(self, stats: MultinomialStats, params: MultinomialParams, new: MultinomialParams) -> float:
-        """Σ_k Δπ²/π + m_k Σ_v Δθ²/θ, and its root; m_k : expected words of component k, per document."""
-        words = stats.sum_x.sum(axis=1) / stats.sum_w.sum()
-        weights = relative_square(new.weights - params.weights, params.weights)
-        theta = np.exp(params.log_prob)
-        return float(np.sqrt(weights.sum() + words @ relative_square(np.exp(new.log_prob) - theta, theta).sum(axis=1)))
+    def step_squares(
+        self, stats: CountStats, sum_w: Array, theta: WordProbabilities, new: WordProbabilities
+    ) -> tuple[float, ...]:
+        """m_k Σ_v Δθ²/θ, summed; m_k : expected words of component k, per document."""
+        words = stats.sum_x.sum(axis=1) / sum_w.sum()
+        before = np.exp(theta.log_prob)
+        return (words @ relative_square(np.exp(new.log_prob) - before, before).sum(axis=1),)
 
-    def change_norm(self, change: MultinomialStats, stats: MultinomialStats, params: MultinomialParams) -> float:
-        total, theta = stats.sum_w.sum(), np.exp(params.log_prob)
+    def change_squares(
+        self, change: CountStats, change_w: Array, stats: CountStats, sum_w: Array, theta: WordProbabilities
+    ) -> tuple[float, ...]:
+        total, prob = sum_w.sum(), np.exp(theta.log_prob)
         words = stats.sum_x.sum(axis=1)
         counts = words + self.n_features * (self.concentration - 1.0)
-        moved = (change.sum_x - change.sum_x.sum(axis=1, keepdims=True) * theta) / counts[:, None]
-        squares = words / total * relative_square(moved, theta).sum(axis=1)
-        weights = (change.sum_w - stats.sum_w * (change.sum_w.sum() / total)) / total
-        held = "weights" in self.fixed
-        return float(np.sqrt(squares.sum() + (0.0 if held else relative_square(weights, params.weights).sum())))
+        moved = (change.sum_x - change.sum_x.sum(axis=1, keepdims=True) * prob) / counts[:, None]
+        squares = words / total * relative_square(moved, prob).sum(axis=1)
+        return (squares.sum(),)
 
-    def feasible(self, stats: MultinomialStats, known: MultinomialStats) -> MultinomialStats | None:
+    def feasible(self, stats: CountStats, known: CountStats) -> CountStats:
         """Expected counts that would fall below zero stay as they are: of many rare words some always would."""
-        if not (stats.sum_w > 0).all():
-            return None
         return replace(stats, sum_x=np.where(stats.sum_x > 0, stats.sum_x, known.sum_x))
 
-    def collapsed(self, params: MultinomialParams, sum_w: Array) -> list[tuple[int, str]]:
+    def collapsed(self, theta: WordProbabilities, sum_w: Array) -> list[tuple[int, str]]:
         return [(int(k), f"{sum_w[k]:.3g} effective documents, fewer than 1") for k in np.flatnonzero(sum_w < 1.0)]
 
-    def stats_from_arrays(self, arrays: Mapping[str, Array]) -> MixtureStats:
-        return super().stats_from_arrays({**arrays, "sum_x": np.asfortranarray(arrays["sum_x"])})
+    def reset(
+        self,
+        new: WordProbabilities,
+        old: WordProbabilities,
+        stats: CountStats,
+        sum_w: Array,
+        collapsed: Array,
+        places: Any,
+    ) -> WordProbabilities:
+        """Halfway between the place, a document, and the words of all documents."""
+        log_prob = new.log_prob.copy()
+        for k, place in places.items():
+            log_prob[k] = _halfway(place, stats.sum_x.sum(axis=0), self.concentration)
+        return self.theta(log_prob=log_prob)
 
-    def revive(
-        self, new: MultinomialParams, params: MultinomialParams, partial: Partial, resets: Array
-    ) -> tuple[MultinomialParams, list[Reset]]:
-        """A component with less than one effective document starts again at the next worst-fit document,
-        halfway between it and the words of all documents.
-        """
-        stats, worst = partial.stats, partial.worst
-        sick = self.collapsed(new, stats.sum_w)
-        if not sick:
-            return new, []
-        weights, log_prob = new.weights, new.log_prob.copy()
-        places = iter(worst.x.toarray() if sp.issparse(worst.x) else worst.x)
-        done: list[Reset] = []
-        for k, reason in sick:
-            place = next(places, None) if resets[k] < MAX_RESETS else None
-            done.append(Reset(k, reason, place is not None))
-            if place is not None:
-                log_prob[k] = start_at(place, stats.sum_x.sum(axis=0), self.concentration)
-        if "weights" not in self.fixed:
-            weights = share_with(weights, np.array([reset.component for reset in done if reset.done], dtype=int))
-        return MultinomialParams(weights, log_prob), done
+    def start_at(self, rows: Array, summary: Summary | None) -> WordProbabilities:
+        """Halfway between each row and the words of all documents."""
+        background = np.ones(self.n_words) if summary is None else summary.mean
+        theta = np.exp([_halfway(row, background, self.concentration) for row in rows])
+        return self.theta(log_prob=_log_shares(theta))
 
-    def n_free_parameters(self) -> int:
-        k, v = self.n_components, self.n_features
-        return k * (v - 1) + (0 if "weights" in self.fixed else k - 1)
+    def start_near_mean(self, summary: Summary, draws: Array) -> WordProbabilities:
+        words = summary.mean * (1.0 + 0.01 * draws) + max(self.concentration - 1.0, 0.0) / self.n_features
+        return self.theta(log_prob=_log_shares(np.maximum(words, 0.0)))
 
-    def params_from_arrays(self, arrays: Mapping[str, Array]) -> MultinomialParams:
-        k, v = self.n_components, self.n_features
-        finite = {**arrays, "log_prob": np.maximum(arrays.get("log_prob", np.empty(0)), -1e300)}
-        values = checked_arrays(finite, {"weights": (k,), "log_prob": (k, v)})
-        log_prob = np.where(values["log_prob"] <= -1e300, -np.inf, values["log_prob"])
-        sums = np.exp(log_prob).sum(axis=1)
-        if not np.allclose(sums, 1.0):
-            k = int(np.abs(sums - 1.0).argmax())
-            raise InputError(f"initial log_prob: exp sums to {sums[k]:.6g} for component {k}, expected 1.")
-        return MultinomialParams(checked_weights(values["weights"]), np.asfortranarray(log_prob))  # as after an M-step
-
-    def reorder(self, params: MultinomialParams, order: Array) -> MultinomialParams:
-        return MultinomialParams(params.weights[order], params.log_prob[order])
-
-    def positions(self, params: MultinomialParams) -> Array:
-        return params.log_prob
+    def sample(self, theta: WordProbabilities, labels: Array, rng: np.random.Generator, n_counts: int = 100) -> Matrix:
+        """Documents of n_counts words each."""
+        prob = np.exp(theta.log_prob)
+        prob /= prob.sum(axis=1, keepdims=True)
+        rows = [rng.multinomial(n_counts, prob[k], int((labels == k).sum())) for k in range(self.n_components)]
+        order = np.argsort(np.argsort(labels, kind="stable"), kind="stable")
+        return sp.csr_array(np.vstack(rows)[order])
 
 
-def start_at(document: Array, background: Array, concentration: float) -> Array:
+def _halfway(document: Array, background: Array, concentration: float) -> Array:
     """(v,) log probabilities halfway between one document's words and everybody's."""
     background = background + max(concentration - 1.0, 0.0)
     own = document / max(document.sum(), 1.0)
-    return log_shares(own + background / max(background.sum(), np.finfo(np.float64).tiny))
+    return _log_shares(own + background / max(background.sum(), np.finfo(np.float64).tiny))
 
 
-def log_shares(counts: Array) -> Array:
+def _log_shares(counts: Array) -> Array:
     """(..., v) log of each row's shares; equal shares where every count is 0."""
     counts = np.where(counts.sum(axis=-1, keepdims=True) > 0, counts, 1.0)
     with np.errstate(divide="ignore"):
         return np.log(counts) - np.log(counts.sum(axis=-1, keepdims=True))
 
 
-def _stored(x: Rows) -> tuple[Array, Array, Array]:
+def _stored(x: Matrix) -> tuple[Array, Array, Array]:
     """data, indices and indptr of counts without stored zeros: 0 log 0 is 0."""
     x = sp.csr_array(x)
     if not x.data.all():
@@ -235,7 +226,6 @@ def _log_coefficient(data: Array, indices: Array, indptr: Array) -> Array:
     return out
 
 
-def _by_word(params: MultinomialParams) -> tuple[Array, Array]:
-    """Log weights (k,), and log probabilities (v, k), which are so stored after an M-step."""
-    with np.errstate(divide="ignore"):
-        return np.log(params.weights), np.ascontiguousarray(params.log_prob.T)
+def _by_word(theta: WordProbabilities) -> Array:
+    """Log probabilities (v, k), which are so stored."""
+    return np.ascontiguousarray(theta.log_prob.T)

@@ -15,13 +15,16 @@ import threading
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.arrays.tiles import tiles
+from pipeline.kernels.counts import counts_pass, log_joint_counts
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE, fill_features, n_features
 from pipeline.kernels.lanes import TILE, gaussian_lanes, joint_lanes, whole
+from pipeline.kernels.nearest import lloyd_pass
 from pipeline.kernels.softmax import padded, softmax_rows
-from pipeline.models.base import tiles
 from pipeline.models.covariance import Shape
-from pipeline.models.stats import Array
 
 CACHE_LINE = 64  # bytes
 MOST_LANES = 16  # features; above, matrix products win
@@ -351,3 +354,52 @@ def _collected(
         sum_x[others] = [moments.sum_x for moments in rest]
         sum_xx[others] = shape.packed(np.stack([moments.sum_xx for moments in rest]))
     return Sums(about, all_w, sum_x, sum_xx, entropy)
+
+
+class CpuKernels:
+    """The kernels of this package, as the engine hands them to E-steps."""
+
+    def gaussian_pass(self, problem: Problem, x: Array, weight: Array | None, log_norm: Array) -> Sums:
+        """By SIMD or GEMM."""
+        return (by_lanes if in_lanes(problem) else by_products)(problem, x, weight, log_norm)
+
+    def gaussian_log_joint(self, problem: Problem, x: Array) -> Array:
+        """(n, k)."""
+        return log_joint(problem, x)
+
+    def counts_log_joint(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: Array,
+        constant: Array,
+        log_weights: Array,
+        log_prob: Array,
+        out: Array,
+    ) -> None:
+        """Written to out."""
+        log_joint_counts(data, indices, indptr, constant, log_weights, log_prob, out)
+
+    def counts_pass(self, *arguments: Any) -> float:
+        """The entropy."""
+        return float(counts_pass(*arguments))
+
+    def lloyd_pass(self, x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> Any:
+        """Of one chunk."""
+        return lloyd_pass(x, weight, centers, shift, first)
+
+    def nearest(self, x: Any, centers: Array, shift: Array) -> tuple[Array, Array]:
+        """Nearest centre of each row and the squared distance to it; ties go to the lowest centre."""
+        if sp.issparse(x):
+            cross = x @ centers.T
+            score = np.einsum("kd,kd->k", centers, centers) - 2.0 * cross
+            label = score.argmin(axis=1)
+            return label.astype(np.int32), np.maximum(
+                score[np.arange(len(label)), label] + x.multiply(x).sum(axis=1), 0.0
+            )
+        rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
+        label, score, *_ = lloyd_pass(rows, None, centers, shift)
+        return label, -score
+
+
+KERNELS = CpuKernels()

@@ -11,8 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from pipeline.em.run import Run
-from pipeline.models.base import Mixture, Model
-from pipeline.models.gaussian import Gaussian
+from pipeline.models.clusters import ClusterModel as Model
 from pipeline.outputs.model_store import best_run, criteria, held_out, restarts
 
 _SIGN = {"bic": 1, "aic": 1, "icl": 1, "heldout": -1}  # of what is to be low
@@ -56,12 +55,12 @@ def _entry(run: Run, group: Sequence[Run], total: float) -> dict[str, Any]:
     model, final = run.model, run.final
     assert final is not None
     entry: dict[str, Any] = {"name": name_of(model), "n_components": model.n_components}
-    if isinstance(model, Gaussian):
-        entry["covariance_type"] = model.covariance_type
-    if isinstance(model, Mixture):
-        entry |= criteria(model, float(final.stats.log_likelihood), float(final.stats.entropy), total)
-    if final.held_out is not None:
-        entry |= held_out(final.held_out)
+    component = getattr(model, "component", None)
+    if hasattr(component, "covariance_type"):
+        entry["covariance_type"] = component.covariance_type
+    entry |= criteria(model, final.evidence, total)
+    if "held_out" in final.attached:
+        entry |= held_out(final.attached["held_out"])
     ended = {"n_iter": len(run.history), "stop_reason": run.stop_reason, "restarts": restarts(group, run)}
     return {**entry, "total_weight": total, "collapsed": _collapsed(run), **ended}
 
@@ -69,15 +68,12 @@ def _entry(run: Run, group: Sequence[Run], total: float) -> dict[str, Any]:
 def _collapsed(run: Run) -> int:
     """How many components a finished run ended with that are collapsed."""
     assert run.final is not None
-    counts = run.final.stats.sum_w
-    if isinstance(run.model, Gaussian):
-        return len(run.model.collapsed(run.params, counts))
-    return int((counts < 1.0).sum())
+    return len(run.model.collapsed(run.params, run.model.counts(run.final.stats)))
 
 
 def name_of(model: Model) -> str:
     """What a candidate is called: k10-full, or k10 where there are no covariances."""
-    return candidate_name(model.n_components, model.covariance_type if isinstance(model, Gaussian) else None)
+    return candidate_name(model.n_components, getattr(getattr(model, "component", None), "covariance_type", None))
 
 
 def candidate_name(n_components: int, covariance_type: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
-from pipeline.em.folds import KEPT
+from pipeline.em.accumulate import STORED
 from pipeline.errors import StorageError
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -36,7 +36,7 @@ def disk_plan(config: Config, chunks: Chunks, sample_rows: int) -> Disk:
     sizes = [_parameter_bytes(model.family, shape, k, d) for k, shape in model.candidates]
     history = sum(8 * limit * (k + 9) for k, _ in model.candidates)
     known = 8 * (2 * d * d if config.preprocess or model.family == "gaussian" else 2 * d) + 8 * sample_rows * (d + 4)
-    state = known + runs * ((1 + KEPT[config.fit.method]) * sum(sizes) + history)
+    state = known + runs * ((1 + STORED[config.fit.method]) * sum(sizes) + history)
     kept = limit + 1 if output.keep_iterations == "all" else sum(t <= limit for t in set(output.keep_iterations))
     refit = 2 if config.select.heldout else 1
     return Disk(

@@ -14,7 +14,6 @@ import numpy as np
 
 from pipeline.em.run import Run
 from pipeline.errors import StorageError
-from pipeline.models.base import Mixture
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -43,7 +42,7 @@ class EventLog:
 
 def figures(run: Run, total: float) -> dict[str, float | None]:
     """What a pass left of its best run, None where it is not known. total : sum of the rows' weights."""
-    if not isinstance(run.model, Mixture):
+    if not run.model.has_bound:
         name, value = "inertia", -run.objective
     elif np.isnan(run.log_likelihood):  # amid blocks, which had different parameters: a bound below it
         name, value = "free_energy", run.bound
@@ -51,7 +50,7 @@ def figures(run: Run, total: float) -> dict[str, float | None]:
         name, value = "log_likelihood", run.log_likelihood
     known = {name: value, f"{name}_per_row": value / total}
     if run.history:
-        known |= {name: getattr(run.history[-1], name) for name in ("fisher_norm", "rate", "left")}
+        known |= {name: getattr(run.history[-1], name) for name in ("fisher_norm", "rate", "remaining_gain")}
     return {name: value if np.isfinite(value) else None for name, value in known.items()}
 
 

@@ -37,4 +37,4 @@ def keep_iterations(
         if (old is None or len(old.history) < t) and (wanted == "all" or t in wanted):
             facts = {"candidate": run.candidate, "restart": run.restart, "refit": run.refit, "iteration": t}
             place = folder_of(folder, name_of(run.model), run.restart, run.refit)
-            checkpoint.save(place, t, checkpoint.State(run.params.arrays(), facts), keep=None)
+            checkpoint.save(place, t, checkpoint.State(run.model.arrays(run.params), facts), keep=None)

@@ -16,12 +16,12 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from pipeline.data.chunks import Chunk, Chunks
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.rows import Rows
+from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError
-from pipeline.models.base import Model
-from pipeline.models.kmeans import KMeans
-from pipeline.models.stats import Array
+from pipeline.models.clusters import ClusterModel as Model
 from pipeline.outputs.run_directory import publish, remove
 
 BLOCK_ROWS = 2**18
@@ -41,22 +41,22 @@ class LabelBlock:
     top_k: int
     drop: bool
 
-    def __call__(self, start: int, stop: int) -> dict[str, Array]:
+    def __call__(self, start: int, stop: int, kernels: Any) -> dict[str, Array]:
         """The arrays of one block by name."""
         bounds = self.chunks.source.bounds
         first, last = np.searchsorted(bounds, [start, stop - 1], side="right") - 1
-        return _concatenated([self._of_chunk(int(i), start, stop) for i in range(first, last + 1)])
+        return _concatenated([self._of_chunk(int(i), start, stop, kernels) for i in range(first, last + 1)])
 
-    def _of_chunk(self, i: int, start: int, stop: int) -> dict[str, Array]:
+    def _of_chunk(self, i: int, start: int, stop: int, kernels: Any) -> dict[str, Array]:
         chunk = self.chunks.load(i)
-        return self.of_rows(chunk, max(start - chunk.start, 0), stop - chunk.start)
+        return self.of_rows(chunk, max(start - chunk.start, 0), stop - chunk.start, kernels)
 
-    def of_rows(self, chunk: Chunk, first: int, last: int) -> dict[str, Array]:
+    def of_rows(self, chunk: Rows, first: int, last: int, kernels: Any) -> dict[str, Array]:
         """The arrays of rows first:last of a chunk that was read, by name."""
         rows = slice(first, last)
         parts = []
-        for _, found in self.model.assign(self.params, chunk.x[rows]):
-            part = {density_name(self.model): found.log_density, "label": found.label}
+        for _, found in self.model.assign(self.params, chunk.x[rows], kernels):
+            part = {density_name(self.model): found.score, "label": found.label}
             if self.top_k:
                 top = np.argsort(-found.log_resp, axis=1, kind="stable")[:, : self.top_k]
                 part["top_component"] = top.astype(np.int32)
@@ -75,7 +75,7 @@ class LabelBlock:
 
 def density_name(model: Model) -> str:
     """`log_density`, nats; K-means has no density and gives the squared distance to the centre."""
-    return "squared_distance" if isinstance(model, KMeans) else "log_density"
+    return model.words.score
 
 
 def block_bytes(top_k: int) -> int:

@@ -110,7 +110,7 @@ class Picture:
     def _on_underway(self, event: dict[str, Any]) -> None:
         self._seen.underway = event
 
-    def _on_rung(self, event: dict[str, Any]) -> None:
+    def _on_level(self, event: dict[str, Any]) -> None:
         self._seen.rungs += 1
 
     def _on_pass(self, event: dict[str, Any]) -> None:

@@ -83,8 +83,8 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "start": _start,
     "resume": lambda e: f"resumed from checkpoint {e['generation']}",
     "profile": lambda e: f"profile of {count(e['rows'])} rows  {duration(e['seconds'])}",
-    "rung": _rung,
-    "annihilation": lambda e: (
+    "level": _rung,
+    "pruning": lambda e: (
         f"annihilation: {e['n_components']} of {e['lengths'][0][0]} components make the shortest message  {duration(e['seconds'])}"
     ),
     "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
@@ -92,7 +92,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "underway": lambda e: f"this pass: {count(e['chunks'])} of {count(e['of'])} chunks",
     "reset": _reset,
     "candidate": _candidate,
-    "refused": _refused,
+    "rejected": _refused,
     "warning": lambda e: f"warning: {e['message']}",
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
     "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",

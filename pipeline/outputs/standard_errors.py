@@ -11,11 +11,8 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
-from pipeline.models.gaussian import Gaussian
 from pipeline.models.information import ScoreProducts, standard_errors
 from pipeline.outputs.model_store import load_model, read_dataset, write_dataset
-
-_DIMENSIONS = {"weights_se": ("component",), "means_se": ("component", "feature")}
 
 
 def lacks_errors(path: Path, config: Config) -> bool:
@@ -34,14 +31,13 @@ def write_errors(path: Path, config: Config, chunks: Chunks, engine: Engine, log
     began = time.perf_counter()
     dataset = read_dataset(path)
     model, params, affine = load_model(dataset)
-    assert isinstance(model, Gaussian)
     rows = chunks.known(affine, int(dataset.attrs["dropped_rows"]))
     job = ScoreProducts(model, params, learns_covariances(config))
     errors = standard_errors(job, engine.sum_over(rows, [job])[0])
-    variables = {name: (_DIMENSIONS[name], value) for name, value in errors.items()}
+    variables = {f"{name}_se": (model.fields[name].dims, value) for name, value in errors.items()}
     found = dataset.assign(variables).assign_attrs(standard_errors=config.output.standard_errors)
     write_dataset(path, found.drop_encoding())
     for name in (name for name, value in errors.items() if np.isnan(value).any()):
         message = "a component is empty, rows are too few, or features follow from others: those are NaN"
-        log("warning", message=f"{name}: {message}")
+        log("warning", message=f"{name}_se: {message}")
     log("standard_errors", rows=rows.n_rows, seconds=time.perf_counter() - began)

@@ -47,11 +47,11 @@ class Misfits:
 
 def misfits(record: Record) -> Misfits | None:
     """The rows of the model's misfits; None where it has none."""
-    if not record.has("misfit_row") or not record.model.sizes["misfit"]:
+    if not record.has("outlier_row") or not record.model.sizes["outlier"]:
         return None
     kmeans = record.family == "kmeans"
-    rows = record.array("misfit_row")
-    scores = record.array("misfit_squared_distance" if kmeans else "misfit_log_density")
+    rows = record.array("outlier_row")
+    scores = record.array("outlier_squared_distance" if kmeans else "outlier_log_density")
     said = [f"{number(float(score))}{'' if kmeans else ' nats'}" for score in scores]
     labels = record.labels_of(rows)
     columns, values, shown = _shown(record, rows, said)
@@ -72,13 +72,13 @@ def _shown(
 ) -> tuple[list[str], list[list[str]], list[pictures.Picture | None]]:
     """Columns, their values for each row, and pictures: what can be shown of the rows."""
     pixels, nothing = pictures.pixel_map(record), list[pictures.Picture | None]([None] * len(rows))
-    if record.has("misfit_word"):
-        words, counts = record.array("misfit_word"), record.array("misfit_count")
+    if record.has("outlier_word"):
+        words, counts = record.array("outlier_word"), record.array("outlier_count")
         vocabulary = record.attrs.get("vocabulary") or []
         pairs = [[(w, c) for w, c in zip(*both, strict=True) if w >= 0] for both in zip(words, counts, strict=True)]
         told = [[" · ".join(f"{topics.word(vocabulary, w)} {number(float(c))}" for w, c in line)] for line in pairs]
         return ["words"], told, nothing
-    x = record.array("misfits")
+    x = record.array("outliers")
     if pixels is not None:
         alts = [f"Row {row}, {text}." for row, text in zip(rows, said, strict=True)]
         return [], [[] for _ in rows], list(pictures.each(pixels, x, alts))
@@ -141,15 +141,16 @@ def confusion(record: Record) -> Confusion | None:
 def _counts(record: Record) -> tuple[np.ndarray, str] | None:
     """(k, k) sum of the responsibilities of component j for rows labelled i (K-means: rows that j would inherit), and of what."""
     if record.has("sample") and record.fitted is not None:
-        from pipeline.models.kmeans import KMeans
+        from pipeline.models.lloyd import Lloyd as KMeans
+        from pipeline.models.routes import KERNELS
 
         model, params = record.fitted
         sample = record.array("sample")
         rows = plural(len(sample), "sampled row")
         if isinstance(model, KMeans):
-            return np.asarray(model.removal_costs(params, sample)[1], dtype=float), rows
+            return np.asarray(model.removal_costs(params, sample, None, KERNELS)[1], dtype=float), rows
         counts = np.zeros((record.k, record.k))
-        for _, found in model.assign(params, sample):
+        for _, found in model.assign(params, sample, KERNELS):
             np.add.at(counts, found.label, np.exp(found.log_resp))
         return counts, rows
     return _counts_of_labels(record)

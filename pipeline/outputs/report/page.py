@@ -117,7 +117,7 @@ def _dense(record: Record) -> dict[str, Any]:
     gallery = pictures.gallery(record)
     if gallery is not None:
         return {"kind": "pictures", "gallery": gallery}
-    rows = record.array("exemplar_row")[:, :5] if record.has("exemplar_row") else None
+    rows = record.array("representative_row")[:, :5] if record.has("representative_row") else None
     return {
         "kind": "rows",
         "charts": [chart for chart in (projection.scene(record), projection.heatmap(record)) if chart is not None],

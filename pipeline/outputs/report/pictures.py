@@ -176,10 +176,10 @@ def _alt(record: Record, k: int, n_modes: int, n_near: int) -> str:
 
 def _exemplars(record: Record, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
     """(k, m, height, width, channels) pictures and (k, m) row numbers, -1 where there is none."""
-    if not record.has("exemplars") or not record.has("exemplar_row"):
+    if not record.has("representatives") or not record.has("representative_row"):
         return np.empty((record.k, 0, *pixels.shape)), np.empty((record.k, 0), np.int64)
-    rows = record.array("exemplar_row")[:, :5]
-    features = np.where(rows[..., None] >= 0, record.array("exemplars")[:, :5], 0)
+    rows = record.array("representative_row")[:, :5]
+    features = np.where(rows[..., None] >= 0, record.array("representatives")[:, :5], 0)
     return pixels.points(features), rows
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-    from pipeline.models.base import Model
+    from pipeline.models.clusters import ClusterModel as Model
 
 FAMILIES = ("gaussian", "kmeans", "multinomial")
 
@@ -107,7 +107,7 @@ class Record:
     @cached_property
     def collapsed(self) -> list[int]:
         """Components of a mixture that ended with too few rows, or no width, to mean anything."""
-        from pipeline.models.base import Mixture
+        from pipeline.models.mixture import Mixture
 
         model, params = self.fitted or (None, None)
         if not isinstance(model, Mixture):

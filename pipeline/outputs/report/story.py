@@ -14,9 +14,9 @@ EVENTS_SHOWN = 100
 _ROUTINE = {
     "start",
     "profile",
-    "rung",
-    "annihilation",
-    "refused",
+    "level",
+    "pruning",
+    "rejected",
     "init",
     "pass",
     "checkpoint",

@@ -40,7 +40,11 @@ def topics(record: Record) -> list[Topic]:
     theta = np.exp(record.means)
     overall = _overall(record, theta)
     vocabulary = record.attrs.get("vocabulary") or []
-    rows = record.array("exemplar_row")[:, :5] if record.has("exemplar_row") else np.empty((record.k, 0), np.int64)
+    rows = (
+        record.array("representative_row")[:, :5]
+        if record.has("representative_row")
+        else np.empty((record.k, 0), np.int64)
+    )
     result = []
     for k in range(record.k):
         top = np.argsort(-theta[k], kind="stable")[:WORDS]
