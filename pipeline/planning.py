@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import TILE_BYTES
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import draw_rows, row_bytes
@@ -15,11 +17,9 @@ from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
-from pipeline.models.base import TILE_BYTES
 from pipeline.models.families import stats_bytes
 from pipeline.models.information import information_bytes
 from pipeline.models.init import ROUNDS
-from pipeline.models.stats import Array
 from pipeline.outputs.labels import block_bytes
 from pipeline.outputs.standard_errors import learns_covariances
 

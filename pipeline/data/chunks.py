@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.data.column import Column
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import TARGET_BYTES, Source
 from pipeline.errors import InputError
-from pipeline.models.base import compute_dtype
-from pipeline.models.stats import Array, Rows
+from pipeline.models.stats import Rows
 
 FINITE_TILE = 2**16  # numbers
 N_HASHED = 16  # chunks whose bytes enter the fingerprint

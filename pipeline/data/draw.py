@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.data.chunks import Chunk, Chunks
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import TARGET_BYTES
 from pipeline.keyed import uniform
-from pipeline.models.base import compute_dtype
-from pipeline.models.stats import Array, Rows
+from pipeline.models.stats import Rows
 
 HELD_BYTES = 2**28  # of rows as the models read them: MNIST fits, and a million patches
 HELD_ROWS, HELD_ROWS_PER_COMPONENT = 2**16, 2**12  # more tell the search little

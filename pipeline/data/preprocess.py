@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.config import Preprocess
 from pipeline.errors import InputError
-from pipeline.models.base import compute_dtype
-from pipeline.models.stats import Array
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.arrays.tiles import tiles
 from pipeline.config import Preprocess
 from pipeline.data.chunks import Chunk
 from pipeline.data.preprocess import Affine, fit_preprocess, mapped_moments
 from pipeline.errors import InputError
 from pipeline.keyed import race
-from pipeline.models.base import compute_dtype, tiles
-from pipeline.models.stats import Array, LowestRows
+from pipeline.models.stats import LowestRows
 
 PROFILE_TILE = 4096
 SAMPLE_STREAM = 1

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
 from pipeline.em.loop import EStep
 from pipeline.em.moves import HeldRows, RemovalCosts, only
 from pipeline.models.base import Model
-from pipeline.models.stats import Array
 
 STEPS = 100  # of EM with one number of components, at most
 TOL = 1e-5  # nats a row

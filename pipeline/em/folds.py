@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
 from pipeline.keyed import uniform
 from pipeline.models.base import Mixture, Model
-from pipeline.models.stats import Array
 
 Kind = Literal["em", "squarem", "incremental", "stepwise"]
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunk
 from pipeline.data.source import Source
 from pipeline.em.loop import EStep
 from pipeline.errors import InputError
 from pipeline.keyed import uniform
 from pipeline.models.base import weighted_total
-from pipeline.models.stats import Array, HeldOut
+from pipeline.models.stats import HeldOut
 
 HELD_OUT_STREAM = 2
 LOOKED_AT = 2**20  # units, to see whether some are held out and some are not

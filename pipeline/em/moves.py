@@ -18,13 +18,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array
 from pipeline.em.folds import Method
 from pipeline.em.loop import EStep, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.errors import SingularCovariance
 from pipeline.models.base import Model
-from pipeline.models.stats import Array, Rows
+from pipeline.models.stats import Rows
 
 T = TypeVar("T")
 LEAPS = Method(accelerated=True)

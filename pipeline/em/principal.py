@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from pipeline.arrays.dtypes import Array
 from pipeline.em.moves import HeldRows
-from pipeline.models.stats import Array
 
 BASIS_ROWS = 2**14  # that the components are of: a direction that more rows would change carries little
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
 from pipeline.em.folds import Fold
 from pipeline.models.base import Model
-from pipeline.models.stats import Array, Partial
+from pipeline.models.stats import Partial
 
 
 class Entry(NamedTuple):

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunk
 from pipeline.engine.tree import tree_sum
-from pipeline.models.stats import Array, Rows
+from pipeline.models.stats import Rows
 
 T = TypeVar("T")
 BLOCK_ROWS = 2**13  # rows of one call of a job

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils import check_random_state
 
+from pipeline.arrays.dtypes import Array
 from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import HeldColumn
@@ -23,7 +24,6 @@ from pipeline.fitting import iterations
 from pipeline.job import Work
 from pipeline.models.base import Model
 from pipeline.models.init import HardStart, from_hard
-from pipeline.models.stats import Array
 from pipeline.outputs.model_store import best_run
 from pipeline.starting import models_of, profiled, starts
 

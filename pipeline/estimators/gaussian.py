@@ -7,12 +7,12 @@ from typing import Any, Self
 import numpy as np
 from sklearn.mixture import GaussianMixture as Peer
 
+from pipeline.arrays.dtypes import Array
 from pipeline.estimators.fit import copied
 from pipeline.estimators.mixture import MixtureEstimator, shaped
 from pipeline.models.base import Mixture
 from pipeline.models.covariance import SHAPES
 from pipeline.models.gaussian import Gaussian, GaussianParams
-from pipeline.models.stats import Array
 
 FITTED = (
     *("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"),

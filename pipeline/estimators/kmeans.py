@@ -16,6 +16,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from pipeline.arrays.dtypes import Array
 from pipeline.config import validate
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
@@ -23,7 +24,6 @@ from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
 from pipeline.models.kmeans import nearest
-from pipeline.models.stats import Array
 
 FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
 

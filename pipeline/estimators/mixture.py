@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from pipeline.arrays.dtypes import Array
 from pipeline.config import Config, validate
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
@@ -22,7 +23,6 @@ from pipeline.estimators.kmeans import KMeans
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
 from pipeline.models.base import Mixture
-from pipeline.models.stats import Array
 
 
 @dataclass(frozen=True)

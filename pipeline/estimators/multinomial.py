@@ -9,11 +9,11 @@ import scipy.sparse as sp
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.utils.validation import check_is_fitted, check_non_negative
 
+from pipeline.arrays.dtypes import Array
 from pipeline.estimators.mixture import MixtureEstimator, shaped
 from pipeline.estimators.rows import Table
 from pipeline.models.base import Mixture
 from pipeline.models.multinomial import Multinomial, MultinomialParams
-from pipeline.models.stats import Array
 
 
 class MultinomialMixture(MixtureEstimator):

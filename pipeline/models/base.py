@@ -14,14 +14,14 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.kernels.softmax import log_sum_exp_rows, padded
-from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
+from pipeline.models.stats import Additive, Exemplars, LowestRows, Partial, Rows
 from pipeline.models.words import Words
 
-TILE_BYTES = 2**22  # of working arrays: about the caches that one core can use
 N_EXEMPLARS = 5
-FIRST_ROWS = 64
 MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
 
 
@@ -43,36 +43,11 @@ class Reset(NamedTuple):
     done: bool
 
 
-def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """float32 where it holds every value exactly (float16, float32, integers to 16 bits), else float64."""
-    return np.result_type(dtype, np.float32)
-
-
-def tiles(n: int, height: int) -> Iterator[slice]:
-    """Consecutive row ranges of at most `height` rows."""
-    for start in range(0, n, height):
-        yield slice(start, min(start + height, n))
-
-
-def first_few_then_tiles(n: int, height: int) -> Iterator[slice]:
-    """Row ranges in order, of which the first is short: what it leaves lets most of the others be skipped."""
-    first = min(n, FIRST_ROWS)
-    yield slice(0, first)
-    for rows in tiles(n - first, height):
-        yield slice(first + rows.start, first + rows.stop)
-
-
 def log_sum_exp(log_joint: Array) -> Array:
     """(n,) log of the sum of exponentials of each row; -inf for a row of -inf. log_joint : (n, k) float64."""
     out = np.empty(len(log_joint))
     log_sum_exp_rows(log_joint, np.full(padded(log_joint.shape[1], 8), -np.inf), out)
     return out
-
-
-def tile_height(n_features: int, n_components: int) -> int:
-    """Rows in a tile: a power of two that depends on the model alone, so that bits do not follow memory or workers."""
-    row_bytes = 8 * (2 * n_features + 4 * n_components)
-    return 1 << int(np.clip(np.log2(TILE_BYTES / row_bytes), 6, 13))
 
 
 class Model(ABC):

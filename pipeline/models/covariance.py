@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dtrtri
 
+from pipeline.arrays.dtypes import Array
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.kernels.lanes import packed
-from pipeline.models.stats import Array
 
 
 class Shape(NamedTuple):

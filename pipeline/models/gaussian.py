@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.arrays.tiles import tiles
 from pipeline.errors import InputError, SingularCovariance
 from pipeline.models import routes
 from pipeline.models.base import (
@@ -25,16 +27,14 @@ from pipeline.models.base import (
     Reset,
     checked_arrays,
     checked_weights,
-    compute_dtype,
     map_weights,
     relative_square,
     share_with,
-    tiles,
     weighted_total,
 )
 from pipeline.models.covariance import SHAPES, Shape, identity
 from pipeline.models.prior import Prior
-from pipeline.models.stats import Array, Partial, Rows
+from pipeline.models.stats import Partial, Rows
 from pipeline.models.words import Words
 
 SCATTER_ROWS = 4096

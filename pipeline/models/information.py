@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, helmert
 
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import tiles
 from pipeline.errors import InputError
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
-from pipeline.models.base import tiles
 from pipeline.models.covariance import FULL, SHAPES, full_covariances
 from pipeline.models.gaussian import Gaussian, GaussianParams
-from pipeline.models.stats import Array
 
 MOST_BYTES = 2**27  # of the matrix: a worker holds a handful
 TILE_ROWS = 1024

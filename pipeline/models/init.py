@@ -14,14 +14,16 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.keyed import race
-from pipeline.models.base import Model, tile_height, tiles
+from pipeline.models.base import Model
 from pipeline.models.covariance import from_covariance, full_matrix, identity
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans, nearest
 from pipeline.models.multinomial import Multinomial, MultinomialParams, log_shares, start_at
-from pipeline.models.stats import Array, LowestRows, Rows, stack
+from pipeline.models.stats import LowestRows, Rows, stack
 
 ROUNDS = 5  # of k-means||, each drawing 2K rows
 LLOYD_STEPS = 20  # of weighted Lloyd on the candidates

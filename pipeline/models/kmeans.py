@@ -13,6 +13,8 @@ from typing import ClassVar
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.kernels.nearest import add_residuals, lloyd_pass
 from pipeline.models.base import (
@@ -21,12 +23,8 @@ from pipeline.models.base import (
     Model,
     Reset,
     checked_arrays,
-    compute_dtype,
-    first_few_then_tiles,
-    tile_height,
-    tiles,
 )
-from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
+from pipeline.models.stats import Additive, Exemplars, LowestRows, Partial, Rows
 from pipeline.models.words import Words
 
 

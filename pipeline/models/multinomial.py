@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import xlogy
 
+from pipeline.arrays.dtypes import Array
 from pipeline.errors import InputError
 from pipeline.kernels.counts import LOG_FACTORIAL, counts_pass, log_coefficients, log_joint_counts
 from pipeline.models.base import (
@@ -29,7 +30,7 @@ from pipeline.models.base import (
     share_with,
     weighted_total,
 )
-from pipeline.models.stats import Array, Partial, Rows
+from pipeline.models.stats import Partial, Rows
 from pipeline.models.words import Words
 
 

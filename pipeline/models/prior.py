@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
 from pipeline.models.base import log_dirichlet
 from pipeline.models.covariance import Shape, from_covariance
-from pipeline.models.stats import Array
 
 SHRINKAGE = 0.01  # rows: Fraley and Raftery's, found to make the BIC curve smooth and to change little else
 

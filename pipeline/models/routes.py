@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import tiles
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE, fill_features, n_features
 from pipeline.kernels.lanes import TILE, gaussian_lanes, joint_lanes, whole
 from pipeline.kernels.softmax import padded, softmax_rows
-from pipeline.models.base import tiles
 from pipeline.models.covariance import Shape
-from pipeline.models.stats import Array
 
 CACHE_LINE = 64  # bytes
 MOST_LANES = 16  # features; above, matrix products win

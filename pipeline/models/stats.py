@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from pipeline.arrays.dtypes import Array
+
 Rows = Any  # (n, d): a dense array or a scipy.sparse.csr_array
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunk, Chunks
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError
 from pipeline.models.base import Model
 from pipeline.models.kmeans import KMeans
-from pipeline.models.stats import Array
 from pipeline.outputs.run_directory import publish, remove
 
 BLOCK_ROWS = 2**18

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 import zarr
 from zarr.codecs import ZstdCodec
 
+from pipeline.arrays.dtypes import Array
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import Known
 from pipeline.data.source import Source
@@ -27,7 +28,7 @@ from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
 from pipeline.models.prior import Prior
-from pipeline.models.stats import Array, HeldOut
+from pipeline.models.stats import HeldOut
 from pipeline.outputs.run_directory import publish, remove
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pipeline import NUMERICS
+from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import Drawn
 from pipeline.data.profile import Profile
@@ -32,7 +33,7 @@ from pipeline.errors import StorageError
 from pipeline.models.gaussian import GaussianStats
 from pipeline.models.kmeans import KMeansStats
 from pipeline.models.multinomial import MultinomialStats
-from pipeline.models.stats import Array, Exemplars, HeldOut, LowestRows, Partial
+from pipeline.models.stats import Exemplars, HeldOut, LowestRows, Partial
 from pipeline.outputs.run_directory import remove, sync
 
 # What jobs of a pass return, beside arrays and numbers.

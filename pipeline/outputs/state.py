@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.dtypes import Array
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import Known
 from pipeline.em.folds import Fold
 from pipeline.em.run import Entry, Run
 from pipeline.em.search import Rung
 from pipeline.models.base import Mixture, Model
-from pipeline.models.stats import Array, LowestRows, Rows
+from pipeline.models.stats import LowestRows, Rows
 from pipeline.outputs.checkpoint import State
 
 _SERIES = (
