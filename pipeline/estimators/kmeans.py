@@ -23,7 +23,7 @@ from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
-from pipeline.models.kmeans import nearest
+from pipeline.kernels.cpu import KERNELS
 
 FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
 
@@ -37,7 +37,7 @@ class Nearest:
 
     def __call__(self, x: Array) -> Array:
         """(n,). x : (n, d)."""
-        return nearest(x, self.centers, self.centers.mean(axis=0))[self.part]
+        return KERNELS.nearest(x, self.centers, self.centers.mean(axis=0))[self.part]
 
 
 @dataclass(frozen=True)

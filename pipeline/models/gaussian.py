@@ -16,10 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.arrays.dtypes import Array
 from pipeline.arrays.tiles import tiles
 from pipeline.errors import InputError, SingularCovariance
-from pipeline.models import routes
+from pipeline.kernels.base import GaussianProblem
+from pipeline.kernels.cholesky import Moments
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import (
     MAX_RESETS,
     Mixture,
@@ -117,27 +119,23 @@ class Gaussian(Mixture):
 
     def log_joint(self, params: GaussianParams, x: Rows) -> Array:
         self._refuse_singular(params)
-        x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
-        return routes.log_joint(self._problem(params), x)
+        return KERNELS.gaussian_log_joint(self._problem(params), x)
 
     def chunk_stats(self, params: GaussianParams, x: Rows, weight: Array | None) -> tuple[GaussianStats, Array]:
         self._refuse_singular(params)
-        shape, problem = self.shape, self._problem(params)
-        x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
-        log_norm = np.empty(len(x))
-        route = routes.by_lanes if routes.in_lanes(problem) else routes.by_products
-        sums = route(problem, x, weight, log_norm)
+        shape = self.shape
+        sums = KERNELS.gaussian_pass(self._problem(params), x, weight)
         sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
         if by.any():
             sum_x, sum_xx = _moved(shape, sums.sum_w, sum_x, sum_xx, by)
         if not shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             sum_xx = self._scatter(x, weight)
-        log_likelihood = weighted_total(weight, log_norm)
-        return GaussianStats(sums.sum_w, log_likelihood, sums.entropy, sum_x, sum_xx), log_norm
+        log_likelihood = weighted_total(weight, sums.log_norm)
+        return GaussianStats(sums.sum_w, log_likelihood, sums.entropy, sum_x, sum_xx), sums.log_norm
 
     def route_shares(self, params: GaussianParams, dtype: np.dtype[Any]) -> dict[str, list[int]]:
-        return routes.shares(self._problem(params), compute_dtype(dtype))
+        return KERNELS.gaussian_implementations(self._problem(params), dtype)
 
     def _scatter(self, x: Array, weight: Array | None) -> Array:
         """(d, d) weighted scatter about the shift."""
@@ -147,8 +145,8 @@ class Gaussian(Mixture):
             total += (diff if weight is None else diff * weight[rows, None]).T @ diff
         return total
 
-    def _problem(self, params: GaussianParams) -> routes.Problem:
-        """What the routes need, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
+    def _problem(self, params: GaussianParams) -> GaussianProblem:
+        """What the kernels need, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
         shape, k, d = self.shape, self.n_components, self.n_features
         with np.errstate(divide="ignore"):
             log_scale = np.log(params.weights) + shape.log_det(params.factors, d) - 0.5 * d * LOG_2PI
@@ -156,13 +154,13 @@ class Gaussian(Mixture):
             reach = far / np.maximum(params.eigenvalues[:, 0], 0.0)
             condition = params.eigenvalues[:, 1] / np.maximum(params.eigenvalues[:, 0], 0.0)
         hard = self.assignment == "hard"
-        return routes.Problem(shape, params.means, params.factors, log_scale, reach, condition, self.shift, hard)
+        return GaussianProblem(shape, params.means, params.factors, log_scale, reach, condition, self.shift, hard)
 
     def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> GaussianStats:
-        shape, k, d = self.shape, self.n_components, self.n_features
+        shape, k = self.shape, self.n_components
         weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
         sum_w = np.bincount(np.maximum(labels, 0), weights=weights, minlength=k)
-        moments = [routes.Moments(shape, self.shift, d) for _ in range(k)]
+        moments = [Moments(shape, self.shift) for _ in range(k)]
         for rows in tiles(len(x), SCATTER_ROWS):
             tile = x[rows].astype(np.float64)  # how narrow components are is not known yet: float32 might lose them
             for c in range(k):

@@ -17,11 +17,12 @@ import scipy.sparse as sp
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
+from pipeline.kernels.cpu import KERNELS
 from pipeline.keyed import race
 from pipeline.models.base import Model
 from pipeline.models.covariance import from_covariance, full_matrix, identity
 from pipeline.models.gaussian import Gaussian
-from pipeline.models.kmeans import KMeans, nearest
+from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial, MultinomialParams, log_shares, start_at
 from pipeline.models.stats import LowestRows, Rows, stack
 
@@ -282,7 +283,7 @@ def _tiles_to_centers(chunk: Any, centers: Array, shift: Array) -> Any:
     for rows in tiles(n, tile_height(len(shift), len(centers)) if sp.issparse(chunk.x) else n):
         x = chunk.x[rows]
         weight = np.ones(x.shape[0]) if chunk.weight is None else chunk.weight[rows]
-        yield rows, x, weight, *nearest(_unit(x), centers, shift)
+        yield rows, x, weight, *KERNELS.nearest(_unit(x), centers, shift)
 
 
 def _is_counts(model: Model) -> bool:

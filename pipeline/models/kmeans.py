@@ -16,7 +16,8 @@ import scipy.sparse as sp
 from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
-from pipeline.kernels.nearest import add_residuals, lloyd_pass
+from pipeline.kernels.cpu import KERNELS
+from pipeline.kernels.nearest import add_residuals
 from pipeline.models.base import (
     N_EXEMPLARS,
     Labels,
@@ -78,8 +79,7 @@ class KMeans(Model):
     def e_step(
         self, params: KMeansParams, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
     ) -> Partial:
-        rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
-        label, score, sum_w, sum_x, inertia, key = lloyd_pass(rows, weight, params.centers, self.shift, start)
+        label, score, sum_w, sum_x, inertia, key = KERNELS.lloyd_pass(x, weight, params.centers, self.shift, start)
         if np.isnan(inertia):  # NaN that came after the profiling pass: bad rows are set aside before they get here
             row = start + int(np.isnan(score).argmax())
             raise InputError(
@@ -157,7 +157,7 @@ class KMeans(Model):
             return float(np.sqrt(moved / np.float64(self.variance))) if moved > 0 else 0.0
 
     def assign(self, params: KMeansParams, x: Rows) -> Iterator[tuple[slice, Labels]]:
-        label, d2 = nearest(x, params.centers, self.shift)
+        label, d2 = KERNELS.nearest(x, params.centers, self.shift)
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
             log_resp = np.where(label[rows, None] == np.arange(self.n_components), 0.0, -np.inf)
             yield rows, Labels(label[rows], d2[rows], log_resp)
@@ -181,7 +181,7 @@ class KMeans(Model):
         return cost, heirs
 
     def responsibilities(self, params: KMeansParams, x: Rows, least: float) -> sp.csr_array:
-        label, _ = nearest(x, params.centers, self.shift)
+        label, _ = KERNELS.nearest(x, params.centers, self.shift)
         return sp.csr_array((np.ones(len(label)), label, np.arange(len(label) + 1)), (len(label), self.n_components))
 
     def n_free_parameters(self) -> int:
@@ -195,20 +195,3 @@ class KMeans(Model):
 
     def positions(self, params: KMeansParams) -> Array:
         return params.centers
-
-
-def nearest(x: Rows, centers: Array, shift: Array) -> tuple[Array, Array]:
-    """Nearest centre of each row and the squared distance to it; ties go to the lowest centre.
-
-    x : (n, d), dense, or sparse (shift must be 0 then).  centers : (k, d).
-    The choice comes from |c|² - 2 x.c about `shift` in x's compute dtype; the distance of the chosen one
-    is formed from the difference, in float64. Returns (n,) int32 and (n,) float64.
-    """
-    if sp.issparse(x):
-        cross = x @ centers.T
-        score = np.einsum("kd,kd->k", centers, centers) - 2.0 * cross
-        label = score.argmin(axis=1)
-        return label.astype(np.int32), np.maximum(score[np.arange(len(label)), label] + x.multiply(x).sum(axis=1), 0.0)
-    rows = np.ascontiguousarray(x, compute_dtype(x.dtype))
-    label, score, *_ = lloyd_pass(rows, None, centers, shift)
-    return label, -score

@@ -16,7 +16,9 @@ from scipy.special import xlogy
 
 from pipeline.arrays.dtypes import Array
 from pipeline.errors import InputError
-from pipeline.kernels.counts import LOG_FACTORIAL, counts_pass, log_coefficients, log_joint_counts
+from pipeline.kernels.base import CountsProblem
+from pipeline.kernels.counts import log_coefficients
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import (
     MAX_RESETS,
     Mixture,
@@ -79,22 +81,20 @@ class Multinomial(Mixture):
     impossible_advice: ClassVar[str] = "Raise model.concentration above 1, so that every word keeps some probability."
 
     def log_joint(self, params: MultinomialParams, x: Rows) -> Array:
-        counts = _stored(x)
-        out = np.empty((x.shape[0], self.n_components))
-        log_joint_counts(*counts, _log_coefficient(*counts), *_by_word(params), out)
-        return out
+        return KERNELS.counts_log_joint(self._problem(params), x)
 
     def chunk_stats(self, params: MultinomialParams, x: Rows, weight: Array | None) -> tuple[MultinomialStats, Array]:
-        counts = _stored(x)
-        coefficient = _log_coefficient(*counts)
-        log_norm, sum_w, sum_x = np.empty(x.shape[0]), np.zeros(self.n_components), np.zeros(params.log_prob.T.shape)
-        hard = self.assignment == "hard"
+        sums = KERNELS.counts_pass(self._problem(params), x, weight)
+        log_likelihood = weighted_total(weight, sums.log_norm)
+        stats = MultinomialStats(sums.sum_w, log_likelihood, sums.entropy, sums.sum_x, sums.log_coefficient)
+        return stats, sums.log_norm
+
+    def _problem(self, params: MultinomialParams) -> CountsProblem:
         # m_step adds the prior to sum_x: what is left out of 2^40 words does not reach its last bit.
         least = (self.concentration - 1.0) * 2.0**-93
-        weights = np.ones(x.shape[0]) if weight is None else weight
-        entropy = counts_pass(*counts, weights, coefficient, *_by_word(params), hard, least, log_norm, sum_w, sum_x)
-        log_likelihood = weighted_total(weight, log_norm)
-        return MultinomialStats(sum_w, log_likelihood, entropy, sum_x.T, float(weights @ coefficient)), log_norm
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(params.weights)
+        return CountsProblem(log_weights, params.log_prob, self.assignment == "hard", least)
 
     def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> MultinomialStats:
         weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
@@ -105,7 +105,7 @@ class Multinomial(Mixture):
             0.0,
             0.0,
             (member @ sp.csr_array(x)).toarray(order="F"),
-            float(weights @ _log_coefficient(*_stored(x))),
+            float(weights @ log_coefficients(x)),
         )
 
     def m_step(self, stats: MultinomialStats, params: MultinomialParams | None) -> MultinomialParams:
@@ -218,25 +218,3 @@ def log_shares(counts: Array) -> Array:
     counts = np.where(counts.sum(axis=-1, keepdims=True) > 0, counts, 1.0)
     with np.errstate(divide="ignore"):
         return np.log(counts) - np.log(counts.sum(axis=-1, keepdims=True))
-
-
-def _stored(x: Rows) -> tuple[Array, Array, Array]:
-    """data, indices and indptr of counts without stored zeros: 0 log 0 is 0."""
-    x = sp.csr_array(x)
-    if not x.data.all():
-        x = x.copy()
-        x.eliminate_zeros()
-    return x.data, x.indices, x.indptr
-
-
-def _log_coefficient(data: Array, indices: Array, indptr: Array) -> Array:
-    """(n,) log of the multinomial coefficient of each row."""
-    out = np.empty(len(indptr) - 1)
-    log_coefficients(data, indptr, LOG_FACTORIAL, out)
-    return out
-
-
-def _by_word(params: MultinomialParams) -> tuple[Array, Array]:
-    """Log weights (k,), and log probabilities (v, k), which are so stored after an M-step."""
-    with np.errstate(divide="ignore"):
-        return np.log(params.weights), np.ascontiguousarray(params.log_prob.T)

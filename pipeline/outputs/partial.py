@@ -27,9 +27,9 @@ from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunks
 from pipeline.data.draw import Drawn
 from pipeline.data.profile import Profile
-from pipeline.engine.blas import kernel_set
 from pipeline.engine.tree import Span, contains
 from pipeline.errors import StorageError
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.gaussian import GaussianStats
 from pipeline.models.kmeans import KMeansStats
 from pipeline.models.multinomial import MultinomialStats
@@ -64,7 +64,7 @@ class PartialPass:
     @cached_property
     def _folder(self) -> Path:
         found = hashlib.sha256()
-        _absorb(found, (*self._computed, NUMERICS, kernel_set()))
+        _absorb(found, (*self._computed, NUMERICS, KERNELS.identity()))
         return self._checkpoints / f"partial-{found.hexdigest()[:32]}"
 
     @cached_property
