@@ -28,11 +28,11 @@ from pipeline.engine.memory import Plan
 from pipeline.engine.passes import Engine, Job
 from pipeline.engine.reading import WORTH_BYTES, in_turn
 from pipeline.engine.tree import shard_level
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep
 from pipeline.models.clusters import BestRows
 from pipeline.models.information import ScoreProducts
 from pipeline.models.lloyd import Lloyd
-from pipeline.models.routes import KERNELS
 from pipeline.models.starts import HardStart, in_step, starting
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
 from pipeline.outputs.standard_errors import learns_covariances

@@ -18,6 +18,7 @@ from pipeline.em.loop import Event, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.job import Job, Work
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep
 from pipeline.models.clusters import BestRows
 from pipeline.outputs import checkpoint, partial
@@ -151,6 +152,6 @@ def _log_pass(job: Job, runs: Sequence[Run], known: Known, seconds: float, rows:
         refit=best.refit,
         stop_reason=best.stop_reason,
         max_iter=job.config.fit.max_iter,
-        routes=best.model.implementations(best.params, job.chunks.source.dtype),
+        routes=best.model.implementations(best.params, job.chunks.source.dtype, KERNELS),
         **figures(best, best.history[-1].weight if best.history else known.total),
     )

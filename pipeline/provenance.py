@@ -14,10 +14,10 @@ import psutil
 from pipeline import NUMERICS
 from pipeline.config import Config, to_plain
 from pipeline.data.chunks import Chunks
-from pipeline.engine.blas import kernel_set
 from pipeline.engine.memory import job_pss
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
+from pipeline.kernels.cpu import KERNELS
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
 
@@ -33,7 +33,7 @@ def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> di
         "config": to_plain(config),
         "versions": versions(),
         "numerics": NUMERICS,
-        "kernel_set": kernel_set(),
+        "kernel_set": KERNELS.identity(),
         "fingerprint": fingerprint,
         "start": start,
     }
@@ -50,7 +50,7 @@ def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, An
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "blas": kernel_set(),
+        "blas": KERNELS.identity(),
         "workers": engine.workers,
         "dashboard": engine.dashboard,
         "memory_total": psutil.virtual_memory().total,
@@ -88,9 +88,9 @@ def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], acc
     changes = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(before, after)]
     if record.get("numerics") != NUMERICS:
         changes.append(f"  numerics: was {record.get('numerics')}, now {NUMERICS} (another version of em-pipeline)")
-    if record.get("kernel_set") != kernel_set() and not accept_other_bits:
+    if record.get("kernel_set") != KERNELS.identity() and not accept_other_bits:
         changes.append(
-            f"  BLAS kernels: was {record.get('kernel_set')}, now {kernel_set()}; results would differ in the last "
+            f"  BLAS kernels: was {record.get('kernel_set')}, now {KERNELS.identity()}; results would differ in the last "
             "digits. Use --accept-other-bits, or run on the same kind of machine"
         )
     if changes:

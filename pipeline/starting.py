@@ -18,9 +18,9 @@ from pipeline.em.search import Level, Search
 from pipeline.engine.held import MemoryRows
 from pipeline.engine.memory import cores
 from pipeline.job import Work
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.clusters import ClusterModel as Model
 from pipeline.models.families import build_model
-from pipeline.models.routes import KERNELS
 from pipeline.models.starts import in_step, starting
 from pipeline.planning import held_share, refuse_negative, sample_size, searches, warnings_of
 

@@ -824,7 +824,7 @@ def test_events_say_what_the_specification_asks(tmp_path, data):
     start = next(event for event in events if event["event"] == "start")
     assert {"versions", "host", "blas", "pss"} <= set(start)
     assert start["plan"]["fixed"] < start["plan"]["peak"] <= start["plan"]["limit"]
-    assert all(event["routes"] == {"lanes": [3, 3]} for event in passes)
+    assert all(event["routes"] == {"SIMD": [3, 3]} for event in passes)
     end = next(event for event in events if event["event"] == "finished")
     assert end["peak_pss"] > 0
 

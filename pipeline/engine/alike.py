@@ -10,8 +10,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from pipeline import NUMERICS
-from pipeline.engine.blas import check_same_kernels, kernel_set
+from pipeline.engine.blas import check_same_kernels
 from pipeline.errors import InputError
+from pipeline.kernels.cpu import KERNELS
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "numba", "dask", "distributed")
 
@@ -33,7 +34,7 @@ def _version(name: str) -> str:
 
 def about_me() -> tuple[Versions, list[str]]:
     """Versions, and the kernel set."""
-    return versions(), kernel_set()
+    return versions(), KERNELS.identity()
 
 
 def refuse_unlike(worker: str, mine: tuple[Versions, list[str]], theirs: tuple[Versions, list[str]]) -> None:

@@ -53,21 +53,6 @@ def _libraries(n_modules: int) -> Any:
     return ThreadpoolController()
 
 
-def kernel_set() -> list[str]:
-    """What this process computes with: BLAS kernels, and what compiled ones are compiled for.
-
-    Such as ["compiled znver3", "openblas Haswell"].
-    """
-    import numpy  # noqa: F401  both must be loaded, or threadpoolctl does not see their BLAS
-    import scipy.linalg  # noqa: F401
-    from llvmlite.binding import get_host_cpu_name
-    from threadpoolctl import threadpool_info
-
-    libraries = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
-    names = {f"{lib['internal_api']} {lib.get('architecture', 'unknown')}" for lib in libraries}
-    return sorted({f"compiled {get_host_cpu_name()}", *names})
-
-
 def check_same_kernels(mine: list[str], others: dict[str, list[str]]) -> None:
     """Refuse a mixture of kernel sets: the same chunk would give other bits on another worker."""
     for name, theirs in others.items():

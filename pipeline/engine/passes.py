@@ -27,7 +27,7 @@ from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.reading import WORTH_BYTES, Kept, in_turn
 from pipeline.engine.tree import Span, halves, shard_level, tree_sum, uncovered
 from pipeline.errors import InputError, PipelineError, Stopped, StorageError
-from pipeline.models.routes import KERNELS
+from pipeline.kernels.cpu import KERNELS
 
 if TYPE_CHECKING:
     from pipeline.engine.waiting import Cluster

@@ -22,8 +22,8 @@ from pipeline.estimators.fit import Start, fitted, seed_of, value_errors
 from pipeline.estimators.kmeans import KMeans
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.mixture import Mixture
-from pipeline.models.routes import KERNELS
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,22 @@ lanes. The distance to the chosen centre is formed from the difference, in float
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.kernels.base import LloydSums
 from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, keep_nearest, transpose_square
 from pipeline.kernels.compiling import exact_kernel, kernel
 
 TILE = 256  # rows, transposed; a block of centres is read once for all of them
 
 
-def lloyd_pass(
-    x: np.ndarray, weight: np.ndarray | None, centers: np.ndarray, shift: np.ndarray, first: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, np.uint64]:
-    """Nearest centre of each row, ties to the lowest, and what they sum up to.
-
-    x : (n, d), float32 or float64.  weight : (n,) float64, or None for ones.  centers : (k, d) float64.
-    shift : (d,) float64, near the rows.  first : global index of the first row.
-    Returns label : (n,) int32;  score : (n,), minus the squared distance, inf where the weight is 0;  sum_w : (k,);
-    sum_x : (k, d), about the shift;  the weighted sum of squared distances;  the sum modulo 2^64 of hashes of
-    (row, label) where weights are positive.
-    """
+def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
+    """See `Kernels.lloyd_pass`."""
+    x = np.ascontiguousarray(x, compute_dtype(x.dtype))
     (k, d), n = centers.shape, len(x)
     reference = shift.astype(x.dtype)
     points = centers - reference
@@ -35,11 +32,22 @@ def lloyd_pass(
     coefficients = np.ascontiguousarray(coefficients.reshape(blocks, BLOCK, d).swapaxes(1, 2))
     label, score = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
-    given = np.empty(0) if weight is None else weight
+    weights = np.empty(0) if weight is None else weight
     inertia, key = _pass(
-        x, given, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
+        x, weights, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
     )
-    return label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key
+    return LloydSums(label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key)
+
+
+def nearest(x: Any, centers: Array, shift: Array) -> tuple[Array, Array]:
+    """See `Kernels.nearest`. Sparse rows are compared by a sparse product."""
+    if sp.issparse(x):
+        score = np.einsum("kd,kd->k", centers, centers) - 2.0 * (x @ centers.T)
+        label = score.argmin(axis=1)
+        squared = score[np.arange(len(label)), label] + x.multiply(x).sum(axis=1)
+        return label.astype(np.int32), np.maximum(squared, 0.0)
+    found = lloyd_pass(x, None, centers, shift)
+    return found.label, -found.score
 
 
 @exact_kernel

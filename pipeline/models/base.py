@@ -293,7 +293,7 @@ class LatentModel(ABC):
         """
         return None
 
-    def implementations(self, params: Any, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+    def implementations(self, params: Any, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
         """How an E-step on rows of this dtype is computed: by implementation, components' densities and moments."""
         return {}
 

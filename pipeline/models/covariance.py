@@ -20,7 +20,7 @@ from scipy.linalg.lapack import dpotrf, dtrtri
 
 from pipeline.arrays.dtypes import Array
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
-from pipeline.kernels.lanes import packed
+from pipeline.kernels.simd import packed
 from pipeline.models.schema import POSITIVE, POSITIVE_DEFINITE, Field
 
 

@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.arrays.additive import Additive
-from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
+from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.arrays.tiles import tiles
 from pipeline.errors import SingularCovariance
-from pipeline.models import routes
+from pipeline.kernels.base import GaussianProblem
+from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
 from pipeline.models.mixture import Component, Pass
@@ -109,7 +110,6 @@ class Gaussian(Component):
 
     def log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         self._refuse_singular(theta)
-        x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
         found: Array = kernels.gaussian_log_joint(self._problem(theta, log_weights, False), x)
         return found
 
@@ -120,23 +120,22 @@ class Gaussian(Component):
         x: Matrix,
         weight: Array | None,
         hard: bool,
-        log_norm: Array,
         kernels: Any,
     ) -> Pass:
         self._refuse_singular(theta)
-        x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
-        sums = kernels.gaussian_pass(self._problem(theta, log_weights, hard), x, weight, log_norm)
+        sums = kernels.gaussian_pass(self._problem(theta, log_weights, hard), x, weight)
         sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
         if by.any():
             sum_x, sum_xx = _moved(self.shape, sums.sum_w, sum_x, sum_xx, by)
         if not self.shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             sum_xx = self._scatter(x, weight)
-        return Pass(sums.sum_w, GaussianStats(sum_x, sum_xx), sums.entropy)
+        return Pass(sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx), sums.entropy)
 
-    def implementations(self, theta: Gaussians, dtype: np.dtype[Any]) -> dict[str, list[int]]:
-        zero = np.zeros(self.n_components)
-        return routes.shares(self._problem(theta, zero, False), compute_dtype(dtype))
+    def implementations(self, theta: Gaussians, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
+        problem = self._problem(theta, np.zeros(self.n_components), False)
+        found: dict[str, list[int]] = kernels.gaussian_implementations(problem, dtype)
+        return found
 
     def _scatter(self, x: Array, weight: Array | None) -> Array:
         """(d, d) weighted scatter about the shift."""
@@ -146,7 +145,7 @@ class Gaussian(Component):
             total += (diff if weight is None else diff * weight[rows, None]).T @ diff
         return total
 
-    def _problem(self, theta: Gaussians, log_weights: Array, hard: bool) -> routes.Problem:
+    def _problem(self, theta: Gaussians, log_weights: Array, hard: bool) -> GaussianProblem:
         """What the kernels need, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
         shape, k, d = self.shape, self.n_components, self.n_features
         with np.errstate(divide="ignore"):
@@ -154,11 +153,11 @@ class Gaussian(Component):
             far = ((theta.means - self.shift) ** 2).sum(axis=1) + shape.traces(theta.covariances, k, d)
             reach = far / np.maximum(theta.eigenvalues[:, 0], 0.0)
             condition = theta.eigenvalues[:, 1] / np.maximum(theta.eigenvalues[:, 0], 0.0)
-        return routes.Problem(shape, theta.means, theta.factors, log_scale, reach, condition, self.shift, hard)
+        return GaussianProblem(shape, theta.means, theta.factors, log_scale, reach, condition, self.shift, hard)
 
     def statistics(self, theta: Gaussians | None, x: Matrix, resp: Array) -> GaussianStats:
         """By component about the shift; the passes of a fit use compiled ones."""
-        moments = [routes.Moments(self.shape, self.shift, self.n_features) for _ in range(self.n_components)]
+        moments = [Moments(self.shape, self.shift) for _ in range(self.n_components)]
         for one, own in zip(moments, resp.T, strict=True):
             one.add(x.astype(np.float64), own)
         return self._stacked(moments)
@@ -168,14 +167,14 @@ class Gaussian(Component):
         return 8 * (self.n_components * self.n_features + int(np.prod(moments)))
 
     def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> GaussianStats:
-        moments = [routes.Moments(self.shape, self.shift, self.n_features) for _ in range(self.n_components)]
+        moments = [Moments(self.shape, self.shift) for _ in range(self.n_components)]
         for rows in tiles(len(x), SCATTER_ROWS):
             tile = x[rows].astype(np.float64)  # how narrow components are is not known yet: float32 might lose them
             for c, one in enumerate(moments):
                 one.add(tile, np.where(labels[rows] == c, weight[rows], 0.0))
         return self._stacked(moments)
 
-    def _stacked(self, moments: list[routes.Moments]) -> GaussianStats:
+    def _stacked(self, moments: list[Moments]) -> GaussianStats:
         sum_x, sum_xx = np.stack([m.sum_x for m in moments]), np.stack([m.sum_xx for m in moments])
         return GaussianStats(sum_x, self.shape.packed(sum_xx))
 

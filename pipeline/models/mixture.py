@@ -28,8 +28,12 @@ from pipeline.models.words import Words
 
 
 class Pass(NamedTuple):
-    """What one pass over rows gives. sum_w : (k,) soft counts.  stats : the component's.  entropy : total nats."""
+    """What one pass over rows gives.
 
+    log_norm : (n,) log p(x), nats.  sum_w : (k,) soft counts.  stats : the component's.  entropy : total nats.
+    """
+
+    log_norm: Array
     sum_w: Array
     stats: Any
     entropy: float
@@ -135,15 +139,11 @@ class Component(ABC):
         x: Matrix,
         weight: Array | None,
         hard: bool,
-        log_norm: Array,
         kernels: Any,
     ) -> Pass:
-        """Responsibilities and their statistics, tile by tile. log_norm : (n,), written: log p(x).
-
-        A family may have a compiled one in its place.
-        """
+        """Responsibilities and their statistics, tile by tile. A family may have a compiled one in its place."""
         k = self.n_components
-        sum_w, stats, entropy = np.zeros(k), None, 0.0
+        log_norm, sum_w, stats, entropy = np.empty(x.shape[0]), np.zeros(k), None, 0.0
         for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
             tile = x[rows]
             w = np.ones(tile.shape[0]) if weight is None else weight[rows]
@@ -153,7 +153,7 @@ class Component(ABC):
             part = self.statistics(theta, tile, resp[:, :k])
             sum_w += resp[:, :k].sum(axis=0)
             stats = part if stats is None else stats + part
-        return Pass(sum_w, stats, entropy)
+        return Pass(log_norm, sum_w, stats, entropy)
 
     def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
         """Terms of the squared Fisher norm of a step: sum_k N_k/N Δᵀ I_k Δ. By default twice the gain of the step."""
@@ -195,7 +195,7 @@ class Component(ABC):
         """Theta by the names of the schema."""
         return {name: getattr(theta, name) for name in self.fields}
 
-    def implementations(self, theta: Any, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+    def implementations(self, theta: Any, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
         """As `LatentModel.implementations`."""
         return {}
 
@@ -330,31 +330,31 @@ class Mixture(ClusterModel):
         return self.component.log_joint(params.theta, _log(params.weights), x, kernels)
 
     def e_step(self, params: MixtureParams, rows: Rows, kernels: Any) -> Expectation:
-        log_norm = np.empty(rows.n)
-        found = self._by_label(params, rows, log_norm, kernels)
-        log_likelihood = weighted_total(rows.weight, log_norm)
-        score = log_norm if rows.weight is None else np.where(rows.weight > 0, log_norm, np.inf)
+        found = self._by_label(params, rows, kernels)
+        log_likelihood = weighted_total(rows.weight, found.log_norm)
+        score = found.log_norm if rows.weight is None else np.where(rows.weight > 0, found.log_norm, np.inf)
         if not np.isfinite(log_likelihood):
             self._refuse_impossible(score, rows.start)
         evidence = Evidence(rows.total_weight, found.entropy, log_likelihood, found.entropy)
         return Expectation(MixtureStats(found.sum_w, found.stats), evidence, score)
 
-    def _by_label(self, params: MixtureParams, rows: Rows, log_norm: Array, kernels: Any) -> Pass:
+    def _by_label(self, params: MixtureParams, rows: Rows, kernels: Any) -> Pass:
         """The pass over a chunk; rows whose component is known are passed with the weights of all others at 0."""
         log_weights, labels = _log(params.weights), self.checked_labels(rows)
         e_step = self.component.e_step
         if labels is None:
-            return e_step(params.theta, log_weights, rows.x, rows.weight, self.hard, log_norm, kernels)
-        total: Pass | None = None
+            found: Pass = e_step(params.theta, log_weights, rows.x, rows.weight, self.hard, kernels)
+            return found
+        total, log_norm = None, np.empty(rows.n)
         for label in np.unique(labels):
             chosen = np.flatnonzero(labels == label)
             own = log_weights if label < 0 else np.where(np.arange(self.n_components) == label, log_weights, -np.inf)
-            weight, part_norm = None if rows.weight is None else rows.weight[chosen], np.empty(len(chosen))
-            part = e_step(params.theta, own, rows.x[chosen], weight, self.hard, part_norm, kernels)
-            log_norm[chosen] = part_norm
-            total = part if total is None else Pass(*(a + b for a, b in zip(total, part, strict=True)))
+            weight = None if rows.weight is None else rows.weight[chosen]
+            part = e_step(params.theta, own, rows.x[chosen], weight, self.hard, kernels)
+            log_norm[chosen] = part.log_norm
+            total = part[1:] if total is None else tuple(a + b for a, b in zip(total, part[1:], strict=True))
         assert total is not None, "a chunk has at least one row"
-        return total
+        return Pass(log_norm, *total)
 
     def _refuse_impossible(self, score: Array, start: int) -> None:
         """score : (n,) log-densities, inf for rows of weight 0."""
@@ -515,8 +515,8 @@ class Mixture(ClusterModel):
             parts.append(sp.csr_array(shares))
         return sp.csr_array(sp.vstack(parts))
 
-    def implementations(self, params: MixtureParams, dtype: np.dtype[Any]) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = self.component.implementations(params.theta, dtype)
+    def implementations(self, params: MixtureParams, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = self.component.implementations(params.theta, dtype, kernels)
         return found
 
     def sample(self, params: MixtureParams, n: int, rng: np.random.Generator) -> tuple[Matrix, Array]:

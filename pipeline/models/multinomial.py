@@ -16,7 +16,8 @@ from scipy.special import xlogy
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
-from pipeline.kernels.counts import LOG_FACTORIAL, log_coefficients
+from pipeline.kernels.base import CountsProblem
+from pipeline.kernels.counts import log_coefficients
 from pipeline.models.clusters import Summary
 from pipeline.models.mixture import Component, Pass, relative_square
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
@@ -77,10 +78,8 @@ class Multinomial(Component):
         return WordProbabilities(np.asfortranarray(arrays["log_prob"]))
 
     def log_joint(self, theta: WordProbabilities, log_weights: Array, x: Matrix, kernels: Any) -> Array:
-        counts = _stored(x)
-        out = np.empty((x.shape[0], self.n_components))
-        kernels.counts_log_joint(*counts, _log_coefficient(*counts), log_weights, _by_word(theta), out)
-        return out
+        found: Array = kernels.counts_log_joint(CountsProblem(log_weights, theta.log_prob), x)
+        return found
 
     def e_step(
         self,
@@ -89,24 +88,16 @@ class Multinomial(Component):
         x: Matrix,
         weight: Array | None,
         hard: bool,
-        log_norm: Array,
         kernels: Any,
     ) -> Pass:
-        counts = _stored(x)
-        coefficient = _log_coefficient(*counts)
-        sum_w, sum_x = np.zeros(self.n_components), np.zeros(theta.log_prob.T.shape)
         # m_step adds the prior to sum_x: what is left out of 2^40 words does not reach its last bit.
         least = (self.concentration - 1.0) * 2.0**-93
-        weights = np.ones(x.shape[0]) if weight is None else weight
-        entropy = kernels.counts_pass(
-            *counts, weights, coefficient, log_weights, _by_word(theta), hard, least, log_norm, sum_w, sum_x
-        )
-        return Pass(sum_w, CountStats(sum_x.T, float(weights @ coefficient)), entropy)
+        sums = kernels.counts_pass(CountsProblem(log_weights, theta.log_prob, hard, least), x, weight)
+        return Pass(sums.log_norm, sums.sum_w, CountStats(sums.sum_x, sums.log_coefficient), sums.entropy)
 
     def statistics(self, theta: WordProbabilities | None, x: Matrix, resp: Array) -> CountStats:
-        coefficient = _log_coefficient(*_stored(x))
-        sum_x = np.asfortranarray(sp.csr_array(resp.T) @ sp.csr_array(x).toarray())
-        return CountStats(sum_x, float(resp.sum(axis=1) @ coefficient))
+        sum_x = (sp.csr_array(resp.T) @ sp.csr_array(x)).toarray(order="F")
+        return CountStats(sum_x, float(resp.sum(axis=1) @ log_coefficients(x)))
 
     def statistics_bytes(self) -> int:
         return 8 * self.n_components * self.n_words
@@ -114,7 +105,7 @@ class Multinomial(Component):
     def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> CountStats:
         member = sp.csr_array((weight, (labels, np.arange(len(labels)))), shape=(self.n_components, len(labels)))
         sum_x = (member @ sp.csr_array(x)).toarray(order="F")
-        return CountStats(sum_x, float(weight @ _log_coefficient(*_stored(x))))
+        return CountStats(sum_x, float(weight @ log_coefficients(x)))
 
     def m_step(self, stats: CountStats, sum_w: Array, theta: WordProbabilities | None) -> WordProbabilities:
         k, v = stats.sum_x.shape
@@ -208,24 +199,3 @@ def _log_shares(counts: Array) -> Array:
     counts = np.where(counts.sum(axis=-1, keepdims=True) > 0, counts, 1.0)
     with np.errstate(divide="ignore"):
         return np.log(counts) - np.log(counts.sum(axis=-1, keepdims=True))
-
-
-def _stored(x: Matrix) -> tuple[Array, Array, Array]:
-    """data, indices and indptr of counts without stored zeros: 0 log 0 is 0."""
-    x = sp.csr_array(x)
-    if not x.data.all():
-        x = x.copy()
-        x.eliminate_zeros()
-    return x.data, x.indices, x.indptr
-
-
-def _log_coefficient(data: Array, indices: Array, indptr: Array) -> Array:
-    """(n,) log of the multinomial coefficient of each row."""
-    out = np.empty(len(indptr) - 1)
-    log_coefficients(data, indptr, LOG_FACTORIAL, out)
-    return out
-
-
-def _by_word(theta: WordProbabilities) -> Array:
-    """Log probabilities (v, k), which are so stored."""
-    return np.ascontiguousarray(theta.log_prob.T)

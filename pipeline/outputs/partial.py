@@ -23,9 +23,9 @@ import numpy as np
 from pipeline import NUMERICS
 from pipeline.arrays.packing import digest, pack, unpack
 from pipeline.data.chunks import Chunks
-from pipeline.engine.blas import kernel_set
 from pipeline.engine.tree import Span, contains
 from pipeline.errors import StorageError
+from pipeline.kernels.cpu import KERNELS
 from pipeline.outputs.run_directory import remove, sync
 
 _STRUCTURE = "structure"
@@ -47,7 +47,7 @@ class PartialPass:
 
     @cached_property
     def _folder(self) -> Path:
-        return self._checkpoints / f"partial-{digest((*self._computed, NUMERICS, kernel_set()))[:32]}"
+        return self._checkpoints / f"partial-{digest((*self._computed, NUMERICS, KERNELS.identity()))[:32]}"
 
     @cached_property
     def _can_be_kept(self) -> bool:

@@ -29,7 +29,7 @@ from pipeline.data.opening import open_source
 from pipeline.data.profile import Known, ProfileJob, known_rows
 from pipeline.engine.blas import single_thread
 from pipeline.engine.passes import Engine
-from pipeline.models import routes
+from pipeline.kernels.choice import gemm_shares
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.init import initial_params
 
@@ -91,7 +91,7 @@ def patches(setting: Setting) -> Iterator[Record]:
 def route_shares(model: Gaussian, params: Any, dtype: Any) -> Record:
     """Percent of the components whose densities, and whose moments, are matrix products; the rest goes by Cholesky."""
     found, k = {}, model.n_components
-    for precision, densities, moments in routes.on_products(model._problem(params), np.dtype(dtype)):
+    for precision, densities, moments in gemm_shares(model._problem(params), np.dtype(dtype)):
         found[f"densities_by_{precision}_products_%"] = 100 * (densities.stop - densities.start) / k
         found[f"moments_by_{precision}_products_%"] = 100 * (moments.stop - moments.start) / k
     return found

@@ -141,8 +141,8 @@ def confusion(record: Record) -> Confusion | None:
 def _counts(record: Record) -> tuple[np.ndarray, str] | None:
     """(k, k) sum of the responsibilities of component j for rows labelled i (K-means: rows that j would inherit), and of what."""
     if record.has("sample") and record.fitted is not None:
+        from pipeline.kernels.cpu import KERNELS
         from pipeline.models.lloyd import Lloyd as KMeans
-        from pipeline.models.routes import KERNELS
 
         model, params = record.fitted
         sample = record.array("sample")

@@ -53,7 +53,7 @@ def packed(lower: np.ndarray) -> np.ndarray:
 
 
 @exact_kernel
-def gaussian_lanes(
+def simd_moments(
     x: np.ndarray,
     weight: np.ndarray,
     high: np.ndarray,
@@ -114,7 +114,7 @@ def gaussian_lanes(
 
 
 @exact_kernel
-def joint_lanes(
+def simd_joint(
     x: np.ndarray,
     high: np.ndarray,
     low: np.ndarray,
