@@ -89,6 +89,13 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.algorithm = algorithm
         self.method = method
 
+    @classmethod
+    def of_centers(cls, centers: Array, inertia: float) -> Self:
+        """Return a fitted estimator. centers : (k, d)."""
+        estimator = cls(len(centers))
+        estimator.cluster_centers_, estimator.inertia_ = centers, inertia
+        return estimator
+
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit to all rows of X.
 

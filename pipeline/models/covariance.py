@@ -70,6 +70,11 @@ class Shape(NamedTuple):
     prior_rows: Callable[[float, int], float]
     draw: Callable[[Array, Array, int, Any], Array]
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a covariance is stored whole: for a diagonal of it, or one variance, its inverse is by element."""
+        return "feature_2" in self.field.dims
+
     def array_shape(self, k: int, d: int) -> tuple[int, ...]:
         """The shape of the covariances array."""
         return self.field.shape({"component": k, "feature": d})

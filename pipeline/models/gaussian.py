@@ -25,6 +25,7 @@ from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
+from pipeline.models.information import ScoreProducts
 from pipeline.models.mixture import Component, Pass
 from pipeline.models.prior import Prior
 from pipeline.models.schema import Field, Fields
@@ -84,6 +85,9 @@ class Gaussian(Component):
     @property
     def fields(self) -> Fields:
         return {"means": Field(("component", "feature")), "covariances": self.shape.field}
+
+    def facts(self) -> dict[str, Any]:
+        return {"covariance_type": self.covariance_type, "reg_covar": self.reg_covar}
 
     @property
     def bounded(self) -> bool:
@@ -274,6 +278,9 @@ class Gaussian(Component):
         """(k,) bool: components whose covariance has no Cholesky factor."""
         factors = theta.factors.reshape(self.n_components if self.shape.per_component else 1, -1)
         return np.broadcast_to(~np.isfinite(factors).all(axis=1), (self.n_components,))
+
+    def score_products(self, model: Any, params: Any, fully: bool) -> ScoreProducts:
+        return ScoreProducts(model, params, fully and "covariances" not in self.fixed)
 
     def _mended(self, theta: Gaussians, stats: GaussianStats, sum_w: Array) -> Gaussians:
         """A start in which covariances of too few rows are replaced by the average of the others."""

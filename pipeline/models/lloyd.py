@@ -66,6 +66,10 @@ class HashedLabels:
         assert found.label_hash is not None
         return LabelHash(found.label_hash)
 
+    def nbytes(self, model: Any) -> int:
+        """Bytes of one number."""
+        return 8
+
 
 @stored
 @dataclass(frozen=True)
@@ -225,6 +229,9 @@ class Lloyd(ClusterModel):
         own = np.maximum(labels, 0).astype(np.int32)
         add_residuals(rows, weights, own, origin, np.empty(len(rows)), sum_w, sum_x)
         return LloydStats(sum_w, sum_x, 0.0)
+
+    def statistics_bytes(self) -> int:
+        return 8 * self.k * (1 + self.n_features)
 
     def start_at(self, rows: Array, summary: Summary) -> Centers:
         return Centers(np.asarray(rows, dtype=np.float64))

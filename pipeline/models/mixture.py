@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.kernels.softmax import log_sum_exp_rows, padded, softmax_rows
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals, weighted_total
 from pipeline.models.clusters import MAX_RESETS, ClusterModel, Labels, SearchEffort, Summary, WorstRows
-from pipeline.models.schema import SIMPLEX, Field, Fields, n_free
+from pipeline.models.schema import SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
 
@@ -71,6 +71,10 @@ class Component(ABC):
     def n_features(self) -> int:
         """d."""
         return len(self.shift)
+
+    def facts(self) -> dict[str, Any]:
+        """Hyperparameters that people read, by name; text among them tells candidates apart."""
+        return {}
 
     @property
     def least_rows(self) -> int:
@@ -199,6 +203,10 @@ class Component(ABC):
         """As `LatentModel.implementations`."""
         return {}
 
+    def score_products(self, model: Any, params: Any, fully: bool) -> Any | None:
+        """As `LatentModel.score_products`. model : the mixture."""
+        return None
+
     def broken(self, theta: Any) -> Array:
         """(k,) bool: components whose density cannot be computed."""
         return np.zeros(self.n_components, dtype=bool)
@@ -285,6 +293,13 @@ class Mixture(ClusterModel):
     def fixed(self) -> tuple[str, ...]:  # type: ignore[override]  # of weights and component
         """Fields that keep their initial values."""
         return (*(("weights",) if self.fixed_weights else ()), *self.component.fixed)
+
+    @property
+    def label(self) -> str:
+        return "-".join([super().label, *(fact for fact in self.component.facts().values() if isinstance(fact, str))])
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), **self.component.facts(), "assignment": self.assignment, "fixed": list(self.fixed)}
 
     @property
     def hard(self) -> bool:
@@ -525,8 +540,11 @@ class Mixture(ClusterModel):
         labels = np.repeat(np.arange(len(counts)), counts)
         return self.component.sample(params.theta, labels, rng), labels
 
-    def n_free_parameters(self) -> int:
-        return n_free(self.fields, self.sizes, self.fixed)
+    def statistics_bytes(self) -> int:
+        return 8 * self.n_components + int(self.component.statistics_bytes())
+
+    def score_products(self, params: MixtureParams | None, fully: bool) -> Any | None:
+        return self.component.score_products(self, params, fully)
 
     def _tiles(self, x: Matrix) -> Iterator[slice]:
         return tiles(x.shape[0], tile_height(self.n_features, self.n_components))

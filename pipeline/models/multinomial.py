@@ -24,6 +24,9 @@ from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
 
+WORDS = 100  # of a document that is drawn
+
+
 @dataclass(frozen=True)
 class WordProbabilities:
     """log_prob : (k, v), log theta; -inf where a word cannot occur. Stored word by word, as the kernels read it."""
@@ -73,6 +76,9 @@ class Multinomial(Component):
     @property
     def fields(self) -> Fields:
         return {"log_prob": Field(("component", "feature"), LOG_SIMPLEX)}
+
+    def facts(self) -> dict[str, Any]:
+        return {"concentration": self.concentration}
 
     def theta(self, **arrays: Array) -> WordProbabilities:
         return WordProbabilities(np.asfortranarray(arrays["log_prob"]))
@@ -178,7 +184,7 @@ class Multinomial(Component):
         words = summary.mean * (1.0 + 0.01 * draws) + max(self.concentration - 1.0, 0.0) / self.n_features
         return self.theta(log_prob=_log_shares(np.maximum(words, 0.0)))
 
-    def sample(self, theta: WordProbabilities, labels: Array, rng: np.random.Generator, n_counts: int = 100) -> Matrix:
+    def sample(self, theta: WordProbabilities, labels: Array, rng: np.random.Generator, n_counts: int = WORDS) -> Matrix:
         """Documents of n_counts words each."""
         prob = np.exp(theta.log_prob)
         prob /= prob.sum(axis=1, keepdims=True)

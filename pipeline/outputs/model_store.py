@@ -22,11 +22,11 @@ from pipeline.arrays.packing import Packed, pack, unpack
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import Known
 from pipeline.data.source import Source
-from pipeline.em.heldout import HeldOut
+from pipeline.em.choice import criteria, held_out, restarts
 from pipeline.em.run import Run
 from pipeline.errors import InputError, StorageError
 from pipeline.models import schema
-from pipeline.models.base import Evidence, LatentModel
+from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
 from pipeline.outputs.run_directory import publish, remove
 
@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS, SAMPLE_BYTES = 2000, 2**20  # for the report's pictures
 OUTLIERS, OUTLIER_WORDS = 10, 8  # at most
-
-
-def best_run(runs: Sequence[Run]) -> Run:
-    """The restart with the highest final objective; ties go to the first."""
-    return max(runs, key=lambda run: run.objective)
 
 
 def canonical_order(run: Run) -> Array:
@@ -163,6 +158,7 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
     model, final = run.model, run.final
     attributes: dict[str, Any] = {
         "family": model.family,
+        "name": model.label,
         "model": _packed(model).structure,
         "n_rows": known.n_rows,
         "dropped_rows": known.n_bad,
@@ -179,60 +175,14 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
         "restarts": restarts(runs, run),
         "versions": {name: version(name) for name in ("em-pipeline", "numpy", "scipy", "zarr")},
     }
-    if isinstance(model, ClusterModel):
-        attributes |= {"n_components": model.n_components, "n_features": model.n_features}
-    attributes |= criteria(model, final.evidence, known.total)
-    for owner in (model, getattr(model, "component", None)):
-        for name in ("assignment", "covariance_type", "reg_covar", "concentration"):
-            if hasattr(owner, name):
-                attributes[name] = getattr(owner, name)
-    if model.has_bound:
-        attributes["fixed"] = list(model.fixed)
-    else:
+    attributes |= model.facts() | criteria(model, final.evidence, known.total)
+    if not model.has_bound:
         attributes["final_inertia"] = -run.objective
     if "held_out" in final.attached:
         attributes |= held_out(final.attached["held_out"])
     if (words := source.vocabulary()) is not None:
         attributes["vocabulary"] = words
     return attributes
-
-
-def restarts(runs: Sequence[Run], chosen: Run) -> list[dict[str, Any]]:
-    """How each restart ended."""
-    return [
-        {
-            "restart": run.restart,
-            "objective": run.objective,
-            "n_iter": len(run.history),
-            "stop_reason": run.stop_reason,
-            "chosen": run.restart == chosen.restart,
-        }
-        for run in runs
-    ]
-
-
-def criteria(model: LatentModel, evidence: Evidence, total: float) -> dict[str, float]:
-    """Information criteria in nats, lower is better; n is the sum of weights. Empty where there is no likelihood.
-
-    BIC = p log n - 2 log L [Schwarz 1978]; AIC = 2p - 2 log L [Akaike 1974]; ICL = BIC + 2 entropy of the labels [Biernacki
-    et al. 2000]
-    """
-    if evidence.log_likelihood is None:
-        return {}
-    p, log_likelihood = model.n_free_parameters(), float(evidence.log_likelihood)
-    bic = p * float(np.log(total)) - 2.0 * log_likelihood
-    found = {"final_log_likelihood": log_likelihood, "aic": 2.0 * p - 2.0 * log_likelihood, "bic": bic}
-    if evidence.label_entropy is not None:
-        found["icl"] = bic + 2.0 * float(evidence.label_entropy)
-    return {**found, "n_free_parameters": p}
-
-
-def held_out(rows: HeldOut) -> dict[str, float]:
-    """What the rows that a fit left out say of it. heldout : log-likelihood, nats per row; higher is better."""
-    return {
-        "heldout": rows.log_likelihood / rows.weight if rows.weight else float("nan"),
-        "heldout_weight": rows.weight,
-    }
 
 
 def write_dataset(path: Path, dataset: xr.Dataset) -> None:
