@@ -18,6 +18,7 @@ from pipeline.engine.memory import job_pss
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.kernels.cpu import KERNELS
+from pipeline.models.families import words_of
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
 
@@ -46,6 +47,7 @@ def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, An
             **config.model.model_dump(mode="json", include={"family", "n_components", "covariance_type"}),
             **config.fit.model_dump(mode="json", include={"method", "max_iter", "tol"}),
         },
+        "words": words_of(config.model.family)._asdict(),
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": platform.platform(),

@@ -177,7 +177,7 @@ def test_when_every_checkpoint_is_damaged_the_command_says_so(copy):
     shutil.rmtree(copy / "model.zarr")
     for path in (copy / "checkpoints").glob("gen-*"):
         (path / "manifest.json").write_text("{}")
-    assert "none of them whole" in refused("resume", copy, code=3)
+    assert "damaged checkpoints, expected one that is not" in refused("resume", copy, code=3)
 
 
 def test_a_full_disk_is_an_error_of_storage(tmp_path, finished, monkeypatch):

@@ -217,12 +217,12 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
         ["run", "data: {source: images, path: photo, patch: {size: [64, 64]}}\n"],
         "is 32 x 32 pixels, expected at least one patch of 64 x 64",
     ),
-    "an output below a file": (["run", "job.yaml", "--output", "x.npy/run"], ("output x.npy/run: cannot be used", 3)),
+    "an output below a file": (["run", "job.yaml", "--output", "x.npy/run"], ("output x.npy/run: cannot be written", 3)),
     "an output that is a file": (
         ["run", "job.yaml", "--output", "x.npy"],
-        "output x.npy: exists and is not a run directory",
+        "output x.npy: got a path that exists and is not a run directory",
     ),
-    "an output with a run in it": (["run", "job.yaml"], "output runs/first: holds a finished run. Use --overwrite"),
+    "an output with a run in it": (["run", "job.yaml"], "output runs/first: contains a finished run. Use --overwrite"),
     # --set
     "no section": (["run", "job.yaml", "--set", "max_iter=3"], "did you mean fit.max_iter=3?"),
     "no equals sign": (
@@ -245,11 +245,11 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     ),
     "the folder of runs": (
         ["status", "runs"],
-        "runs: is not a run directory (no config.yaml of ours). runs/first is one.",
+        "runs: is not a run directory (it has no config.yaml of a run). runs/first is one.",
     ),
     "an empty folder": (
         ["status", "empty"],
-        "empty: is not a run directory (no config.yaml of ours). Give the folder that a run wrote",
+        "empty: is not a run directory (it has no config.yaml of a run). Give the folder of a run",
     ),
     "a config for a run": (["resume", "job.yaml"], "job.yaml: is not a run directory: it is a file."),
     "another model": (

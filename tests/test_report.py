@@ -22,7 +22,7 @@ from pipeline import config
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs import checkpoint
 from pipeline.outputs.report import write_report
-from pipeline.outputs.report.words import number, percent, seconds, size
+from pipeline.outputs.report.formatting import number, percent, seconds, size
 from tests.jobs import blobs
 
 FAMILY_NAMES = {"means": "gaussian", "centers": "kmeans", "log_prob": "multinomial"}
@@ -59,8 +59,8 @@ def write_run(folder: Path, centre: str, arrays: dict[str, Any], data: dict[str,
     variables: dict[str, Any] = past | {
         "weights": ("component", np.sort(np.random.default_rng(0).dirichlet(np.full(k, 4.0)))[::-1]),
         centre: (("component", "feature"), arrays[centre]),
-        "exemplar_row": (("component", "rank"), np.arange(5 * k).reshape(k, 5)),
-        "exemplar_responsibility": (("component", "rank"), np.full((k, 5), 0.99)),
+        "representative_row": (("component", "rank"), np.arange(5 * k).reshape(k, 5)),
+        "representative_responsibility": (("component", "rank"), np.full((k, 5), 0.99)),
     }
     square = ("feature", "feature_2")
     tied = attrs.get("covariance_type") == "tied"
@@ -68,12 +68,12 @@ def write_run(folder: Path, centre: str, arrays: dict[str, Any], data: dict[str,
         ("covariances", 3): ("component", *square),
         ("covariances", 2): square if tied else ("component", "feature"),
         ("covariances", 1): ("component",),
-        ("exemplars", 3): ("component", "rank", "feature"),
+        ("representatives", 3): ("component", "rank", "feature"),
         ("sample", 2): ("sample_row", "feature"),
         ("means_se", 2): ("component", "feature"),
-        ("misfit_row", 1): ("misfit",),
-        ("misfit_log_density", 1): ("misfit",),
-        ("misfits", 2): ("misfit", "feature"),
+        ("outlier_row", 1): ("outlier",),
+        ("outlier_log_density", 1): ("outlier",),
+        ("outliers", 2): ("outlier", "feature"),
         ("preprocess_offset", 1): ("raw_feature",),
         ("preprocess_matrix", 2): ("raw_feature", "feature"),
         ("preprocess_inverse", 2): ("feature", "raw_feature"),
@@ -176,7 +176,7 @@ def image_run(folder: Path) -> Path:
     arrays = {
         "means": rng.uniform(0, 16, (6, 64)),
         "covariances": np.ones(6),
-        "exemplars": rng.uniform(0, 16, (6, 5, 64)),
+        "representatives": rng.uniform(0, 16, (6, 5, 64)),
         "sample": rng.uniform(0, 16, (50, 64)),
     }
     return write_run(folder, "means", arrays, {"kind": "image", "size": [8, 8]}, covariance_type="spherical")
@@ -189,11 +189,11 @@ def patch_run(folder: Path, k: int = 200, p: int = 8) -> Path:
     arrays = {
         "means": 0.01 * rng.normal(size=(k, d)),
         "covariances": spd(rng, k, d),
-        "exemplars": rng.normal(size=(k, 5, d)),
+        "representatives": rng.normal(size=(k, 5, d)),
         "sample": rng.normal(size=(100, d)),
-        "misfit_row": np.array([70, 5]),
-        "misfit_log_density": np.array([-50.0, -40.0]),
-        "misfits": rng.normal(size=(2, d)),
+        "outlier_row": np.array([70, 5]),
+        "outlier_log_density": np.array([-50.0, -40.0]),
+        "outliers": rng.normal(size=(2, d)),
     }
     data = {"kind": "patch", "size": [p, p], "channels": 1, "remove_mean": True, "contrast": None}
     return write_run(folder, "means", arrays, data)
@@ -351,11 +351,11 @@ def test_pages_are_whole_and_self_contained(report: Path) -> None:
 def test_the_first_screen_answers(report: Path) -> None:
     """What was asked and what came out are there before the first chart, with units."""
     text = " ".join(re.split("[ \n]+", Page(report.read_text(encoding="utf-8")).text))
-    first = text[: text.index("How it converged")]
+    first = text[: text.index("Convergence", text.index("What was asked for"))]
     assert "tart by k-means||, at most 100 iterations." in first
     assert "20,000" in first and "Iterations 12" in first and "9.5\u202fs" in first and "rows/s" in first
     assert "Converged: the log-likelihood per row moved by 4.1e-4 nats" in first
-    assert ("nats per row" in first and "BIC" in first) or "K-means" in first
+    assert ("nats per row" in first and "BIC" in first) or "centres move by at most 0.001" in first
 
 
 def test_many_patches_stay_small(tmp_path: Path) -> None:
@@ -398,8 +398,8 @@ def test_patches_map_back_to_pixels(tmp_path: Path) -> None:
 
 def test_rows_are_shown_in_the_units_of_the_data(tmp_path: Path) -> None:
     """After a preprocess the table of means is mapped back, means as points and deviations as directions."""
-    from pipeline.outputs.report.projection import means_table
     from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.tables import locations
 
     arrays = {
         "means": np.array([[0.0, 1.0], [2.0, 3.0]]),
@@ -408,22 +408,22 @@ def test_rows_are_shown_in_the_units_of_the_data(tmp_path: Path) -> None:
         "preprocess_matrix": np.diag([0.5, 0.25]),
         "preprocess_inverse": np.diag([2.0, 4.0]),
     }
-    table = means_table(read_record(write_run(tmp_path / "run", "means", arrays, {"kind": "rows"})))
+    table = locations(read_record(write_run(tmp_path / "run", "means", arrays, {"kind": "rows"})))
     assert table.means.tolist() == [[10, 24], [14, 32]]
     assert table.deviations is not None and table.deviations.tolist() == [[2, 4], [2, 4]]
 
 
 def test_standard_errors_stand_beside_the_means(tmp_path: Path) -> None:
     """In the table of means, where they are in the data's units; not where a preprocess lies between."""
-    from pipeline.outputs.report.projection import means_table
     from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.tables import locations
 
     arrays = {"means": np.array([[0.0, 1.0], [2.0, 3.0]]), "means_se": np.array([[0.125, 0.25], [0.5, np.nan]])}
     run = write_run(tmp_path / "run", "means", arrays, {"kind": "rows"})
     assert "± 0.25" in write_report(run).read_text(encoding="utf-8")
     turned = {"preprocess_offset": np.zeros(2), "preprocess_matrix": np.eye(2), "preprocess_inverse": np.eye(2)}
     mapped = write_run(tmp_path / "mapped", "means", {**arrays, **turned}, {"kind": "rows"})
-    assert means_table(read_record(mapped)).errors is None
+    assert locations(read_record(mapped)).errors is None
 
 
 def test_kept_iterations_stand_side_by_side(report: Path) -> None:
@@ -455,7 +455,7 @@ def test_kept_iterations_have_the_numbers_of_the_end(tmp_path: Path) -> None:
     run = keep(dense_run(tmp_path / "run", covariance_type="tied"), (4,))
     record = read_record(run)
     (moment,) = moments(record)[0].values()
-    np.testing.assert_allclose(moment.means, record.means * stretched(2, 4))
+    np.testing.assert_allclose(moment.positions, record.positions * stretched(2, 4))
     np.testing.assert_allclose(moment.weights, record.weights)
     square = np.outer(stretched(2, 4), stretched(2, 4))
     np.testing.assert_allclose(moment.array("covariances"), record.array("covariances") * square)
@@ -496,28 +496,29 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return pipeline.run(config.validate(plain), folder / "run")
 
 
-def test_misfits_are_the_rows_of_the_lowest_density(real: Path) -> None:
+def test_outliers_are_the_rows_of_the_lowest_density(real: Path) -> None:
     """Those of labels.zarr, the worst first, with their values or words; the page names each."""
-    from pipeline.outputs.report.misfits import misfits
+    from pipeline.outputs.report.outliers import outliers
     from pipeline.outputs.report.record import read_record
 
-    model = xr.open_zarr(real / "model.zarr", consolidated=False)
+    record = read_record(real)
+    model = record.model
     labels = xr.open_zarr(real / "labels.zarr", consolidated=False)
     kmeans = model.attrs["family"] == "kmeans"
     name = "squared_distance" if kmeans else "log_density"
     score = labels[name].values
     rows = np.argsort(-score if kmeans else score, kind="stable")[:3]
-    assert model.misfit_row.values.tolist() == rows.tolist()
-    np.testing.assert_allclose(model[f"misfit_{name}"], score[rows], rtol=1e-9)
+    assert model.outlier_row.values.tolist() == rows.tolist()
+    np.testing.assert_allclose(model[f"outlier_{name}"], score[rows], rtol=1e-9)
     x = np.load(real.parent / "x.npy")
-    if "misfits" in model:
-        np.testing.assert_array_equal(model.misfits, x[rows])
+    if "outliers" in model:
+        np.testing.assert_array_equal(model.outliers, x[rows])
     else:
         order = np.argsort(-x[rows], axis=1, kind="stable")
-        np.testing.assert_array_equal(model.misfit_word[:, :4], order)
-        np.testing.assert_array_equal(model.misfit_count[:, :4], np.take_along_axis(x[rows], order, axis=1))
-        assert (model.misfit_word[:, 4:] == -1).all()
-    found = misfits(read_record(real))
+        np.testing.assert_array_equal(model.outlier_word[:, :4], order)
+        np.testing.assert_array_equal(model.outlier_count[:, :4], np.take_along_axis(x[rows], order, axis=1))
+        assert (model.outlier_word[:, 4:] == -1).all()
+    found = outliers(record)
     assert found is not None and [line.row for line in found.rows] == rows.tolist()
     assert [line.label for line in found.rows] == labels.label.values[rows].tolist()
     page = (real / "report.html").read_text(encoding="utf-8")
@@ -526,36 +527,36 @@ def test_misfits_are_the_rows_of_the_lowest_density(real: Path) -> None:
 
 def test_patches_say_which_picture_they_are_of(tmp_path: Path) -> None:
     """Rows that fit worst are pictures with words; labels.zarr says which picture each is cut from, and its component."""
-    from pipeline.outputs.report.misfits import misfits
+    from pipeline.outputs.report.outliers import outliers
     from pipeline.outputs.report.record import read_record
 
     run = patch_run(tmp_path / "run", k=3, p=4)
-    without = misfits(read_record(run))
+    without = outliers(read_record(run))
     assert without is not None and [(line.cut_from, line.label) for line in without.rows] == [("", None)] * 2
     labels = zarr.open_group(run / "labels.zarr", mode="w")
     labels.create_array("label", data=np.arange(100, dtype=np.int32) % 3)
     labels.create_array("picture", data=np.array(["cat.png", "dog.png"], dtype=np.dtypes.StringDType()))
     labels.create_array("picture_start", data=np.array([0, 60]))
-    found = misfits(read_record(run))
+    found = outliers(read_record(run))
     assert found is not None and [(line.cut_from, line.label) for line in found.rows] == [
         ("dog.png", 1),
         ("cat.png", 2),
     ]
-    assert [line.picture and line.picture.alt for line in found.rows] == ["Row 70, −50 nats.", "Row 5, −40 nats."]
+    assert [line.picture and line.picture.alt for line in found.rows] == ["Patch 70, −50 nats.", "Patch 5, −40 nats."]
 
 
-def test_confusion_counts_responsibilities(real: Path) -> None:
+def test_overlap_counts_responsibilities(real: Path) -> None:
     """Row i sums the responsibilities of the rows labelled i, whether they come of the sample or of labels.zarr."""
-    from pipeline.outputs.report.misfits import _counts, _counts_of_labels, confusion
     from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.sharing import _counts, _counts_of_labels, sharing
 
     record = read_record(real)
     labels = xr.open_zarr(real / "labels.zarr", consolidated=False)
     found = _counts(record)
     assert found is not None
     label = labels.label.values
-    if record.family == "kmeans":  # to the second nearest centre instead
-        away = ((np.load(real.parent / "x.npy")[:, None] - record.means) ** 2).sum(axis=2)
+    if record.words.sign < 0:  # to the second nearest centre instead
+        away = ((np.load(real.parent / "x.npy")[:, None] - record.positions) ** 2).sum(axis=2)
         expected = np.zeros((3, 3))
         np.add.at(expected, (label, np.argsort(away, axis=1)[:, 1]), 1)
     else:
@@ -566,21 +567,21 @@ def test_confusion_counts_responsibilities(real: Path) -> None:
         assert again is not None
         np.testing.assert_allclose(again[0], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-5)
-    shared = confusion(record)
+    shared = sharing(record)
     assert shared is not None and shared.chart is None
     assert all(pair.first < pair.second for pair in shared.pairs)
 
 
-def test_confusion_is_drawn_where_it_can_be(tmp_path: Path) -> None:
+def test_overlap_is_drawn_where_it_can_be(tmp_path: Path) -> None:
     """The pair that shares most comes first, with both shares; a heat map from four components on."""
-    from pipeline.outputs.report.misfits import confusion
     from pipeline.outputs.report.record import read_record
+    from pipeline.outputs.report.sharing import sharing
 
     means = np.array([[0.0, 0.0], [1.5, 0.0], [20.0, 0.0], [0.0, 20.0]])
     sample = np.repeat(means, 50, axis=0) + np.random.default_rng(0).normal(size=(200, 2))
     arrays = {"means": means, "covariances": np.ones(4), "sample": sample}
     attrs: dict[str, Any] = {"covariance_type": "spherical", "data_mean": [0.0, 0.0], "fixed": []}
-    shared = confusion(read_record(write_run(tmp_path / "run", "means", arrays, {"kind": "rows"}, **attrs)))
+    shared = sharing(read_record(write_run(tmp_path / "run", "means", arrays, {"kind": "rows"}, **attrs)))
     assert shared is not None and shared.chart is not None and len(shared.pairs) == 1
     pair = shared.pairs[0]
     assert (pair.first, pair.second) == (0, 1) and 5 < float(pair.there[:-2]) < 50 > float(pair.back[:-2]) > 5
@@ -602,7 +603,7 @@ def test_lines_that_do_not_move_look_flat(tmp_path: Path) -> None:
     curve = read_curve(record)
     assert curve is not None
     charts = convergence(record, curve)
-    assert [chart.title for chart in charts] == ["Log-likelihood per row", "How sure the rows are"]
+    assert [chart.title for chart in charts] == ["Log-likelihood per row", "How certain the labels are"]
     ticks = re.findall(rf">({number(-1)[0]}[\d.]+)<", charts[0].picture)
     assert len(ticks) == len(set(ticks)) > 2
 
@@ -639,7 +640,7 @@ def test_falls_are_explained(tmp_path: Path) -> None:
     record = read_record(run)
     under_prior = replace(record, model=record.model.assign(prior_mean=("feature", [0.0, 0.0])))
     captions = " ".join(chart.caption for chart in convergence(under_prior, curve))
-    assert "log prior together" in captions and "reg_covar" not in captions
+    assert "plus the log prior" in captions and "reg_covar" not in captions
 
 
 def test_words_are_ranked_with_their_lift(tmp_path: Path) -> None:
@@ -656,18 +657,18 @@ def test_words_are_ranked_with_their_lift(tmp_path: Path) -> None:
     np.testing.assert_allclose([word.lift for word in first.words], [2.8, 0.8, 0.2])
 
 
-def test_what_happened_is_told(plane: Path) -> None:
+def test_events_are_listed(plane: Path) -> None:
     """Resets, warnings and unknown events are listed, escaped; routine ones and a torn line are not."""
     page = Page((plane / "report.html").read_text(encoding="utf-8"))
-    assert "Component 1 (now 0) started anew at iteration 3: 1.2 effective rows." in page.text
+    assert "Component 1 (now 0) was reset at iteration 3: 1.2 effective rows." in page.text
     assert "2 <b>rows</b> & more" in page.text
     assert "depth 3" in page.text and "seco'" not in page.text
 
 
-def test_what_stays_collapsed_is_told_once(tmp_path: Path) -> None:
-    """A component that is left as it is has one line, with how often; the first screen counts the collapsed ones."""
+def test_what_stays_collapsed_is_listed_once(tmp_path: Path) -> None:
+    """A component that is not reset again has one line, with how often; the first screen counts the collapsed ones."""
     from pipeline.outputs.report.record import read_record
-    from pipeline.outputs.report.story import happenings, outcome
+    from pipeline.outputs.report.summary import happenings, outcome
     from pipeline.outputs.report.timing import timing
 
     run = dense_run(tmp_path / "run", data_mean=[0.0, 0.0], fixed=[])
@@ -677,21 +678,21 @@ def test_what_stays_collapsed_is_told_once(tmp_path: Path) -> None:
     again = {**reset, "component": 1, "iteration": 4, "done": True}
     (run / "events.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*left, again]))
     record = read_record(run)
-    told = [line.text for line in happenings(record)[0]]
-    assert told == [
-        "Component 2 was left as it is at iteration 3, and at 5 later iterations: 1 row.",
-        "Component 1 (now 0) started anew at iteration 4: 1 row.",
+    listed = [line.text for line in happenings(record)[0]]
+    assert listed == [
+        "Component 2 was collapsed but not reset again at iteration 3, and at 5 later iterations: 1 row.",
+        "Component 1 (now 0) was reset at iteration 4: 1 row.",
     ]
     assert [fact.value for fact in outcome(record, timing(record)) if fact.name == "Collapsed"] == ["1"]
 
 
 def test_restarts_are_compared(plane: Path, tmp_path: Path) -> None:
-    """Several restarts come as a table that marks the one that was kept; a single one is no news."""
+    """Several restarts come as a table that marks the chosen one; a single one is no news."""
     base = {"n_iter": 7, "stop_reason": "stopped: max_iter = 7 iterations reached"}
     restarts = [{"restart": 0, "objective": -4e4, "chosen": False, **base}]
     restarts += [{"restart": 1, "objective": -3e4, "chosen": True, **base}]
     text = read(dense_run(tmp_path / "two", restarts=restarts)).text
-    assert f"{number(-2)}" in text and f"{number(-1.5, 8)}" in text and "kept" in text
+    assert f"{number(-2)}" in text and f"{number(-1.5, 8)}" in text and "chosen" in text
     assert 'id="restarts"' not in (plane / "report.html").read_text(encoding="utf-8")
 
 
@@ -805,7 +806,7 @@ def test_unfinished_and_damaged_runs_are_refused(tmp_path: Path) -> None:
 
 def test_damaged_labels_are_named(tmp_path: Path) -> None:
     """A report without labels.zarr does without; one that cannot be read is the user's to know of."""
-    from pipeline.outputs.report.misfits import misfits
+    from pipeline.outputs.report.outliers import outliers
     from pipeline.outputs.report.record import read_record
 
     run = patch_run(tmp_path / "run", k=3, p=4)
@@ -813,7 +814,7 @@ def test_damaged_labels_are_named(tmp_path: Path) -> None:
     chunk = next(path for path in (run / "labels.zarr" / "label" / "c").rglob("*") if path.is_file())
     chunk.write_bytes(b"torn")
     with pytest.raises(StorageError, match=r"labels.zarr: cannot be read"):
-        misfits(read_record(run))
+        outliers(read_record(run))
 
 
 def test_a_failed_write_leaves_the_old_page(plane: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,11 +268,11 @@ class Driver:
 def _figures(run: Run, total: float) -> dict[str, float | None]:
     """What a pass left of its best run, None where it is not known. total : sum of the rows' weights."""
     if not run.model.has_bound:
-        name, value = run.model.words.objective, run.model.words.sign * run.objective
+        name, value = run.model.words.series, run.model.words.sign * run.objective
     elif np.isnan(run.log_likelihood):  # between blocks that had different parameters, or of an approximate E-step
         name, value = "free_energy", run.bound
     else:
-        name, value = "log_likelihood", run.log_likelihood
+        name, value = run.model.words.series, run.log_likelihood
     known = {name: value, f"{name}_per_row": value / total}
     if run.history:
         known |= {name: getattr(run.history[-1], name) for name in ("fisher_norm", "rate", "remaining_gain")}

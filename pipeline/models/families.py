@@ -15,6 +15,7 @@ from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
 from pipeline.models.multinomial import Multinomial
 from pipeline.models.prior import SHRINKAGE, Prior
+from pipeline.models.words import Words
 
 
 def _gaussian(config: Config, known: Known) -> Model:
@@ -67,6 +68,12 @@ FAMILIES: dict[str, Callable[[Config, Known], Model]] = {
 def build_model(config: Config, known: Known) -> Model:
     """The model that a config of one candidate asks for, about the mean of the rows."""
     return FAMILIES[config.model.family](config, known)
+
+
+def words_of(family: str) -> Words:
+    """What a family is called; one that is not in the table, by its own name."""
+    words = {model.family: model.words for model in (Gaussian, KMeans, Multinomial)}
+    return words.get(family) or Words(f"{family} model", f"A {family} model with {{k}} components")
 
 
 def stats_bytes(family: str, covariance_type: str, k: int, d: int) -> int:

@@ -95,6 +95,7 @@ class Lloyd(ClusterModel):
         sign=-1,
         score="squared_distance",
         score_text="squared distance",
+        until="no label changes, or the centres move by at most {tol} × the mean variance of the features, squared",
     )
 
     @property

@@ -92,7 +92,8 @@ def _history(run: Run) -> dict[str, Any]:
         name: (("iteration",), np.array([getattr(entry, name) for entry in run.history])) for name in names
     }
     if not run.model.has_bound:
-        series["inertia"] = (("iteration",), np.array([-entry.objective for entry in run.history]))
+        words = run.model.words
+        series[words.series] = (("iteration",), np.array([words.sign * entry.objective for entry in run.history]))
     for name, dims in run.model.traced.items():
         series[name] = (("iteration", *dims), np.array([entry.traced[name] for entry in run.history]))
     series["rows"] = (("iteration",), np.array([entry.rows for entry in run.history], dtype=np.int64))
@@ -159,6 +160,8 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
     attributes: dict[str, Any] = {
         "family": model.family,
         "name": model.label,
+        "words": model.words._asdict(),
+        "parameters": list(model.fields),
         "model": _packed(model).structure,
         "n_rows": known.n_rows,
         "dropped_rows": known.n_bad,
@@ -177,7 +180,9 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
     }
     attributes |= model.facts() | criteria(model, final.evidence, known.total)
     if not model.has_bound:
-        attributes["final_inertia"] = -run.objective
+        attributes[f"final_{model.words.series}"] = model.words.sign * run.objective
+    if isinstance(model, ClusterModel):
+        attributes["collapsed"] = len(model.collapsed(run.params, model.counts(final.stats)[order]))
     if "held_out" in final.attached:
         attributes |= held_out(final.attached["held_out"])
     if (words := source.vocabulary()) is not None:
@@ -233,7 +238,10 @@ def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
             "run the job again."
         )
     arrays = {str(name): variable.values for name, variable in dataset.data_vars.items()}
-    model = unpack(dataset.attrs["model"], arrays)
+    try:
+        model = unpack(dataset.attrs["model"], arrays)
+    except ValueError as error:
+        raise InputError(f"model.zarr: the model cannot be read ({error}). Name the file of its family again.") from error
     affine = None
     if "preprocess_matrix" in dataset:
         matrix = arrays["preprocess_matrix"]

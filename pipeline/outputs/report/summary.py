@@ -1,31 +1,22 @@
-"""The first screen in words: what was asked, what came out, and what happened on the way."""
+"""The first screen in words: what was asked, what came out, and the events worth reading."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.models.families import words_of
+from pipeline.outputs.report.formatting import moment, number, percent, plural, rate, seconds, setting, size
 from pipeline.outputs.report.record import Record
 from pipeline.outputs.report.timing import Timing
-from pipeline.outputs.report.words import moment, number, percent, plural, rate, seconds, setting, size
 
 EVENTS_SHOWN = 100
-# Told elsewhere in the report, or once per pass: not news.
+# Shown elsewhere in the report, or part of every run: not news.
 _ROUTINE = {
-    "start",
-    "profile",
-    "level",
-    "pruning",
-    "rejected",
-    "init",
-    "pass",
-    "checkpoint",
-    "candidate",
-    "finished",
-    "labelled",
-    "labels",
-    "standard_errors",
+    *("start", "profile", "level", "pruning", "init", "pass", "progress", "rejected", "checkpoint", "candidate"),
+    *("standard_errors", "labelled", "labels", "finished"),
 }
+_FIRST = ("warning", "resume")  # where there are too many, others make room for these
 
 
 @dataclass(frozen=True)
@@ -47,74 +38,50 @@ class Happening:
     text: str
 
 
-def title(record: Record) -> str:
-    """What was fitted: `A mixture of 200 Gaussians`."""
-    if record.family == "kmeans":
-        return f"K-means with {plural(record.k, 'cluster')}"
-    if record.family == "multinomial":
-        return f"A mixture of {plural(record.k, 'multinomial')}"
-    return f"A mixture of {plural(record.k, 'Gaussian')}"
-
-
 def subtitle(record: Record) -> str:
-    """What it was fitted to: `530,000 patches of 8 × 8 pixels`."""
-    n, data = int(record.attrs.get("n_rows") or 0), record.data
-    d = int(record.attrs.get("n_features") or record.means.shape[1])
-    pixels = " × ".join(str(side) for side in data.get("size", []))
-    return {
-        "patch": f"{plural(n, 'patch', 'patches')} of {pixels} pixels",
-        "image": f"{plural(n, 'image')} of {pixels} pixels",
-        "document": f"{plural(n, 'document')} over {plural(d, 'word')}",
-    }.get(record.kind, f"{plural(n, 'row')} of {plural(d, 'feature')}")
-
-
-_COVARIANCES = {
-    "full": "a full covariance each",
-    "tied": "one full covariance for all",
-    "diag": "a diagonal covariance each",
-    "spherical": "one variance each",
-}
+    """What the model was fitted to: `530,000 patches of 8 × 8 pixels`."""
+    rows, d = plural(int(record.attrs.get("n_rows") or 0), *record.row), record.n_features
+    pixels = " × ".join(str(side) for side in record.data.get("size", []))
+    if record.kind in ("patch", "image") and pixels:
+        return f"{rows} of {pixels} pixels"
+    return f"{rows} over {plural(d, 'word')}" if record.kind == "document" else f"{rows} of {plural(d, 'feature')}"
 
 
 def brief(record: Record) -> str:
-    """What was asked in short: `A full covariance each, start by k-means||, at most 100 iterations`."""
+    """What was asked for in short: `A full covariance each, start by k-means||, at most 100 iterations`."""
     max_iter, init = record.option("fit", "max_iter"), record.option("fit", "init")
-    candidates = record.attrs.get("candidates")
-    parts = [_COVARIANCES.get(str(record.attrs.get("covariance_type")), "")] if record.family == "gaussian" else []
-    parts += [f"chosen from {len(candidates)} candidates"] if candidates and len(candidates) > 1 else []
+    parts = [record.spread_text, _candidates(record)]
     parts += [f"start by {init}"] if init else []
     parts += [f"at most {plural(int(max_iter), 'iteration')}"] if max_iter else []
-    said = ", ".join(part for part in parts if part)
-    return said and f"{said[0].upper()}{said[1:]}."
+    text = ", ".join(part for part in parts if part)
+    return text and f"{text[0].upper()}{text[1:]}."
+
+
+def _candidates(record: Record) -> str:
+    candidates = record.attrs.get("candidates") or []
+    return f"chosen from {len(candidates)} candidates" if len(candidates) > 1 else ""
 
 
 def asked(record: Record) -> list[Fact]:
     """The question: data, preparation, model, start, and when to stop."""
     facts = [Fact("Data", f"{subtitle(record)}{_source(record)}", note=_preparation(record))]
-    model = title(record).removeprefix("A ")
-    if record.family == "gaussian":
-        model += f", {_COVARIANCES.get(str(record.attrs.get('covariance_type')), '')}"
+    model = record.title.removeprefix("A ")
+    model = f"{model[0].upper()}{model[1:]}{record.spread_text and f', {record.spread_text}'}"
     fixed = record.option("model", "fixed") or []
-    note = [f"{' and '.join(fixed)} held fixed"] if fixed else []
-    note += ["hard assignment"] if record.attrs.get("assignment") == "hard" and record.family != "kmeans" else []
+    note = [f"{' and '.join(fixed)} fixed"] if fixed else []
+    note += ["hard assignment"] if record.attrs.get("assignment") == "hard" else []
     note += ["under a conjugate prior"] if record.option("model", "prior") else []
-    reg = None if record.has("prior_scale") else record.attrs.get("reg_covar")
-    note += [f"{setting(float(reg))} added to each variance"] if record.family == "gaussian" and reg else []
-    candidates = record.attrs.get("candidates") or []
-    note += [f"chosen from {len(candidates)} candidates"] if len(candidates) > 1 else []
-    facts.append(Fact("Model", model[0].upper() + model[1:], note=", ".join(note)))
-    n_init = record.option("fit", "n_init") or 1
-    init = record.option("fit", "init")
+    reg = None if record.has("model.component.prior.scale") else record.attrs.get("reg_covar")
+    note += [f"{setting(float(reg))} added to each variance"] if reg else []
+    note += [_candidates(record)] if _candidates(record) else []
+    facts.append(Fact("Model", model, note=", ".join(note)))
+    n_init, init = record.option("fit", "n_init") or 1, record.option("fit", "init")
     if init:
-        facts.append(Fact("Start", str(init), note=f"the best of {n_init} restarts is kept" if n_init > 1 else ""))
+        facts.append(Fact("Start", str(init), note=f"the best of {n_init} restarts" if n_init > 1 else ""))
     max_iter, tol = record.option("fit", "max_iter"), record.option("fit", "tol")
     if max_iter:
-        unit = "" if record.family == "kmeans" else " nats per row"
-        until = (
-            f"or until the objective moves less than {setting(tol)}{unit}"
-            if isinstance(tol, (int, float)) and tol > 0
-            else ""
-        )
+        stops = isinstance(tol, (int, float)) and tol > 0
+        until = f"or until {record.words.until.format(tol=setting(tol))}" if stops else ""
         facts.append(Fact("Effort", f"at most {plural(int(max_iter), 'iteration')}", note=until))
     return facts
 
@@ -130,10 +97,10 @@ def _preparation(record: Record) -> str:
         done += ["each patch's mean removed"] if record.data.get("remove_mean") else []
         done += ["contrast normalised"] if record.data.get("contrast") else []
     for step in record.config.get("preprocess") or []:
-        words = {"center": "centred", "standardize": "standardised", "zca": "whitened (ZCA)"}.get(step.get("kind"))
-        kept = step.get("n_components")
-        words = words or f"PCA{f' to {kept} components' if kept else ''}{', whitened' if step.get('whiten') else ''}"
-        done.append(words)
+        name = {"center": "centred", "standardize": "standardised", "zca": "whitened (ZCA)"}.get(step.get("kind"))
+        n_kept = step.get("n_components")
+        name = name or f"PCA{f' to {n_kept} components' if n_kept else ''}{', whitened' if step.get('whiten') else ''}"
+        done.append(name)
     dropped = record.attrs.get("dropped_rows")
     done += [f"{plural(int(dropped), 'row')} with missing values dropped"] if dropped else []
     features = int(record.attrs.get("n_features") or 0)
@@ -147,13 +114,15 @@ def _preparation(record: Record) -> str:
 
 def outcome(record: Record, spent: Timing) -> list[Fact]:
     """The answer: objective, iterations, time, and the criteria to compare models by."""
-    attrs, kmeans = record.attrs, record.family == "kmeans"
-    final = attrs.get("final_inertia" if kmeans else "final_log_likelihood")
+    attrs, words = record.attrs, record.words
     facts = []
-    if final is not None:
-        name, unit = ("Inertia", "squared distance per row") if kmeans else ("Log-likelihood", "nats per row")
-        total = f"{number(float(final), 10)} in all"
-        facts.append(Fact(name, number(float(final) / record.total_weight), unit, total))
+    if record.final is not None:
+        per_row, unit = record.final / record.total_weight, f"{words.unit} per row"
+        name = words.objective[0].upper() + words.objective[1:]
+        facts.append(Fact(name, number(per_row), unit, f"{number(record.final, 10)} in all"))
+        if record.penalty:
+            other = "entropy of the labels" if attrs.get("assignment") == "hard" else "log prior"
+            facts.append(Fact("Objective", number(per_row + record.penalty), unit, f"{words.objective} plus {other}"))
     facts.append(
         Fact("Iterations", number(attrs.get("n_iter")), note="" if attrs.get("converged") else "not converged")
     )
@@ -166,38 +135,40 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
         facts.append(Fact("Speed", speed, unit, busy))
     for criterion in ("bic", "aic", "icl"):
         value = attrs.get(criterion)
-        if value is not None and not kmeans:
+        if value is not None:
             care = "; overlapping patches are not independent" if criterion == "bic" and overlap(record) else ""
             facts.append(Fact(criterion.upper(), number(round(float(value))), note=f"lower is better{care}"))
     if spent.peak_pss:
         facts.append(Fact("Peak memory", size(spent.peak_pss), note="driver and workers together"))
     if record.collapsed:
-        note = "too few rows, or no width: they say nothing"
-        facts.append(Fact("Collapsed", number(len(record.collapsed)), f"of {plural(record.k, record.noun)}", note))
+        note = "at the end: too few rows, or a variance near 0"
+        facts.append(Fact("Collapsed", number(record.collapsed), f"of {number(record.k)} {words.components}", note))
     if record.k > 1:
-        facts.append(Fact(f"Largest {record.noun}", percent(float(record.weights.max())), "of the rows"))
+        facts.append(Fact(f"Largest {words.component}", percent(float(record.weights.max())), "of the rows"))
     return facts
 
 
 def search(record: Record) -> list[dict[str, str]]:
-    """A line for each rung of the search that found the start; empty where there was none."""
-    names = {"kmeans": "K-means", "gaussian": "Gaussian mixture", "multinomial": "multinomial mixture"}
-    d = record.means.shape[1]
-    return [
-        {
-            "rows": number(rung["rows"]),
-            "what": names[rung["family"]]
-            + (f", {rung['features']} principal components" if rung["features"] < d else ""),
-            "starts": number(rung["starts"]),
-            "moved": ", ".join(map(str, rung["moved"])) or "none",
-            "objective": number(abs(rung["objective"]) if rung["family"] == "kmeans" else rung["objective"], 8),
-        }
-        for rung in record.attrs.get("search") or []
-    ]
+    """A line for each level of the search that found the start; empty where there was none."""
+    lines = []
+    for level in record.attrs.get("search") or []:
+        own = level["family"] == record.attrs["family"]
+        words = record.words if own else words_of(level["family"])
+        reduced = level["features"] < record.n_features
+        lines.append(
+            {
+                "rows": number(level["rows"]),
+                "model": words.name + (f", {level['features']} principal components" if reduced else ""),
+                "starts": number(level["starts"]),
+                "moved": ", ".join(map(str, level["moved"])) or "none",
+                "objective": f"{number(words.sign * level['objective'], 8)} ({'inertia' if words.sign < 0 else words.unit})",
+            }
+        )
+    return lines
 
 
 def overlap(record: Record) -> bool:
-    """Whether patches share pixels: then a criterion that counts independent rows is too sure of itself."""
+    """Whether patches share pixels: then criteria that take rows for independent are too certain."""
     patch = record.option("data", "patch") or {}
     return record.kind == "patch" and int(patch.get("stride", 1)) < max(record.data.get("size") or [1])
 
@@ -212,14 +183,15 @@ def why_stopped(record: Record) -> str:
 def happenings(record: Record) -> tuple[list[Happening], int]:
     """Resets, warnings, resumptions and anything unknown, oldest first; and how many more there were."""
     news = _without_repeats([entry for entry in record.events if entry.get("event") not in _ROUTINE])
-    shown = [_happening(entry, record) for entry in news[:EVENTS_SHOWN]]
+    ranked = sorted(range(len(news)), key=lambda i: (news[i].get("event") not in _FIRST, i))[:EVENTS_SHOWN]
+    shown = [_happening(news[i], record) for i in sorted(ranked)]
     return shown, len(news) - len(shown)
 
 
 def _without_repeats(news: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A component that is left as it is is so at every iteration after: told once, with how often."""
+    """A component that is not reset any more is listed once, with how often, not at each iteration."""
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
-    kept = []
+    found = []
     for entry in news:
         if entry.get("event") == "reset" and not entry.get("done", True):
             which = tuple(entry.get(name) for name in ("candidate", "restart", "refit", "component"))
@@ -227,14 +199,14 @@ def _without_repeats(news: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 first[which]["repeats"] += 1
                 continue
             entry = first[which] = {**entry, "repeats": 0}
-        kept.append(entry)
-    return kept
+        found.append(entry)
+    return found
 
 
 def _happening(entry: dict[str, Any], record: Record) -> Happening:
     event = str(entry.get("event", "event"))
-    tell = {"reset": _reset, "warning": _warning, "resume": _resume}.get(event, _plain)
-    return Happening(moment(entry.get("time")), event, tell(entry, record))
+    describe = {"reset": _reset, "warning": _warning, "resume": _resume}.get(event, _plain)
+    return Happening(moment(entry.get("time")), event, describe(entry, record))
 
 
 def _reset(entry: dict[str, Any], record: Record) -> str:
@@ -252,10 +224,10 @@ def _reset(entry: dict[str, Any], record: Record) -> str:
     elif component in order and order.index(component) != component:
         component = f"{component} (now {order.index(component)})"
     reason = f": {entry['reason']}" if entry.get("reason") else ""
-    done = "started anew" if entry.get("done", True) else "was left as it is"
+    done = "was reset" if entry.get("done", True) else "was collapsed but not reset again"
     repeats = entry.get("repeats")
     later = f", and at {plural(repeats, 'later iteration')}" if repeats else ""
-    return f"{record.noun.capitalize()} {component} {done} at {where}{later}{reason}."
+    return f"{record.words.component.capitalize()} {component} {done} at {where}{later}{reason}."
 
 
 def _warning(entry: dict[str, Any], record: Record) -> str:
@@ -263,7 +235,8 @@ def _warning(entry: dict[str, Any], record: Record) -> str:
 
 
 def _resume(entry: dict[str, Any], record: Record) -> str:
-    return f"Went on from checkpoint generation {entry.get('generation', '?')}."
+    generation = entry.get("generation")
+    return "Resumed during the first pass." if generation is None else f"Resumed from checkpoint {generation}."
 
 
 def _plain(entry: dict[str, Any], record: Record) -> str:
