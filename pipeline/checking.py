@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Config
 from pipeline.data.chunks import Chunk, Chunks
-from pipeline.data.given import Given
-from pipeline.data.profile import Known, Profile, known_rows
+from pipeline.data.profile import DataSummary as Known
+from pipeline.data.profile import Profile, summary_of
+from pipeline.data.user_start import UserStart as Given
 from pipeline.em.annihilation import STEPS
 from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.loop import TEXTBOOK, EStep, advance, em
@@ -27,6 +27,7 @@ from pipeline.engine.memory import Plan
 from pipeline.engine.passes import Engine, Job
 from pipeline.engine.reading import WORTH_BYTES, in_turn
 from pipeline.engine.tree import shard_level
+from pipeline.jobconfig import Config
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.information import ScoreProducts
 from pipeline.models.init import HardStart, in_step, starting
@@ -39,7 +40,6 @@ from pipeline.starting import draws, models_of, profile_job
 TIMED_CHUNKS = 3
 LEAST_SECONDS = 0.2  # of timed work for each worker: chunks that take less are timed more of
 MOST_CHUNKS = 200
-LEAST_CONCENTRATION = 1.1  # of a multinomial that has seen few documents: any word may come
 WARM_ITERATIONS = 10  # of EM on a few chunks: components narrow, and may then need a slower route than at the start
 
 
@@ -205,8 +205,8 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
     look: list[Job] = [profile_job(config, chunks), *draws(config, chunks)]
     profile: Profile = timer.sum_over(chunks, timer.ids)(look[:1])[0]
     profile.check(config.data.bad_rows)
-    known = known_rows(profile, config.preprocess)
-    mapped = chunks.known(known.affine, known.n_bad)
+    known = summary_of(profile, config.preprocess)
+    mapped = chunks.after_profile(known.affine, known.n_bad)
     # Nothing is held out of the few chunks that parameters come from: it might be all of them.
     sums = timer.sum_over(mapped, timer.first)
     phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(look, units)))]
@@ -247,7 +247,7 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
         tasks=tasks_of(chunks.n_chunks, engine.workers, iteration * engine.workers / chunks.n_chunks)[0],
         workers=engine.workers,
         fits=len(warm),
-        candidates=len(config.model.candidates),
+        candidates=len(config.model.candidates()),
         memory=plan._asdict() | {"peak": plan.peak},
         seconds_per_pass=iteration,
         read_seconds=read_seconds,
@@ -269,8 +269,7 @@ def _starts(
     """
     fit, passes, reading, spent = config.fit, 0, 0.0, []
     # Few chunks need not have every word, nor every label.
-    smooth = {"concentration": max(config.model.concentration, LEAST_CONCENTRATION)}
-    models = models_of(config.model_copy(update={"model": config.model.model_copy(update=smooth)}), known)
+    models = models_of(config.model_copy(update={"model": config.model.for_few_rows()}), known)
     init = "random" if fit.init == "labels" else fit.init
 
     def counted(jobs: Any) -> list[Any]:
@@ -322,7 +321,7 @@ def _search(config: Config, chunks: Chunks, runs: Sequence[Run], one: float) -> 
             # One product with the centres, where an E-step and its moments take two with about all parameters.
             share = centers.n_free_parameters() / (2 * run.model.n_free_parameters())
             rows += share * most_looks(centers, min(held, CENTERS_ROWS), moves)
-        if config.select.annihilation:  # with fewer components a pass costs less: on average half
+        if config.select.pruning:  # with fewer components a pass costs less: on average half
             rows += held * STEPS * run.model.n_components / 2
     return Phase("search", 0, rows / chunks.n_rows * one, f"for a start, on {held} rows in memory")
 

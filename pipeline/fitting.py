@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.draw import Drawn
-from pipeline.data.given import Given
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary as Known
+from pipeline.data.sample import Sample as Drawn
+from pipeline.data.user_start import UserStart as Given
 from pipeline.em.folds import method_of
 from pipeline.em.loop import EStep, Event, em
 from pipeline.em.run import Run

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.em.heldout import SumJobs, Units, without
 from pipeline.engine.memory import PeakMemory
 from pipeline.engine.passes import Engine
+from pipeline.jobconfig import Config
 from pipeline.outputs.events import EventLog
 from pipeline.outputs.partial import PartialPass
 from pipeline.outputs.run_directory import RunDirectory

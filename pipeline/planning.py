@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
-from pipeline.data.draw import draw_rows, row_bytes
 from pipeline.data.profile import PROFILE_TILE, Profile
+from pipeline.data.sample import n_sampled as draw_rows
+from pipeline.data.sample import row_bytes
 from pipeline.em.folds import KEPT
 from pipeline.em.heldout import Units
 from pipeline.em.search import PRINCIPAL
@@ -15,8 +15,8 @@ from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
+from pipeline.jobconfig import Config
 from pipeline.models.base import TILE_BYTES
-from pipeline.models.families import stats_bytes
 from pipeline.models.information import information_bytes
 from pipeline.models.init import ROUNDS
 from pipeline.models.stats import Array
@@ -35,16 +35,14 @@ def refuse_impossible(config: Config, chunks: Chunks) -> None:
         raise InputError(
             f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}."
         )
-    if chunks.source.sparse and family != "multinomial":
+    if chunks.source.sparse and not config.model.counts:
         raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use multinomial.")
-    if family == "multinomial" and config.preprocess:
-        raise InputError("preprocess: counts stay counts; leave it empty for a multinomial model.")
     Units.of(chunks.source, config.select.heldout, config.fit.random_state)
 
 
 def refuse_negative(config: Config, profile: Profile) -> None:
     """Raise InputError for counts below 0."""
-    if config.model.family == "multinomial" and profile.low.min() < 0:
+    if config.model.counts and profile.low.min() < 0:
         raise InputError(
             f"counts: the lowest value is {profile.low.min():g}; a multinomial needs counts of 0 or more. "
             "Rows of numbers are for model.family gaussian or kmeans."
@@ -56,17 +54,18 @@ def warnings_of(config: Config, profile: Profile) -> list[str]:
     found = []
     if profile.n_bad:
         found.append(f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")
-    if config.model.family == "multinomial":
+    if config.model.counts:
         return found
     constant = profile.constant_features()
     if len(constant):
         found.append(f"{len(constant)} features have one value only: {_first(constant)}")
-    if config.model.family == "gaussian" and not config.preprocess:
+    reg_covar = getattr(config.model, "reg_covar", None)
+    if reg_covar is not None and not config.preprocess:
         variance = profile.covariance if profile.covariance.ndim == 1 else np.diagonal(profile.covariance)
-        hidden = np.setdiff1d(np.flatnonzero(variance < config.model.reg_covar), constant)
+        hidden = np.setdiff1d(np.flatnonzero(variance < reg_covar), constant)
         if len(hidden):
             found.append(
-                f"the variance of {len(hidden)} features is below model.reg_covar {config.model.reg_covar:g}, which hides their "
+                f"the variance of {len(hidden)} features is below model.reg_covar {reg_covar:g}, which hides their "
                 f"clusters: {_first(hidden)}. Rescale the data, or lower it"
             )
     distinct, n = profile.distinct_sample_rows(), len(profile.sample.row)
@@ -93,7 +92,7 @@ def searches(config: Config) -> bool:
     """Whether a search on rows in memory looks for the start. Who gives one wants the hill above it, and held means stay
     where they are put.
     """
-    given = config.fit.init in ("explicit", "labels") or "means" in config.model.fixed
+    given = config.fit.init in ("explicit", "labels") or "means" in config.model.fixed_parts
     return config.fit.method != "em" and not given
 
 
@@ -115,14 +114,14 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
         return task_bytes(chunks.chunk_bytes(), rows, stats * jobs, tiles, shard_level(chunks.n_chunks, 1, 0.0) + 2)
 
     d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
-    statistics = sum(stats_bytes(model.family, shape, each, d) for each, shape in model.candidates)
-    square = chunks.n_features**2 * 8 if config.preprocess or model.family == "gaussian" else 0
+    statistics = sum(candidate.statistics_bytes(d) for candidate in model.candidates())
+    square = chunks.n_features**2 * 8 if config.preprocess or model.second_moments == "full" else 0
     sample = min(sample_size(config, chunks.n_features), chunks.n_rows) * row_bytes(chunks)
     # The profile looks at some thousand rows at a time in float64: themselves, about their mean, and weighted.
     look = 0 if chunks.source.sparse else 3 * 8 * min(PROFILE_TILE, rows) * chunks.n_features
     # A round of k-means|| draws 2K rows; the candidates of all rounds are dense, and looked up in a form of their own.
     drawn = 2 * k * d * 8 if config.fit.init == "k-means||" and not searches(config) else 0
-    drawing = task(drawn, jobs=n_init * len(model.candidates)) + 2 * ROUNDS * drawn
+    drawing = task(drawn, jobs=n_init * len(model.candidates())) + 2 * ROUNDS * drawn
     fitting = max(task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, jobs=n_init))
     # A block of labels is filled and concatenated while two finished ones wait to be written.
     labelling = task(0) + 4 * block_bytes(config.output.top_k)
@@ -136,7 +135,10 @@ def memory_plan(config: Config, chunks: Chunks) -> Plan:
     errors = 0
     if config.output.standard_errors:
         learned = learns_covariances(config)
-        information = max(information_bytes(each, d, shape, learned) for each, shape in model.candidates)
+        information = max(
+            information_bytes(each.n_components[0], d, each.covariance_type[0], learned)  # type: ignore[attr-defined]  # a Gaussian's
+            for each in model.candidates()
+        )
         errors = task(information)
         driver = max(driver, 8 * information)
     each, processes = max(fitting, labelling, errors), uses_processes(engine)

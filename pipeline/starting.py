@@ -7,19 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
-from pipeline.data.draw import Draw, Drawn
-from pipeline.data.given import Given
-from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
+from pipeline.data.profile import DataSummary as Known
+from pipeline.data.profile import Profile, ProfileJob, summary_of
+from pipeline.data.sample import Sample as Drawn
+from pipeline.data.sample import SampleRows as Draw
+from pipeline.data.user_start import UserStart as Given
 from pipeline.em.annihilation import annihilated
 from pipeline.em.run import Run
 from pipeline.em.search import Rung, Search
 from pipeline.engine.held import HeldRows
 from pipeline.engine.memory import cores
 from pipeline.job import Work
+from pipeline.jobconfig import Config
 from pipeline.models.base import Model
-from pipeline.models.families import build_model
 from pipeline.models.init import in_step, starting
 from pipeline.planning import held_share, refuse_negative, sample_size, searches, warnings_of
 
@@ -42,20 +43,20 @@ def profiled(job: W) -> tuple[W, Known, Drawn | None]:
     if job.log is not None:
         for text in warnings_of(config, profile):
             job.log("warning", message=text)
-    known = known_rows(profile, config.preprocess)
-    return replace(job, chunks=chunks.known(known.affine, known.n_bad)), known, drawn[0] if drawn else None
+    known = summary_of(profile, config.preprocess)
+    return replace(job, chunks=chunks.after_profile(known.affine, known.n_bad)), known, drawn[0] if drawn else None
 
 
 def profile_job(config: Config, chunks: Chunks) -> ProfileJob:
     """What the profiling pass computes of each chunk."""
-    full = config.model.family == "gaussian" or any(step.kind in ("pca", "zca") for step in config.preprocess)
-    scatter = "none" if chunks.source.sparse else "full" if full else "diag"
+    full = any(step.kind in ("pca", "zca") for step in config.preprocess)
+    scatter = "none" if chunks.source.sparse else "full" if full else config.model.second_moments
     return ProfileJob(scatter, sample_size(config, chunks.n_features), config.fit.random_state)
 
 
 def models_of(config: Config, known: Known) -> list[Model]:
     """The model of each candidate."""
-    return [build_model(candidate, known) for candidate in config.candidates()]
+    return config.models(known)
 
 
 def starts(job: Work, known: Known, given: Given, drawn: Drawn | None) -> list[Run]:
@@ -113,7 +114,7 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
     """The runs with parameters that a search has found, one after the other, each on the rows that it would hold alone."""
     config, fit = job.config, job.config.fit
     held, found = drawn.rows(known.affine), []
-    movable = "weights" not in config.model.fixed  # held weights keep their places
+    movable = "weights" not in config.model.fixed_parts  # held weights keep their places
     with ThreadPoolExecutor(min(job.engine.workers, cores())) as threads:
         rows = HeldRows(*held, threads)
         for run in runs:
@@ -136,7 +137,7 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
                 tell,
             )
             run = replace(run, params=search(run.model), rungs=tuple(rungs))
-            found.append(_shrunk(job, run, own, known.total) if config.select.annihilation else run)
+            found.append(_shrunk(job, run, own, known.total) if config.select.pruning else run)
     return found
 
 

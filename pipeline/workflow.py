@@ -16,11 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import provenance
 from pipeline.advice import advice
 from pipeline.checking import Cost, cost
-from pipeline.config import Config, to_plain, validate
-from pipeline.data.chunks import Chunks
-from pipeline.data.column import RowColumn
-from pipeline.data.given import Given, given_start
-from pipeline.data.opening import open_source, unconverted
+from pipeline.data.user_start import UserStart, user_start
 from pipeline.em.run import Run
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine
@@ -29,6 +25,7 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.fitting import begin, fit
 from pipeline.job import Job
+from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.models.base import Model
 from pipeline.outputs import checkpoint, partial
 from pipeline.outputs.disk import disk_plan, refuse_full
@@ -60,9 +57,9 @@ def run(
     directory.refuse_unless_free(overwrite)
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
-        chunks = _open_chunks(config)
+        chunks = config.data.open_chunks()
         refuse_impossible(config, chunks)
-        given = given_start(config, chunks.n_rows)
+        given = user_start(config.fit, config.data, chunks.n_rows)
         record = provenance.record(config, chunks.fingerprint(), given.fingerprint(chunks))
         planned = memory_plan(config, chunks)
         disk = disk_plan(config, chunks, sample_size(config, chunks.n_features))
@@ -94,9 +91,9 @@ def check(config: Config) -> Cost:
     """
     config = config.resolved()
     with single_thread(), TemporaryDirectory(prefix="em-pipeline-") as scratch:
-        chunks = _open_chunks(config.model_copy(update={"data": unconverted(config.data, scratch)}))
+        chunks = config.data.converted_in(scratch).open_chunks()
         refuse_impossible(config, chunks)
-        given, planned = given_start(config, chunks.n_rows), memory_plan(config, chunks)
+        given, planned = user_start(config.fit, config.data, chunks.n_rows), memory_plan(config, chunks)
         with _engine(config, planned) as engine:
             found = cost(config, chunks, engine, planned, given)
         told = list(advice(found, config, chunks))
@@ -133,7 +130,7 @@ def resume(
         return directory.path
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
-        chunks = _open_chunks(config)
+        chunks = config.data.open_chunks()
         provenance.refuse_other_data(record, chunks.fingerprint())
         refuse_full(directory, disk_plan(config, chunks, sample_size(config, chunks.n_features)))
         with _engine(config, memory_plan(config, chunks)) as engine, directory.lock():
@@ -155,7 +152,7 @@ def _goes_on(directory: RunDirectory, config: Config) -> bool:
     attrs = read_dataset(directory.model).attrs
     restarts = [*attrs["restarts"], *(r for entry in attrs.get("candidates", ()) for r in entry["restarts"])]
     unfinished = any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
-    return unfinished or (len(config.model.candidates) > 1 and not directory.candidates.exists())
+    return unfinished or (len(config.model.candidates()) > 1 and not directory.candidates.exists())
 
 
 def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
@@ -178,7 +175,7 @@ def _go_on(job: Job) -> None:
         return
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
     known = unpack_known(state)
-    job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
+    job = replace(job, chunks=job.chunks.after_profile(known.affine, known.n_bad))
     for name in ("report.html", "labels.zarr", "model.zarr", "candidates.zarr"):  # those of a lower max_iter
         directory.discard(name)
     job.log("resume", generation=generation, **provenance.surroundings(job.config, job.engine, job.chunks))
@@ -189,9 +186,9 @@ def _go_on(job: Job) -> None:
         fit(job, known, begin(job, known, _same_start(job), None))
 
 
-def _same_start(job: Job) -> Given:
+def _same_start(job: Job) -> UserStart:
     """What the run was given to start from. Raises InputError if that has changed since."""
-    given = given_start(job.config, job.chunks.n_rows)
+    given = user_start(job.config.fit, job.config.data, job.chunks.n_rows)
     provenance.refuse_other_start(job.directory.read_config(), given.fingerprint(job.chunks))
     return given
 
@@ -212,17 +209,18 @@ def predict(
                 "The rest is settled by the run."
             )
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
+    provenance.refuse_other_code(config, record, ("model.path",))
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
         model, params, affine = load_model(read_dataset(directory.model))
-        chunks = _open_chunks(config)
+        chunks = config.data.open_chunks()
         n_raw = model.n_features if affine is None else len(affine.offset)
         if chunks.n_features != n_raw:
             raise InputError(
                 f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
                 "Give data.path rows made as the run's own were."
             )
-        if chunks.source.sparse and config.model.family != "multinomial":
+        if chunks.source.sparse and not config.model.counts:
             raise InputError(
                 f"predict: rows are sparse counts, the model is a {config.model.family} one of dense rows."
             )
@@ -260,15 +258,6 @@ def _begin_prediction(
 def open_run(path: str | Path) -> xr.Dataset:
     """The fitted model of a run as an xarray dataset in memory."""
     return read_dataset(RunDirectory(path).model)
-
-
-def _open_chunks(config: Config) -> Chunks:
-    source = open_source(config.data)
-    weights = config.data.weights
-    if weights is None:
-        return Chunks(source)
-    options = config.data.storage_options
-    return Chunks(source, RowColumn.open(weights, source.n_rows, "weights", None, options, config.data.missing_chunks))
 
 
 def _engine(config: Config, plan: Plan) -> AbstractContextManager[Engine]:

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from pipeline import signals
-from pipeline.config import load_config, to_plain
 from pipeline.engine.blas import kernel_set
+from pipeline.jobconfig import load_config, to_plain
 from pipeline.outputs.events import read_events
 from pipeline.outputs.run_directory import RunDirectory
 from tests.jobs import Interrupt, blobs, command, files, job, refused, results, write_config, write_rows

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary as Known
 from pipeline.em.moves import HeldRows, improve, settle_all, united
 from pipeline.em.principal import leading
 from pipeline.em.run import Run

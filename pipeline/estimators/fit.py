@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils import check_random_state
 
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
-from pipeline.data.column import HeldColumn
-from pipeline.data.given import Given
+from pipeline.data.column import MemoryColumn as HeldColumn
+from pipeline.data.user_start import UserStart as Given
 from pipeline.em.run import Run
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import current_engine
@@ -21,6 +20,7 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.fitting import iterations
 from pipeline.job import Work
+from pipeline.jobconfig import Config
 from pipeline.models.base import Model
 from pipeline.models.init import HardStart, from_hard
 from pipeline.models.stats import Array

@@ -16,12 +16,12 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline.config import validate
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
+from pipeline.jobconfig import validate
 from pipeline.models.kmeans import nearest
 from pipeline.models.stats import Array
 

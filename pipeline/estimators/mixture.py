@@ -14,13 +14,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline.config import Config, validate
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, fitted, seed_of, value_errors
 from pipeline.estimators.kmeans import KMeans
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
+from pipeline.jobconfig import Config, validate
 from pipeline.models.base import Mixture
 from pipeline.models.stats import Array
 

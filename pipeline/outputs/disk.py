@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.em.folds import KEPT
 from pipeline.errors import StorageError
+from pipeline.jobconfig import Config
 from pipeline.outputs.run_directory import RunDirectory
 
 SLACK = 16 * 2**20  # the report, the log, and what a file takes beyond its bytes
@@ -33,9 +33,11 @@ def disk_plan(config: Config, chunks: Chunks, sample_rows: int) -> Disk:
     """What a run will write. sample_rows : rows that its profile keeps."""
     model, output, d = config.model, config.output, chunks.n_features
     runs, limit = config.fit.n_init, config.fit.max_iter or 0
-    sizes = [_parameter_bytes(model.family, shape, k, d) for k, shape in model.candidates]
-    history = sum(8 * limit * (k + 9) for k, _ in model.candidates)
-    known = 8 * (2 * d * d if config.preprocess or model.family == "gaussian" else 2 * d) + 8 * sample_rows * (d + 4)
+    sizes = [candidate.parameter_bytes(d) for candidate in model.candidates()]
+    history = sum(8 * limit * (candidate.n_components[0] + 9) for candidate in model.candidates())
+    known = 8 * (2 * d * d if config.preprocess or model.second_moments == "full" else 2 * d) + 8 * sample_rows * (
+        d + 4
+    )
     state = known + runs * ((1 + KEPT[config.fit.method]) * sum(sizes) + history)
     kept = limit + 1 if output.keep_iterations == "all" else sum(t <= limit for t in set(output.keep_iterations))
     refit = 2 if config.select.heldout else 1
@@ -59,11 +61,6 @@ def refuse_full(directory: RunDirectory, planned: Disk) -> None:
             f"({parts}). Make room, choose another --output, or lower output.keep_checkpoints, output.keep_iterations or "
             "output.top_k."
         )
-
-
-def _parameter_bytes(family: str, shape: str, k: int, d: int) -> int:
-    second = {"full": k * d * d, "tied": d * d, "diag": k * d, "spherical": k}[shape] if family == "gaussian" else 0
-    return 8 * (k + k * d + second)
 
 
 def _stored(path: Path) -> int:

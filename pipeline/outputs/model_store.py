@@ -18,7 +18,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from pipeline.data.preprocess import Affine
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary as Known
 from pipeline.data.source import Source
 from pipeline.em.run import Run
 from pipeline.errors import InputError, StorageError

@@ -24,8 +24,8 @@ import scipy.sparse as sp
 
 from pipeline import NUMERICS
 from pipeline.data.chunks import Chunks
-from pipeline.data.draw import Drawn
 from pipeline.data.profile import Profile
+from pipeline.data.sample import Sample as Drawn
 from pipeline.engine.blas import kernel_set
 from pipeline.engine.tree import Span, contains
 from pipeline.errors import StorageError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
+from pipeline.jobconfig import Config
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.information import ScoreProducts, standard_errors
 from pipeline.outputs.model_store import load_model, read_dataset, write_dataset
@@ -26,7 +26,7 @@ def lacks_errors(path: Path, config: Config) -> bool:
 
 def learns_covariances(config: Config) -> bool:
     """Whether errors are to allow for covariances that were learned with the means."""
-    return config.output.standard_errors is True and "covariances" not in config.model.fixed
+    return config.output.standard_errors is True and "covariances" not in config.model.fixed_parts
 
 
 def write_errors(path: Path, config: Config, chunks: Chunks, engine: Engine, log: Callable[..., None]) -> None:
@@ -35,7 +35,7 @@ def write_errors(path: Path, config: Config, chunks: Chunks, engine: Engine, log
     dataset = read_dataset(path)
     model, params, affine = load_model(dataset)
     assert isinstance(model, Gaussian)
-    rows = chunks.known(affine, int(dataset.attrs["dropped_rows"]))
+    rows = chunks.after_profile(affine, int(dataset.attrs["dropped_rows"]))
     job = ScoreProducts(model, params, learns_covariances(config))
     errors = standard_errors(job, engine.sum_over(rows, [job])[0])
     variables = {name: (_DIMENSIONS[name], value) for name, value in errors.items()}

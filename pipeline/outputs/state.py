@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pipeline.data.preprocess import Affine
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary as Known
 from pipeline.em.folds import Fold
 from pipeline.em.run import Entry, Run
 from pipeline.em.search import Rung
