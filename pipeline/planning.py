@@ -35,7 +35,7 @@ def refuse_impossible(config: Config, chunks: Chunks) -> None:
         raise InputError(
             f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}."
         )
-    if chunks.source.sparse and not config.model.counts:
+    if chunks.source.sparse and not config.model.sparse:
         raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use multinomial.")
     Units.of(chunks.source, config.select.heldout, config.fit.random_state)
 

@@ -220,7 +220,7 @@ def predict(
                 f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
                 "Give data.path rows made as the run's own were."
             )
-        if chunks.source.sparse and not config.model.counts:
+        if chunks.source.sparse and not config.model.sparse:
             raise InputError(
                 f"predict: rows are sparse counts, the model is a {config.model.family} one of dense rows."
             )

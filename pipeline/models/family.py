@@ -53,7 +53,9 @@ class FamilySection(Variant):
     has_likelihood : bool
         Whether there is a likelihood to choose by.
     counts : bool
-        Whether rows must be counts of 0 or more: then they may be sparse, and are never preprocessed.
+        Whether rows must be counts of 0 or more, which are never preprocessed.
+    sparse : bool
+        Whether rows may be sparse.
     second_moments : {"full", "diag", "none"}
         Which second moments of the rows the profile has to form for it.
     can_prune, has_standard_errors : bool
@@ -77,6 +79,7 @@ class FamilySection(Variant):
     inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "near-mean", "labels", "explicit")
     has_likelihood: ClassVar[bool] = True
     counts: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
     second_moments: ClassVar[Literal["full", "diag", "none"]] = "diag"
     can_prune: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False

@@ -264,7 +264,7 @@ def _groups(a: Any, b: Any, where: str) -> list[str]:
             continue
         x, y = np.asarray(array[...]), np.asarray(b[new][...])
         if x.dtype.kind in "OUT":
-            same = bool((x.astype(str) == y.astype(str)).all())
+            same = x.tolist() == y.tolist()
         else:
             same = x.dtype == y.dtype and x.shape == y.shape and np.array_equal(x, y, equal_nan=True)
         if not same:

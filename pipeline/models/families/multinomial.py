@@ -41,6 +41,7 @@ class MultinomialSection(FamilySection):
     also_called: ClassVar[tuple[str, ...]] = ("lda",)
     words: ClassVar[Words] = Multinomial.words
     counts: ClassVar[bool] = True
+    sparse: ClassVar[bool] = True
     template: ClassVar[dict[str, Any]] = {
         "data": {"source": "docword", "path": "docword.txt.gz", "vocabulary": "vocab.txt"},
         "model": {"family": "multinomial", "n_components": 20},
