@@ -128,7 +128,7 @@ def test_results_come_in_order_and_an_error_ends_the_others():
 
 def test_an_unknown_profile_is_refused():
     """The message lists the profiles there are."""
-    from pipeline.config import validate
+    from pipeline.jobconfig import validate
 
     config = validate({"engine": {"scheduler": "moon", "profiles": {"sun": {}}}}).engine
     expected = "'moon', expected threads or one of the profiles local, sun"

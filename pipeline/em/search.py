@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pipeline.arrays.packing import stored
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary
 from pipeline.em.moves import MemoryRows, improve, merge_runs, refine_all
 from pipeline.em.principal import leading
 from pipeline.em.run import Run
@@ -76,7 +76,7 @@ class Search:
     init: str
     moves: bool
     seed: int
-    summary: Known
+    summary: DataSummary
     rows: MemoryRows
     of: int
     progress: Callable[[Level], None]
@@ -109,7 +109,7 @@ class Search:
         found = from_hard(model, rows.sum_over([HardStart(model, centers)]))[0]
         return found
 
-    def _starts(self, model: ClusterModel, rows: MemoryRows, summary: Known) -> list[Any]:
+    def _starts(self, model: ClusterModel, rows: MemoryRows, summary: DataSummary) -> list[Any]:
         """Candidate starts for the lowest level."""
         sizes = levels(model, rows.n_rows)
         many, lowest = candidate_starts(model, len(sizes))[0], rows.head(sizes[0])

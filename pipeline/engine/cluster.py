@@ -16,8 +16,8 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any, NoReturn, TypeVar, cast
 
-from pipeline.config import Engine as EngineConfig
-from pipeline.config import Profile
+from pipeline.config import ClusterProfile as Profile
+from pipeline.config import EngineSection as EngineConfig
 from pipeline.config.engine import Security as SecurityConfig
 from pipeline.config.profiles import profile_of
 from pipeline.engine.alike import about_me, refuse_here, refuse_unlike

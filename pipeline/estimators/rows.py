@@ -12,7 +12,8 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils.validation import check_array, check_non_negative, validate_data
 
-from pipeline.data.memory import DaskSource, HeldSource
+from pipeline.data.memory import DaskSource
+from pipeline.data.memory import MemorySource as HeldSource
 from pipeline.data.source import Source, rows_per_target
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import cores

@@ -124,6 +124,7 @@ class Driver:
                 self.engine.kernels,
                 user.labels,
                 user.arrays,
+                len(summary.known) > 0,
             )
             for i, model in enumerate(models)
         ]

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.arrays.rows import LowestRows
 from pipeline.arrays.tiles import TILE_BYTES
 from pipeline.data.chunks import Chunks
-from pipeline.data.profile import PROFILE_TILE, DataSummary, Profile, ProfileJob
+from pipeline.data.profile import PROFILE_TILE, Profile, ProfileJob
 from pipeline.data.sample import SampleRows, n_sampled, row_bytes
 from pipeline.em.accumulate import STORED
 from pipeline.em.heldout import Units
@@ -26,7 +25,7 @@ from pipeline.errors import InputError
 from pipeline.jobconfig import Config
 from pipeline.models import schema
 from pipeline.models.base import LatentModel
-from pipeline.models.clusters import ClusterModel
+from pipeline.models.clusters import ClusterModel, NoRows
 from pipeline.models.starts import ROUNDS
 from pipeline.outputs.labels import BLOCK_ROWS
 from pipeline.outputs.labels import row_bytes as label_bytes
@@ -96,16 +95,10 @@ def plan_job(config: Config, chunks: Chunks) -> JobPlan:
     _refuse_impossible(config, chunks)
     # pca is the only step that changes how many features there are.
     d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
-    models, largest = tuple(config.models(_no_rows(d))), [max(c.model.n_components) for c in config.candidates()]
+    models, largest = tuple(config.models(NoRows(d))), [max(c.model.n_components) for c in config.candidates()]
     sample = tuple(_sample_rows(k, chunks.n_features) for k in largest)
     search = tuple(n_sampled(chunks, k) for k in largest) if _searches(config, models) else ()
     return JobPlan(config, models, sample, search, chunks.n_rows, chunks.n_features, chunks.source.sparse)
-
-
-def _no_rows(d: int) -> DataSummary:
-    none = np.empty(0)
-    sample = LowestRows(0, none, none.astype(np.int64), np.empty((0, d)), none, none)
-    return DataSummary(None, np.zeros(d), np.ones(d), sample, 0, 0, 0.0)
 
 
 def _sample_rows(k: int, n_features: int) -> int:

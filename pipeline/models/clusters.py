@@ -54,6 +54,15 @@ class Summary(Protocol):
         """Rows drawn in proportion to their weights."""
 
 
+class NoRows:
+    """Statistics of no rows: zeros and ones, to make a model that is only asked how large things are. d : features."""
+
+    def __init__(self, d: int) -> None:
+        none = np.empty(0)
+        self.mean, self.covariance, self.variance = np.zeros(d), np.ones(d), np.ones(d)
+        self.sample = LowestRows(0, none, none.astype(np.int64), np.empty((0, d)), none, none)
+
+
 class SearchEffort(NamedTuple):
     """How a search for a start treats a model.
 

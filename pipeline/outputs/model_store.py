@@ -20,7 +20,7 @@ from zarr.codecs import ZstdCodec
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import Packed, pack, unpack
 from pipeline.data.preprocess import Affine
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary as Known
 from pipeline.data.source import Source
 from pipeline.em.choice import criteria, held_out, restarts
 from pipeline.em.run import Run

@@ -10,20 +10,51 @@ import importlib.util
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from pipeline.config import Data, Patch
+from pipeline.config import Section
 from pipeline.data.files import absolute, damaged, is_url, open_binary, opening, reading, stored_size
+from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
-from pipeline.errors import InputError, PipelineError, StorageError, did_you_mean
+from pipeline.errors import InputError, PipelineError, StorageError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm", ".jp2"}
 
 
+class Patch(Section):
+    """How pictures are cut into rows."""
+
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        (8, 8), description="height and width of a patch, in pixels"
+    )
+    stride: int = Field(1, ge=1, description="pixels from one patch to the next")
+    remove_mean: bool = Field(
+        True, description="drop each patch's mean: size-1 features in an orthonormal basis without the constant"
+    )
+    contrast: float | None = Field(
+        None, gt=0, description="divide each patch by its deviation, floored at this value (pixels are 0 to 1)"
+    )
+
+
+class ImagesSection(FileSection):
+    """The patches of a folder of pictures, or of a single one. Files without the name of a picture are left out."""
+
+    source: Literal["images"] = Field("images", description="patches of pictures")
+    path: str = Field(
+        description="a folder of pictures, a picture, or an fsspec URL of either; photographs: two that scikit-learn brings, "
+        "while a folder of that name is ./photographs"
+    )
+    patch: Patch = Field(default_factory=Patch, description="how pictures are cut into rows, when they are read")
+
+    def open(self) -> Source:
+        return open_patches(None if self.path == "photographs" else self.path, self.storage_options, self.patch)
+
+
 def patch_basis(size: tuple[int, int]) -> np.ndarray:
-    """Orthonormal basis of the mean-free p x q patches, (p*q, p*q - 1) float64.
+    """Return an orthonormal basis of the mean-free p x q patches, shape (p*q, p*q - 1), float64.
 
     The two-dimensional DCT-II without its constant vector, lowest vertical frequency first, so that
     `features = pixels @ basis` and `pixels - mean = features @ basis.T`. Any orthonormal basis without the
@@ -49,12 +80,22 @@ class ImageSource(Source):
 
     Pixels are float32 from 0 to 1: ITU-R 601 luma of 8-bit pictures (Pillow's mode L), or the full depth of
     16-bit grey ones. Transparency and all frames but the first are left out.
+
+    Parameters
+    ----------
+    folder : str or None
+        None: scikit-learn's photographs.
+    options : mapping
+        Of its file system.
+    names : list of str
+    sizes : array, shape (n_pictures, 2)
+        Height and width.
+    patch : Patch
     """
 
     def __init__(
         self, folder: str | None, options: Mapping[str, Any], names: list[str], sizes: np.ndarray, patch: Patch
     ) -> None:
-        """`sizes` is (n_pictures, 2), height and width; `folder` None: scikit-learn's photographs."""
         p, q = patch.size
         self.dtype = np.dtype(np.float32)
         self.n_features = p * q - int(patch.remove_mean)
@@ -62,17 +103,17 @@ class ImageSource(Source):
         self._start = np.append(0, np.cumsum(self._grid.prod(axis=1))).astype(np.int64)
         self.bounds = _picture_bounds(self._grid, rows_per_target(self.n_features, 4))
         self._folder, self._options, self._names, self._patch = folder, dict(options), names, patch
-        self._kept = threading.local()
+        self._cached = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        return {name: value for name, value in self.__dict__.items() if name != "_cached"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._kept = threading.local()
+        self._cached = threading.local()
 
     def read(self, i: int) -> np.ndarray:
-        """Chunk i, see `Source.read`. Its bits depend on the BLAS threads in use: read under one."""
+        """Read chunk i. Its bits depend on the BLAS threads in use: read under one."""
         start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
         basis = patch_basis(self._patch.size).astype(np.float32) if self._patch.remove_mean else None
         x = np.empty((stop - start, self.n_features), np.float32)
@@ -109,20 +150,20 @@ class ImageSource(Source):
     def _grey(self, picture: int) -> np.ndarray:
         """The decoded picture, (height, width) uint8 or uint16.
 
-        A thread keeps its last one: consecutive chunks are mostly strips of the same large picture.
+        Each thread caches its last one: consecutive chunks are mostly strips of the same large picture.
         """
-        kept: tuple[int, np.ndarray] | None = getattr(self._kept, "picture", None)
-        if kept is not None and kept[0] == picture:
-            return kept[1]
+        cached: tuple[int, np.ndarray] | None = getattr(self._cached, "picture", None)
+        if cached is not None and cached[0] == picture:
+            return cached[1]
         path = self._path(picture)
         grey = _decode(path, self._options)
         p, q = self._patch.size
         expected = (self._grid[picture] - 1) * self._patch.stride + [p, q]
         spare = np.array(grey.shape) - expected
         if (spare < 0).any() or (spare >= self._patch.stride).any():
-            raise StorageError(f"{path}: came as {grey.shape} pixels, not the size it had when opened. Restore it.")
+            raise StorageError(f"{path}: got {grey.shape} pixels, not the size it had when opened. Restore it.")
         if self._spans_chunks(picture):
-            self._kept.picture = (picture, grey)
+            self._cached.picture = (picture, grey)
         return grey
 
     def _spans_chunks(self, picture: int) -> bool:
@@ -132,23 +173,15 @@ class ImageSource(Source):
     def _path(self, picture: int) -> str:
         return f"{self._folder or _photographs()}/{self._names[picture]}"
 
-    def patch_position(self, row: int) -> tuple[int, int, int]:
-        """Picture number and pixel coordinates (y, x) of the upper left corner of a row's patch."""
-        picture = int(np.searchsorted(self._start, row, side="right")) - 1
-        y, x = divmod(row - int(self._start[picture]), int(self._grid[picture, 1]))
-        return picture, y * self._patch.stride, x * self._patch.stride
-
     def pictures(self) -> tuple[list[str], np.ndarray]:
-        """File names and the first row of each, (n_pictures,) int64."""
         return list(self._names), self._start[:-1].copy()
 
     def describe(self) -> dict[str, Any]:
-        """How rows are cut, so that reports can map them back to pixels with `patch_basis`."""
+        """Return how rows are cut, so that reports can map them back to pixels with `patch_basis`."""
         patch = self._patch.model_dump(include={"remove_mean", "contrast"})
         return {"kind": "patch", "size": list(self._patch.size), "channels": 1, **patch}
 
     def object_sizes(self) -> list[int]:
-        """The size of each file."""
         with reading(str(self._folder or "scikit-learn's photographs")):
             return [stored_size(self._path(picture), self._options) for picture in range(len(self._names))]
 
@@ -185,9 +218,7 @@ def _decode(path: str, options: Mapping[str, Any]) -> np.ndarray:
             if picture.mode.startswith("I"):
                 wide = np.asarray(picture)
                 if wide.min() < 0 or wide.max() > 65535:
-                    raise InputError(
-                        f"{path}: came with values {wide.min()} to {wide.max()}, expected 16 bits. Scale it."
-                    )
+                    raise InputError(f"{path}: got values {wide.min()} to {wide.max()}, expected 16 bits. Scale it.")
                 return wide.astype(np.uint16)
             return np.asarray(picture.convert("L"))
     except PipelineError:
@@ -197,7 +228,7 @@ def _decode(path: str, options: Mapping[str, Any]) -> np.ndarray:
 
 
 def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int]:
-    """Height and width from the header alone; InputError when no patch can be cut."""
+    """Height and width from the header alone. Raises InputError when no patch can be cut."""
     from PIL import Image
 
     with opening(path), open_binary(path, options) as stream:
@@ -213,7 +244,7 @@ def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int
                 f"{path}: is no picture that Pillow reads ({error}). Restore it, take it out, or set data.source."
             ) from error
     if mode == "F":
-        raise InputError(f"{path}: came with floating-point pixels, expected 8 or 16 bits. Convert it first.")
+        raise InputError(f"{path}: has floating-point pixels, expected 8 or 16 bits. Convert it first.")
     if height < patch.size[0] or width < patch.size[1]:
         raise InputError(
             f"{path}: is {height} x {width} pixels, expected at least one patch of {patch.size[0]} x {patch.size[1]}. "
@@ -222,33 +253,22 @@ def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int
     return height, width
 
 
-def _photographs() -> str:
-    """The folder of the two photographs that scikit-learn brings, found without importing it."""
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("data.path: photographs come with scikit-learn, which is not installed. Install it.")
-    return os.path.join(spec.submodule_search_locations[0], "datasets", "images")
-
-
-def open_images(data: Data) -> Source:
-    """The patches of a folder of pictures (or a single one); `photographs` are scikit-learn's two.
-
-    Files without the name of a picture are left out; a folder of that name is `./photographs`.
-    """
-    if data.patch.remove_mean and data.patch.size == (1, 1):
-        raise InputError("data.patch: size came as [1, 1] with remove_mean, which leaves nothing. Make it larger.")
-    folder = None if data.path == "photographs" else absolute(str(data.path)).rstrip("/")
-    names = _names(folder or _photographs(), data.storage_options)
+def open_patches(path: str | None, options: Mapping[str, Any], patch: Patch) -> ImageSource:
+    """Open the patches of a folder of pictures or of a single one; None: scikit-learn's photographs."""
+    if patch.remove_mean and patch.size == (1, 1):
+        raise InputError("data.patch: got size [1, 1] with remove_mean, which leaves nothing. Make it larger.")
+    folder = None if path is None else absolute(path).rstrip("/")
+    names = _names(folder or _photographs(), options)
     if names is None and folder is not None:
         folder, _, name = folder.rpartition("/")
         names = [name]
     if not names:
-        known = ", ".join(sorted(_SUFFIXES))
+        suffixes = ", ".join(sorted(_SUFFIXES))
         raise InputError(
-            f"{data.path}: has no pictures ({known}). Give data.path their folder, or set data.source to what it is."
+            f"{path}: has no pictures ({suffixes}). Give data.path their folder, or set data.source to what it is."
         )
-    sizes = [_size(f"{folder or _photographs()}/{name}", data.storage_options, data.patch) for name in names]
-    return ImageSource(folder, data.storage_options, names, np.array(sizes, np.int64), data.patch)
+    sizes = [_size(f"{folder or _photographs()}/{name}", options, patch) for name in names]
+    return ImageSource(folder, options, names, np.array(sizes, np.int64), patch)
 
 
 def _names(folder: str, options: Mapping[str, Any]) -> list[str] | None:
@@ -268,35 +288,9 @@ def _names(folder: str, options: Mapping[str, Any]) -> list[str] | None:
     return sorted(n for n in found if os.path.splitext(n)[1].lower() in _SUFFIXES and not n.startswith("."))
 
 
-class DigitsSource(Source):
-    """scikit-learn's 1797 handwritten digits, 8 x 8 pixels from 0 to 16, uint8."""
-
-    def __init__(self) -> None:
-        """One chunk."""
-        self.n_features, self.dtype = 64, np.dtype(np.uint8)
-        self.bounds = np.array([0, 1797], np.int64)
-
-    def read(self, i: int) -> np.ndarray:
-        """All digits, (1797, 64)."""
-        from sklearn.datasets import load_digits
-
-        return load_digits().data.astype(np.uint8)
-
-    def describe(self) -> dict[str, Any]:
-        """Rows are pictures."""
-        return {"kind": "image", "size": [8, 8]}
-
-
-def open_bundled(data: Data) -> Source:
-    """Data that come with scikit-learn: `digits`, or patches of its `photographs`."""
-    if data.path == "photographs":
-        return open_images(data)
-    if data.path != "digits":
-        own = (
-            " For a file of your own set data.source to what it is." if data.path and os.path.exists(data.path) else ""
-        )
-        raise InputError(
-            f"data.path: came as {data.path!r}, expected digits or photographs for source bundled"
-            f"{did_you_mean(str(data.path), ('digits', 'photographs')) or '.'}{own}"
-        )
-    return DigitsSource()
+def _photographs() -> str:
+    """The folder of the two photographs that scikit-learn brings, found without importing it."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("data.path: photographs come with scikit-learn, which is not installed. Install it.")
+    return os.path.join(spec.submodule_search_locations[0], "datasets", "images")

@@ -6,31 +6,65 @@ the same however many rows are asked for and wherever it is read. [Salmon et al.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from pipeline.config import Data, MixtureSpec
+from pipeline.config import Section
+from pipeline.data.section import DataSection
 from pipeline.data.source import Source, even_bounds, rows_per_target
 from pipeline.errors import InputError
 
 _BLOCK = 4096
 
 
+class MixtureSpec(Section):
+    """A known Gaussian mixture to draw rows from."""
+
+    weights: list[float] = Field(min_length=1, description="one weight a component")
+    means: list[list[float]] = Field(description="component x feature")
+    covariances: list[Any] = Field(description="component x feature x feature, x feature, or one variance each")
+
+
+class SyntheticSection(DataSection):
+    """Rows drawn from a known Gaussian mixture, when they are read."""
+
+    source: Literal["synthetic"] = Field("synthetic", description="rows drawn from a known Gaussian mixture")
+    n_rows: int = Field(ge=1, description="how many rows")
+    mixture: MixtureSpec = Field(description="weights, means and covariances to draw from")
+    random_state: int = Field(0, ge=0, description="the seed of the data")
+    dtype: Literal["float32", "float64"] = Field("float64", description="the type of the data")
+
+    def open(self) -> Source:
+        if self.random_state >= 2**64:
+            raise InputError(f"data.random_state: got {self.random_state}, expected less than 2**64. Make it smaller.")
+        weights, means, factors = _checked(self.mixture)
+        return SyntheticSource(weights, means, factors, self.n_rows, self.random_state, self.dtype)
+
+
 class SyntheticSource(Source):
-    """Rows x = mean_k + factor_k z with k drawn from the weights and z standard normal."""
+    """Rows x = mean_k + factor_k z with k drawn from the weights and z standard normal.
+
+    Parameters
+    ----------
+    weights : array, shape (k,)
+    means : array, shape (k, d)
+    factors : array, shape (k, d, d)
+        covariance_k = factor_k factor_kᵀ.
+    n_rows, seed : int
+    dtype : str
+    """
 
     def __init__(
         self, weights: np.ndarray, means: np.ndarray, factors: np.ndarray, n_rows: int, seed: int, dtype: str
     ) -> None:
-        """weights : (K,), means : (K, d), factors : (K, d, d) with covariance_k = factor_k factor_k^T."""
         self.n_features, self.dtype = means.shape[1], np.dtype(dtype)
         self.bounds = even_bounds(n_rows, rows_per_target(self.n_features, self.dtype.itemsize, _BLOCK))
         self._edges = np.cumsum(weights)[:-1]
         self._means, self._factors, self._seed = means, factors, seed
 
     def read(self, i: int) -> np.ndarray:
-        """Chunk i, see `Source.read`."""
         start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
         x = np.empty((stop - start, self.n_features), self.dtype)
         for block in range(start // _BLOCK, -(-stop // _BLOCK)):
@@ -43,12 +77,6 @@ class SyntheticSource(Source):
             x[first : first + _BLOCK] = z[: stop - start - first]
         return x
 
-    def labels(self, i: int) -> np.ndarray:
-        """The component that each row of chunk i was drawn from, (n_i,) int64."""
-        start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
-        blocks = range(start // _BLOCK, -(-stop // _BLOCK))
-        return np.concatenate([self._draw_labels(block)[0] for block in blocks])[: stop - start]
-
     def _draw_labels(self, block: int) -> tuple[np.ndarray, np.random.Generator]:
         """The components of a whole block, and the generator for what follows."""
         key = np.array([self._seed, block], np.uint64)
@@ -56,27 +84,15 @@ class SyntheticSource(Source):
         return np.searchsorted(self._edges, generator.random(_BLOCK), side="right"), generator
 
 
-def open_synthetic(data: Data) -> Source:
-    """Rows of data.mixture, `n_rows` of them."""
-    if data.mixture is None or data.n_rows is None:
-        raise InputError("data: source synthetic needs n_rows and mixture. Give both.")
-    if data.path is not None:
-        raise InputError(f"data.path: came as {data.path!r}, but synthetic rows have no path. Remove it.")
-    if data.random_state >= 2**64:
-        raise InputError(f"data.random_state: came as {data.random_state}, expected less than 2**64.")
-    weights, means, factors = _checked(data.mixture)
-    return SyntheticSource(weights, means, factors, data.n_rows, data.random_state, data.dtype)
-
-
 def _checked(mixture: MixtureSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights (K,), means (K, d) and Cholesky factors (K, d, d) of a valid mixture."""
     weights = _numbers("weights", mixture.weights)
     if (weights < 0).any() or abs(weights.sum() - 1) > 1e-6:
-        raise InputError(f"data.mixture.weights: came as {mixture.weights}, expected numbers >= 0 that sum to 1.")
+        raise InputError(f"data.mixture.weights: got {mixture.weights}, expected numbers >= 0 that sum to 1.")
     means = _numbers("means", mixture.means)
     n = len(weights)
     if means.ndim != 2 or len(means) != n or means.shape[1] == 0:
-        raise InputError(f"data.mixture.means: came with shape {means.shape}, expected ({n}, features).")
+        raise InputError(f"data.mixture.means: got shape {means.shape}, expected ({n}, features).")
     covariances = _numbers("covariances", mixture.covariances)
     d = means.shape[1]
     if covariances.shape == (n,):
@@ -85,8 +101,7 @@ def _checked(mixture: MixtureSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         covariances = covariances[:, :, None] * np.eye(d)
     if covariances.shape != (n, d, d):
         raise InputError(
-            f"data.mixture.covariances: came with shape {covariances.shape}, expected ({n}, {d}, {d}), ({n}, {d}) "
-            f"or ({n},)."
+            f"data.mixture.covariances: got shape {covariances.shape}, expected ({n}, {d}, {d}), ({n}, {d}) or ({n},)."
         )
     for k, covariance in enumerate(covariances):
         if not np.allclose(covariance, covariance.T, rtol=1e-9, atol=0) or np.linalg.eigvalsh(covariance)[0] <= 0:
@@ -103,5 +118,5 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     except (ValueError, TypeError) as error:
         raise InputError(f"data.mixture.{name}: is not a rectangle of numbers ({error}).") from error
     if not np.isfinite(array).all():
-        raise InputError(f"data.mixture.{name}: came with NaN or infinity, expected finite numbers.")
+        raise InputError(f"data.mixture.{name}: got NaN or infinity, expected finite numbers.")
     return array

@@ -1,4 +1,4 @@
-"""Gaussian components: mu_k = sum r x / N_k, Sigma_k = sum r (x - mu_k)(x - mu_k)ᵀ / N_k.
+"""Mixtures of Gaussians: mu_k = sum r x / N_k, Sigma_k = sum r (x - mu_k)(x - mu_k)ᵀ / N_k.
 
 log p(x | k) = -(d log 2 pi + log|Sigma_k| + (x - mu_k)ᵀ Sigma_k⁻¹ (x - mu_k)) / 2
 [Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
@@ -12,22 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, model_validator
+from pydantic import Field as Option
 
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.arrays.tiles import tiles
+from pipeline.config import OneOrMore, Section
 from pipeline.errors import SingularCovariance
 from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
+from pipeline.models.family import FamilySection
 from pipeline.models.information import ScoreProducts
 from pipeline.models.mixture import Component, Pass
-from pipeline.models.prior import Prior
+from pipeline.models.prior import SHRINKAGE, Prior
 from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words
 
@@ -368,3 +372,95 @@ def _moved(shape: Shape, counts: Array, sum_x: Array, sum_xx: Array, by: Array) 
     """First and second moments about points that lie `by` further on. counts : (k,).  sum_x, by : (k, d)."""
     cross = shape.outer(by, sum_x) + shape.outer(sum_x, by)
     return sum_x - counts[:, None] * by, sum_xx - cross + shape.outer(by * counts[:, None], by)
+
+
+def _auto(value: Any) -> Any:
+    """`auto` is the prior of which nothing is said."""
+    if isinstance(value, str):
+        if value != "auto":
+            raise ValueError("write null for none, auto, or a mapping such as {shrinkage: 0.01}")
+        return {}
+    return value
+
+
+class PriorSection(Section):
+    """Conjugate priors, as rows that are imagined beside the data's; what is left out is Fraley and Raftery's (2007)."""
+
+    weights: float = Option(1.0, ge=1, description="Dirichlet concentration of the weights; 1: none")
+    shrinkage: float | None = Option(
+        None, ge=0, description="how many rows the pull of each mean to the data's mean counts as; 0: none; null: 0.01"
+    )
+    dof: float | None = Option(
+        None, gt=0, description="degrees of freedom of the covariances' inverse Wishart; null: features + 2"
+    )
+    scale: float | None = Option(
+        None,
+        ge=0,
+        description="its scale, as a share of the data's covariance; 0: none; null: n_components^(-2/features)",
+    )
+
+    @model_validator(mode="after")
+    def _no_dof_without_scale(self) -> PriorSection:
+        if self.scale == 0 and self.dof is not None:
+            raise ValueError(f"scale: 0 means no prior of covariances, but dof is {self.dof:g}; leave one out")
+        return self
+
+
+class GaussianSection(FamilySection):
+    """A mixture of Gaussians."""
+
+    family: Literal["gaussian"] = Option("gaussian", description="a mixture of Gaussians")
+    covariance_type: OneOrMore[Literal["full", "tied", "diag", "spherical"]] = Option(
+        ("full",), description="the shape of its covariances, or a list to choose from"
+    )
+    reg_covar: float = Option(
+        1e-6,
+        ge=0,
+        description="added to each covariance's diagonal after an M-step; under a prior of covariances, to the covariance "
+        "that its scale comes from",
+    )
+    prior: Annotated[PriorSection | None, BeforeValidator(_auto)] = Option(
+        None,
+        description="conjugate priors, for the most probable parameters; null: none; auto: Fraley and Raftery's; or",
+    )
+    fixed: list[Literal["weights", "means", "covariances"]] = Option(
+        default_factory=list, description="parts that stay at their initial values"
+    )
+
+    also_called: ClassVar[tuple[str, ...]] = ("gmm",)
+    words: ClassVar[Words] = Gaussian.words
+    second_moments: ClassVar[Literal["full", "diag", "none"]] = "full"
+    can_prune: ClassVar[bool] = True
+    has_standard_errors: ClassVar[bool] = True
+    template: ClassVar[dict[str, Any]] = {"data": {"source": "images", "path": "photographs"}}
+    template_help: ClassVar[str] = (
+        "Set data.source and data.path to your data, and model.n_components to how many components you look for. As it is, it "
+        "fits the 8 x 8 patches of two photographs that the installation brings along."
+    )
+
+    @property
+    def fixed_parts(self) -> tuple[str, ...]:
+        return tuple(self.fixed)
+
+    def build(self, summary: Summary, assignment: str) -> Mixture:
+        [k], [covariance_type] = self.n_components, self.covariance_type
+        # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
+        with np.errstate(over="ignore"):
+            shift = summary.mean.astype(np.float32).astype(np.float64)
+        shift = np.where(np.isfinite(shift), shift, summary.mean)
+        fixed, of_weights = self.fixed_parts, 1.0 if self.prior is None else self.prior.weights
+        own = tuple(part for part in fixed if part != "weights")
+        component = Gaussian(k, shift, covariance_type, self.reg_covar, own, self._prior(summary, k))
+        return Mixture(component, assignment, "weights" in fixed, of_weights)
+
+    def _prior(self, summary: Summary, k: int) -> Prior | None:
+        """The prior; what it leaves open is as Fraley and Raftery (2007, sec. 4.2) have it."""
+        asked, d = self.prior, len(summary.mean)
+        if asked is None:
+            return None
+        shrinkage = SHRINKAGE if asked.shrinkage is None else asked.shrinkage
+        factor = k ** (-2.0 / d) if asked.scale is None else asked.scale
+        # reg_covar keeps features that never vary from a scale of 0, as it keeps covariances where there is no prior.
+        spread = full_matrix(summary.covariance) + self.reg_covar * np.eye(d)
+        scale = factor * spread if factor > 0 else None
+        return Prior(summary.mean, shrinkage, asked.dof or d + 2.0, scale)

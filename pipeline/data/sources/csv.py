@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from pipeline.config import Data
 from pipeline.data.files import absolute, damaged, open_binary, opening, reading, seekable, stored_size, what_it_is
+from pipeline.data.section import ConvertedSection
 from pipeline.data.source import Source, even_bounds, rows_per_target
 from pipeline.errors import InputError
 
@@ -21,8 +22,56 @@ _BLOCK = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+class CsvSection(ConvertedSection):
+    """Numbers in delimited text. A first line without a single number is a header; lines that begin with # are comments."""
+
+    source: Literal["csv"] = Field("csv", description="numbers in delimited text")
+    path: str = Field(description="a text file, .gz or plain, or an fsspec URL of one")
+    delimiter: str | None = Field(
+        None,
+        description="what separates columns; null: the first of semicolon, tab and comma in the first line, else blanks",
+    )
+    cache: str | None = Field(
+        None,
+        description="folder of the unpacked copy of a large .gz file, which workers must see; null: the folder of the input",
+    )
+
+    def open(self) -> Source:
+        path = absolute(self.path)
+        with opening(path), open_binary(path, self.storage_options) as stream:
+            if advice := what_it_is(stream.read(8)):
+                raise InputError(f"{path}: is not text, expected lines of numbers. {advice}.")
+            stream.seek(0)
+            delimiter, names, n_features = _sniff(stream, path, self.delimiter)
+            stream.seek(0)
+            rows = rows_per_target(n_features, 8)
+            offsets, lines, n_rows, n_bytes = _scan(stream, delimiter, bool(names), rows)
+        if n_rows == 0:
+            raise InputError(f"{path}: has no rows of numbers, expected at least one. Check what wrote it.")
+        path = seekable(path, self.storage_options, self.cache, n_bytes)
+        bounds = even_bounds(n_rows, rows)
+        return TextSource(path, self.storage_options, delimiter, bounds, n_features, names, offsets, lines)
+
+
 class TextSource(Source):
-    """Rows of a delimited text file, float64; an empty cell is NaN; lines starting with # are comments."""
+    """Rows of a delimited text file, float64; an empty cell is NaN; lines that begin with # are comments.
+
+    Parameters
+    ----------
+    path : str
+    options : mapping
+        Of its file system.
+    delimiter : str or None
+        None: blanks.
+    bounds : array, shape (n_chunks + 1,)
+    n_features : int
+    names : list of str
+        Of the header, empty without one.
+    offsets : array, shape (n_chunks,)
+        Bytes of text before each chunk.
+    lines : array, shape (n_chunks + 1,)
+        Chunk i is lines ``lines[i]`` to ``lines[i + 1]``, from 0.
+    """
 
     def __init__(
         self,
@@ -35,13 +84,12 @@ class TextSource(Source):
         offsets: np.ndarray,
         lines: np.ndarray,
     ) -> None:
-        """`names` are the header's, empty without one. Chunk i starts `offsets[i]` bytes into the text; it is lines `lines[i]` to `lines[i + 1]`, from 0."""
         self.n_features, self.dtype, self.bounds = n_features, np.dtype(np.float64), bounds
         self._path, self._options, self._delimiter = path, dict(options), delimiter
         self._names, self._offsets, self._lines = names, offsets, lines
 
     def read(self, i: int) -> np.ndarray:
-        """Chunk i, see `Source.read`; InputError naming line and column of a cell that is not a number."""
+        """Read chunk i. Raises InputError with line and column of a cell that is not a number."""
         n_rows = int(self.bounds[i + 1] - self.bounds[i])
         what = f"{self._path}, lines {self._lines[i] + 1} to {self._lines[i + 1]} (chunk {i})"
         with reading(what):
@@ -58,7 +106,6 @@ class TextSource(Source):
         return x
 
     def describe(self) -> dict[str, Any]:
-        """Rows, with the names of their features where the text has a header."""
         return {"kind": "rows", "features": self._names} if self._names else {"kind": "rows"}
 
     def _chunk(self, i: int) -> _Lines:
@@ -87,13 +134,12 @@ class TextSource(Source):
         number = _as_number(cell)
         if number is None:
             raise InputError(
-                f"{self._path}, line {line}, column {column}: came as {cell!r}, expected a number or an empty cell. "
+                f"{self._path}, line {line}, column {column}: got {cell!r}, expected a number or an empty cell. "
                 "Correct it, remove the column, or set data.delimiter."
             )
         return number
 
     def object_sizes(self) -> list[int]:
-        """The size of the file."""
         with reading(self._path):
             return [stored_size(self._path, self._options)]
 
@@ -132,39 +178,16 @@ def _cells(line: str, delimiter: str | None) -> list[str]:
     return [cell.strip() for cell in line.split("#")[0].split(delimiter)]
 
 
-def open_csv(data: Data) -> Source:
-    """The rows of a delimited text file, `.gz` or plain.
-
-    The delimiter is looked for in the first line: semicolon, tab, comma, else blanks. A first line without a
-    single number is the header.
-    """
-    path = absolute(str(data.path))
-    with opening(path), open_binary(path, data.storage_options) as stream:
-        if advice := what_it_is(stream.read(8)):
-            raise InputError(f"{path}: is not text, expected lines of numbers. {advice}.")
-        stream.seek(0)
-        delimiter, names, n_features = _sniff(stream, path, data.delimiter)
-        stream.seek(0)
-        rows = rows_per_target(n_features, 8)
-        offsets, lines, n_rows, n_bytes = _scan(stream, delimiter, bool(names), rows)
-    if n_rows == 0:
-        raise InputError(f"{path}: has no rows of numbers, expected at least one. Check what wrote it.")
-    path = seekable(path, data.storage_options, data.cache, n_bytes)
-    return TextSource(
-        path, data.storage_options, delimiter, even_bounds(n_rows, rows), n_features, names, offsets, lines
-    )
-
-
-def _sniff(stream: IO[bytes], path: str, given: str | None) -> tuple[str | None, list[str], int]:
+def _sniff(stream: IO[bytes], path: str, asked: str | None) -> tuple[str | None, list[str], int]:
     """Delimiter (None: blanks), the names in the header line (none without one), and the number of columns."""
-    if given is not None and len(given) != 1:
-        raise InputError(f"data.delimiter: came as {given!r}, expected one character. Blanks are ' ', a tab \"\\t\".")
+    if asked is not None and len(asked) != 1:
+        raise InputError(f"data.delimiter: got {asked!r}, expected one character. Blanks are ' ', a tab \"\\t\".")
     texts = (line.decode("utf-8-sig", errors="replace") for line in stream)
     texts = (text for text in texts if _cells(text, None))
     first, second = next(texts, ""), next(texts, None)
     if not first:
         raise InputError(f"{path}: has no rows of numbers, expected at least one. Check what wrote it.")
-    delimiter = given or next((character for character in ";\t," if character in first), None)
+    delimiter = asked or next((character for character in ";\t," if character in first), None)
     delimiter = None if delimiter == " " else delimiter
     cells = _cells(first, delimiter)
     header = any(cells) and all(_as_number(cell) is None for cell in cells if cell)

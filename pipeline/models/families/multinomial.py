@@ -1,4 +1,4 @@
-"""Multinomial components for counts: log p(x | k) = log n! - sum_v log x_v! + sum_v x_v log theta_kv.
+"""Mixtures of multinomials for counts: log p(x | k) = log n! - sum_v log x_v! + sum_v x_v log theta_kv.
 
 Rows are sparse and never made dense. MAP under a Dirichlet prior: theta_k is proportional to the expected counts +
 concentration - 1. [Nigam, McCallum, Thrun and Mitchell 2000]
@@ -7,19 +7,23 @@ concentration - 1. [Nigam, McCallum, Thrun and Mitchell 2000]
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import scipy.sparse as sp
+from pydantic import BeforeValidator
+from pydantic import Field as Option
 from scipy.special import xlogy
 
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
+from pipeline.config import Section
 from pipeline.kernels.base import CountsProblem
 from pipeline.kernels.counts import log_coefficients
 from pipeline.models.clusters import Summary
-from pipeline.models.mixture import Component, Pass, relative_square
+from pipeline.models.family import FamilySection
+from pipeline.models.mixture import Component, Mixture, Pass, relative_square
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
@@ -205,3 +209,56 @@ def _log_shares(counts: Array) -> Array:
     counts = np.where(counts.sum(axis=-1, keepdims=True) > 0, counts, 1.0)
     with np.errstate(divide="ignore"):
         return np.log(counts) - np.log(counts.sum(axis=-1, keepdims=True))
+
+
+_LEAST_CONCENTRATION = 1.1  # of a fit to few documents: any word may come
+
+
+def _no_word(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError("write null for none, or {weights: …} above 1; the prior of the words is model.concentration")
+    return value
+
+
+class WeightPriorSection(Section):
+    """A conjugate prior on the weights; that of the words is `concentration`."""
+
+    weights: float = Option(gt=1, description="Dirichlet concentration of the weights")
+
+
+class MultinomialSection(FamilySection):
+    """A mixture of multinomials over counts, such as words in documents."""
+
+    family: Literal["multinomial"] = Option("multinomial", description="a mixture of multinomials, for counts")
+    prior: Annotated[WeightPriorSection | None, BeforeValidator(_no_word)] = Option(
+        None,
+        description="conjugate prior on the weights, for the most probable parameters; null: none; or {weights: 2}",
+    )
+    concentration: float = Option(1.1, ge=1, description="Dirichlet prior on words: counts + concentration - 1")
+    fixed: list[Literal["weights"]] = Option(default_factory=list, description="parts that stay at their initial values")
+
+    also_called: ClassVar[tuple[str, ...]] = ("lda",)
+    words: ClassVar[Words] = Multinomial.words
+    counts: ClassVar[bool] = True
+    sparse: ClassVar[bool] = True
+    template: ClassVar[dict[str, Any]] = {
+        "data": {"source": "docword", "path": "docword.txt.gz", "vocabulary": "vocab.txt"},
+        "model": {"family": "multinomial", "n_components": 20},
+    }
+    template_help: ClassVar[str] = (
+        "Set data.path to your counts (UCI's docword format: D, W and NNZ on a line each, then `document word count` lines), "
+        "data.vocabulary to their words or null, and model.n_components to how many topics you look for."
+    )
+
+    @property
+    def fixed_parts(self) -> tuple[str, ...]:
+        return tuple(self.fixed)
+
+    def build(self, summary: Summary, assignment: str) -> Mixture:
+        [k] = self.n_components
+        of_weights = 1.0 if self.prior is None else self.prior.weights
+        component = Multinomial(k, len(summary.mean), self.concentration)
+        return Mixture(component, assignment, "weights" in self.fixed, of_weights)
+
+    def for_few_rows(self) -> Self:
+        return self.model_copy(update={"concentration": max(self.concentration, _LEAST_CONCENTRATION)})
