@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.rows import Rows
-from pipeline.arrays.rows import Rows
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary, Profile, summary_of
 from pipeline.data.user_start import UserStart

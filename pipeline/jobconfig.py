@@ -16,8 +16,8 @@ from pipeline.data.section import DataSection
 from pipeline.data.sources import SOURCES
 from pipeline.errors import InputError, did_you_mean
 from pipeline.models.base import LatentModel
-from pipeline.models.families import FAMILIES
 from pipeline.models.clusters import Summary
+from pipeline.models.families import FAMILIES
 from pipeline.models.family import FamilySection
 
 # What a template shows first of a section; the rest comes below it, as seldom changed.

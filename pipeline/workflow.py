@@ -196,7 +196,9 @@ def resume(
             job = Job(config, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
                 log("warning", message=text)
-            unchanged = config.model_copy(update={"engine": stored.engine})  # where it ran today says nothing of tomorrow
+            unchanged = config.model_copy(
+                update={"engine": stored.engine}
+            )  # where it ran today says nothing of tomorrow
             directory.write_config({**record, "config": to_plain(unchanged)})
             if not directory.model.exists() or _goes_on(directory, config):
                 _go_on(job)

@@ -40,7 +40,10 @@ def criteria(model: LatentModel, evidence: Evidence, total: float) -> dict[str, 
 
 def held_out(rows: HeldOut) -> dict[str, float]:
     """What the rows that a fit left out say of it. heldout : log-likelihood, nats per row; higher is better."""
-    return {"heldout": rows.log_likelihood / rows.weight if rows.weight else float("nan"), "heldout_weight": rows.weight}
+    return {
+        "heldout": rows.log_likelihood / rows.weight if rows.weight else float("nan"),
+        "heldout_weight": rows.weight,
+    }
 
 
 def restarts(runs: Sequence[Run], chosen: Run) -> list[dict[str, Any]]:

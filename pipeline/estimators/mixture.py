@@ -354,5 +354,3 @@ class _Progress:
                 objective = run.history[-1].objective / run.history[-1].weight
                 seconds = time.perf_counter() - self._began
                 print(f"Initialization {run.restart}, iteration {t}: {objective:.6f} nats per row  {seconds:.2f} s")
-
-

@@ -68,7 +68,9 @@ class MultinomialMixture(MixtureEstimator):
         if n_counts == WORDS:
             return counts, labels
         _, params = self._model()
-        return self.model_.component.sample(params.theta, labels, check_random_state(self.random_state), n_counts), labels
+        return self.model_.component.sample(
+            params.theta, labels, check_random_state(self.random_state), n_counts
+        ), labels
 
     def to_sklearn(self) -> MultinomialNB:
         """The classifier of scikit-learn with the same rule: its classes are the components, its probabilities their

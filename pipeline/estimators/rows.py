@@ -89,9 +89,7 @@ class Table:
         return xr.DataArray(found, dims=(row,) if found.ndim == 1 else (row, name), coords=coordinates)
 
 
-def table_of(
-    estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = True, counts: bool = False
-) -> Table:
+def table_of(estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = True, counts: bool = False) -> Table:
     """The rows of X, checked as scikit-learn checks them; of a Dask array as far as its metadata tell.
 
     reset : whether n_features_in_ and feature_names_in_ are set, or compared.  least : rows that there have to be.

@@ -105,7 +105,9 @@ class Driver:
         else:
             sample = None
             restarts = in_step(self.startings(models, summary, user), self.sums())
-        runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(restarts) for r, params in enumerate(each)]
+        runs = [
+            Run(r, models[i], params, candidate=i) for i, each in enumerate(restarts) for r, params in enumerate(each)
+        ]
         if sample is not None:
             runs = self._searched(summary, runs, sample)
         self.sink.log("init", method=fit.init, seconds=time.perf_counter() - began)

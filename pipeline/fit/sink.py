@@ -30,9 +30,7 @@ class Sink(Protocol):
     def save(self, summary: DataSummary, runs: Sequence[Run]) -> None:
         """Store a checkpoint."""
 
-    def passed(
-        self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]
-    ) -> None:
+    def passed(self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]) -> None:
         """Take note of a pass: store what is due. before, runs : before and after it.  resting : saved beside them."""
 
     def interrupted(self, summary: DataSummary, runs: Sequence[Run], resting: Sequence[Run]) -> None:
@@ -59,9 +57,7 @@ class NoSink:
     def save(self, summary: DataSummary, runs: Sequence[Run]) -> None:
         """Do nothing."""
 
-    def passed(
-        self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]
-    ) -> None:
+    def passed(self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]) -> None:
         """Call back."""
         if self._on_pass is not None:
             self._on_pass(runs)

@@ -136,4 +136,3 @@ def _write_pictures(group: Any, chunks: Chunks) -> None:
         warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")
         group.create_array("picture", data=np.array(names, dtype=np.dtypes.StringDType()), dimension_names=("picture",))
     group.create_array("picture_start", data=np.asarray(start), dimension_names=("picture",))
-

@@ -241,7 +241,9 @@ def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
     try:
         model = unpack(dataset.attrs["model"], arrays)
     except ValueError as error:
-        raise InputError(f"model.zarr: the model cannot be read ({error}). Name the file of its family again.") from error
+        raise InputError(
+            f"model.zarr: the model cannot be read ({error}). Name the file of its family again."
+        ) from error
     affine = None
     if "preprocess_matrix" in dataset:
         matrix = arrays["preprocess_matrix"]

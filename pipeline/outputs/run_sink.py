@@ -56,9 +56,7 @@ class RunSink:
         self._write(summary, runs)
         partial.forget(self.directory.checkpoints)
 
-    def passed(
-        self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]
-    ) -> None:
+    def passed(self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]) -> None:
         """Write iterations that are asked for, and a checkpoint where the last one is old enough."""
         folder, wanted = self.directory.iterations, self._output.keep_iterations
         if before is not self._last:  # a fit begins

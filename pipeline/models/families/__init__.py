@@ -9,4 +9,8 @@ FAMILIES = Variants(FamilySection, "family", __name__, "em_pipeline.families")  
 
 def words_of(family: str) -> Words:
     """Return what a family is called; one that is not here, by its own name."""
-    return FAMILIES[family].words if family in FAMILIES else Words(f"{family} model", f"A {family} model with {{k}} components")
+    return (
+        FAMILIES[family].words
+        if family in FAMILIES
+        else Words(f"{family} model", f"A {family} model with {{k}} components")
+    )

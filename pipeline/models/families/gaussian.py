@@ -30,7 +30,7 @@ from pipeline.models.clusters import Summary
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
 from pipeline.models.family import FamilySection
 from pipeline.models.information import ScoreProducts
-from pipeline.models.mixture import Component, Pass
+from pipeline.models.mixture import Component, Mixture, Pass
 from pipeline.models.prior import SHRINKAGE, Prior
 from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words

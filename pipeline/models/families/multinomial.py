@@ -27,7 +27,6 @@ from pipeline.models.mixture import Component, Mixture, Pass, relative_square
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
-
 WORDS = 100  # of a document that is drawn
 
 
@@ -188,7 +187,9 @@ class Multinomial(Component):
         words = summary.mean * (1.0 + 0.01 * draws) + max(self.concentration - 1.0, 0.0) / self.n_features
         return self.theta(log_prob=_log_shares(np.maximum(words, 0.0)))
 
-    def sample(self, theta: WordProbabilities, labels: Array, rng: np.random.Generator, n_counts: int = WORDS) -> Matrix:
+    def sample(
+        self, theta: WordProbabilities, labels: Array, rng: np.random.Generator, n_counts: int = WORDS
+    ) -> Matrix:
         """Documents of n_counts words each."""
         prob = np.exp(theta.log_prob)
         prob /= prob.sum(axis=1, keepdims=True)
@@ -235,7 +236,9 @@ class MultinomialSection(FamilySection):
         description="conjugate prior on the weights, for the most probable parameters; null: none; or {weights: 2}",
     )
     concentration: float = Option(1.1, ge=1, description="Dirichlet prior on words: counts + concentration - 1")
-    fixed: list[Literal["weights"]] = Option(default_factory=list, description="parts that stay at their initial values")
+    fixed: list[Literal["weights"]] = Option(
+        default_factory=list, description="parts that stay at their initial values"
+    )
 
     also_called: ClassVar[tuple[str, ...]] = ("lda",)
     words: ClassVar[Words] = Multinomial.words

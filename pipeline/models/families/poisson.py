@@ -1,7 +1,7 @@
-"""Poisson mixture for counts of independent events: log p(x | k) = sum_j x_j log lambda_kj - lambda_kj - log x_j!
+"""Mixtures of Poisson distributions, for counts: log p(x | k) = sum_j (x_j log lambda_kj - lambda_kj - log x_j!).
 
-MAP under a gamma prior of shape `concentration` and rate 0 on each rate; 1 is maximum likelihood. A rate that comes to 0 makes
-a count above 0 impossible, which is why the prior is a little above 1 by default. [Karlis and Meligkotsidou 2007]
+MAP under a gamma prior of shape `concentration` and rate 0 on each rate; 1 is maximum likelihood, under which a rate that comes to
+0 makes a count above 0 impossible. [Karlis and Meligkotsidou 2007]
 """
 
 from __future__ import annotations
