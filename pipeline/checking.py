@@ -24,7 +24,7 @@ from pipeline.em.run import Run
 from pipeline.em.search import CENTERS_ROWS, most_looks
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory import Plan
-from pipeline.engine.passes import Engine, Job
+from pipeline.engine.passes import ChunkFunction, Engine
 from pipeline.engine.reading import WORTH_BYTES, in_turn
 from pipeline.engine.tree import shard_level
 from pipeline.models.gaussian import Gaussian
@@ -96,7 +96,7 @@ class TimedShard:
     """Task: seconds and rows of the jobs on consecutive chunks, the first discarded and the last only waited for."""
 
     chunks: Chunks
-    jobs: Sequence[Job]
+    jobs: Sequence[ChunkFunction]
     ahead: bool
 
     def __call__(self, *ids: int) -> tuple[float, int]:
@@ -165,11 +165,11 @@ class Timer:
         """Rows of some chunks."""
         return int(np.diff(self.raw.source.bounds)[list(ids)].sum())
 
-    def sum_over(self, chunks: Chunks, ids: Sequence[int]) -> Callable[[Sequence[Job]], list[Any]]:
+    def sum_over(self, chunks: Chunks, ids: Sequence[int]) -> Callable[[Sequence[ChunkFunction]], list[Any]]:
         """What sums jobs over some chunks alone."""
         return lambda jobs: self.engine.sum_over(chunks, jobs, ids)
 
-    def pass_seconds(self, chunks: Chunks, jobs: Sequence[Job]) -> float:
+    def pass_seconds(self, chunks: Chunks, jobs: Sequence[ChunkFunction]) -> float:
         """How long a pass of these jobs over all chunks will take."""
         timed = TIMED_CHUNKS
         while True:
@@ -202,7 +202,7 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
     """
     timer = Timer(engine, chunks, plan.ahead)
     units = Units.of(chunks.source, config.select.heldout, config.fit.random_state)
-    look: list[Job] = [profile_job(config, chunks), *draws(config, chunks)]
+    look: list[ChunkFunction] = [profile_job(config, chunks), *draws(config, chunks)]
     profile: Profile = timer.sum_over(chunks, timer.ids)(look[:1])[0]
     profile.check(config.data.bad_rows)
     known = known_rows(profile, config.preprocess)

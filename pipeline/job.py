@@ -52,5 +52,5 @@ class Job(Work):
     def _sum(self, jobs: Sequence[Any], ids: Sequence[int] | None = None) -> list[Any]:
         warn = lambda text: self.log("warning", message=text)  # noqa: E731
         keep = PartialPass(self.directory.checkpoints, self.chunks, jobs, ids, warn)
-        tell = lambda done, of: self.log("underway", chunks=done, of=of)  # noqa: E731
+        tell = lambda done, of: self.log("progress", chunks=done, of=of)  # noqa: E731
         return self.engine.sum_over(self.chunks, jobs, ids, keep, tell)

@@ -15,8 +15,8 @@ from pipeline.data.profile import Known, Profile, ProfileJob, known_rows
 from pipeline.em.annihilation import annihilated
 from pipeline.em.run import Run
 from pipeline.em.search import Rung, Search
-from pipeline.engine.held import HeldRows
 from pipeline.engine.memory import cores
+from pipeline.engine.memory_rows import MemoryRows
 from pipeline.job import Work
 from pipeline.models.base import Model
 from pipeline.models.families import build_model
@@ -115,7 +115,7 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
     held, found = drawn.rows(known.affine), []
     movable = "weights" not in config.model.fixed  # held weights keep their places
     with ThreadPoolExecutor(min(job.engine.workers, cores())) as threads:
-        rows = HeldRows(*held, threads)
+        rows = MemoryRows(*held, threads)
         for run in runs:
             own = rows.head(drawn.below(held_share(config.candidates()[run.candidate], job.chunks)))
             rungs: list[Rung] = []
@@ -140,7 +140,7 @@ def _searched(job: Work, known: Known, runs: list[Run], drawn: Drawn) -> list[Ru
     return found
 
 
-def _shrunk(job: Work, run: Run, rows: HeldRows, of: float) -> Run:
+def _shrunk(job: Work, run: Run, rows: MemoryRows, of: float) -> Run:
     """The run with as many components as the shortest message has."""
     began = time.perf_counter()
     kept = annihilated(run.model, run.params, rows, of)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipeline import workflow
 from pipeline.data import source
-from pipeline.engine import frontier
+from pipeline.engine import stored_sums
 from pipeline.outputs import checkpoint, report, run_directory
 from pipeline.outputs.events import EventLog, Tail, read_events
 from pipeline.outputs.picture import Picture
@@ -30,7 +30,7 @@ ASKED = {"family": "gaussian", "n_components": 20, "covariance_type": "full", "m
 
 
 def told(n_passes: int = 12, finished: bool = True) -> list[dict]:
-    """The events of a made-up job, a second apart but for an `underway` amid each pass."""
+    """The events of a made-up job, a second apart but for an `progress` amid each pass."""
     found: list[dict] = []
 
     def tell(event: str, **fields: object) -> None:
@@ -49,7 +49,7 @@ def told(n_passes: int = 12, finished: bool = True) -> list[dict]:
     tell("profile", rows=1_000_000, seconds=1.0)
     tell("init", method="k-means||", seconds=1.0)
     for i in range(n_passes + finished):
-        tell("underway", chunks=32, of=64)
+        tell("progress", chunks=32, of=64)
         each = {
             "iteration": min(i, n_passes - 1),
             "final": i == n_passes,
@@ -111,9 +111,9 @@ def test_the_picture_says_how_far_a_job_is():
 def test_the_picture_moves_within_a_pass():
     """By what was told of finished chunks; else by the last pass, which it says; never to the end of the bar."""
     events = told(finished=False)
-    underway = next(i for i, event in enumerate(events) if event["event"] == "underway")
-    assert "chunk 32 of 64" in drawn(events[: underway + 1]) and "about 0 s left" in drawn(events[: underway + 1])
-    done = events[: underway + 2]
+    progress = next(i for i, event in enumerate(events) if event["event"] == "progress")
+    assert "chunk 32 of 64" in drawn(events[: progress + 1]) and "about 0 s left" in drawn(events[: progress + 1])
+    done = events[: progress + 2]
     assert "as the last one" in drawn(done) and "about 2 s left" in drawn(done, after=0.4)
     assert "9 s, longer" in drawn(done, after=9.0)
     assert "last event" in drawn(done, after=300.0) and "last event" not in drawn(done, after=30.0)
@@ -216,13 +216,13 @@ def test_a_long_pass_tells_how_far_it_is_and_changes_no_bit(tmp_path, monkeypatc
         write_rows(tmp_path / "x.zarr", blobs()), fit={"max_iter": 2}, engine={"workers": 1}, output={"labels": False}
     )
     workflow.run(config, tmp_path / "short")
-    assert "underway" not in (tmp_path / "short/events.jsonl").read_text()
-    monkeypatch.setattr(frontier, "TOLD", -1.0)
+    assert "progress" not in (tmp_path / "short/events.jsonl").read_text()
+    monkeypatch.setattr(stored_sums, "PROGRESS_SECONDS", -1.0)
     workflow.run(config, tmp_path / "long")
     events = list(read_events(tmp_path / "long/events.jsonl"))
     each: list[list[int]] = [[]]
     for event in events:
-        if event["event"] == "underway":
+        if event["event"] == "progress":
             assert event["of"] == 6
             each[-1].append(event["chunks"])
         elif event["event"] == "pass":

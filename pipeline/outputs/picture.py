@@ -45,12 +45,12 @@ class _Seen:
     """What the events of one life of a job have told."""
 
     began: datetime | None = None
-    since: datetime | None = None  # the last event but `underway`: when what is going on began
+    since: datetime | None = None  # the last event but `progress`: when what is going on began
     latest: datetime | None = None
     phase: str = ""
     facts: dict[str, Any] = field(default_factory=dict)  # of start or resume
     last: dict[str, Any] = field(default_factory=dict)  # pass
-    underway: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
     figure: str = ""  # what passes raise or lower,
     figures: dict[int, float] = field(default_factory=dict)  # per row, by iteration
     seconds: dict[int, float] = field(default_factory=dict)  # of passes, by iteration
@@ -83,8 +83,8 @@ class Picture:
         if name in ("start", "resume") or seen.began is None:
             seen.began = at
         seen.latest = at
-        if name != "underway":
-            seen.since, seen.underway = at, {}
+        if name != "progress":
+            seen.since, seen.progress = at, {}
         seen.phase = "labels" if event.get("final") else _PHASES.get(name, seen.phase)
         if (take := getattr(self, f"_on_{name}", None)) is not None:
             take(event)
@@ -107,8 +107,8 @@ class Picture:
         seen.began = seen.since = datetime.fromisoformat(event["time"])
         seen.phase = "profile" if event["generation"] is None else "fit" if seen.figures else "start"
 
-    def _on_underway(self, event: dict[str, Any]) -> None:
-        self._seen.underway = event
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        self._seen.progress = event
 
     def _on_rung(self, event: dict[str, Any]) -> None:
         self._seen.rungs += 1
@@ -244,15 +244,15 @@ class Picture:
         """How far what is going on is: measured where that was told, else by the time that the last pass took."""
         seen, spent = self._seen, self._ago(self._seen.since)
         note = f"{roughly(spent)} so far"
-        if seen.phase == "start" and not seen.underway:
+        if seen.phase == "start" and not seen.progress:
             return "start", f"search, step {seen.rungs + 1}" if seen.rungs else "being found", "", note
         label = "first read" if seen.phase == "profile" else "this pass"
-        if seen.underway:
-            share = seen.underway["chunks"] / max(seen.underway["of"], 1)
-            told = datetime.fromisoformat(seen.underway["time"])
+        if seen.progress:
+            share = seen.progress["chunks"] / max(seen.progress["of"], 1)
+            told = datetime.fromisoformat(seen.progress["time"])
             took = max((told - seen.since).total_seconds(), 0.0) if seen.since else 0.0
             whole = took / share if share else None
-            figure = f"chunk {count(seen.underway['chunks'])} of {count(seen.underway['of'])}"
+            figure = f"chunk {count(seen.progress['chunks'])} of {count(seen.progress['of'])}"
         elif seen.last and seen.phase == "fit":
             whole, figure = seen.last["seconds"], "as the last one"
         else:

@@ -89,7 +89,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
     "pass": _pass,
-    "underway": lambda e: f"this pass: {count(e['chunks'])} of {count(e['of'])} chunks",
+    "progress": lambda e: f"this pass: {count(e['chunks'])} of {count(e['of'])} chunks",
     "reset": _reset,
     "candidate": _candidate,
     "refused": _refused,

@@ -17,8 +17,8 @@ from pipeline.outputs.picture import FINISHED, Picture
 from pipeline.outputs.progress import describe
 
 # Seconds without a line after which events that bring little news get one.
-_QUIET = {"pass": 5.0, "labelled": 5.0, "checkpoint": 5.0, "underway": 60.0}
-_DRAWN = ("pass", "labelled", "checkpoint", "underway")  # the picture says them
+_QUIET = {"pass": 5.0, "labelled": 5.0, "checkpoint": 5.0, "progress": 60.0}
+_DRAWN = ("pass", "labelled", "checkpoint", "progress")  # the picture says them
 _STYLES = {"warning": "yellow", "reset": "yellow"}
 DRAWS_A_SECOND = 2
 

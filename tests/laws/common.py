@@ -17,7 +17,7 @@ from pipeline.data.source import Source
 from pipeline.em.folds import Method, method_of
 from pipeline.em.loop import TEXTBOOK, EStep, Run, em
 from pipeline.em.stopping import Limits
-from pipeline.engine.tree import tree_sum
+from pipeline.engine.tree import Span, halves, tree_sum
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
@@ -139,6 +139,15 @@ def close_fields(a: Any, b: Any, tolerance: float) -> None:
     """Every field of two records of numbers is close."""
     for name in vars(b):
         close(getattr(a, name), getattr(b, name), tolerance, name)
+
+
+def shards(span: Span, level: int) -> Iterator[Span]:
+    """The subtrees of a subtree that have at most 2^level leaves, the largest such, in order."""
+    if span[1] - span[0] <= 1 << level:
+        yield span
+    else:
+        for half in halves(span):
+            yield from shards(half, level)
 
 
 class ArraySource(Source):
