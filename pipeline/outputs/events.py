@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,9 +15,19 @@ import numpy as np
 
 from pipeline.em.run import Run
 from pipeline.errors import StorageError
+from pipeline.logs import get_logger
 from pipeline.models.base import Mixture
 
 Listener = Callable[[dict[str, Any]], None]
+
+_log = get_logger("events")
+_LEVELS = {
+    "warning": logging.WARNING,
+    "pass": logging.DEBUG,
+    "progress": logging.DEBUG,
+    "checkpoint": logging.DEBUG,
+    "labelled": logging.DEBUG,
+}
 
 
 class EventLog:
@@ -27,7 +38,8 @@ class EventLog:
         self.listeners = listeners
 
     def __call__(self, event: str, **fields: Any) -> None:
-        """Log one event and tell the listeners."""
+        """Log one event, here and in the logger `em_pipeline.events`, and tell the listeners."""
+        _log.log(_LEVELS.get(event, logging.INFO), "%s %s", event, fields)
         record = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         line = json.dumps(record, default=float) + "\n"
         try:
