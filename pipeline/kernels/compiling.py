@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, _SourceFileBackedLocatorMixin
@@ -48,7 +48,9 @@ class _Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):
-    _locator_classes: ClassVar = [_Locator]
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._locator_classes = [_Locator]
+        super().__init__(function)  # type: ignore[no-untyped-call]  # numba has no types
 
 
 class _KernelCache(FunctionCache):
