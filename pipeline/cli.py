@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pipeline.engine.blas import choose_kernels
-from pipeline.errors import PipelineError, Stopped
+from pipeline.errors import InputError, PipelineError, Stopped
+from pipeline.logs import LEVELS, logging_to_stderr
 from pipeline.signals import StopRequested, stopping
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 
 
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False) -> None:
-    """What every command takes; `main` looks at --debug, so that it may stand anywhere."""
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    log_level: Annotated[str | None, typer.Option("--log-level", help=f"show the log: {', '.join(LEVELS)}")] = None,
+) -> None:
+    """What every command takes; `main` looks at both, so that they may stand anywhere."""
 
 
 @app.command("config")
@@ -189,8 +193,11 @@ def _validated(raw: Any, changes: list[str], name: str, lines: dict[Place, int])
 
 
 def _before_numpy(engine: EngineSection) -> None:
-    """Choose BLAS kernels. Workers that others started have theirs already, and must be matched."""
+    """Set this process up, before NumPy loads. Workers that others started have their kernels already: ours must match."""
     from pipeline.config.profiles import profile_of
+    from pipeline.engine.memory import keep_freed_memory
+
+    keep_freed_memory()
 
     profile = profile_of(engine)
     attached = engine.scheduler_address or engine.scheduler_file
@@ -227,7 +234,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it was put
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        with stopping():
+        with logging_to_stderr(_log_level(arguments)), stopping():
             app(args=arguments)
     except StopRequested as stop:
         _fail(str(_stopped(stop)), Stopped.exit_code, debug)
@@ -240,6 +247,19 @@ def main() -> None:
     except Exception as error:  # the last resort: a bug of ours
         hint = "Use --debug to see where, and please report it."
         _fail(f"bug: {type(error).__name__}: {error}\n{hint}", 1, debug)
+
+
+def _log_level(arguments: list[str]) -> str | None:
+    """Take --log-level and its value out of the arguments, wherever they are; the value, or None."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--log-level":
+            if not equals and i + 1 == len(arguments):
+                raise InputError(f"--log-level: got no level, expected one of {', '.join(LEVELS)}. Add one.")
+            found = value if equals else arguments[i + 1]
+            del arguments[i : i + (1 if equals else 2)]
+            return found
+    return None
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

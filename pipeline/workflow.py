@@ -180,7 +180,11 @@ def resume(
     stored = validate(record["config"], name=str(directory.config))
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
     provenance.refuse_other_job(stored, config, record, accept_other_bits)
-    whole = directory.model.exists() and not _goes_on(directory, config) and not lacks_errors(directory.model, config)
+    whole = (
+        directory.model.exists()
+        and not _goes_on(directory, config)
+        and not lacks_errors(directory.model, config.output)
+    )
     if whole and not _lacks_labels(directory, config):
         with directory.lock():  # nothing to compute: the data are not needed
             _report(directory)
@@ -362,8 +366,8 @@ def _reopened(runs: list[Run], config: Config) -> list[Run]:
 def _finish(job: Job) -> None:
     """Standard errors, labels and the report, each if it is missing."""
     directory = job.directory
-    if lacks_errors(directory.model, job.config):
-        write_errors(directory.model, job.config, job.chunks, job.engine, job.log)
+    if lacks_errors(directory.model, job.config.output):
+        write_errors(directory.model, job.config.output, job.chunks, job.engine, job.log)
         directory.discard("report.html")
     if _lacks_labels(directory, job.config):
         model, params, affine = load_model(read_dataset(directory.model))

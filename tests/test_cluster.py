@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.engine.blas import check_same_kernels
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
@@ -109,13 +108,6 @@ def test_a_scheduler_that_is_not_there_is_exit_code_4(tmp_path, monkeypatch):
         outcome = command(*words, *option)
         assert outcome.code == 4 and "dask scheduler" in outcome.err, outcome
     assert not (tmp_path / "run").exists()
-
-
-def test_a_mixture_of_kernels_is_refused_with_the_line_to_export():
-    """A worker that multiplies otherwise would make bits depend on who computes what."""
-    check_same_kernels(["openblas Zen"], {"tcp://a": ["openblas Zen"]})
-    with pytest.raises(InputError, match=r"worker tcp://a.*export OPENBLAS_CORETYPE=Zen"):
-        check_same_kernels(["openblas Zen"], {"tcp://a": ["openblas Haswell"]})
 
 
 def test_results_come_in_order_and_an_error_ends_the_others():

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
-from pipeline.engine.reading import Kept, in_turn
+from pipeline.engine.reading import ChunkCache, in_turn
 from pipeline.errors import InputError
 from pipeline.jobconfig import validate
 from pipeline.models.kmeans import KMeans
@@ -95,7 +95,7 @@ def counting(n_rows=1000, rows=100):
 def test_kept_chunks_are_read_once_and_sums_stay_the_same(limit, kept):
     """As many chunks as the limit holds are read in the first pass only; another set of rows begins anew."""
     x, source = counting()
-    chunks, engine = Chunks(source), Engine(workers=2, keep=limit)
+    chunks, engine = Chunks(source), Engine(workers=2, cache_bytes=limit)
     sums = [engine.sum_over(chunks, [ColumnSums()])[0] for _ in range(3)]
     assert all((total == sums[0]).all() for total in sums)
     np.testing.assert_allclose(sums[0], x.sum(axis=0))
@@ -115,7 +115,7 @@ class ColumnSums:
 def test_a_kept_chunk_is_the_chunk_itself():
     """The second load gives the very arrays of the first."""
     _, source = counting()
-    chunks, kept = Chunks(source), Kept(10**6)
+    chunks, kept = Chunks(source), ChunkCache(10**6)
     assert kept.load(chunks, 3) is kept.load(chunks, 3)
 
 

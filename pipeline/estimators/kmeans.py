@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,12 +18,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.arrays.dtypes import Array
-from pipeline.config import validate
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
+from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 
 FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
@@ -253,11 +254,11 @@ def _checked(centers: Array, k: int, d: int) -> Array:
     return centers
 
 
-def _silent(runs: list[Run]) -> None:
+def _silent(runs: Sequence[Run]) -> None:
     """Nothing is told."""
 
 
-def _told(runs: list[Run]) -> None:
+def _told(runs: Sequence[Run]) -> None:
     """Prints the inertia of each restart after each pass, and how it ended."""
     for run in runs:
         if run.final is not None:

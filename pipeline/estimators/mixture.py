@@ -162,7 +162,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return self.attributes.get(field, f"{field}_")
 
     def _fields(self) -> list[str]:
-        return _fields_of(self.section)
+        return self.section.parameter_names()
 
     def _take(self, model: LatentModel, params: Any) -> None:
         """Set the fitted attributes."""
@@ -276,7 +276,7 @@ def _made(family: str) -> type[MixtureEstimator]:
     section = FAMILIES[family]
     own = [name for name in section.model_fields if name not in ("family", "path")]
     defaults = {name: _default(section, name) for name in own} | dict(FIT_OPTIONS)
-    defaults |= {f"{name}_init": None for name in _fields_of(section)}
+    defaults |= {f"{name}_init": None for name in section.parameter_names()}
 
     def __init__(self: Any, *args: Any, **options: Any) -> None:
         bound = signature.bind(self, *args, **options)
@@ -302,18 +302,12 @@ def _default(section: type[FamilySection], name: str) -> Any:
 
 def _doc(section: type[FamilySection], own: Sequence[str]) -> str:
     options = "\n".join(f"{name} : {section.model_fields[name].description}" for name in own)
-    fitted_ = ", ".join(f"{name}_" for name in _fields_of(section))
+    fitted_ = ", ".join(f"{name}_" for name in section.parameter_names())
     return (
         f"{section.words.name[0].upper()}{section.words.name[1:]} by EM, with scikit-learn's methods.\n\n{options}\n"
         f"{', '.join(FIT_OPTIONS)} : as in GaussianMixture.\n\nFitted attributes: {fitted_}; converged_, n_iter_, lower_bound_ "
         "(nats per row), lower_bounds_, stop_reason_."
     )
-
-
-@cache
-def _fields_of(section: type[FamilySection]) -> list[str]:
-    """Names of the parameters of a family."""
-    return list(section.of_no_rows(1).fields)
 
 
 def _labels(y: Any, table: Table) -> MemoryColumn | None:

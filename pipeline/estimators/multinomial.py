@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.arrays.dtypes import Array
 from pipeline.estimators.mixture import MixtureEstimator
 from pipeline.models.families.multinomial import WORDS, MultinomialSection
+from pipeline.models.mixture import Mixture
 
 
 class MultinomialMixture(MixtureEstimator):
@@ -67,10 +68,10 @@ class MultinomialMixture(MixtureEstimator):
         counts, labels = super().sample(n_samples)
         if n_counts == WORDS:
             return counts, labels
-        _, params = self._model()
-        return self.model_.component.sample(
-            params.theta, labels, check_random_state(self.random_state), n_counts
-        ), labels
+        model, params = self._model()
+        assert isinstance(model, Mixture)
+        rng = check_random_state(self.random_state)
+        return model.component.sample(params.theta, labels, rng, n_counts), labels
 
     def to_sklearn(self) -> MultinomialNB:
         """The classifier of scikit-learn with the same rule: its classes are the components, its probabilities their

@@ -34,10 +34,11 @@ from pipeline.fit.plan import JobPlan, refuse_negative, warnings_of
 from pipeline.fit.sink import Sink
 from pipeline.jobconfig import Config
 from pipeline.models.base import Attachment, EStep, LatentModel
-from pipeline.models.clusters import BestRows, ClusterModel
+from pipeline.models.clusters import BestRows, ClusterModel, WorstRows
 from pipeline.models.mixture import Mixture
 from pipeline.models.starts import Starting, in_step, starting
 
+OUTLIERS = 10  # rows that fit worst, for the report
 SEED_STEP = 1_000_003  # from the seed of one restart's search to that of the next
 
 
@@ -221,8 +222,8 @@ class Driver:
             return sums(jobs, None if block is None else method.blocks[block])
 
         final: list[Attachment] = []
-        if self.sink.listens and isinstance(runs[0].model, ClusterModel):
-            final.append(BestRows())
+        if self.sink.listens:
+            final.append(BestRows() if isinstance(runs[0].model, ClusterModel) else WorstRows(OUTLIERS))
         if self.config.select.heldout and not refit:
             final.append(HeldOutRows())
         return em(runs, evaluate, Limits(fit.max_iter or 0, fit.tol or 0.0), summary.n_rows, method, tuple(final))

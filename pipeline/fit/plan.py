@@ -159,8 +159,8 @@ def memory_plan(job: JobPlan, chunks: Chunks) -> Plan:
     driver = (8 + 2 * stored) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + in_memory
     errors = 0
     if config.output.standard_errors:
-        products = [model.score_products(None, config.output.standard_errors is True) for model in job.models]
-        information = max(each.nbytes for each in products)
+        full = config.output.standard_errors is True
+        information = max(model.score_products(None, full).nbytes for model in job.models)
         errors = task(information)
         driver = max(driver, 8 * information)
     each, processes = max(fitting, labelling, errors), uses_processes(engine)

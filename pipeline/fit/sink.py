@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary
 from pipeline.em.run import Run
-from pipeline.engine.frontier import Keep
+from pipeline.engine.stored_sums import SumStore
 
 
 class Sink(Protocol):
@@ -24,7 +24,7 @@ class Sink(Protocol):
     def progress(self, done: int, of: int) -> None:
         """Report how many chunks of a long pass are done."""
 
-    def unfinished(self, chunks: Chunks, jobs: Sequence[Any], ids: Sequence[int] | None) -> Keep | None:
+    def unfinished(self, chunks: Chunks, jobs: Sequence[Any], ids: Sequence[int] | None) -> SumStore | None:
         """Where the finished part of a long pass is stored; None for nowhere."""
 
     def save(self, summary: DataSummary, runs: Sequence[Run]) -> None:

@@ -152,6 +152,9 @@ class LloydSums(NamedTuple):
 class Kernels(Protocol):
     """A set of kernels. Its methods may be called by several threads at once; it pickles without its memory."""
 
+    def __hash__(self) -> int:
+        """By identity: a worker process remembers which kernels it has compared."""
+
     def gaussian_pass(self, problem: GaussianProblem, x: Array, weight: Array | None) -> GaussianSums:
         """E-step of a Gaussian mixture on one chunk.
 

@@ -21,7 +21,7 @@ from pipeline.kernels.compiling import kernel
 from pipeline.kernels.softmax import padded, softmax_rows
 
 TILE = 64  # documents; their log joint densities stay in the first-level cache
-LOG_FACTORIAL = gammaln(np.arange(1024) + 1.0)  # of small counts, which nearly all are
+LOG_FACTORIAL = gammaln(np.arange(1024) + 1.0)  # of small counts, as nearly all are: a look-up in place of lgamma
 
 
 def counts_pass(problem: CountsProblem, x: Any, weight: Array | None) -> CountsSums:
@@ -155,7 +155,7 @@ def _pass(
     entropy = 0.0
     for start in range(0, n, TILE):
         stop = min(start + TILE, n)
-        joint = tile[: stop - start]  # whole lines: contiguous, so that loops are vectors
+        joint = tile[: stop - start]  # whole lines: contiguous, so that loops over k become vectors
         ends = indptr[start : stop + 1]
         _log_joint(data, indices, ends, constant[start:stop], log_weights, log_prob, joint)
         for t in range(stop - start):
@@ -184,7 +184,10 @@ def _add_expected(
     chosen: np.ndarray,
     sum_x: np.ndarray,
 ) -> None:
-    """sum_x[v] += count x resp for one document. Most documents belong to few components, and only those are visited."""
+    """sum_x[v] += count x resp for one document.
+
+    Most documents belong to few components. Below a quarter of all, adding to the few is faster than to all in vectors.
+    """
     n_chosen, k_total = 0, sum_x.shape[1]
     for k in range(k_total):
         if resp[k] > least:

@@ -10,7 +10,8 @@ from pipeline.kernels.base import GaussianProblem, GaussianSums
 from pipeline.kernels.choice import FLOAT32_CONDITION, uses_simd
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.kernels.gemm import gemm_log_joint, gemm_pass
-from pipeline.kernels.simd import TILE, simd_joint, simd_moments, whole
+from pipeline.kernels.simd import simd_joint, simd_pass, whole
+from pipeline.kernels.simd_sums import TILE
 
 
 def gaussian_pass(problem: GaussianProblem, x: Array, weight: Array | None, arena: Arena) -> GaussianSums:
@@ -23,7 +24,7 @@ def gaussian_pass(problem: GaussianProblem, x: Array, weight: Array | None, aren
     log_norm, sum_w, sum_x = np.empty(len(x)), np.zeros(k), np.zeros((k, e))
     sum_xx = np.zeros((k, e, e) if matrices else (k, 1, d))
     x, high, low, factor, log_scale = _simd_arguments(problem, x)
-    entropy = simd_moments(
+    entropy = simd_pass(
         x,
         np.empty(0) if weight is None else weight,
         high,

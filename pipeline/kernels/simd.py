@@ -1,10 +1,13 @@
-"""Gaussian E-step and moments with rows in the vector lanes: for few features or few components, where no matrix product pays.
-
-A tile of TILE rows lies transposed, feature by feature, in the cache: of few features in the first level. Distances, log-sum-exp and moments
-are sums in registers over its lanes: a row is read once, and no (rows x components) array leaves the tile.
-The mean is subtracted before anything else, so the error does not grow with the distance from the origin.
+"""Gaussian E-step and moments in vectors: for few features or few components, where matrix products are slower.
 
     log p(x, k) = log_scale_k - |L_k (x - mu_k)|² / 2,   L_k lower triangular, or a diagonal
+
+A vector holds one feature of many rows, a row in each lane. A tile of TILE rows is transposed, feature by feature; with
+16 features in float32 it takes 16 KiB and stays in the first-level cache. Distances, log-sum-exp and moments are sums in
+registers: a row is read once, and no (rows x components) array leaves the tile. The mean is subtracted before anything
+else, so the error does not grow with the distance from the origin.
+
+Shapes: n rows, d features, k components, e = whole(d) lines of differences.
 """
 
 from __future__ import annotations
@@ -15,14 +18,12 @@ import numpy as np
 
 from pipeline.kernels.compiling import exact_kernel
 from pipeline.kernels.exponential import at_least_lowest, exp, log
+from pipeline.kernels.simd_sums import TILE, diagonal_moments, first_moments, soft_count, triangular_moments
 from pipeline.kernels.vectors import (
-    add,
     columns,
     element,
     fma,
     lines,
-    narrow,
-    narrow_lanes,
     put,
     spread,
     total,
@@ -33,16 +34,23 @@ from pipeline.kernels.vectors import (
     wide_lanes,
 )
 
-TILE = 256  # rows
-
 
 def whole(d: int) -> int:
-    """Lines of d features filled up to blocks of four; the rest are zeros."""
+    """d, rounded up to a multiple of four: features are processed in blocks of four lines, the last filled with zeros."""
     return -(-d // 4) * 4
 
 
 def packed(lower: np.ndarray) -> np.ndarray:
-    """Lower triangles in the order in which the kernel reads them. lower : (k, d, d).  Returns (k, a few more)."""
+    """Lower triangles in the order in which `_triangular_joint` reads them.
+
+    Parameters
+    ----------
+    lower : array, shape (k, d, d)
+
+    Returns
+    -------
+    array, shape (k, e (e + 1) / 2)
+    """
     k, d = lower.shape[:2]
     filled = np.zeros((k, whole(d), whole(d)))
     filled[:, :d, :d] = lower
@@ -53,7 +61,7 @@ def packed(lower: np.ndarray) -> np.ndarray:
 
 
 @exact_kernel
-def simd_moments(
+def simd_pass(
     x: np.ndarray,
     weight: np.ndarray,
     high: np.ndarray,
@@ -68,18 +76,43 @@ def simd_moments(
     sum_xx: np.ndarray,
     scratch: np.ndarray,
 ) -> float:
-    """Add the moments of rows about the means to the sums; return the entropy of their responsibilities, total nats.
+    """Add the moments of rows about the means to sums.
 
-    x : (n, d).  weight : (n,), or empty for ones.  high, low : (k, d), the means in two parts, so that their rounding
-    does not count; low may be (0, d).  factor : lower triangles, packed, or (k, d) diagonals.  log_scale : (k,), -inf
-    for a component of weight 0; all of these but the weight in the compute dtype.  hard : one-hot responsibilities.
-    second : whether second moments are wanted.  log_norm : (n,), written: log p(x), nats.  sum_w : (k,), sum_x : (k, e),
-    sum_xx : (k, e, e), of which the lower triangle counts, or (k, 1, d), with e = whole(d); these in float64, added to.
-    scratch : (d + e + k + 7, TILE) in the compute dtype. An array of the kernel's own would not outlive its last mention.
+    Parameters
+    ----------
+    x : array, shape (n, d), float32 or float64
+        Its dtype is that of all arguments but those said to be float64.
+    weight : array, shape (n,), float64
+        Empty for ones.
+    high, low : arrays, shape (k, d)
+        The means in two parts, so that their rounding does not count. low may be (0, d) for no second part.
+    factor : array
+        Packed lower triangles, or diagonals (k, d).
+    log_scale : array, shape (k,)
+        -inf for a component of weight 0.
+    hard : bool
+        Whether each row belongs to its most probable component alone.
+    second : bool
+        Whether second moments are wanted.
+    log_norm : array, shape (n,), float64
+        Written: log p(x), nats.
+    sum_w : array, shape (k,), float64
+        Added to, as sum_x and sum_xx.
+    sum_x : array, shape (k, e), float64
+    sum_xx : array, shape (k, e, e) or (k, 1, d), float64
+        Of matrices only the lower triangles are written.
+    scratch : array, shape (d + e + k + 7, TILE)
+        Handed in, because views own nothing: numba would free an array of this function after its last mention here,
+        while a view of it is still in use.
+
+    Returns
+    -------
+    float
+        Entropy of the responsibilities, total nats.
     """
     n, d = x.shape
     k_total, e = len(high), sum_x.shape[1]
-    scratch[:] = 0  # lines of differences beyond d stay so
+    scratch[:] = 0  # lines of differences beyond d stay 0
     tile, single = scratch[e + k_total + 4 : e + k_total + 4 + d], e + k_total + 4 + d
     tile_weight, highest, log_mass = scratch[single], scratch[single + 1], scratch[single + 2]
     diff, joint, part = view(scratch[:e]), view(scratch[e : e + k_total]), view(scratch[e + k_total : e + k_total + 4])
@@ -99,17 +132,17 @@ def simd_moments(
         for t in range(m):
             log_norm[start + t] = np.float64(highest[t]) + np.float64(log_mass[t])
         for k in range(k_total):
-            mass = _mass(joint, k)
-            if mass == 0.0:
+            count = soft_count(joint, k)
+            if count == 0.0:
                 continue
-            sum_w[k] += mass
+            sum_w[k] += count
             _differences(rows, upper, lower, k, diff)
             if not second:
-                _first_moments(diff, joint, k, first)
+                first_moments(diff, joint, k, first)
             elif diagonal:
-                _diagonal_moments(diff, joint, k, d, first, squares)
+                diagonal_moments(diff, joint, k, d, first, squares)
             else:
-                _triangular_moments(diff, joint, k, part, first, squares)
+                triangular_moments(diff, joint, k, part, first, squares)
     return entropy
 
 
@@ -124,7 +157,7 @@ def simd_joint(
     out: np.ndarray,
     scratch: np.ndarray,
 ) -> None:
-    """Log joint densities alone. out : (n, k) float64, written.  scratch : (d + whole(d) + k + 1, TILE); the rest as above."""
+    """Write log joint densities. out : (n, k) float64.  scratch : (d + e + k + 1, TILE); the rest as in simd_pass."""
     n, d = x.shape
     k_total, e = len(high), len(scratch) - 1 - d - len(high)
     scratch[:] = 0
@@ -143,7 +176,7 @@ def simd_joint(
 
 @exact_kernel
 def _load(x: np.ndarray, weight: np.ndarray, start: int, m: int, rows: np.ndarray, w: np.ndarray) -> None:
-    """Transpose a tile; lanes past the end repeat its last row, with weight 0."""
+    """Transpose a tile of m rows; the lanes after them repeat the last row, with weight 0."""
     for i in range(x.shape[1]):
         for t in range(m):
             rows[i, t] = x[start + t, i]
@@ -156,6 +189,7 @@ def _load(x: np.ndarray, weight: np.ndarray, start: int, m: int, rows: np.ndarra
 
 @exact_kernel
 def _differences(rows: Any, high: Any, low: Any, k: int, diff: Any) -> None:
+    """diff <- rows - mean k. rows : (d, TILE).  diff : (e, TILE)."""
     step = wide_lanes(rows)
     two_parts = lines(low) > 0
     for i in range(lines(rows)):
@@ -182,6 +216,7 @@ def _joint(rows: Any, high: Any, low: Any, factor: Any, log_scale: Any, diagonal
 
 @exact_kernel
 def _diagonal_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any) -> None:
+    """joint[k] <- log_scale_k - |factor_k diff|² / 2, factor_k a diagonal."""
     step = wide_lanes(diff)
     constant = element(log_scale, k, wide(diff, (0, 0)))
     for t in range(0, TILE, step):
@@ -194,6 +229,11 @@ def _diagonal_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any) 
 
 @exact_kernel
 def _triangular_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any) -> None:
+    """joint[k] <- log_scale_k - |L_k diff|² / 2, L_k a packed triangle.
+
+    Four lines of L at a time: each vector of differences is loaded once for four products, and their sums stay in
+    registers. First the columns left of the block on the diagonal, then that block, a triangle of 10 numbers.
+    """
     step = wide_lanes(diff)
     constant = element(log_scale, k, wide(diff, (0, 0)))
     for t in range(0, TILE, step):
@@ -230,6 +270,7 @@ def _triangular_joint(diff: Any, factor: Any, k: int, log_scale: Any, joint: Any
 
 @exact_kernel
 def _peak(joint: Any, t: int) -> Any:
+    """The largest log joint density of each row in a vector."""
     top = wide(joint, (0, t))
     for k in range(1, lines(joint)):
         value = wide(joint, (k, t))
@@ -239,7 +280,10 @@ def _peak(joint: Any, t: int) -> Any:
 
 @exact_kernel
 def _responsibilities(joint: Any, w: Any, peak: Any, rest: Any) -> float:
-    """Turn log joint densities into weight x responsibility; peak, rest <- log-sum-exp in two parts. Returns the entropy."""
+    """Replace log joint densities by weight x responsibility; return the entropy, total nats.
+
+    peak, rest <- the two parts of log-sum-exp. They are added in float64 later: in float32 their sum would lose digits.
+    """
     step = wide_lanes(joint)
     entropy = 0.0
     for t in range(0, TILE, step):
@@ -265,105 +309,16 @@ def _responsibilities(joint: Any, w: Any, peak: Any, rest: Any) -> float:
 
 @exact_kernel
 def _one_hot(joint: Any, w: Any, peak: Any, rest: Any) -> None:
-    """Turn log joint densities into the weight for the first component at the peak; peak, rest as above."""
+    """Replace log joint densities by the weight at the first component with the largest, 0 elsewhere; peak, rest as above."""
     step = wide_lanes(joint)
     for t in range(0, TILE, step):
-        top, left = _peak(joint, t), wide(w, t)
+        top, remaining = _peak(joint, t), wide(w, t)
         put(peak, t, top)
         zero, mass = spread(0.0, top), spread(0.0, top)
         for k in range(lines(joint)):
             value = wide(joint, (k, t))
             mass = mass + exp(at_least_lowest(value - top))
-            taken = where_equal(value, top, left, zero)
-            put(joint, (k, t), taken)
-            left = left - taken
+            assigned = where_equal(value, top, remaining, zero)
+            put(joint, (k, t), assigned)
+            remaining = remaining - assigned
         put(rest, t, log(mass))
-
-
-@exact_kernel
-def _mass(joint: Any, k: int) -> float:
-    step = narrow_lanes(joint)
-    mass = spread(0.0, narrow(joint, (k, 0)))
-    for t in range(0, TILE, step):
-        mass = mass + narrow(joint, (k, t))
-    return np.float64(total(mass))
-
-
-@exact_kernel
-def _first_moments(diff: Any, resp: Any, k: int, sum_x: Any) -> None:
-    step = narrow_lanes(diff)
-    for i in range(columns(sum_x)):
-        first = spread(0.0, narrow(diff, (i, 0)))
-        for t in range(0, TILE, step):
-            first = fma(narrow(resp, (k, t)), narrow(diff, (i, t)), first)
-        add(sum_x, (k, i), total(first))
-
-
-@exact_kernel
-def _diagonal_moments(diff: Any, resp: Any, k: int, d: int, sum_x: Any, sum_xx: Any) -> None:
-    step = narrow_lanes(diff)
-    for i in range(d):
-        first = spread(0.0, narrow(diff, (i, 0)))
-        square = first
-        for t in range(0, TILE, step):
-            v = narrow(diff, (i, t))
-            share = narrow(resp, (k, t)) * v
-            first = first + share
-            square = fma(share, v, square)
-        add(sum_x, (k, i), total(first))
-        add(sum_xx, (k, 0, i), total(square))
-
-
-@exact_kernel
-def _triangular_moments(diff: Any, resp: Any, k: int, part: Any, sum_x: Any, sum_xx: Any) -> None:
-    for i in range(0, lines(diff), 4):
-        _weighted_lines(diff, resp, k, i, part, sum_x)
-        for j in range(0, i + 4, 2):
-            _four_by_two(diff, part, k, i, j, sum_xx)
-
-
-@exact_kernel
-def _weighted_lines(diff: Any, resp: Any, k: int, i: int, part: Any, sum_x: Any) -> None:
-    """part <- resp x diff for lines i to i + 3, whose sums are the first moments."""
-    step = narrow_lanes(diff)
-    zero = spread(0.0, narrow(resp, (k, 0)))
-    s0, s1, s2, s3 = zero, zero, zero, zero
-    for t in range(0, TILE, step):
-        r = narrow(resp, (k, t))
-        p0, p1 = r * narrow(diff, (i, t)), r * narrow(diff, (i + 1, t))
-        p2, p3 = r * narrow(diff, (i + 2, t)), r * narrow(diff, (i + 3, t))
-        s0, s1, s2, s3 = s0 + p0, s1 + p1, s2 + p2, s3 + p3
-        put(part, (0, t), p0)
-        put(part, (1, t), p1)
-        put(part, (2, t), p2)
-        put(part, (3, t), p3)
-    add(sum_x, (k, i), total(s0))
-    add(sum_x, (k, i + 1), total(s1))
-    add(sum_x, (k, i + 2), total(s2))
-    add(sum_x, (k, i + 3), total(s3))
-
-
-@exact_kernel
-def _four_by_two(diff: Any, part: Any, k: int, i: int, j: int, sum_xx: Any) -> None:
-    """Eight second moments: six loads serve eight products."""
-    step = narrow_lanes(diff)
-    zero = spread(0.0, narrow(diff, (j, 0)))
-    a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
-    for t in range(0, TILE, step):
-        a, b = narrow(diff, (j, t)), narrow(diff, (j + 1, t))
-        p = narrow(part, (0, t))
-        a0, b0 = fma(p, a, a0), fma(p, b, b0)
-        p = narrow(part, (1, t))
-        a1, b1 = fma(p, a, a1), fma(p, b, b1)
-        p = narrow(part, (2, t))
-        a2, b2 = fma(p, a, a2), fma(p, b, b2)
-        p = narrow(part, (3, t))
-        a3, b3 = fma(p, a, a3), fma(p, b, b3)
-    add(sum_xx, (k, i, j), total(a0))
-    add(sum_xx, (k, i + 1, j), total(a1))
-    add(sum_xx, (k, i + 2, j), total(a2))
-    add(sum_xx, (k, i + 3, j), total(a3))
-    add(sum_xx, (k, i, j + 1), total(b0))
-    add(sum_xx, (k, i + 1, j + 1), total(b1))
-    add(sum_xx, (k, i + 2, j + 1), total(b2))
-    add(sum_xx, (k, i + 3, j + 1), total(b3))

@@ -18,6 +18,7 @@ from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Rows
+from pipeline.errors import InputError
 from pipeline.models import schema
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
@@ -266,6 +267,10 @@ class LatentModel(ABC):
         """What the model says of each row, by the names of `row_arrays`, each (n,) or (n, top_k)."""
         return {self.words.score: self.score_rows(params, rows.x, kernels)}
 
+    def start(self, summary: Any, rng: np.random.Generator) -> Any:
+        """Parameters of a start. summary : statistics of the rows, see `clusters.Summary`."""
+        raise InputError(f"fit.init: {self.family} has no start of its own; give parameters (init: explicit).")
+
     def reset(
         self, new: Any, old: Any, stats: Any, attached: Mapping[str, Any], resets: tuple[int, ...]
     ) -> tuple[Any, list[Reset]]:
@@ -347,12 +352,12 @@ class LatentModel(ABC):
         """Bytes of what an E-step returns for one chunk: statistics and attachments."""
         return self.statistics_bytes() + sum(attachment.nbytes(self) for attachment in self.attachments)
 
-    def score_products(self, params: Any, fully: bool) -> Any | None:
-        """The job whose sum gives standard errors (models/information.py); None where there is none.
+    def score_products(self, params: Any, fully: bool) -> Any:
+        """The job whose sum gives standard errors (models/information.py). A family says whether it has them.
 
         params : None to ask for its bytes alone.  fully : whether all that was learned counts, not locations and weights alone.
         """
-        return None
+        raise InputError(f"output.standard_errors: family {self.family} has none; set it to false.")
 
     def n_free_parameters(self) -> int:
         """How many numbers are learned, for BIC and AIC."""

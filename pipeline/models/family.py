@@ -117,6 +117,12 @@ class FamilySection(Variant):
         return self.candidates()[0].build(NoRows(d), self.assignments[0])
 
     @classmethod
+    def parameter_names(cls) -> list[str]:
+        """Return the names of the parameters."""
+        required = {"path": "-"} if "path" in cls.model_fields else {}
+        return list(cls.model_validate(required).of_no_rows(1).fields)
+
+    @classmethod
     def name(cls) -> str:
         """Return the name that `model.family` has for it."""
         return str(cls.model_fields["family"].default)

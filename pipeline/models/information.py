@@ -46,7 +46,7 @@ class ScoreProducts:
     """
 
     model: Mixture
-    params: MixtureParams | None
+    params: MixtureParams
     covariances: bool
 
     @property

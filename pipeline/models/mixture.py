@@ -21,7 +21,7 @@ from pipeline.arrays.rows import Representatives, Rows
 from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.kernels.softmax import log_sum_exp_rows, padded, softmax_rows
-from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals, weighted_total
+from pipeline.models.base import Attachment, Evidence, Expectation, LatentModel, Reset, Totals, weighted_total
 from pipeline.models.clusters import MAX_RESETS, ClusterModel, Labels, SearchEffort, Summary, WorstRows
 from pipeline.models.schema import SIMPLEX, Field, Fields
 from pipeline.models.words import Words
@@ -203,9 +203,9 @@ class Component(ABC):
         """As `LatentModel.implementations`."""
         return {}
 
-    def score_products(self, model: Any, params: Any, fully: bool) -> Any | None:
+    def score_products(self, model: LatentModel, params: Any, fully: bool) -> Any:
         """As `LatentModel.score_products`. model : the mixture."""
-        return None
+        raise InputError(f"output.standard_errors: family {self.family} has none; set it to false.")
 
     def broken(self, theta: Any) -> Array:
         """(k,) bool: components whose density cannot be computed."""
@@ -448,7 +448,7 @@ class Mixture(ClusterModel):
         collapsed = self.collapsed(new, stats.sum_w)
         if not collapsed:
             return new, []
-        rows = attached["outliers"].x if self.location not in self.fixed else np.empty((0, 0))
+        rows: Matrix = attached["outliers"].x if self.location not in self.fixed else np.empty((0, 0))
         worst = iter(np.asarray(rows.toarray() if sp.issparse(rows) else rows, dtype=np.float64))
         places: dict[int, Array] = {}
         for k, _ in collapsed:
@@ -543,7 +543,7 @@ class Mixture(ClusterModel):
     def statistics_bytes(self) -> int:
         return 8 * self.n_components + int(self.component.statistics_bytes())
 
-    def score_products(self, params: MixtureParams | None, fully: bool) -> Any | None:
+    def score_products(self, params: MixtureParams | None, fully: bool) -> Any:
         return self.component.score_products(self, params, fully)
 
     def _tiles(self, x: Matrix) -> Iterator[slice]:

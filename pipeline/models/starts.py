@@ -21,7 +21,7 @@ from pipeline.arrays.rows import LowestRows, Rows, stack
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.keyed import race
-from pipeline.models.base import EStep
+from pipeline.models.base import EStep, LatentModel
 from pipeline.models.clusters import ClusterModel, Summary
 from pipeline.models.lloyd import Lloyd
 
@@ -158,7 +158,7 @@ def in_step(startings: Sequence[Starting], sum_jobs: SumJobs) -> list[list[Any]]
 
 
 def starting(
-    model: ClusterModel,
+    model: LatentModel,
     init: str,
     n_init: int,
     seed: int,
@@ -172,9 +172,9 @@ def starting(
 
     Parameters
     ----------
-    model : ClusterModel
+    model : LatentModel
     init : str
-        As fit.init.
+        As fit.init; a model without components has only its own start, and explicit parameters.
     n_init, seed : int
     summary : Summary
         Moments and a sample of the rows.
@@ -191,10 +191,12 @@ def starting(
     if init == "explicit":
         assert arrays is not None
         return [model.params_from_arrays(arrays)] * n_init
+    generators = [np.random.default_rng([seed, restart]) for restart in range(n_init)]
+    if not isinstance(model, ClusterModel):
+        return [model.start(summary, rng) for rng in generators]
     if init == "labels":
         return from_hard(model, (yield [HardStart(model, None, labels)])) * n_init
     known = (yield [SumKnown(model.n_components, model.shift)])[0] if some_known else None
-    generators = [np.random.default_rng([seed, restart]) for restart in range(n_init)]
     k = model.n_components
     if init == "near-mean":
         draws = [rng.standard_normal((model.n_features, k)).T for rng in generators]

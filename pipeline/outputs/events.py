@@ -6,6 +6,7 @@ The log is for people and for the report. Nothing that is computed depends on it
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,10 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StorageError
+from pipeline.logs import get_logger
 
 Listener = Callable[[dict[str, Any]], None]
 # Names in the logs of earlier versions.
 _RENAMED = {"rung": "level", "refused": "rejected", "annihilation": "pruning", "underway": "progress"}
+
+_log = get_logger("events")
+_LEVELS = {
+    "warning": logging.WARNING,
+    "pass": logging.DEBUG,
+    "progress": logging.DEBUG,
+    "checkpoint": logging.DEBUG,
+    "labelled": logging.DEBUG,
+}
 
 
 class EventLog:
@@ -27,7 +38,8 @@ class EventLog:
         self.listeners = listeners
 
     def __call__(self, event: str, **fields: Any) -> None:
-        """Log one event and call the listeners with it."""
+        """Log one event, here and in the logger `em_pipeline.events`, and call the listeners with it."""
+        _log.log(_LEVELS.get(event, logging.INFO), "%s %s", event, fields)
         record = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         line = json.dumps(record, default=float) + "\n"
         try:

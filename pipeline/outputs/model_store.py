@@ -20,7 +20,7 @@ from zarr.codecs import ZstdCodec
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import Packed, pack, unpack
 from pipeline.data.preprocess import Affine
-from pipeline.data.profile import DataSummary as Known
+from pipeline.data.profile import DataSummary
 from pipeline.data.source import Source
 from pipeline.em.choice import criteria, held_out, restarts
 from pipeline.em.run import Run
@@ -46,37 +46,47 @@ def canonical_order(run: Run) -> Array:
     return np.lexsort([*positions.T[::-1], -weight]).astype(np.int64)
 
 
-def build_dataset(run: Run, runs: Sequence[Run], order: Array, known: Known, source: Source) -> xr.Dataset:
-    """The dataset of a finished run, with components in the given order. runs : all restarts of its candidate."""
+def build_dataset(
+    run: Run, runs: Sequence[Run], order: Array | None, summary: DataSummary, source: Source
+) -> xr.Dataset:
+    """The dataset of a finished run.
+
+    Parameters
+    ----------
+    run : Run
+    runs : sequence of Run
+        All restarts of its candidate.
+    order : array of int, shape (k,), or None
+        Components in the order in which they are stored; None where there are none.
+    summary : DataSummary
+    source : Source
+    """
     import xarray as xr
 
-    run = _reordered(run, order)
-    variables = (
-        _parameters(run, order)
-        | _history(run)
-        | _representatives(run)
-        | _outliers(run)
-        | _preprocessing(known.affine)
-        | _hyperparameters(run.model)
-    )
+    run = run if order is None else _reordered(run, order)
+    variables = _parameters(run, order) | _history(run) | _outliers(run)
+    if order is not None:
+        variables |= _representatives(run)
+    variables |= _preprocessing(summary.affine) | _hyperparameters(run.model)
     if not source.sparse:
-        size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(known.mean))))
-        variables["sample"] = (("sample_row", "feature"), np.asarray(known.sample.x[:size], dtype=np.float64))
-    return xr.Dataset(variables, attrs=_attributes(run, runs, order, known, source))
+        size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(summary.mean))))
+        variables["sample"] = (("sample_row", "feature"), np.asarray(summary.sample.x[:size], dtype=np.float64))
+    return xr.Dataset(variables, attrs=_attributes(run, runs, order, summary, source))
 
 
 def _reordered(run: Run, order: Array) -> Run:
     final, model = run.final, run.model
-    assert final is not None and isinstance(model, ClusterModel)
+    assert final is not None
     found = final.attached["representatives"]
     fields = {name: getattr(found, name)[order] for name in ("row", "log_resp", "log_joint", "x")}
     attached = {**final.attached, "representatives": replace(found, **fields)}
-    history = tuple(entry._replace(traced={n: v[order] for n, v in entry.traced.items()}) for entry in run.history)
+    traced = {name: schema.Field(dims) for name, dims in model.traced.items()}
+    history = tuple(entry._replace(traced=schema.taken(traced, entry.traced, order)) for entry in run.history)
     params = model.params(**schema.taken(model.fields, model.arrays(run.params), order))
     return replace(run, params=params, history=history, final=replace(final, attached=attached))
 
 
-def _parameters(run: Run, order: Array) -> dict[str, Any]:
+def _parameters(run: Run, order: Array | None) -> dict[str, Any]:
     model = run.model
     named = {name: (model.fields[name].dims, value) for name, value in model.arrays(run.params).items()}
     if isinstance(model, ClusterModel) and "weights" not in named:
@@ -154,7 +164,9 @@ def _packed(model: LatentModel) -> Packed:
     return pack(model, "model", separator=".", inline=True)
 
 
-def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, source: Source) -> dict[str, Any]:
+def _attributes(
+    run: Run, runs: Sequence[Run], order: Array | None, summary: DataSummary, source: Source
+) -> dict[str, Any]:
     assert run.final is not None
     model, final = run.model, run.final
     attributes: dict[str, Any] = {
@@ -163,22 +175,22 @@ def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, sourc
         "words": model.words._asdict(),
         "parameters": list(model.fields),
         "model": _packed(model).structure,
-        "n_rows": known.n_rows,
-        "dropped_rows": known.n_bad,
-        "total_weight": known.total,
+        "n_rows": summary.n_rows,
+        "dropped_rows": summary.n_bad,
+        "total_weight": summary.total,
         "stop_reason": run.stop_reason,
         "converged": str(run.stop_reason).startswith("converged"),
         "n_iter": len(run.history),
         "search": [level._asdict() for level in run.levels],
         **({"message_lengths": [list(length) for length in run.lengths]} if run.lengths else {}),
-        "order": order.tolist(),
+        "order": [] if order is None else order.tolist(),
         "data": source.describe(),
-        "data_mean": known.mean.tolist(),
-        "log_jacobian": 0.0 if known.affine is None else known.affine.log_jacobian(),
+        "data_mean": summary.mean.tolist(),
+        "log_jacobian": 0.0 if summary.affine is None else summary.affine.log_jacobian(),
         "restarts": restarts(runs, run),
         "versions": {name: version(name) for name in ("em-pipeline", "numpy", "scipy", "zarr")},
     }
-    attributes |= model.facts() | criteria(model, final.evidence, known.total)
+    attributes |= model.facts() | criteria(model, final.evidence, summary.total)
     if not model.has_bound:
         attributes[f"final_{model.words.series}"] = model.words.sign * run.objective
     if isinstance(model, ClusterModel):

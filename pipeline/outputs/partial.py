@@ -32,7 +32,7 @@ _STRUCTURE = "structure"
 
 
 class PartialPass:
-    """Where one pass keeps what it has finished: the Keep of engine/frontier.py. warn : told of damaged files."""
+    """Where one pass stores its finished sums: the SumStore of engine/stored_sums.py. warn : called with a text for each damaged file."""
 
     def __init__(
         self,

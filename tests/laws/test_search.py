@@ -20,7 +20,7 @@ from pipeline.em.moves import crowded, improve, settle, united
 from pipeline.em.principal import leading
 from pipeline.em.search import GROWTH, Search, contenders, rungs
 from pipeline.em.stopping import Limits
-from pipeline.engine.held import BLOCK_ROWS, HeldRows
+from pipeline.engine.memory_rows import BLOCK_ROWS, MemoryRows
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
@@ -31,7 +31,7 @@ ALONE = SimpleNamespace(map=map)  # stands for a pool of threads
 
 def held(x, weight=None):
     """Rows in memory, on this thread."""
-    return HeldRows(x, weight, ALONE)
+    return MemoryRows(x, weight, ALONE)
 
 
 def known_of(x):
@@ -206,7 +206,7 @@ def test_threads_do_not_change_a_bit(family):
     answers = []
     for threads in (1, 3):
         with ThreadPoolExecutor(threads) as pool:
-            found = Search("k-means||", True, 0, known, HeldRows(x, None, pool), n, lambda rung: None)(model)
+            found = Search("k-means||", True, 0, known, MemoryRows(x, None, pool), n, lambda rung: None)(model)
         answers.append({name: value.tobytes() for name, value in found.arrays().items()})
     assert answers[0] == answers[1]
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.models.family import FamilySection, Summary
+from pipeline.models.clusters import Summary
+from pipeline.models.family import FamilySection
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.words import Words
 

@@ -11,7 +11,8 @@ from pydantic import Field
 from pipeline.config import outside
 from pipeline.errors import InputError
 from pipeline.models.base import LatentModel
-from pipeline.models.family import FamilySection, Summary
+from pipeline.models.clusters import Summary
+from pipeline.models.family import FamilySection
 
 
 class PythonFamilySection(FamilySection):

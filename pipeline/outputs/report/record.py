@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-    from pipeline.models.base import LatentModel
 
 # Dimensions of arrays that are no parameters: history, and lists of rows.
 _OTHER_DIMENSIONS = {"iteration", "rank", "outlier", "place", "sample_row", "raw_feature"}
@@ -224,7 +223,7 @@ class Record:
     # --- the model itself, to compute with
 
     @cached_property
-    def fitted(self) -> tuple[LatentModel, Any] | None:
+    def fitted(self) -> tuple[Any, Any] | None:
         """The stored model and its parameters.
 
         None where the store says too little to make them, or the family is one of the user's own, whose code is not here.
