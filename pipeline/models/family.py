@@ -1,4 +1,4 @@
-"""What the `model` sections of all families have in common: what each says of itself, its candidates, its model."""
+"""What the `model` sections of all families have in common: what each states of itself, its candidates, its model."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pipeline.models.words import Words
 
 
 def _auto(value: Any) -> Any:
-    """`auto` is the prior of which nothing is said."""
+    """`auto` is the prior of which every part is left out."""
     if isinstance(value, str):
         if value != "auto":
             raise ValueError("write null for none, auto, or a mapping such as {shrinkage: 0.01}")
