@@ -35,7 +35,7 @@ class Variant(Section):
         return cls
 
     def code(self) -> str | None:
-        """Return the SHA-256 of a file of the user's own that this section executes, None where there is none."""
+        """Return the SHA-256 of the file of the user's own that this section executes, None where there is none."""
         return None
 
 
