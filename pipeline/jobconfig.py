@@ -22,7 +22,18 @@ from pipeline.models.family import FamilySection
 
 # What a template shows first of a section; the rest comes below it, as seldom changed.
 _FIRST = {
-    "data": ("source", "path", "patch", "variable", "delimiter", "vocabulary", "weights", "labels", "bad_rows"),
+    "data": (
+        "source",
+        "path",
+        "patch",
+        "columns",
+        "variable",
+        "delimiter",
+        "vocabulary",
+        "weights",
+        "labels",
+        "bad_rows",
+    ),
     "model": ("family", "n_components", "covariance_type", "concentration"),
     "fit": ("init", "n_init", "max_iter", "tol", "random_state"),
     "engine": ("workers", "memory", "scheduler", "scheduler_file"),
