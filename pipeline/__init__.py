@@ -13,11 +13,11 @@ NUMERICS = 6
 """Raised when the bits of results change on purpose; a run of another value cannot be resumed."""
 
 _HOMES = {
-    "Config": "pipeline.config",
+    "Config": "pipeline.jobconfig",
     "GaussianMixture": "pipeline.estimators",
     "KMeans": "pipeline.estimators",
     "MultinomialMixture": "pipeline.estimators",
-    "load_config": "pipeline.config",
+    "load_config": "pipeline.jobconfig",
     "open_estimator": "pipeline.estimators.runs",
     "open_run": "pipeline.workflow",
     "predict": "pipeline.workflow",
@@ -43,9 +43,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pipeline.config import Config, load_config
     from pipeline.estimators import GaussianMixture, KMeans, MultinomialMixture
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
+    from pipeline.jobconfig import Config, load_config
     from pipeline.workflow import open_run, predict, resume, run
 
 

@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal
 
 from pipeline import workflow
 from pipeline.em.annihilation import annihilated
-from pipeline.engine.held import HeldRows
+from pipeline.engine.memory_rows import MemoryRows
 from pipeline.models.gaussian import Gaussian
 from pipeline.workflow import open_run
 from tests.jobs import Interrupt, command, job, results, write_config, write_rows
@@ -41,7 +41,7 @@ def test_lengths_are_figueiredo_and_jains(seed):
     rng = np.random.default_rng(seed)
     params = model.params(np.full(5, 0.2), x[rng.choice(n, 5, replace=False)], np.tile(np.cov(x.T), (5, 1, 1)))
     with ThreadPoolExecutor(1) as threads:
-        kept = annihilated(model, params, HeldRows(x, None, threads), n)
+        kept = annihilated(model, params, MemoryRows(x, None, threads), n)
     assert [found for found, _ in kept.lengths] == sorted({found for found, _ in kept.lengths}, reverse=True)
     assert kept.lengths[-1][0] == 1
     shortest, length = min(kept.lengths, key=lambda each: each[1])

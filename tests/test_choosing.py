@@ -18,11 +18,12 @@ from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
 from pipeline import fitting, planning, workflow
-from pipeline.config import validate
 from pipeline.data import source
+from pipeline.data.sources.zarr import ZarrSection
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
 from pipeline.errors import InputError
+from pipeline.jobconfig import validate
 from pipeline.models.gaussian import Gaussian
 from pipeline.outputs.candidates import choose
 from pipeline.outputs.events import read_events
@@ -149,7 +150,7 @@ class CountingSource(ArraySource):
 def reads(tmp_path: Path, monkeypatch, **changes: Any) -> dict[str, list[int]]:
     """Chunks read before each profile, init and pass of a job on six chunks."""
     counting = CountingSource(blobs(), np.arange(0, 700, 100))
-    monkeypatch.setattr(workflow, "open_source", lambda data: counting)
+    monkeypatch.setattr(ZarrSection, "open", lambda data: counting)
     counted: dict[str, list[int]] = {"profile": [], "init": [], "pass": []}
 
     def listen(event) -> None:

@@ -15,7 +15,7 @@ from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
 
 rng = np.random.default_rng(0)
-for d, n in ((4, 20_011), (20, 3_001)):  # in lanes, and by products
+for d, n in ((4, 20_011), (20, 3_001)):  # by SIMD, and by GEMM
     x, means = rng.normal(size=(n, d)), rng.normal(size=(4, d))
     for dtype in (np.float32, np.float64):
         for shape, one in (("full", np.eye(d)), ("diag", np.ones(d)), ("spherical", 1.0), ("tied", None)):

@@ -9,7 +9,6 @@ import pytest
 import xarray as xr
 import zarr
 
-from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.models.gaussian import Gaussian
@@ -32,13 +31,12 @@ def small_blocks(monkeypatch):
 def chunks(tmp_path, monkeypatch):
     """Rows in ragged chunks, with two bad ones."""
     from pipeline.data import source
-    from pipeline.data.opening import open_source
 
     monkeypatch.setattr(source, "TARGET_BYTES", 1)
     x = blobs(N, D)
     x[17, 1], x[222, 0] = np.nan, np.inf
     path = write_rows(tmp_path / "x.zarr", x, rows=70)
-    return Chunks(open_source(job(path).data))
+    return job(path).data.open_chunks()
 
 
 def gaussian() -> tuple[Gaussian, object]:

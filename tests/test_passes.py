@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from pipeline.data.chunks import Chunks
-from pipeline.engine import frontier, passes
-from pipeline.engine.alike import about_me, refuse_here
+from pipeline.engine import passes, stored_sums
+from pipeline.engine.identity import identity, refuse_this_worker
 from pipeline.engine.passes import Engine
 from pipeline.engine.tree import contains, tree_sum
 from pipeline.engine.waiting import Cluster
 from pipeline.errors import ClusterLost, InputError, Stopped, StorageError
+from pipeline.kernels.cpu import KERNELS
 from tests.laws.common import ArraySource
 
 N = 40
@@ -119,14 +120,14 @@ def test_what_a_task_raises_is_raised_at_once(client, engine, error):
 
 def test_a_worker_unlike_the_driver_is_refused_when_it_takes_a_task(client):
     """One that joins later is looked at as well: versions and kernels are compared in the worker, before it computes."""
-    versions, kernels = about_me()
-    late = partial(refuse_here, versions, (*kernels, "openblas Prescott"))
+    mine = identity(KERNELS)
+    late = partial(refuse_this_worker, mine._replace(kernels=(*mine.kernels, "openblas Prescott")), KERNELS)
     SEEN.clear()
     with pytest.raises(InputError, match="export OPENBLAS_CORETYPE"):
-        Engine(Cluster(client), workers=2, same=late).sum_over(one_row_chunks(), [value])
+        Engine(Cluster(client), workers=2, check=late).sum_over(one_row_chunks(), [value])
     assert SEEN == []
-    like = partial(refuse_here, versions, tuple(kernels))
-    assert Engine(Cluster(client), workers=2, same=like).sum_over(one_row_chunks(), [value])
+    like = partial(refuse_this_worker, mine, KERNELS)
+    assert Engine(Cluster(client), workers=2, check=like).sum_over(one_row_chunks(), [value])
 
 
 @pytest.mark.parametrize(
@@ -147,43 +148,43 @@ def _found(what: Any, chunks: Chunks) -> Any:
 
 def test_waiting_ends_with_an_exception_and_what_is_finished_is_stored(client, engine, monkeypatch):
     """As a signal handler's would: within a second or two, with the finished subtrees stored and nothing left running."""
-    monkeypatch.setattr(frontier, "LONG", 0.0)
+    monkeypatch.setattr(stored_sums, "STORE_SECONDS", 0.0)
 
-    class Keep:
-        kept: dict[Any, Any] = {}
+    class Store:
+        sums: dict[Any, Any] = {}
 
         def spans(self) -> set[Any]:
-            return set(self.kept)
+            return set(self.sums)
 
         def read(self, span: Any) -> Any:
-            return self.kept[span]
+            return self.sums[span]
 
         def write(self, span: Any, value: Any) -> None:
-            Keep.kept = {s: v for s, v in self.kept.items() if not contains(span, s)} | {span: value}
+            Store.sums = {s: v for s, v in self.sums.items() if not contains(span, s)} | {span: value}
 
-    state = Cluster._tell
+    record = Cluster._record
     began = time.monotonic()
 
     def interrupted(*arguments: Any) -> None:
-        state(engine.cluster, *arguments)
+        record(engine.cluster, *arguments)
         if time.monotonic() - began > 2:
             raise Stopped("asked to stop")
 
-    monkeypatch.setattr(engine.cluster, "_tell", interrupted)
+    monkeypatch.setattr(engine.cluster, "_record", interrupted)
     with pytest.raises(Stopped):
-        engine.sum_over(one_row_chunks(), [slow_later], keep=Keep())
+        engine.sum_over(one_row_chunks(), [slow_later], store=Store())
     assert time.monotonic() - began < 8
     GATE.set()
     assert tasks_left(client) == 0
-    done = sum(stop - first for first, stop in Keep.kept)
+    done = sum(stop - first for first, stop in Store.sums)
     assert N // 4 <= done <= N // 2
     SEEN.clear()
-    again = Engine(workers=3).sum_over(one_row_chunks(), [value], keep=Keep())
+    again = Engine(workers=3).sum_over(one_row_chunks(), [value], store=Store())
     assert again == [tree_sum(list(VALUES), np.add)] and len(SEEN) == N - done
 
 
 def test_a_pass_in_which_nothing_ends_is_given_up(client, engine, monkeypatch):
-    """No task ends: exit 4 with what is under way, not a wait for ever."""
+    """No task ends: exit 4 with what is running, not a wait for ever."""
     from pipeline.engine import waiting
 
     monkeypatch.setattr(waiting, "CHECK", 0.2)

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import validate
 from pipeline.config.profiles import profile_of, serves
 from pipeline.engine.alike import about_me, refuse_unlike
 from pipeline.engine.cluster import _within, open_engine
 from pipeline.errors import ClusterLost, InputError
+from pipeline.jobconfig import validate
 from tests.clusters import ROOT, addresses, cluster, environment, eventually
 from tests.jobs import blobs, refused, results, write_config, write_rows
 
@@ -43,7 +43,7 @@ def test_a_profile_comes_from_the_config_or_from_the_users_file(tmp_path, monkey
     assert profile_of(engine(scheduler="local")).kind == "local"
     assert profile_of(engine()) is None and profile_of(engine(scheduler_address="tcp://a:1")) is None
     monkeypatch.setenv("EM_PIPELINE_PROFILES", str(tmp_path / "other.yaml"))
-    with pytest.raises(InputError, match=r"other\.yaml is not there"):
+    with pytest.raises(InputError, match=r"other\.yaml does not exist"):
         profile_of(engine(scheduler="big"))
 
 
@@ -52,7 +52,7 @@ def test_a_profile_comes_from_the_config_or_from_the_users_file(tmp_path, monkey
     [
         ("a: {kind: moon}", "'moon', expected local, ssh, slurm, slurm-runner or a dotted name"),
         ("a: {wrokers: 2}", "line 1: engine.profiles.a.wrokers: there is no such key; did you mean workers"),
-        ("- a", r"engine.profiles: came as \[a\], expected keys of its own"),
+        ("- a", r"engine.profiles: got \[a\], expected keys of its own"),
         ("a: !!python/object/apply:os.getcwd []", "It has a tag"),
     ],
 )

@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.config import validate
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
-from pipeline.engine.reading import Kept, in_turn
+from pipeline.engine.reading import ChunkCache, in_turn
 from pipeline.errors import InputError
+from pipeline.jobconfig import validate
 from pipeline.models.kmeans import KMeans
 from tests.laws.common import ArraySource
 
@@ -95,7 +95,7 @@ def counting(n_rows=1000, rows=100):
 def test_kept_chunks_are_read_once_and_sums_stay_the_same(limit, kept):
     """As many chunks as the limit holds are read in the first pass only; another set of rows begins anew."""
     x, source = counting()
-    chunks, engine = Chunks(source), Engine(workers=2, keep=limit)
+    chunks, engine = Chunks(source), Engine(workers=2, cache_bytes=limit)
     sums = [engine.sum_over(chunks, [ColumnSums()])[0] for _ in range(3)]
     assert all((total == sums[0]).all() for total in sums)
     np.testing.assert_allclose(sums[0], x.sum(axis=0))
@@ -115,7 +115,7 @@ class ColumnSums:
 def test_a_kept_chunk_is_the_chunk_itself():
     """The second load gives the very arrays of the first."""
     _, source = counting()
-    chunks, kept = Chunks(source), Kept(10**6)
+    chunks, kept = Chunks(source), ChunkCache(10**6)
     assert kept.load(chunks, 3) is kept.load(chunks, 3)
 
 
@@ -132,8 +132,8 @@ def test_rows_that_a_pass_has_found_clean_are_not_looked_through_again():
     x[5, 1] = np.nan
     chunks = Chunks(source)
     assert chunks.load(0).bad.sum() == 1 and chunks.load(1).bad is None
-    assert chunks.known(None, 1).load(0).bad.sum() == 1
-    assert chunks.known(None, 0).load(0).bad is None  # told so
+    assert chunks.after_profile(None, 1).load(0).bad.sum() == 1
+    assert chunks.after_profile(None, 0).load(0).bad is None  # told so
 
 
 def test_a_row_that_turns_bad_after_the_profile_ends_kmeans_with_its_number():
@@ -142,6 +142,6 @@ def test_a_row_that_turns_bad_after_the_profile_ends_kmeans_with_its_number():
     model = KMeans(2, np.zeros(3))
     params = model.params_from_arrays({"centers": x[:2].copy()})
     x[105, 1] = np.nan
-    chunk = Chunks(source).known(None, 0).load(1)
+    chunk = Chunks(source).after_profile(None, 0).load(1)
     with pytest.raises(InputError, match="row 105: its distance is NaN"):
         model.e_step(params, chunk.x, chunk.weight, chunk.start)

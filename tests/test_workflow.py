@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 import pipeline
 from pipeline import fitting, workflow
-from pipeline.data import draw
+from pipeline.data import sample
 from pipeline.data.chunks import Chunk
 from pipeline.em import folds
 from pipeline.engine import memory
@@ -78,8 +78,7 @@ LAST_THINGS = [("init", 1), ("pass", 2), ("checkpoint", 1), ("checkpoint", 3), (
     + [({"method": "auto", "init": "k-means||"}, *last) for last in IN_THE_SEARCH]
     + [({"method": "incremental", "max_iter": 2}, "checkpoint", 3)]
     + [pytest.param({"method": "incremental", "max_iter": 2}, "checkpoint", 8, marks=pytest.mark.slow)]
-    + [pytest.param({"method": "incremental", "n_init": 2, "max_iter": 2}, "pass", 8, marks=pytest.mark.slow)]
-    + [({"method": "stepwise", "max_iter": 3}, "checkpoint", 4)],
+    + [pytest.param({"method": "incremental", "n_init": 2, "max_iter": 2}, "pass", 8, marks=pytest.mark.slow)],
 )
 def test_a_run_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, often, fit, event, nth):
     """Whatever was the last thing that a run did, resume ends with the bytes of the run that nothing disturbed."""
@@ -223,7 +222,7 @@ def test_a_run_stopped_between_a_leap_and_the_end_of_its_sweep_is_resumed_to_the
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("method", ["auto", "incremental", "stepwise"])
+@pytest.mark.parametrize("method", ["auto", "incremental"])
 @pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
 def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
     tmp_path, data, monkeypatch, method, model
@@ -251,8 +250,8 @@ def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
 def test_too_few_drawn_rows_are_no_search(tmp_path, data, monkeypatch):
     """With fewer than one for each component the start is as asked, through a resume too."""
     fit = {"method": "auto", "tol": 1e-2, "max_iter": 40}
-    monkeypatch.setattr(draw, "HELD_ROWS", 1)
-    monkeypatch.setattr(draw, "HELD_ROWS_PER_COMPONENT", 0)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS", 1)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS_PER_COMPONENT", 0)
     workflow.run(job(data, fit=fit), tmp_path / "few")
     assert workflow.open_run(tmp_path / "few").attrs["search"] == []
     interrupted(job(data, fit=fit), tmp_path / "run", "init")
@@ -486,7 +485,7 @@ def test_a_start_that_changed_before_it_was_used_is_refused(tmp_path, data, init
     interrupted(config, tmp_path / "late", "pass", 2)
     write(1)
     workflow.resume(tmp_path / "late")
-    with pytest.raises(InputError, match=r"fit\.init_path: came with SHA-256"):
+    with pytest.raises(InputError, match=r"fit\.init_path: got SHA-256"):
         workflow.resume(tmp_path / "run")
     write(0)
     workflow.resume(tmp_path / "run")
@@ -824,7 +823,7 @@ def test_events_say_what_the_specification_asks(tmp_path, data):
     start = next(event for event in events if event["event"] == "start")
     assert {"versions", "host", "blas", "pss"} <= set(start)
     assert start["plan"]["fixed"] < start["plan"]["peak"] <= start["plan"]["limit"]
-    assert all(event["routes"] == {"lanes": [3, 3]} for event in passes)
+    assert all(event["routes"] == {"SIMD": [3, 3]} for event in passes)
     end = next(event for event in events if event["event"] == "finished")
     assert end["peak_pss"] > 0
 

@@ -24,7 +24,7 @@ class Security(Section):
     key: str = Field(description="path of its key, PEM")
 
 
-class Profile(Section):
+class ClusterProfile(Section):
     """A named cluster."""
 
     kind: str = Field(
@@ -41,10 +41,12 @@ class Profile(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="passed on to the cluster's class")
 
     @model_validator(mode="after")
-    def _options_fit(self) -> Profile:
+    def _options_fit(self) -> ClusterProfile:
         kind = self.kind
         if kind not in ("local", "ssh", "slurm", "slurm-runner") and "." not in kind:
-            raise ValueError(f"kind: {kind!r}, expected local, ssh, slurm, slurm-runner or a dotted name of a class")
+            raise ValueError(
+                f"kind: got {kind!r}, expected local, ssh, slurm, slurm-runner or a dotted name of a class"
+            )
         if kind == "local" and (self.options or self.adapt):
             raise ValueError("local: takes workers and threads_per_worker; leave options and adapt out")
         if kind != "local" and "threads_per_worker" in self.model_fields_set:
@@ -57,13 +59,13 @@ class Profile(Section):
         return self
 
 
-class Engine(Section):
+class EngineSection(Section):
     """Where to compute; nothing here changes a bit of the result."""
 
     scheduler: str = Field("threads", description="threads (in this process), or the name of a profile (local)")
     scheduler_address: str | None = Field(None, description="address of a running dask scheduler")
     scheduler_file: str | None = Field(None, description="scheduler file of a running dask scheduler")
-    profiles: dict[str, Profile] = Field(
+    profiles: dict[str, ClusterProfile] = Field(
         default_factory=dict, description="clusters by name, beside those of the user's own file (docs/clusters.md)"
     )
     security: Security | None = Field(None, description="TLS among driver, scheduler and workers; null: none")
@@ -79,7 +81,7 @@ class Engine(Section):
     )
 
     @model_validator(mode="after")
-    def _keeps_where_it_can(self) -> Engine:
+    def _keeps_where_it_can(self) -> EngineSection:
         if self.keep_decoded and (self.scheduler_address or self.scheduler_file or self.scheduler != "threads"):
             raise ValueError(
                 "keep_decoded: only threads share what they keep; use scheduler: threads, or leave it false"
@@ -87,7 +89,7 @@ class Engine(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_place(self) -> Engine:
+    def _one_place(self) -> EngineSection:
         given = [self.scheduler_address, self.scheduler_file, None if self.scheduler == "threads" else self.scheduler]
         if sum(value is not None for value in given) > 1:
             names = ", ".join(repr(value) for value in given if value is not None)

@@ -1,25 +1,26 @@
 """Rows held out of a fit: whole units by a keyed hash, and jobs that leave them out.
 
-A unit (a picture, a document, else a row) is held out where the hash of its index is below the share. Jobs see
-the rows of such units with weight 0, so row numbers keep their meaning, and an E-step of finished parameters adds
-their log-likelihood: no row is read twice. Patches of one picture overlap, so half a picture would give itself away.
+A unit (a picture, a document, else a row) is held out where the hash of its index is below the share. Jobs see the rows of
+such units with weight 0, so row numbers keep their meaning, and the E-step of final parameters adds their log-likelihood:
+no row is read twice. Patches of one picture overlap, so half a picture would give the other half away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.data.chunks import Chunk
+from pipeline.arrays.additive import Additive
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.packing import stored
+from pipeline.arrays.rows import Rows
 from pipeline.data.source import Source
-from pipeline.em.loop import EStep
 from pipeline.errors import InputError
 from pipeline.keyed import uniform
-from pipeline.models.base import weighted_total
-from pipeline.models.stats import Array, HeldOut
+from pipeline.models.base import Expectation, weighted_total
 
 HELD_OUT_STREAM = 2
 LOOKED_AT = 2**20  # units, to see whether some are held out and some are not
@@ -37,7 +38,13 @@ class Units:
 
     @classmethod
     def of(cls, source: Source, share: float, seed: int) -> Units | None:
-        """Those of a source; None where nothing is held out. Raises InputError unless both sides have a unit."""
+        """Return those of a source; None where nothing is held out.
+
+        Raises
+        ------
+        InputError
+            Unless there is a unit on both sides.
+        """
         if share == 0:
             return None
         pictures = source.pictures()
@@ -62,24 +69,46 @@ class Units:
         return self.chosen(rows if self.start is None else np.searchsorted(self.start, rows, side="right") - 1)
 
 
+@stored
+@dataclass(frozen=True)
+class HeldOut(Additive):
+    """Rows that a fit left out. weight : sum of their weights.  log_likelihood : total nats under its parameters."""
+
+    weight: float
+    log_likelihood: float
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Attachment: the log-likelihood of the rows that are held out, which the E-step itself sees with weight 0."""
+
+    name: ClassVar[str] = "held_out"
+
+    def of(self, model: Any, params: Any, rows: Rows, found: Expectation, kernels: Any) -> HeldOut:
+        """Return that of one chunk."""
+        assert rows.whole is not None and rows.weight is not None, "rows are held out by OnTheOthers"
+        weight = np.ones(rows.n) if rows.whole.weight is None else rows.whole.weight
+        out = (weight > 0) & (rows.weight == 0)
+        score = model.score_rows(params, rows.x[out], kernels)
+        return HeldOut(float(weight[out].sum()), weighted_total(weight[out], score))
+
+    def nbytes(self, model: Any) -> int:
+        """Bytes of two numbers."""
+        return 16
+
+
 @dataclass(frozen=True)
 class OnTheOthers:
-    """A job on the rows that are not held out; a final E-step says how likely it finds those that are."""
+    """A job on the rows that are not held out; it sees the others with weight 0."""
 
-    job: Callable[[Chunk], Any]
+    job: Callable[[Rows, Any], Any]
     units: Units
 
-    def __call__(self, chunk: Chunk) -> Any:
-        """The job's value for one chunk."""
-        out = self.units.held_out(chunk.start, chunk.start + chunk.x.shape[0])
-        weight = np.ones(len(out)) if chunk.weight is None else chunk.weight
-        found = self.job(replace(chunk, weight=np.where(out, 0.0, weight)))
-        if not (isinstance(self.job, EStep) and self.job.final):
-            return found
-        model, params, x, weight = self.job.model, self.job.params, chunk.x[out], weight[out]
-        tiles = model.assign(params, x)
-        log_likelihood = sum(weighted_total(weight[rows], labels.log_density) for rows, labels in tiles)
-        return replace(found, held_out=HeldOut(float(weight.sum()), float(log_likelihood)))
+    def __call__(self, rows: Rows, kernels: Any) -> Any:
+        """Return the job's value for one chunk."""
+        out = self.units.held_out(rows.start, rows.start + rows.n)
+        weight = np.ones(len(out)) if rows.weight is None else rows.weight
+        return self.job(replace(rows, weight=np.where(out, 0.0, weight), whole=rows), kernels)
 
 
 def without(units: Units | None, sum_jobs: SumJobs) -> SumJobs:

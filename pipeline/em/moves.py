@@ -1,12 +1,12 @@
 """Moves from one optimum to a better one: components that gain by being split make up for those that are hardly missed.
 
-A round splits `many` components where a fit of two to their own rows gains most, lets all of them settle, and then leaves
-out, one by one, those whose rows the others explain nearly as well. What is left is kept only if the objective rose and no
-component came near collapse. Two runs are united in the same way: the components of both, less those that are least
-missed. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
+A round splits `many` components where a fit of two to their own rows gains most, refines all of them, and then leaves out, one
+by one, those whose rows the others explain nearly as well. What is left is accepted only if the objective rose and no
+component came near collapse. Two runs are merged in the same way: the components of both, less those that are least missed.
+Components of which rows are known stay. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
 
-Gains and costs come from the responsibilities alone: by Jensen's inequality the gain of a split is a lower bound of what
-the objective gains, and the cost of leaving a component out is exact for fixed others.
+Gains and costs come from the responsibilities alone: by Jensen's inequality the gain of a split is a lower bound of what the
+objective gains, and the cost of leaving a component out is exact while the others are fixed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.em.folds import Method
-from pipeline.em.loop import EStep, em
+from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.rows import Rows
+from pipeline.em.accumulate import Method
+from pipeline.em.loop import em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.errors import SingularCovariance
-from pipeline.models.base import Model
-from pipeline.models.stats import Array, Rows
+from pipeline.models import schema
+from pipeline.models.base import EStep, LatentModel
+from pipeline.models.clusters import ClusterModel
 
 T = TypeVar("T")
-LEAPS = Method(accelerated=True)
+ACCELERATED = Method(accelerated=True)
 MOST_SPLITS = 8  # in one round; halved when a round fails
 ROUNDING = 1e-9  # of the objective: a smaller gain is none
 LEAST_SHARE = 0.05  # of a row, for it to take part in the fit of a split
@@ -37,11 +40,11 @@ WIDE_STEPS = 4  # with more components than asked for
 MARGIN = 4  # times the rows below which a component is collapsed: no move may end with fewer
 
 
-class HeldRows(Protocol):
+class MemoryRows(Protocol):
     """Rows in memory, see engine/held.py."""
 
     @property
-    def x(self) -> Rows:
+    def x(self) -> Matrix:
         """(m, d)."""
 
     @property
@@ -56,13 +59,21 @@ class HeldRows(Protocol):
     def n_rows(self) -> int:
         """m."""
 
-    def head(self, m: int) -> HeldRows:
+    @property
+    def kernels(self) -> Any:
+        """Compiled kernels."""
+
+    @property
+    def known(self) -> Array:
+        """Components of which some rows are known, ascending."""
+
+    def head(self, m: int) -> MemoryRows:
         """The first m rows: a sample."""
 
-    def mapped(self, function: Callable[[Array], Array]) -> HeldRows:
+    def mapped(self, function: Callable[[Array], Array]) -> MemoryRows:
         """The same rows with function(x) for x."""
 
-    def sum_over(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
+    def sum_over(self, jobs: Sequence[Callable[[Rows, Any], Any]]) -> list[Any]:
         """Sums of jobs over all rows."""
 
     def map(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
@@ -71,27 +82,27 @@ class HeldRows(Protocol):
 
 @dataclass(frozen=True)
 class RemovalCosts:
-    """Job: what the objective would lose without each component, and who would take its rows, see Model.removal_costs."""
+    """Job: what the objective would lose without each component, and which is next best, see ClusterModel.removal_costs."""
 
-    model: Model
+    model: ClusterModel
     params: Any
 
-    def __call__(self, chunk: Any) -> Array:
-        """(k + 1, k): the costs above the heirs, of one chunk."""
-        cost, heirs = self.model.removal_costs(self.params, chunk.x, chunk.weight)
-        return np.concatenate([cost[None], heirs])
+    def __call__(self, rows: Rows, kernels: Any) -> Array:
+        """(k + 1, k): the costs above the weights by next-best component, of one chunk."""
+        cost, next_best = self.model.removal_costs(self.params, rows.x, rows.weight, kernels)
+        return np.concatenate([cost[None], next_best])
 
 
 @dataclass(frozen=True)
 class Responsibilities:
     """Job: (n, k) responsibilities of at least LEAST_SHARE, sparse; a list of one, so that sums concatenate."""
 
-    model: Model
+    model: ClusterModel
     params: Any
 
-    def __call__(self, chunk: Any) -> list[sp.csr_array]:
-        """Those of one chunk."""
-        return [self.model.responsibilities(self.params, chunk.x, LEAST_SHARE)]
+    def __call__(self, rows: Rows, kernels: Any) -> list[sp.csr_array]:
+        """Return those of one chunk."""
+        return [self.model.responsibilities(self.params, rows.x, LEAST_SHARE, kernels)]
 
 
 class Split(NamedTuple):
@@ -102,46 +113,54 @@ class Split(NamedTuple):
     read: int
 
 
-def settle(model: Model, params: Any, rows: HeldRows, limits: Limits) -> Run:
-    """EM on held rows until `limits`; the run, finished."""
-    (run,) = settle_all([Run(0, model, params)], rows, limits)
+def refine(model: LatentModel, params: Any, rows: MemoryRows, limits: Limits) -> Run:
+    """EM on rows in memory until `limits`; the run, finished."""
+    (run,) = refine_all([Run(0, model, params)], rows, limits)
     return run
 
 
-def settle_all(runs: Sequence[Run], rows: HeldRows, limits: Limits) -> list[Run]:
+def refine_all(runs: Sequence[Run], rows: MemoryRows, limits: Limits) -> list[Run]:
     """The same for several runs that share each pass."""
-
-    def evaluate(jobs: Sequence[EStep]) -> list[Any]:
-        return rows.sum_over([replace(job, final=False) for job in jobs])  # nobody looks at exemplars of a sample
-
     current = list(runs)
-    for after, _ in em(runs, evaluate, limits, rows.n_rows, LEAPS):
+    for after, _ in em(runs, rows.sum_over, limits, rows.n_rows, ACCELERATED):
         current = after
     return current
 
 
-def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) -> tuple[Run, list[int]]:
-    """Rounds of moves until none helps; the run, and how many components each accepted one moved.
+def improve(run: Run, rows: MemoryRows, limits: Limits, budget: float = np.inf) -> tuple[Run, list[int]]:
+    """Rounds of moves until none helps.
 
-    run : settled on these rows.  limits : of the settling after a move.
-    budget : rows that may be read before the last round begins.
+    Parameters
+    ----------
+    run : Run
+        Refined on these rows.
+    rows : MemoryRows
+    limits : Limits
+        Of the refinement after a move.
+    budget : float
+        Rows that may be read before the last round begins.
+
+    Returns
+    -------
+    run, moved : Run, list of int
+        The run, and how many components each accepted round moved.
     """
     moved: list[int] = []
-    many = min(MOST_SPLITS, run.model.n_components)
+    many = min(MOST_SPLITS, _clusters(run).n_components)
     splits: list[Split] | None = None
     end = rows.read[0] + budget
     while many and rows.read[0] < end:
-        splits = splits or _splits(run.model, run.params, rows)
+        splits = splits or _splits(_clusters(run), run.params, rows)
         try:
-            tried = _breathe(run, rows, splits, many)
-            if tried is None:
+            candidate = _split_then_merge(run, rows, splits, many)
+            if candidate is None:
                 break
-            (trial,) = settle_all([tried], rows, limits)
+            (trial,) = refine_all([candidate], rows, limits)
         except SingularCovariance:
             many //= 2
             continue
-        run, risen = _compared(run, trial, rows, limits)
-        if risen and crowded(trial) <= crowded(run):
+        run, better = _compared(run, trial, rows, limits)
+        if better and near_empty(trial) <= near_empty(run):
             run, splits = trial, None
             moved.append(many)
         else:
@@ -149,68 +168,77 @@ def improve(run: Run, rows: HeldRows, limits: Limits, budget: float = np.inf) ->
     return run, moved
 
 
-def united(runs: Sequence[Run], rows: HeldRows, limits: Limits) -> list[Run]:
-    """Half as many runs: of each pair the better one, or what the components of both come to, the least needed left out.
+def merge_runs(runs: Sequence[Run], rows: MemoryRows, limits: Limits) -> list[Run]:
+    """Half as many runs: of each pair the better one, or their components merged, without those least needed.
 
-    runs : settled on these rows.  limits : of the settling.
+    runs : refined on these rows.  limits : of the refinement.
     """
     pairs = list(zip(runs[::2], runs[1::2], strict=False))
     try:
-        children = [[child] for child in settle_all([_joint(a, b, rows) for a, b in pairs], rows, limits)]
+        children = [[child] for child in refine_all([_joint(a, b, rows) for a, b in pairs], rows, limits)]
     except SingularCovariance:
         children = [[]] * len(pairs)
     best = [_best([*pair, *child]) for pair, child in zip(pairs, children, strict=True)]
     return [*best, *runs[2 * len(pairs) :]]
 
 
+def _clusters(run: Run) -> ClusterModel:
+    assert isinstance(run.model, ClusterModel), "only components can be moved"
+    return run.model
+
+
 def _best(runs: Sequence[Run]) -> Run:
-    """The highest, and of equals the first; one with components near collapse only if all have as many."""
-    return min(runs, key=lambda run: (crowded(run), -run.objective))
+    """The highest, and of equals the first; one with near-empty components only if all have as many."""
+    return min(runs, key=lambda run: (near_empty(run), -run.objective))
 
 
-def _joint(a: Run, b: Run, rows: HeldRows) -> Run:
-    """As many components as each has, chosen from those of both."""
-    model, k = a.model, a.model.n_components
-    ours, theirs = a.params.arrays(), b.params.arrays()
-    arrays = {
-        name: np.concatenate([ours[name], theirs[name]]) if _per_component(name, model) else ours[name] for name in ours
-    }
-    wide = replace(model, n_components=2 * k)  # type: ignore[type-var]
-    return Run(a.restart, model, _narrowed(wide, wide.params_from_arrays(_normalized(arrays)), k, rows))
+def _joint(a: Run, b: Run, rows: MemoryRows) -> Run:
+    """As many components as each has, chosen from those of both; known ones are the first run's."""
+    model = _clusters(a)
+    k = model.n_components
+    arrays = schema.joined(model.fields, model.arrays(a.params), model.arrays(b.params))
+    wide = model.with_components(2 * k)
+    params = wide.params_from_arrays(schema.normalized(model.fields, arrays))
+    if len(rows.known):
+        wide, params = only(wide, params, np.delete(np.arange(2 * k), k + rows.known))
+    return Run(a.restart, model, _narrowed(wide, params, k, rows))
 
 
-def _compared(run: Run, trial: Run, rows: HeldRows, limits: Limits) -> tuple[Run, bool]:
-    """The run, and whether the trial is on a higher hill: to come back to the same one, farther up, is no gain.
+def _compared(run: Run, trial: Run, rows: MemoryRows, limits: Limits) -> tuple[Run, bool]:
+    """Return the current run and whether the candidate reached a better optimum.
 
-    Where the run might come as high in as many steps, each gaining no more than its last, it is given them.
+    Reaching the same optimum with a higher objective does not count: where the run might come as high in as many steps, each
+    gaining no more than its last, it is refined as long.
     """
     gap = trial.objective - run.objective
     last = run.objective - run.history[-1].objective
     if 0 < gap <= limits.max_iter * last:
-        (run,) = settle_all([replace(run, final=None, stop_reason=None, history=(), fold=None)], rows, limits)
+        (run,) = refine_all([replace(run, final=None, stop_reason=None, history=(), accumulator=None)], rows, limits)
         gap = trial.objective - run.objective
     return run, gap > ROUNDING * abs(run.objective)
 
 
-def crowded(run: Run) -> int:
+def near_empty(run: Run) -> int:
     """How many components are near collapse."""
     assert run.final is not None
-    return int((run.final.stats.sum_w < MARGIN * run.model.least_rows).sum())
+    model = _clusters(run)
+    return int((model.counts(run.final.stats) < MARGIN * model.least_rows).sum())
 
 
-def _breathe(run: Run, rows: HeldRows, splits: list[Split], many: int) -> Run | None:
+def _split_then_merge(run: Run, rows: MemoryRows, splits: list[Split], many: int) -> Run | None:
     """One round: `many` components more, then as many fewer. None if no component can be split."""
-    model, k = run.model, run.model.n_components
+    model = _clusters(run)
+    k = model.n_components
     order = np.argsort([-s.gain for s in splits], kind="stable")[:many]
     chosen = [int(i) for i in order if splits[i].gain > 0]
     if not chosen:
         return None
-    wide = replace(model, n_components=k + len(chosen))  # type: ignore[type-var]
-    params = settle(wide, _with_splits(model, wide, run.params, splits, chosen), rows, Limits(WIDE_STEPS, 0.0)).params
+    wide = model.with_components(k + len(chosen))
+    params = refine(wide, _with_splits(model, wide, run.params, splits, chosen), rows, Limits(WIDE_STEPS, 0.0)).params
     return Run(run.restart, model, _narrowed(wide, params, k, rows))
 
 
-def _splits(model: Model, params: Any, rows: HeldRows) -> list[Split]:
+def _splits(model: ClusterModel, params: Any, rows: MemoryRows) -> list[Split]:
     """For each component, two that are fitted to its own rows."""
     shares = sp.csc_array(sp.vstack(rows.sum_over([Responsibilities(model, params)])[0]))
 
@@ -224,7 +252,7 @@ def _splits(model: Model, params: Any, rows: HeldRows) -> list[Split]:
         if not (share > 0).any() or share.sum() < 2 * MARGIN * model.least_rows:
             return Split(-np.inf, None, 0)
         try:
-            best = _fit_two(model, rows.x[index], share)
+            best = _fit_two(model, Rows(rows.x[index], share), rows.kernels)
         except SingularCovariance:  # its rows lie in fewer dimensions than there are: no place for two
             return Split(-np.inf, None, 0)
         return best._replace(gain=best.gain * total / share.sum())
@@ -234,26 +262,27 @@ def _splits(model: Model, params: Any, rows: HeldRows) -> list[Split]:
     return splits
 
 
-def _fit_two(model: Model, x: Rows, weight: Array) -> Split:
+def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
     """Two components against one, on weighted rows."""
-    one = replace(model, n_components=1)  # type: ignore[type-var]
-    params = one.m_step(one.stats_of_labels(x, np.zeros(x.shape[0], dtype=np.int64), weight), None)
-    before = one.objective(one.e_step(params, x, weight).stats, params)
-    two = replace(model, n_components=2)  # type: ignore[type-var]
+    x, weight = rows.x, rows.weight
+    one = model.with_components(1)
+    params = one.m_step(one.label_statistics(x, np.zeros(rows.n, dtype=np.int64), weight), None)
+    before = one.objective(EStep(one, params)(rows, kernels).totals, params)
+    two = model.with_components(2)
     halves = _halves(x, weight)
-    best = Split(-np.inf, None, x.shape[0] * (2 + len(halves) * (SPLIT_STEPS + 2)))
+    best = Split(-np.inf, None, rows.n * (2 + len(halves) * (SPLIT_STEPS + 2)))
     for labels in halves:
-        params = two.m_step(two.stats_of_labels(x, labels.astype(np.int64), weight), None)
+        params = two.m_step(two.label_statistics(x, labels.astype(np.int64), weight), None)
         for _ in range(SPLIT_STEPS):
-            params = two.m_step(two.e_step(params, x, weight).stats, params)
-        stats = two.e_step(params, x, weight).stats
-        gain = two.objective(stats, params) - before
-        if stats.sum_w.min() >= MARGIN * model.least_rows and gain > best.gain:
+            params = two.m_step(EStep(two, params)(rows, kernels).stats, params)
+        totals = EStep(two, params)(rows, kernels).totals
+        gain = two.objective(totals, params) - before
+        if two.counts(totals.stats).min() >= MARGIN * model.least_rows and gain > best.gain:
             best = best._replace(gain=gain, params=params)
     return best
 
 
-def _halves(x: Rows, weight: Array) -> list[Array]:
+def _halves(x: Matrix, weight: Any) -> list[Array]:
     """Ways to begin a split, (n,) bool: along the axis of most variance; and near against far (scale mixtures)."""
     share = weight / weight.sum()
     mean = share @ x
@@ -273,57 +302,53 @@ def _halves(x: Rows, weight: Array) -> list[Array]:
     return found
 
 
-def _with_splits(model: Model, wide: Model, params: Any, splits: Sequence[Split], chosen: Sequence[int]) -> Any:
+def _with_splits(model: ClusterModel, wide: Any, params: Any, splits: Sequence[Split], chosen: Sequence[int]) -> Any:
     """Parameters in which each chosen component became two, the second at the end."""
-    arrays = {name: value.copy() for name, value in params.arrays().items()}
-    k = model.n_components
+    fields, two = model.fields, model.with_components(2)
+    arrays = {name: value.copy() for name, value in model.arrays(params).items()}
     for i in chosen:
-        for name, halves in splits[i].params.arrays().items():
-            if not _per_component(name, model):
+        halves = two.arrays(splits[i].params)
+        for name, field in fields.items():
+            if not field.component_axes:
                 continue
-            if name == "weights":
-                halves = halves * params.weights[i]
-            arrays[name][i] = halves[0]
-            arrays[name] = np.concatenate([arrays[name], halves[1:]])
-    assert all(len(value) == k + len(chosen) for name, value in arrays.items() if _per_component(name, model))
-    return wide.params_from_arrays(_normalized(arrays))
+            if field.is_share:
+                halves[name] = halves[name] * arrays[name][i]
+            arrays[name][i] = halves[name][0]
+            arrays[name] = np.concatenate([arrays[name], halves[name][1:]])
+    return wide.params_from_arrays(schema.normalized(fields, arrays))
 
 
-def _narrowed(wide: Model, params: Any, k: int, rows: HeldRows) -> Any:
-    """Parameters of the k components that the others can least do without: the least needed are left out, some at a time."""
+def _narrowed(wide: Any, params: Any, k: int, rows: MemoryRows) -> Any:
+    """Parameters of the k components that are needed most: the least needed are left out, some at a time."""
     while wide.n_components > k:
         costs = rows.sum_over([RemovalCosts(wide, params)])[0]
-        wide, params = only(wide, params, _needed(costs[0], costs[1:], wide.n_components - k))
+        wide, params = only(wide, params, _needed(costs[0], costs[1:], wide.n_components - k, rows.known))
     return params
 
 
-def _needed(cost: Array, heirs: Array, excess: int) -> Array:
-    """Components to keep when up to `excess` of the least missed are left out, in order.
+def _needed(cost: Array, next_best: Array, excess: int, known: Array) -> Array:
+    """The components that stay when up to `excess` of the least missed are left out, in order.
 
-    Whoever takes over the rows of one that is left out stays: of two that share a cluster both would hardly be missed.
+    The next best of one that is left out stays: of two that share a cluster both would hardly be missed. Known components stay
+    in their places, the others move up.
     """
     dropped: list[int] = []
-    staying = set()
+    staying = set(known.tolist())
     for k in np.argsort(cost, kind="stable"):
         if len(dropped) < excess and k not in staying:
             dropped.append(int(k))
-            staying.add(int(heirs[k].argmax()))
-    return np.delete(np.arange(len(cost)), dropped)
+            staying.add(int(next_best[k].argmax()))
+    rest = np.delete(np.arange(len(cost)), dropped)
+    if not len(known):
+        return rest
+    order = np.full(len(rest), -1)
+    order[known] = known
+    order[order < 0] = np.setdiff1d(rest, known)
+    return order
 
 
-def only(model: Model, params: Any, kept: Array) -> tuple[Model, Any]:
-    """A model of the given components alone."""
-    fewer = replace(model, n_components=len(kept))  # type: ignore[type-var]
-    arrays = {name: value[kept] if _per_component(name, model) else value for name, value in params.arrays().items()}
-    return fewer, fewer.params_from_arrays(_normalized(arrays))
-
-
-def _normalized(arrays: dict[str, Array]) -> dict[str, Array]:
-    if "weights" in arrays:
-        arrays["weights"] = arrays["weights"] / arrays["weights"].sum()
-    return arrays
-
-
-def _per_component(name: str, model: Model) -> bool:
-    """Whether an array has a row for each component: all but a tied covariance."""
-    return not (name == "covariances" and getattr(model, "covariance_type", "") == "tied")
+def only(model: Any, params: Any, components: Array) -> tuple[Any, Any]:
+    """A model of the given components alone, and its parameters."""
+    fewer = model.with_components(len(components))
+    arrays = schema.taken(model.fields, model.arrays(params), components)
+    return fewer, fewer.params_from_arrays(schema.normalized(model.fields, arrays))

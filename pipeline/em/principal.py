@@ -1,4 +1,4 @@
-"""Rows in the space of their leading principal components, where K-means finds its way at a fraction of the cost.
+"""Rows in the space of their leading principal components, where K-means is refined at a fraction of the cost.
 
 What a partition costs there differs from what it costs in full by nearly the same amount for all partitions that are any
 good. [Drineas, Frieze, Kannan, Vempala and Vinay 2004; Cohen, Elder, Musco, Musco and Persu 2015]
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from pipeline.em.moves import HeldRows
-from pipeline.models.stats import Array
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.rows import Rows
+from pipeline.em.moves import MemoryRows
 
 BASIS_ROWS = 2**14  # that the components are of: a direction that more rows would change carries little
 
@@ -24,10 +25,10 @@ class Scatter:
 
     shift: Array
 
-    def __call__(self, chunk: Any) -> Array:
-        """That of one chunk."""
-        x = chunk.x - self.shift.astype(chunk.x.dtype)
-        return (x.T @ (x if chunk.weight is None else chunk.weight[:, None].astype(x.dtype) * x)).astype(np.float64)
+    def __call__(self, rows: Rows, kernels: Any) -> Array:
+        """Return that of one chunk."""
+        x = rows.x - self.shift.astype(rows.x.dtype)
+        return (x.T @ (x if rows.weight is None else rows.weight[:, None].astype(x.dtype) * x)).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Projection:
         return self.shift + points @ self.basis.T
 
 
-def leading(rows: HeldRows, shift: Array, n: int) -> Projection:
+def leading(rows: MemoryRows, shift: Array, n: int) -> Projection:
     """To the n leading principal components of the rows, about `shift`."""
     scatter = rows.head(min(rows.n_rows, BASIS_ROWS)).sum_over([Scatter(shift)])[0]
     d = len(shift)

@@ -1,13 +1,14 @@
 """When to stop, and why, in words.
 
-Mixtures: the objective per row moved by less than tol, strictly, so that tol = 0 never stops a run early. Slow convergence, a
-plateau and the end of a leap all look like the end to this rule. So a certified run goes on until, moreover, the end is
-less than sqrt(2 tol) away in the Fisher metric, as seen from three iterations in a row: the complete data there and here
-then diverge by less than tol per row, and what is left to gain, the length of the M-step and what plain EM would gain next
-are below tol, sqrt(2 tol) and tol. (Aitken's estimate alone, which the fast directions fool, stopped 5 of 12 runs too early,
-by up to 23 tol; three in a row 3 of 12; this rule none.)
-K-means: as scikit-learn's KMeans (no label changed, or the centres moved by at most tol x variance, squared).
-An iteration with a reset, and the one after it, never stop a run: the objective is then not comparable.
+The objective per row moved by less than tol, strictly, so that tol = 0 never stops a run early. Slow convergence, a plateau
+and the end of an extrapolation step all look like the end to this rule. So a certified run goes on until, moreover, the
+maximum is less than sqrt(2 tol) away in the Fisher metric, as estimated at three iterations in a row: the complete data there
+and here then diverge by less than tol per row, and what is left to gain, the length of the M-step and what plain EM would gain
+next are below tol, sqrt(2 tol) and tol. (Aitken's estimate alone, which the fast directions mislead, stopped 5 of 12 runs too
+early, by up to 23 tol; three in a row 3 of 12; this rule none.)
+
+A model may have a rule of its own in its place (`LatentModel.converged`; K-means: scikit-learn's). An iteration with a reset,
+and the one after it, never stop a run: the objective is then not comparable.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.em.certificate import way_to_go
+from pipeline.em.certificate import remaining_distance
 from pipeline.em.run import Run
-from pipeline.models.kmeans import KMeans
 
-IN_A_ROW = 3  # iterations: one of three is the end of a leap, the others are EM's own
-NEGLIGIBLE = 1e-4  # of the way allowed: of float32 rows, steps as short as that are rounding, and have no rate
+IN_A_ROW = 3  # iterations: one of three is the end of an extrapolation step, the others are EM's own
+NEGLIGIBLE = 1e-4  # of the distance allowed: of float32 rows, steps as short as that are rounding, and have no rate
 
 
 class Limits(NamedTuple):
@@ -32,14 +32,14 @@ class Limits(NamedTuple):
 
 
 def stop_reason(before: Run, after: Run, limits: Limits, certified: bool = False) -> str | None:
-    """A sentence, beginning with `converged` or `stopped`, or None to go on.
+    """Say why a run stops, beginning with `converged` or `stopped`; None to go on.
 
-    before, after : the run around its last M-step.  certified : whether mixtures go on until less than tol is left.
+    before, after : the run around its last M-step.  certified : whether it goes on until less than tol is left to gain.
     """
-    if isinstance(after.model, KMeans):
-        reason = _kmeans(before, after, limits.tol)
-    else:
-        reason = _mixture(before, after, limits.tol, certified)
+    same_labels = before.label_hash is not None and before.label_hash == after.label_hash
+    reason = after.model.converged(before.params, after.params, same_labels, limits.tol)
+    if reason is None and after.model.has_bound:
+        reason = _by_objective(before, after, limits.tol, certified)
     if reason is None and len(after.history) >= limits.max_iter:
         reason = f"stopped: max_iter = {limits.max_iter} iterations reached"
     return reason and reason + _certificate(after)
@@ -49,11 +49,11 @@ def gained(before: Run, after: Run) -> float:
     """How far the objective moved in the last iteration, nats per row; NaN where that says nothing."""
     if not (before.history and before.settled and after.settled):
         return np.nan
-    total = float(after.history[-1].n_effective.sum())
-    return abs(after.history[-1].objective - before.history[-1].objective) / total
+    now, then = after.history[-1], before.history[-1]
+    return abs(now.objective - then.objective) / now.weight
 
 
-def _mixture(before: Run, after: Run, tol: float, certified: bool) -> str | None:
+def _by_objective(before: Run, after: Run, tol: float, certified: bool) -> str | None:
     moved = gained(before, after)
     if moved < tol and (not certified or _is_near(after, tol)):
         return f"converged: the objective moved by {moved:.3g} nats per row, less than tol = {tol:g}"
@@ -63,25 +63,18 @@ def _mixture(before: Run, after: Run, tol: float, certified: bool) -> str | None
 def _is_near(run: Run, tol: float) -> bool:
     allowed = np.sqrt(2.0 * tol)
     latest = run.history[-IN_A_ROW:]
-    near = (way_to_go(e.fisher_norm, e.left) < allowed or e.fisher_norm < NEGLIGIBLE * allowed for e in latest)
+    near = (
+        remaining_distance(e.fisher_norm, e.remaining_gain) < allowed or e.fisher_norm < NEGLIGIBLE * allowed
+        for e in latest
+    )
     return len(latest) == IN_A_ROW and all(near)
 
 
 def _certificate(run: Run) -> str:
     """What the last step says of those that would follow, where it says anything."""
     last = run.history[-1]
-    if not np.isfinite(last.left):
+    if not np.isfinite(last.remaining_gain):
         return ""
     rate = "" if np.isnan(last.rate) else f", rate {last.rate:.3g}"
-    return f"; about {last.left:.2g} nats per row are left to gain (Fisher norm {last.fisher_norm:.2g}{rate})"
-
-
-def _kmeans(before: Run, after: Run, tol: float) -> str | None:
-    assert isinstance(after.model, KMeans)
-    if before.label_key is not None and before.label_key == after.label_key:
-        return "converged: no label changed"
-    moved = float(((after.params.centers - before.params.centers) ** 2).sum())
-    allowed = tol * after.model.variance
-    if moved <= allowed:
-        return f"converged: the centres moved by {moved:.3g} squared, at most tol x variance = {allowed:.3g}"
-    return None
+    gain = f"about {last.remaining_gain:.2g} nats per row are left to gain"
+    return f"; {gain} (Fisher norm {last.fisher_norm:.2g}{rate})"

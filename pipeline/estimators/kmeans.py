@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,14 +17,14 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline.config import validate
+from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
-from pipeline.models.kmeans import nearest
-from pipeline.models.stats import Array
+from pipeline.jobconfig import validate
+from pipeline.kernels.cpu import KERNELS
 
 FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
 
@@ -37,7 +38,7 @@ class Nearest:
 
     def __call__(self, x: Array) -> Array:
         """(n,). x : (n, d)."""
-        return nearest(x, self.centers, self.centers.mean(axis=0))[self.part]
+        return KERNELS.nearest(x, self.centers, self.centers.mean(axis=0))[self.part]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.copy_x = copy_x
         self.algorithm = algorithm
         self.method = method
+
+    @classmethod
+    def of_centers(cls, centers: Array, inertia: float) -> Self:
+        """Return a fitted estimator. centers : (k, d)."""
+        estimator = cls(len(centers))
+        estimator.cluster_centers_, estimator.inertia_ = centers, inertia
+        return estimator
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit to all rows of X.
@@ -246,11 +254,11 @@ def _checked(centers: Array, k: int, d: int) -> Array:
     return centers
 
 
-def _silent(runs: list[Run]) -> None:
+def _silent(runs: Sequence[Run]) -> None:
     """Nothing is told."""
 
 
-def _told(runs: list[Run]) -> None:
+def _told(runs: Sequence[Run]) -> None:
     """Prints the inertia of each restart after each pass, and how it ended."""
     for run in runs:
         if run.final is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,42 +10,41 @@ import numpy as np
 
 from pipeline.data.preprocess import Affine
 from pipeline.errors import InputError
-from pipeline.estimators.gaussian import GaussianMixture
+from pipeline.estimators import estimator_of
 from pipeline.estimators.kmeans import KMeans
 from pipeline.estimators.mixture import MixtureEstimator
-from pipeline.estimators.multinomial import MultinomialMixture
-from pipeline.models.gaussian import Gaussian
-from pipeline.models.kmeans import KMeans as KMeansModel
-from pipeline.models.multinomial import Multinomial
+from pipeline.models.lloyd import Lloyd
 from pipeline.outputs.model_store import load_model, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
 
 
 def open_estimator(path: str | Path) -> Any:
-    """The fitted estimator of a run, for rows as the run read them.
+    """Return the fitted estimator of a run, for rows as the run read them.
 
-    Where the run preprocessed its rows, a scikit-learn Pipeline of two steps, `preprocess` (an affine map, as a PCA) and
-    `model`. Raises InputError when the run is not finished, StorageError if it is damaged.
+    Where the run preprocessed its rows, it is a scikit-learn Pipeline of two steps, `preprocess` (an affine map, as a PCA) and
+    `model`.
+
+    Raises
+    ------
+    InputError
+        When the run is not finished.
+    StorageError
+        If it is damaged.
     """
     dataset = read_dataset(RunDirectory(path).model)
     model, params, affine = load_model(dataset)
-    estimator: GaussianMixture | KMeans | MultinomialMixture
-    k = model.n_components
-    if isinstance(model, KMeansModel):
-        estimator = KMeans(k)
-        estimator.cluster_centers_ = params.centers
-        estimator.inertia_ = dataset.attrs["final_inertia"]
+    attrs = dataset.attrs
+    if isinstance(model, Lloyd):
+        estimator = KMeans.of_centers(params.centers, attrs["final_inertia"])
     else:
-        if isinstance(model, Gaussian):
-            estimator = GaussianMixture(k, covariance_type=model.covariance_type, reg_covar=model.reg_covar)
-        else:
-            assert isinstance(model, Multinomial)
-            estimator = MultinomialMixture(k, concentration=model.concentration)
-        estimator._take(params)
-        estimator.converged_ = dataset.attrs["converged"]
-        estimator.lower_bound_ = dataset.attrs["final_log_likelihood"] / dataset.attrs["total_weight"]
-    estimator.n_iter_, estimator.stop_reason_ = dataset.attrs["n_iter"], dataset.attrs["stop_reason"]
-    estimator.n_features_in_ = model.n_features
+        kind = estimator_of(attrs["family"])
+        options = set(inspect.signature(kind).parameters)
+        estimator = kind(**{name: value for name, value in model.facts().items() if name in options})
+        estimator._take(model, params)
+        estimator.converged_ = attrs["converged"]
+        estimator.lower_bound_ = attrs["final_log_likelihood"] / attrs["total_weight"]
+    estimator.n_iter_, estimator.stop_reason_ = attrs["n_iter"], attrs["stop_reason"]
+    estimator.n_features_in_ = model.sizes["feature"]
     return estimator if affine is None else _after(affine, estimator)
 
 
@@ -78,7 +78,7 @@ def to_numpy(estimator: MixtureEstimator | KMeans) -> dict[str, np.ndarray]:
     """
     if isinstance(estimator, KMeans):
         return {"centers": np.asarray(estimator.cluster_centers_)}
-    return estimator._kept()
+    return estimator._stored()
 
 
 def _after(affine: Affine, estimator: Any) -> Any:

@@ -1,319 +1,371 @@
-"""What every model is: an E-step that gives statistics that add, and an M-step that uses their sum.
+"""The contract of every model: an E-step that returns a vector that adds, and an M-step that turns the sum into parameters.
 
-A model is a frozen record of hyperparameters. It holds no data and knows no Dask; parameters and
-statistics are values that it is given and returns. [Dempster, Laird and Rubin 1977]
+A model is a frozen record of hyperparameters. It holds no rows and knows no Dask: parameters and statistics are values that
+it is given and returns. Any latent-variable model for which these two steps can be written runs on the same loop, engine,
+checkpoints, acceleration and report. [Dempster, Laird and Rubin 1977; Neal and Hinton 1998]
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-import scipy.sparse as sp
 
+from pipeline.arrays.additive import Additive
+from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.packing import stored
+from pipeline.arrays.rows import Rows
 from pipeline.errors import InputError
-from pipeline.kernels.softmax import log_sum_exp_rows, padded
-from pipeline.models.stats import Additive, Array, Exemplars, LowestRows, Partial, Rows
+from pipeline.models import schema
+from pipeline.models.schema import Fields
 from pipeline.models.words import Words
 
-TILE_BYTES = 2**22  # of working arrays: about the caches that one core can use
-N_EXEMPLARS = 5
-FIRST_ROWS = 64
-MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
+STEP = 1e-3  # of the statistics: how far `change_norm` follows a change by differences
 
 
-class Labels(NamedTuple):
-    """What prediction says of each row. label : (n,) int32.  log_density : (n,) float64, nats
-    (K-means: the squared distance to the centre).  log_resp : (n, k) float64.
+@stored
+@dataclass(frozen=True)
+class Evidence(Additive):
+    """What an E-step says of its rows beside the statistics; it adds.
+
+    Entropy adds over rows that were read under different parameters, which bounds do not: the bound of the sum follows from
+    it, ``expected_log_joint(stats, params) + entropy``.
+
+    Attributes
+    ----------
+    weight : float
+        The sum of the rows' weights.
+    entropy : float
+        Entropy of q, the distribution of the latent variables, total nats; 0 for hard assignments.
+    log_likelihood : float or None
+        log p(X), total nats, where the E-step knows it.
+    label_entropy : float or None
+        Entropy of the labels' posterior, total nats, where there are labels (for ICL).
     """
 
-    label: Array
-    log_density: Array
-    log_resp: Array
+    weight: float
+    entropy: float
+    log_likelihood: float | None = None
+    label_entropy: float | None = None
+
+
+class Expectation(NamedTuple):
+    """What an E-step returns for the rows of one chunk.
+
+    Attributes
+    ----------
+    stats : Additive
+        Expected sufficient statistics.
+    evidence : Evidence
+    score : array, shape (n,)
+        How well each row fits: log p(x) in nats, or another number that is lowest for the worst row; +inf where the
+        weight is 0.
+    label : array, shape (n,), or None
+        The label of each row where assignments are hard.
+    label_hash : np.uint64 or None
+        Sum modulo 2^64 of hashes of (row, label): equal hashes, equal labels.
+    """
+
+    stats: Any
+    evidence: Evidence
+    score: Array
+    label: Array | None = None
+    label_hash: np.uint64 | None = None
+
+
+class Attachment(Protocol):
+    """What travels beside the statistics for whoever asked for it: the worst rows, representatives, held-out rows."""
+
+    @property
+    def name(self) -> str:
+        """What it is found by."""
+
+    def of(self, model: Any, params: Any, rows: Rows, found: Expectation, kernels: Any) -> Any:
+        """Return that of one chunk; those of two chunks merge by +."""
+
+    def nbytes(self, model: Any) -> int:
+        """Bytes of that of one chunk, about."""
+
+
+@stored
+@dataclass(frozen=True)
+class Totals(Additive):
+    """The part of an E-step that adds."""
+
+    stats: Any
+    evidence: Evidence
+
+
+@stored
+@dataclass(frozen=True)
+class Partial:
+    """One chunk's share of an E-step, or the sum of several: what adds, and the attachments by name, which merge."""
+
+    stats: Any
+    evidence: Evidence
+    attached: Mapping[str, Any]
+
+    @property
+    def totals(self) -> Totals:
+        """What adds."""
+        return Totals(self.stats, self.evidence)
+
+    def __add__(self, other: Partial) -> Partial:
+        return Partial(self.stats + other.stats, self.evidence + other.evidence, self._merged(other))
+
+    def __iadd__(self, other: Partial) -> Partial:
+        stats = self.stats
+        stats += other.stats
+        return Partial(stats, self.evidence + other.evidence, self._merged(other))
+
+    def _merged(self, other: Partial) -> dict[str, Any]:
+        return {name: value + other.attached[name] for name, value in self.attached.items()}
 
 
 class Reset(NamedTuple):
-    """One component that was found empty or collapsed. done: False when it stays as it is."""
+    """One component that was found empty or collapsed. done : False where it stays as it is."""
 
     component: int
     reason: str
     done: bool
 
 
-def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """float32 where it holds every value exactly (float16, float32, integers to 16 bits), else float64."""
-    return np.result_type(dtype, np.float32)
+class RowArray(NamedTuple):
+    """An array of labels.zarr. fill : for rows that are dropped.  ranked : whether it has a second dimension, rank."""
+
+    dtype: str
+    fill: float
+    ranked: bool = False
 
 
-def tiles(n: int, height: int) -> Iterator[slice]:
-    """Consecutive row ranges of at most `height` rows."""
-    for start in range(0, n, height):
-        yield slice(start, min(start + height, n))
+class LatentModel(ABC):
+    """A model with latent variables.
 
-
-def first_few_then_tiles(n: int, height: int) -> Iterator[slice]:
-    """Row ranges in order, of which the first is short: what it leaves lets most of the others be skipped."""
-    first = min(n, FIRST_ROWS)
-    yield slice(0, first)
-    for rows in tiles(n - first, height):
-        yield slice(first + rows.start, first + rows.stop)
-
-
-def log_sum_exp(log_joint: Array) -> Array:
-    """(n,) log of the sum of exponentials of each row; -inf for a row of -inf. log_joint : (n, k) float64."""
-    out = np.empty(len(log_joint))
-    log_sum_exp_rows(log_joint, np.full(padded(log_joint.shape[1], 8), -np.inf), out)
-    return out
-
-
-def tile_height(n_features: int, n_components: int) -> int:
-    """Rows in a tile: a power of two that depends on the model alone, so that bits do not follow memory or workers."""
-    row_bytes = 8 * (2 * n_features + 4 * n_components)
-    return 1 << int(np.clip(np.log2(TILE_BYTES / row_bytes), 6, 13))
-
-
-class Model(ABC):
-    """A family with its hyperparameters.
-
-    shift : (d,) float64, the fixed reference point of all statistics (the data mean): moments about a
-    far-away origin would cancel.
+    Attributes
+    ----------
+    family : str
+    words : Words
+        What the model and its parts are called.
+    fields : mapping of str to Field
+        The schema of the parameters.
+    sizes : mapping of str to int
+        Sizes of the schema's dimensions.
+    fixed : tuple of str
+        Fields that keep their initial values.
+    exact : bool
+        Whether the E-step's q is the posterior: the objective then is the log-likelihood, else a bound below it.
+    has_bound : bool
+        Whether `expected_log_joint` is defined.
+    extrapolates : bool
+        Whether statistics of three iterations may be extrapolated.
+    attachments : tuple of Attachment
+        What the model itself needs of every E-step.
+    traced : mapping of str to tuple of str
+        Series that `trace` returns for each iteration, with their dimensions.
     """
 
     family: ClassVar[str]
     words: ClassVar[Words]
-    n_components: int
-    shift: Array
+    traced: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    has_bound: ClassVar[bool] = True
+    fixed: tuple[str, ...] = ()
 
     @property
-    def n_features(self) -> int:
-        """d, the columns of a row."""
-        return len(self.shift)
+    @abstractmethod
+    def fields(self) -> Fields:
+        """The schema of the parameters."""
 
     @property
-    def least_rows(self) -> int:
-        """A component with fewer effective rows than this is collapsed."""
-        return 1
+    @abstractmethod
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes of the schema's dimensions."""
 
     @property
-    def n_worst(self) -> int:
-        """How many worst-fit rows travel beside the statistics, as places for resets."""
-        return min(self.n_components, 8)
+    def label(self) -> str:
+        """A short name that tells candidates apart, such as k10-full."""
+        return self.family
+
+    def facts(self) -> dict[str, Any]:
+        """Hyperparameters that people read, by name: numbers and text."""
+        return {}
+
+    @property
+    def exact(self) -> bool:
+        """Whether the E-step's q is the posterior."""
+        return True
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether statistics of three iterations may be extrapolated."""
+        return True
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """What the model itself needs of every E-step."""
+        return ()
 
     @abstractmethod
-    def e_step(
-        self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
-    ) -> Partial:
-        """Expected sufficient statistics of one chunk, tile by tile in constant extra memory.
+    def params(self, **arrays: Array) -> Any:
+        """Parameters from the arrays of the schema, with what is derived from them once."""
 
-        x : (n, d), finite.  weight : (n,) non-negative, or None for ones.  start : global index of the first row.
-        exemplars : whether to collect each component's best rows too.
+    @abstractmethod
+    def e_step(self, params: Any, rows: Rows, kernels: Any) -> Expectation:
+        """Expected sufficient statistics of one chunk, in constant extra memory.
+
+        Parameters
+        ----------
+        params : object
+            As `params` or `m_step` returned them.
+        rows : Rows
+            Finite rows.
+        kernels : Kernels
+            Compiled kernels, as the engine hands them out.
+
+        Raises
+        ------
+        InputError
+            If a row is impossible under the parameters, naming it.
         """
-
-    @abstractmethod
-    def stats_of_labels(self, x: Rows, labels: Array, weight: Array | None = None) -> Any:
-        """Statistics of a given hard assignment. labels : (n,) int; rows with label -1 are left out."""
 
     @abstractmethod
     def m_step(self, stats: Any, params: Any | None) -> Any:
-        """The parameters that maximise the objective given the statistics.
+        """Parameters that maximize expected log joint + log prior for given statistics.
 
-        params : where fixed parts, and those of components without rows, are taken from.
+        params : where fixed fields, and those of components without rows, are taken from; None at a start.
         """
-
-    @abstractmethod
-    def revive(self, new: Any, params: Any, partial: Partial, resets: Array) -> tuple[Any, list[Reset]]:
-        """Parameters in which empty and collapsed components have been reset, and what was done.
-
-        new, params : after and before the M-step.  resets : (k,) int, how often each has been reset already.
-        """
-
-    @abstractmethod
-    def objective(self, stats: Any, params: Any) -> float:
-        """What the iterations raise, in total nats, from an E-step's statistics under the same parameters."""
-
-    @abstractmethod
-    def fisher_norm(self, stats: Any, params: Any, new: Any) -> float:
-        """Length of the M-step from `params` to `new`: 0 exactly where EM moves nothing.
-
-        sqrt of Δᵀ I Δ, where I is the Fisher information of the complete data per row at `params`, with the shares of
-        rows that `stats` gives to the components. To second order the step gains half its square, in nats per row
-        (K-means: in units of the variance). [Dempster, Laird and Rubin 1977, sec. 3]
-        """
-
-    @abstractmethod
-    def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
-        """Labels and log-densities of a chunk, tile by tile."""
-
-    @abstractmethod
-    def removal_costs(self, params: Any, x: Rows, weight: Array | None = None) -> tuple[Array, Array]:
-        """What the objective would lose on these rows without each component, the others unchanged, and who would
-        take its rows: (k,), and (k, k) weights of the rows of one component that are next best explained by another.
-        """
-
-    @abstractmethod
-    def responsibilities(self, params: Any, x: Rows, least: float) -> sp.csr_array:
-        """(n, k), those below `least` left out."""
-
-    def route_shares(self, params: Any, dtype: np.dtype[Any]) -> dict[str, list[int]]:
-        """How an E-step on rows of this dtype is computed: by route, components' densities and moments. Empty: one way."""
-        return {}
-
-    @abstractmethod
-    def n_free_parameters(self) -> int:
-        """How many numbers are learned, for BIC and AIC."""
-
-    @abstractmethod
-    def params_from_arrays(self, arrays: Mapping[str, Array]) -> Any:
-        """Parameters from named arrays, checked. Raises InputError naming what is wrong."""
-
-    @abstractmethod
-    def reorder(self, params: Any, order: Array) -> Any:
-        """The same parameters with components in another order."""
-
-    @abstractmethod
-    def positions(self, params: Any) -> Array:
-        """(k, d): where each component is, to break ties of the canonical order."""
-
-
-@dataclass(frozen=True)
-class MixtureStats(Additive):
-    """What all mixtures sum. sum_w : (k,) soft counts N_k.  log_likelihood, entropy : total nats."""
-
-    sum_w: Array
-    log_likelihood: float
-    entropy: float
-
-
-class Mixture(Model):
-    """A model with a density: log p(x) = log sum_k pi_k p(x | k)."""
-
-    assignment: str
-    stats_class: ClassVar[type[MixtureStats]]
-
-    @abstractmethod
-    def log_joint(self, params: Any, x: Rows) -> Array:
-        """(n, k) float64: log pi_k + log p(x | k), nats."""
-
-    @abstractmethod
-    def chunk_stats(self, params: Any, x: Rows, weight: Array | None) -> tuple[Any, Array]:
-        """Statistics of a chunk, and (n,) log p(x) of its rows, nats; tile by tile. weight : (n,), or None for ones."""
 
     @abstractmethod
     def expected_log_joint(self, stats: Any, params: Any) -> float:
         """E_q[log p(x, z | params)], total nats; linear in the statistics."""
 
-    @abstractmethod
-    def change_norm(self, change: Any, stats: Any, params: Any) -> float:
-        """Fisher norm of what a small change of the statistics does to the parameters of their M-step.
-
-        change, stats : statistics.  params : the M-step of `stats`.
-        """
-
-    @abstractmethod
-    def feasible(self, stats: Any, known: Any) -> Any | None:
-        """Extrapolated statistics as some rows could have them, or None.  known : statistics that rows do have."""
-
-    @abstractmethod
-    def collapsed(self, params: Any, sum_w: Array) -> list[tuple[int, str]]:
-        """Components that are collapsed, and why. sum_w : (k,) their soft counts."""
-
-    def stats_from_arrays(self, arrays: Mapping[str, Array]) -> MixtureStats:
-        """Statistics from arrays by the names of their fields, laid out in memory as an E-step's: sums follow it."""
-        values: dict[str, Any] = {name: a if np.ndim(a) else float(a) for name, a in arrays.items()}
-        return self.stats_class(**values)
-
     def log_prior(self, params: Any) -> float:
         """Log of the prior density of the parameters, up to a constant; 0 without a prior."""
         return 0.0
 
-    def free_energy(self, stats: Any, params: Any) -> float:
-        """F(q, params) = expected log joint + entropy of q, total nats, without the prior.
+    def bound(self, totals: Totals, params: Any) -> float:
+        """F(q, params) = expected log joint + entropy of q, total nats, without the prior. [Neal and Hinton 1998, eq. 7]."""
+        return self.expected_log_joint(totals.stats, params) + totals.evidence.entropy
 
-        [Neal and Hinton 1998, eq. 7]
-        """
-        return self.expected_log_joint(stats, params) + stats.entropy
-
-    def objective(self, stats: Any, params: Any) -> float:
-        """log p(X) + log prior; for hard assignment the free energy of the labels + log prior."""
-        soft = self.assignment == "soft"
-        value = stats.log_likelihood if soft else self.free_energy(stats, params)
+    def objective(self, totals: Totals, params: Any) -> float:
+        """What the iterations raise, total nats, from an E-step under the same parameters."""
+        log_likelihood = totals.evidence.log_likelihood if self.exact else None
+        value = self.bound(totals, params) if log_likelihood is None else log_likelihood
         return value + self.log_prior(params)
 
-    def e_step(
-        self, params: Any, x: Rows, weight: Array | None = None, start: int = 0, exemplars: bool = False
-    ) -> Partial:
-        stats, log_norm = self.chunk_stats(params, x, weight)
-        score = log_norm if weight is None else np.where(weight > 0, log_norm, np.inf)
-        if not np.isfinite(stats.log_likelihood):
-            self._refuse_impossible(score, start)
-        worst = LowestRows.of(self.n_worst, score, start, x, weight)
-        return Partial(stats, worst, exemplars=self._exemplars(params, x, weight, start) if exemplars else None)
+    def score_rows(self, params: Any, x: Matrix, kernels: Any) -> Array:
+        """(n,) the score of each row, as in `Expectation`, of new rows: log p(x), nats."""
+        return self.e_step(params, Rows(x), kernels).score
 
-    def _exemplars(self, params: Any, x: Rows, weight: Array | None, start: int) -> Exemplars:
-        total: Exemplars | None = None
-        for rows in first_few_then_tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            live = np.arange(rows.start, rows.stop)
-            if weight is not None:
-                live = live[weight[rows] > 0]
-            log_joint = self.log_joint(params, x[live])
-            log_resp = log_joint - log_sum_exp(log_joint)[:, None]
-            if total is not None:
-                chosen = total.challengers(log_resp, log_joint)
-                live, log_joint, log_resp = live[chosen], log_joint[chosen], log_resp[chosen]
-            best = Exemplars.of(N_EXEMPLARS, start + live, log_resp, log_joint, x[live])
-            total = best if total is None else total + best
-        assert total is not None, "a chunk has at least one row"
-        return total
+    def row_arrays(self, top_k: int) -> dict[str, RowArray]:
+        """What `predict` returns: by default the score of each row. top_k : ranks of arrays that have ranks."""
+        return {self.words.score: RowArray("float64", np.nan)}
 
-    def assign(self, params: Any, x: Rows) -> Iterator[tuple[slice, Labels]]:
-        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            log_joint = self.log_joint(params, x[rows])
-            log_norm = log_sum_exp(log_joint)
-            log_resp = log_joint - log_norm[:, None]
-            yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
+    def predict(self, params: Any, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
+        """What the model says of each row, by the names of `row_arrays`, each (n,) or (n, top_k)."""
+        return {self.words.score: self.score_rows(params, rows.x, kernels)}
 
-    def removal_costs(self, params: Any, x: Rows, weight: Array | None = None) -> tuple[Array, Array]:
-        """Sums of -log(1 - r_nk); where r_nk is near 1 the rest is summed without it, so that no digit is lost."""
-        k = self.n_components
-        cost, heirs = np.zeros(k), np.zeros((k, k))
-        for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
-            log_joint = self.log_joint(params, x[rows])
-            log_norm = log_sum_exp(log_joint)
-            each, top = np.arange(len(log_joint)), log_joint.argmax(axis=1)
-            with np.errstate(divide="ignore"):
-                lost = -np.log1p(-np.exp(log_joint - log_norm[:, None]))
-            log_joint[each, top] = -np.inf
-            lost[each, top] = log_norm - log_sum_exp(log_joint)
-            weights = np.ones(len(lost)) if weight is None else weight[rows]
-            cost += weights @ lost
-            np.add.at(heirs, (top, log_joint.argmax(axis=1)), weights)
-        return cost, heirs
+    def start(self, summary: Any, rng: np.random.Generator) -> Any:
+        """Parameters of a start. summary : statistics of the rows, see `clusters.Summary`."""
+        raise InputError(f"fit.init: {self.family} has no start of its own; give parameters (init: explicit).")
 
-    def responsibilities(self, params: Any, x: Rows, least: float) -> sp.csr_array:
-        parts = []
-        for _, labels in self.assign(params, x):
-            shares = np.exp(labels.log_resp)
-            shares[shares < least] = 0.0
-            parts.append(sp.csr_array(shares))
-        return sp.csr_array(sp.vstack(parts))
+    def reset(
+        self, new: Any, old: Any, stats: Any, attached: Mapping[str, Any], resets: tuple[int, ...]
+    ) -> tuple[Any, list[Reset]]:
+        """Parameters in which what has collapsed starts again, and what was done.
 
-    def _refuse_impossible(self, score: Array, start: int) -> None:
-        """score : (n,) log-densities, inf for rows of weight 0."""
-        bad = np.flatnonzero(~(score > -np.inf))
-        if len(bad):
-            raise InputError(
-                f"row {start + bad[0]}: log-density {score[bad[0]]}; no component can produce it. "
-                f"{self.impossible_advice}"
-            )
+        new, old : after and before the M-step.  attached : of the E-step.  resets : components that were reset so far.
+        """
+        return new, []
 
-    impossible_advice: ClassVar[str] = ""
+    def is_valid(self, params: Any, stats: Any) -> bool:
+        """Whether extrapolated parameters may be used. stats : those that they are the M-step of."""
+        arrays = self.arrays(params)
+        return all(field.support.problem(name, arrays[name]) is None for name, field in self.fields.items())
+
+    def feasible(self, totals: Totals, known: Totals) -> Totals | None:
+        """Extrapolated totals as some rows could have them, or None. known : totals that rows do have."""
+        return totals
+
+    def fisher_norm(self, totals: Totals, params: Any, new: Any) -> float:
+        """Length of the M-step from `params` to `new`: 0 exactly where EM moves nothing.
+
+        sqrt of Δᵀ I Δ, where I is the Fisher information of the complete data per row at `params`. To second order the step
+        raises the expected log joint by half its square, which is what is computed here; models with a closed form have no
+        rounding of large sums in it. [Dempster, Laird and Rubin 1977, sec. 3]
+        """
+        gain = self._q(totals.stats, new) - self._q(totals.stats, params)
+        return float(np.sqrt(max(0.0, 2.0 * gain / totals.evidence.weight)))
+
+    def change_norm(self, change: Totals, totals: Totals, params: Any) -> float:
+        """Fisher norm of what a small change of the statistics does to the parameters of their M-step.
+
+        params : the M-step of `totals`. By differences: the expected log joint is highest at `params`, so that it falls by
+        half the square of a small step.
+        """
+        size, moved = _size(totals.stats), _size(change.stats)
+        if moved == 0:
+            return 0.0
+        step, stats = STEP * size / moved, totals.stats
+        fall = self._q(stats, params) - self._q(stats, self.m_step(stats + change.stats * step, params))
+        return float(np.sqrt(max(0.0, 2.0 * fall / totals.evidence.weight)) / step)
+
+    def _q(self, stats: Any, params: Any) -> float:
+        return self.expected_log_joint(stats, params) + self.log_prior(params)
+
+    def trace(self, stats: Any) -> dict[str, Array]:
+        """The series of `traced` at one iteration."""
+        return {}
+
+    def converged(self, before: Any, after: Any, same_labels: bool, tol: float) -> str | None:
+        """Say why the iterations have converged by a rule of the model's own; None where the objective decides.
+
+        before, after : parameters around an M-step.  same_labels : whether no hard label has changed.
+        """
+        return None
+
+    def implementations(self, params: Any, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
+        """How an E-step on rows of this dtype is computed: by implementation, components' densities and moments."""
+        return {}
+
+    def arrays(self, params: Any) -> dict[str, Array]:
+        """The parameters by the names of the schema, without what is derived."""
+        return {name: getattr(params, name) for name in self.fields}
+
+    def params_from_arrays(self, arrays: Mapping[str, Array]) -> Any:
+        """Parameters from arrays that somebody else made.
+
+        Raises
+        ------
+        InputError
+            If an array is missing or not as the schema says.
+        """
+        return self.params(**schema.checked(self.fields, self.sizes, arrays))
+
+    def statistics_bytes(self) -> int:
+        """Bytes of the statistics of one chunk: by default as many as of the parameters."""
+        return schema.n_bytes(self.fields, self.sizes)
+
+    def e_step_bytes(self) -> int:
+        """Bytes of what an E-step returns for one chunk: statistics and attachments."""
+        return self.statistics_bytes() + sum(attachment.nbytes(self) for attachment in self.attachments)
+
+    def score_products(self, params: Any, fully: bool) -> Any:
+        """The job whose sum gives standard errors (models/information.py). A family says whether it has them.
+
+        params : None to ask for its bytes alone.  fully : whether all that was learned counts, not locations and weights alone.
+        """
+        raise InputError(f"output.standard_errors: family {self.family} has none; set it to false.")
+
+    def n_free_parameters(self) -> int:
+        """How many numbers are learned, for BIC and AIC."""
+        return schema.n_free(self.fields, self.sizes, self.fixed)
 
 
 def weighted_total(weight: Array | None, values: Array) -> float:
-    """sum of weight x value, in which rows of weight 0 do not count, whatever their value. weight, values : (n,)."""
+    """Sum of weight x value, in which rows of weight 0 do not count, whatever their value. weight, values : (n,)."""
     if weight is None:
         return float(values.sum())
     with np.errstate(invalid="ignore"):  # 0 x inf
@@ -321,55 +373,23 @@ def weighted_total(weight: Array | None, values: Array) -> float:
     return total if np.isfinite(total) else float(weight @ np.where(weight > 0, values, 0.0))
 
 
-def share_with(weights: Array, moved: Array) -> Array:
-    """Weights in which each moved component has 1/K, and the others share the rest as before. moved : (m,) int."""
-    k = len(weights)
-    kept = np.delete(np.arange(k), moved)
-    shared = np.full(k, 1.0 / k)
-    rest = weights[kept].sum()
-    if rest > 0:
-        shared[kept] = weights[kept] * (len(kept) / k / rest)
-    return shared
+def _size(stats: Any) -> float:
+    """The Euclidean length of all numbers of a value that adds."""
+    values = [part for part in stats._values() if part is not None]
+    squares = (_size(v) ** 2 if isinstance(v, Additive) else float(np.sum(np.square(v))) for v in values)
+    return float(np.sqrt(sum(squares)))
 
 
-def map_weights(sum_w: Array, concentration: float) -> Array:
-    """Weights at the mode under a symmetric Dirichlet. sum_w : (k,) soft counts.  concentration >= 1; 1: no prior."""
-    counts = sum_w + (concentration - 1.0)
-    return counts / counts.sum()
+@dataclass(frozen=True)
+class EStep:
+    """Job: a model's E-step under given parameters, with attachments."""
 
+    model: Any
+    params: Any
+    attachments: tuple[Attachment, ...] = ()
 
-def log_dirichlet(weights: Array, concentration: float) -> float:
-    """Log density of that Dirichlet, nats, up to its constant. weights : (k,)."""
-    if concentration == 1.0:
-        return 0.0
-    with np.errstate(divide="ignore"):  # a given start may have weights of 0
-        return float((concentration - 1.0) * np.log(weights).sum())
-
-
-def relative_square(change: Array, value: Array) -> Array:
-    """change² / value, and 0 where nothing changes: 0/0 is a part that no row belongs to. Both : (...)."""
-    return np.divide(change * change, value, out=np.where(change == 0, 0.0, np.inf), where=value > 0)
-
-
-def checked_weights(weights: Array) -> Array:
-    """The weights, or InputError unless they are non-negative and sum to 1. weights : (k,)."""
-    if (weights < 0).any() or not np.isclose(weights.sum(), 1.0):
-        raise InputError(
-            f"initial weights: sum {weights.sum():.6g}, lowest {weights.min():.6g}; expected weights >= 0 that sum to 1."
-        )
-    return weights
-
-
-def checked_arrays(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """The named arrays as float64, or InputError saying which is missing or has which shape."""
-    values: dict[str, Array] = {}
-    for name, shape in shapes.items():
-        if name not in arrays:
-            raise InputError(
-                f"initial parameters: found {sorted(arrays)}, expected {sorted(shapes)}; {name} is missing."
-            )
-        value = np.asarray(arrays[name], dtype=np.float64)
-        if value.shape != shape or not np.isfinite(value).all():
-            raise InputError(f"initial {name}: shape {value.shape}, expected finite values of shape {shape}.")
-        values[name] = value
-    return values
+    def __call__(self, rows: Rows, kernels: Any) -> Partial:
+        """Return the share of one chunk."""
+        found = self.model.e_step(self.params, rows, kernels)
+        attached = {a.name: a.of(self.model, self.params, rows, found, kernels) for a in self.attachments}
+        return Partial(found.stats, found.evidence, attached)

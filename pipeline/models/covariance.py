@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dtrtri
 
+from pipeline.arrays.dtypes import Array
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
-from pipeline.kernels.lanes import packed
-from pipeline.models.stats import Array
+from pipeline.kernels.simd import packed
+from pipeline.models.schema import POSITIVE, POSITIVE_DEFINITE, Field
 
 
 class Shape(NamedTuple):
@@ -37,8 +38,7 @@ class Shape(NamedTuple):
     covariances : (moments about the means, N (k,), d, reg) -> covariances
     extremes : (covariances, k) -> (k, 2) smallest and largest eigenvalues, NaN where there are none
     traces : (covariances, k, d) -> (k,) traces
-    n_parameters : (k, d) -> int
-    array_shape : (k, d) -> shape of the covariances array
+    field : the schema of the covariances array
     per_component : False if one covariance serves all (tied)
     min_rows : d -> effective rows below which a component counts as collapsed
     kind : which quadratic features its log-density is linear in (kernels.features)
@@ -46,6 +46,7 @@ class Shape(NamedTuple):
     moments_shape : (k, d) -> shape of the moments
     from_lanes : second moments (k, d, d), or (k, 1, d) of diagonals -> the shape's moments
     prior_rows : (degrees of freedom, d) -> rows that an inverse Wishart or gamma prior's power of |covariance| counts as
+    draw : (mean (d,), covariance of one component, n, rng) -> (n, d) normal rows
     """
 
     outer: Callable[[Array, Array], Array]
@@ -59,8 +60,7 @@ class Shape(NamedTuple):
     covariances: Callable[[Array, Array, int, float], Array]
     extremes: Callable[[Array, int], Array]
     traces: Callable[[Array, int, int], Array]
-    n_parameters: Callable[[int, int], int]
-    array_shape: Callable[[int, int], tuple[int, ...]]
+    field: Field
     per_component: bool
     min_rows: Callable[[int], int]
     kind: int
@@ -68,6 +68,16 @@ class Shape(NamedTuple):
     moments_shape: Callable[[int, int], tuple[int, ...]]
     from_lanes: Callable[[Array], Array]
     prior_rows: Callable[[float, int], float]
+    draw: Callable[[Array, Array, int, Any], Array]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a covariance is stored whole: for a diagonal of it, or one variance, its inverse is by element."""
+        return "feature_2" in self.field.dims
+
+    def array_shape(self, k: int, d: int) -> tuple[int, ...]:
+        """The shape of the covariances array."""
+        return self.field.shape({"component": k, "feature": d})
 
 
 def _cholesky_factor(covariance: Array) -> Array:
@@ -173,8 +183,7 @@ FULL = Shape(
     covariances=_full_covariances,
     extremes=lambda covariances, k: _extreme_eigenvalues(covariances),
     traces=lambda covariances, k, d: np.trace(covariances, axis1=1, axis2=2),
-    n_parameters=lambda k, d: k * d * (d + 1) // 2,
-    array_shape=lambda k, d: (k, d, d),
+    field=Field(("component", "feature", "feature_2"), POSITIVE_DEFINITE),
     per_component=True,
     min_rows=lambda d: d + 1,
     kind=PAIRS,
@@ -182,6 +191,7 @@ FULL = Shape(
     moments_shape=lambda k, d: (k, d * (d + 1) // 2),
     from_lanes=_lower,
     prior_rows=lambda dof, d: dof + d + 1,
+    draw=lambda mean, covariance, n, rng: rng.multivariate_normal(mean, covariance, n),
 )
 TIED = Shape(
     outer=lambda a, b: a.T @ b,
@@ -195,8 +205,7 @@ TIED = Shape(
     covariances=_tied_covariances,
     extremes=lambda covariance, k: np.repeat(_extreme_eigenvalues(covariance[None]), k, axis=0),
     traces=lambda covariance, k, d: np.full(k, np.trace(covariance)),
-    n_parameters=lambda k, d: d * (d + 1) // 2,
-    array_shape=lambda k, d: (d, d),
+    field=Field(("feature", "feature_2"), POSITIVE_DEFINITE),
     per_component=False,
     min_rows=lambda d: 1,
     kind=NONE,
@@ -204,6 +213,7 @@ TIED = Shape(
     moments_shape=lambda k, d: (d, d),
     from_lanes=lambda lower: lower[0],
     prior_rows=lambda dof, d: dof + d + 1,
+    draw=lambda mean, covariance, n, rng: rng.multivariate_normal(mean, covariance, n),
 )
 DIAG = Shape(
     outer=lambda a, b: a * b,
@@ -217,8 +227,7 @@ DIAG = Shape(
     covariances=lambda moments, counts, d, reg: _ratio(moments, counts) + reg,
     extremes=lambda covariances, k: np.stack([covariances.min(axis=1), covariances.max(axis=1)], axis=1),
     traces=lambda covariances, k, d: covariances.sum(axis=1),
-    n_parameters=lambda k, d: k * d,
-    array_shape=lambda k, d: (k, d),
+    field=Field(("component", "feature"), POSITIVE),
     per_component=True,
     min_rows=lambda d: 2,
     kind=DIAGONAL,
@@ -226,6 +235,7 @@ DIAG = Shape(
     moments_shape=lambda k, d: (k, d),
     from_lanes=lambda squares: squares[:, 0],
     prior_rows=lambda dof, d: dof + 2,
+    draw=lambda mean, variance, n, rng: mean + rng.standard_normal((n, len(mean))) * np.sqrt(variance),
 )
 SPHERICAL = Shape(
     outer=lambda a, b: np.einsum("kd,kd->k", a, b),
@@ -239,8 +249,7 @@ SPHERICAL = Shape(
     covariances=lambda moments, counts, d, reg: _ratio(moments, counts) / d + reg,
     extremes=lambda covariances, k: np.stack([covariances, covariances], axis=1),
     traces=lambda covariances, k, d: d * covariances,
-    n_parameters=lambda k, d: k,
-    array_shape=lambda k, d: (k,),
+    field=Field(("component",), POSITIVE),
     per_component=True,
     min_rows=lambda d: 2,
     kind=SPHERE,
@@ -248,6 +257,7 @@ SPHERICAL = Shape(
     moments_shape=lambda k, d: (k,),
     from_lanes=lambda squares: squares[:, 0].sum(axis=1),
     prior_rows=lambda dof, d: (dof + 2) / d,
+    draw=lambda mean, variance, n, rng: mean + rng.standard_normal((n, len(mean))) * np.sqrt(variance),
 )
 SHAPES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 

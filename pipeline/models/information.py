@@ -5,7 +5,7 @@
 and, for y = x_n - mu_k, r_nk (y yᵀ - Sigma_k) but for a linear map, where covariances are learned: leaving them out would make
 the errors of overlapping components far too small. All scores are linear in u_n, which holds the r_nk, r_nk y and r_nk y yᵀ (what
 the shape keeps of it); the map is the same for every row, so sum w u uᵀ is what travels, a statistic that adds. Errors are the
-roots of I⁻¹'s diagonal, weights moving within their sum of 1.
+roots of I⁻¹'s diagonal, the weights moving within their sum of 1.
 [Louis 1982; Meilijson 1989; McLachlan and Peel 2000, sec. 2.15]
 """
 
@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, helmert
 
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.rows import Rows
+from pipeline.arrays.tiles import tiles
 from pipeline.errors import InputError
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
-from pipeline.models.base import tiles
-from pipeline.models.covariance import FULL, SHAPES, full_covariances
-from pipeline.models.gaussian import Gaussian, GaussianParams
-from pipeline.models.stats import Array
+from pipeline.models.covariance import FULL, Shape, full_covariances
+from pipeline.models.mixture import Mixture, MixtureParams
 
 MOST_BYTES = 2**27  # of the matrix: a worker holds a handful
 TILE_ROWS = 1024
@@ -37,18 +38,6 @@ _SQUARES: dict[int, Callable[[Array, Array], Array]] = {
 }
 
 
-def information_bytes(k: int, d: int, covariance_type: str, covariances: bool) -> int:
-    """Bytes of the matrix, with or without learned covariances. Raises InputError where it is more than MOST_BYTES."""
-    size = k * (d + 1) + (SHAPES[covariance_type].n_parameters(k, d) if covariances else 0)
-    if 8 * size**2 > MOST_BYTES:
-        raise InputError(
-            f"output.standard_errors: {k} components of {d} features need a matrix of {size} x {size}, "
-            f"{8 * size**2 / 2**20:.0f} MiB, more than {MOST_BYTES / 2**20:.0f} MiB. Lower model.n_components, reduce the "
-            "features (preprocess: pca), choose given-covariances, whose errors are too small, or false."
-        )
-    return 8 * size**2
-
-
 @dataclass(frozen=True)
 class ScoreProducts:
     """Job: (p, p) sum over rows of w u uᵀ. u : the k of r, then r y of each component in turn, then r y yᵀ likewise.
@@ -56,14 +45,28 @@ class ScoreProducts:
     covariances : whether they are learned, and u has that last part (tied: summed over components).
     """
 
-    model: Gaussian
-    params: GaussianParams
+    model: Mixture
+    params: MixtureParams
     covariances: bool
 
-    def __call__(self, chunk: Any) -> Array:
-        """The sum over one chunk."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix. Raises InputError where it is more than MOST_BYTES."""
+        model, shape = self.model, self.model.component.shape
+        k, d = model.n_components, model.n_features
+        size = k * (d + 1) + (shape.field.support.n_free(shape.array_shape(k, d)) if self.covariances else 0)
+        if 8 * size**2 > MOST_BYTES:
+            raise InputError(
+                f"output.standard_errors: {k} components of {d} features need a matrix of {size} x {size}, "
+                f"{8 * size**2 / 2**20:.0f} MiB, more than {MOST_BYTES / 2**20:.0f} MiB. Lower model.n_components, reduce the "
+                "features (preprocess: pca), choose given-covariances, whose errors are too small, or false."
+            )
+        return 8 * size**2
+
+    def __call__(self, chunk: Rows, kernels: Any) -> Array:
+        """Return the sum over one chunk."""
         total: Array | None = None
-        for rows, labels in self.model.assign(self.params, chunk.x):
+        for rows, labels in self.model.assign(self.params, chunk.x, kernels):
             x = chunk.x[rows]
             root = np.ones(len(x)) if chunk.weight is None else np.sqrt(chunk.weight[rows])
             for part in tiles(len(x), TILE_ROWS):
@@ -72,10 +75,14 @@ class ScoreProducts:
         assert total is not None, "a chunk has at least one row"
         return total
 
+    def errors(self, products: Array) -> dict[str, Array]:
+        """Standard errors of the fields that are learned, weights (k,) and means (k, d). products : the sum over all rows."""
+        return _standard_errors(self, products)
+
     def _linear(self, x: Array, resp: Array) -> Array:
         """(n, p) of u. x : (n, d).  resp : (n, k)."""
-        shape = self.model.shape
-        diff = [np.subtract(x, mean, dtype=np.float64) for mean in self.params.means]
+        shape = self.model.component.shape
+        diff = [np.subtract(x, mean, dtype=np.float64) for mean in self.params.theta.means]
         first = [y * r[:, None] for y, r in zip(diff, resp.T, strict=True)]
         if not self.covariances:
             return np.concatenate([resp, *first], axis=1)
@@ -83,18 +90,18 @@ class ScoreProducts:
         return np.concatenate([resp, *first, *(second if shape.per_component else [sum(second)])], axis=1)
 
 
-def standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
-    """weights_se : (k,), means_se : (k, d), without what is held; NaN where the information is singular.
+def _standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
+    """Standard errors of the fields that are learned, weights (k,) and means (k, d); NaN where the information is singular.
 
     products : the job's sum over all rows. Components of weight 0, at the edge of what weights can be, have no errors either.
     """
-    model, params = job.model, job.params
-    (k, d), live = params.means.shape, np.flatnonzero(params.weights > 0)
+    model, params, shape = job.model, job.params, job.model.component.shape
+    (k, d), live = params.theta.means.shape, np.flatnonzero(params.weights > 0)
     m = len(live)
-    sigma = full_covariances(model.shape, params.covariances, k, d)
-    expected = _expected_squares(model, sigma)[live if model.shape.per_component else slice(1)]
+    sigma = full_covariances(shape, params.theta.covariances, k, d)
+    expected = _expected_squares(shape, sigma)[live if shape.per_component else slice(1)]
     q = expected.shape[1] if job.covariances else 0  # of each covariance
-    of_squares = live if model.shape.per_component else np.zeros(1, dtype=int)
+    of_squares = live if shape.per_component else np.zeros(1, dtype=int)
     kept = np.concatenate([live, k + _blocks(live, d), k * (d + 1) + _blocks(of_squares, q)])
     # An orthonormal basis of the directions in which weights keep their sum.
     basis = helmert(m).T if m > 1 and "weights" not in model.fixed else np.empty((m, 0))
@@ -105,17 +112,17 @@ def standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
         resp, first, second = np.split(u, [m, m * (d + 1)])
         weights = basis.T @ (resp / params.weights[live, None])
         means = np.linalg.solve(sigma[live], first.reshape(m, d, u.shape[1])).reshape(first.shape)[:n_means]
-        own = resp if model.shape.per_component else resp.sum(axis=0, keepdims=True)
+        own = resp if shape.per_component else resp.sum(axis=0, keepdims=True)
         squares = second.reshape(len(of_squares), q, u.shape[1]) - expected[:, :q, None] * own[:, None]
         return np.concatenate([weights, means, squares.reshape(second.shape)])
 
     covariance = _inverse(scores(scores(products[np.ix_(kept, kept)]).T))
     split = basis.shape[1]
-    errors = {"weights_se": np.full(k, np.nan), "means_se": np.full((k, d), np.nan)}
-    errors["weights_se"][live] = np.sqrt(np.einsum("ij,jl,il->i", basis, covariance[:split, :split], basis))
+    errors = {"weights": np.full(k, np.nan), "means": np.full((k, d), np.nan)}
+    errors["weights"][live] = np.sqrt(np.einsum("ij,jl,il->i", basis, covariance[:split, :split], basis))
     if n_means:
-        errors["means_se"][live] = np.sqrt(np.diagonal(covariance)[split : split + n_means]).reshape(m, d)
-    return {name: value for name, value in errors.items() if name.removesuffix("_se") not in model.fixed}
+        errors["means"][live] = np.sqrt(np.diagonal(covariance)[split : split + n_means]).reshape(m, d)
+    return {name: value for name, value in errors.items() if name not in model.fixed}
 
 
 def _blocks(chosen: Array, size: int) -> Array:
@@ -123,10 +130,10 @@ def _blocks(chosen: Array, size: int) -> Array:
     return (size * chosen[:, None] + np.arange(size)).ravel()
 
 
-def _expected_squares(model: Gaussian, sigma: Array) -> Array:
+def _expected_squares(shape: Shape, sigma: Array) -> Array:
     """(k, q) of E[y yᵀ] = L Lᵀ, the sum of l lᵀ over the columns l of L. sigma : (k, d, d)."""
     roots = np.swapaxes(np.linalg.cholesky(sigma), 1, 2)
-    return np.stack([_SQUARES[model.shape.kind](root, root).sum(axis=0) for root in roots])
+    return np.stack([_SQUARES[shape.kind](root, root).sum(axis=0) for root in roots])
 
 
 def _inverse(information: Array) -> Array:

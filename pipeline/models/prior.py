@@ -1,6 +1,6 @@
-"""Conjugate priors of a Gaussian mixture, as what a few imagined rows would add to the statistics.
+"""Conjugate priors of Gaussian components, as what a few imagined rows would add to the statistics.
 
-    weights ~ Dirichlet(a)    mu_k | Sigma_k ~ N(m, Sigma_k / kappa)    Sigma_k ~ inverse Wishart(nu, Lambda)
+    mu_k | Sigma_k ~ N(m, Sigma_k / kappa)    Sigma_k ~ inverse Wishart(nu, Lambda)
 
 (diag: each variance ~ inverse gamma(nu/2, lambda_j/2); spherical: the one variance, with the mean of the lambda_j.) The
 M-step then maximizes free energy + log prior in closed form: kappa rows at m join each mean, and
@@ -19,20 +19,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.models.base import log_dirichlet
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.packing import stored
 from pipeline.models.covariance import Shape, from_covariance
-from pipeline.models.stats import Array
 
 SHRINKAGE = 0.01  # rows: Fraley and Raftery's, found to make the BIC curve smooth and to change little else
 
 
+@stored
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of a Gaussian mixture before its rows are seen.
+    """What is believed of Gaussian components before rows are seen.
 
     mean : (d,), where means are drawn to.  shrinkage : kappa, how many rows that counts as; 0: means are free.
     dof : nu.  scale : (d, d) Lambda, of which narrower shapes take their part; None: covariances are free.
-    weights : the Dirichlet's a >= 1, for each component; 1: weights are free.
 
     Nothing in it depends on how many components there are, so one prior serves models of any K.
     """
@@ -41,12 +41,11 @@ class Prior:
     shrinkage: float = SHRINKAGE
     dof: float = 0.0
     scale: Array | None = None
-    weights: float = 1.0
 
     def pseudo_moments(self, shape: Shape, shift: Array, k: int) -> tuple[float, Array, Array | float]:
         """What is added to sum_w and sum_x of each component, and to sum_xx, all about `shift` (d,).
 
-        A held mean then is where the moments are taken about, as it is for rows.
+        A fixed mean then is where the moments are taken about, as it is for rows.
         """
         by = np.tile(self.mean - shift, (k, 1))
         return self.shrinkage, self.shrinkage * by[0], shape.outer(self.shrinkage * by, by) + self._lambda(shape)
@@ -56,17 +55,13 @@ class Prior:
         of_covariance = 0.0 if self.scale is None else shape.prior_rows(self.dof, d) / (1 if shape.per_component else k)
         return of_covariance + (self.shrinkage > 0)
 
-    def log_density(self, shape: Shape, weights: Array | None, means: Array, factors: Array) -> float:
-        """Log of the prior's density, nats, up to a constant. weights : (k,), None where they are held.
-
-        means : (k, d).  factors : precision factors of the covariances.
-        """
+    def log_density(self, shape: Shape, means: Array, factors: Array) -> float:
+        """Log of the prior's density, nats, up to a constant. means : (k, d).  factors : of the covariances' precisions."""
         k, d = means.shape
         by = means - self.mean
         log_dets = np.broadcast_to(shape.log_det(factors, d), (k,)).sum()
         moments = shape.outer(self.shrinkage * by, by) + self._lambda(shape)
-        value = self.rows(shape, k, d) * log_dets - 0.5 * np.sum(shape.trace(factors, moments))
-        return float(value) + (0.0 if weights is None else log_dirichlet(weights, self.weights))
+        return float(self.rows(shape, k, d) * log_dets - 0.5 * np.sum(shape.trace(factors, moments)))
 
     def _lambda(self, shape: Shape) -> Array | float:
         """Lambda as moments of the shape: of one component, or of all (tied)."""

@@ -20,8 +20,8 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from pipeline.arrays.dtypes import Array
 from pipeline.errors import InputError, StorageError
-from pipeline.models.stats import Array
 from pipeline.outputs.run_directory import remove, sync, sync_tree
 
 KEPT = 3

@@ -6,20 +6,28 @@ The log is for people and for the report. Nothing that is computed depends on it
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.em.run import Run
 from pipeline.errors import StorageError
+from pipeline.logs import get_logger
 
 Listener = Callable[[dict[str, Any]], None]
 # Names in the logs of earlier versions.
 _RENAMED = {"rung": "level", "refused": "rejected", "annihilation": "pruning", "underway": "progress"}
+
+_log = get_logger("events")
+_LEVELS = {
+    "warning": logging.WARNING,
+    "pass": logging.DEBUG,
+    "progress": logging.DEBUG,
+    "checkpoint": logging.DEBUG,
+    "labelled": logging.DEBUG,
+}
 
 
 class EventLog:
@@ -30,7 +38,8 @@ class EventLog:
         self.listeners = listeners
 
     def __call__(self, event: str, **fields: Any) -> None:
-        """Log one event and call the listeners with it."""
+        """Log one event, here and in the logger `em_pipeline.events`, and call the listeners with it."""
+        _log.log(_LEVELS.get(event, logging.INFO), "%s %s", event, fields)
         record = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         line = json.dumps(record, default=float) + "\n"
         try:
@@ -42,25 +51,6 @@ class EventLog:
             raise StorageError(f"{self.path}: cannot be written ({error}). Free some space, then `resume`.") from error
         for listener in self.listeners:
             listener(record)
-
-
-def figures(run: Run, total: float) -> dict[str, float | None]:
-    """The objective of the best run after a pass, and how far it is from the optimum; None where a figure is not known.
-
-    total : sum of the rows' weights.
-    """
-    words = run.model.words
-    if words.sign < 0:
-        name, value = words.series, -run.objective
-    elif np.isnan(run.log_likelihood):  # between blocks, which had different parameters: a lower bound of it
-        name, value = "free_energy", run.bound
-    else:
-        name, value = words.series, run.log_likelihood
-    known = {name: value, f"{name}_per_row": value / total}
-    if run.history:
-        last = run.history[-1]
-        known |= {"fisher_norm": last.fisher_norm, "rate": last.rate, "remaining_gain": last.left}
-    return {name: value if np.isfinite(value) else None for name, value in known.items()}
 
 
 def _ends_with_newline(path: Path) -> bool:

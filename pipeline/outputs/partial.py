@@ -14,40 +14,25 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from pipeline import NUMERICS
+from pipeline.arrays.packing import digest, pack, unpack
 from pipeline.data.chunks import Chunks
-from pipeline.data.draw import Drawn
-from pipeline.data.profile import Profile
-from pipeline.engine.blas import kernel_set
 from pipeline.engine.tree import Span, contains
 from pipeline.errors import StorageError
-from pipeline.models.gaussian import GaussianStats
-from pipeline.models.kmeans import KMeansStats
-from pipeline.models.multinomial import MultinomialStats
-from pipeline.models.stats import Array, Exemplars, HeldOut, LowestRows, Partial
+from pipeline.kernels.cpu import KERNELS
 from pipeline.outputs.run_directory import remove, sync
 
-# What jobs of a pass return, beside arrays and numbers.
-_RESULTS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        *(Partial, LowestRows, Exemplars, HeldOut, Profile, Drawn),
-        *(GaussianStats, KMeansStats, MultinomialStats),
-    )
-}
 _STRUCTURE = "structure"
 
 
 class PartialPass:
-    """Where one pass keeps what it has finished: the Keep of engine/frontier.py. warn : told of damaged files."""
+    """Where one pass stores its finished sums: the SumStore of engine/stored_sums.py. warn : called with a text for each damaged file."""
 
     def __init__(
         self,
@@ -62,9 +47,7 @@ class PartialPass:
 
     @cached_property
     def _folder(self) -> Path:
-        found = hashlib.sha256()
-        _absorb(found, (*self._computed, NUMERICS, kernel_set()))
-        return self._checkpoints / f"partial-{found.hexdigest()[:32]}"
+        return self._checkpoints / f"partial-{digest((*self._computed, NUMERICS, KERNELS.identity()))[:32]}"
 
     @cached_property
     def _can_be_kept(self) -> bool:
@@ -95,7 +78,7 @@ class PartialPass:
         try:
             path = next(self._folder.glob(f"{span[0]}-{span[1]}-*.npz"))
             with np.load(path, allow_pickle=False) as arrays:
-                value: list[Any] = _decoded(json.loads(arrays[_STRUCTURE].tobytes()), arrays)
+                value: list[Any] = unpack(json.loads(arrays[_STRUCTURE].tobytes()), dict(arrays))
                 return value
         except (StopIteration, OSError, ValueError, KeyError) as error:
             raise StorageError(
@@ -107,10 +90,9 @@ class PartialPass:
         """Store a subtree, in place of all that it contains. Raises StorageError when the disk does not take it."""
         if not self._can_be_kept:
             return
-        arrays: dict[str, Array] = {}
-        structure = json.dumps(_encoded(value, arrays)).encode()
-        content = io.BytesIO()
-        np.savez(content, **arrays, **{_STRUCTURE: np.frombuffer(structure, np.uint8)})  # type: ignore[arg-type]
+        packed, content = pack(value), io.BytesIO()
+        structure = np.frombuffer(json.dumps(packed.structure).encode(), np.uint8)
+        np.savez(content, **packed.arrays, **{_STRUCTURE: structure})  # type: ignore[arg-type]
         whole = content.getbuffer()
         final = self._folder / f"{span[0]}-{span[1]}-{hashlib.sha256(whole).hexdigest()}.npz"
         temporary = self._folder / f".{final.stem}.{os.getpid()}"
@@ -145,60 +127,3 @@ def forget(checkpoints: Path) -> None:
 def _span(path: Path) -> Span:
     first, stop, _ = path.stem.split("-")
     return int(first), int(stop)
-
-
-def _absorb(content: Any, value: Any) -> None:
-    """Add a value to a hash: equal values, however they came to be, are the same bytes. Raises TypeError for others."""
-    if isinstance(value, np.ndarray):
-        content.update(f"array {value.dtype.str} {value.shape}".encode())
-        content.update(np.ascontiguousarray(value).tobytes())
-    elif sp.issparse(value):
-        _absorb(content, (value.shape, value.indptr, value.indices, value.data))
-    elif is_dataclass(value):
-        _absorb(content, (type(value).__name__, *(getattr(value, field.name) for field in fields(value))))
-    elif isinstance(value, (tuple, list, range)):
-        content.update(f"{len(value)} parts".encode())
-        for part in value:
-            _absorb(content, part)
-    elif isinstance(value, dict):
-        _absorb(content, sorted(value.items()))
-    elif isinstance(value, (float, np.floating)):
-        content.update(float(value).hex().encode())
-    elif value is None or isinstance(value, (bool, int, str, np.bool_, np.integer, Path, np.dtype)):
-        content.update(f"{value};".encode())
-    else:
-        raise TypeError(f"a job holds {type(value).__name__}, expected arrays, numbers, text and dataclasses of these")
-
-
-def _encoded(value: Any, arrays: dict[str, Array]) -> Any:
-    """What JSON can say of a result, with its arrays put aside."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        name = f"a{len(arrays)}"
-        arrays[name] = np.asarray(value)
-        return {"array": name} if isinstance(value, np.ndarray) else {"scalar": name}
-    if sp.issparse(value):
-        parts = [_encoded(part, arrays) for part in (value.data, value.indices, value.indptr)]
-        return {"csr": parts, "shape": list(value.shape)}
-    if type(value).__name__ in _RESULTS:
-        return {"of": type(value).__name__, "fields": [_encoded(getattr(value, f.name), arrays) for f in fields(value)]}
-    if isinstance(value, (tuple, list)):
-        return {type(value).__name__: [_encoded(part, arrays) for part in value]}
-    if value is None or isinstance(value, (int, float)):
-        return value  # JSON writes every digit of a float
-    raise TypeError(f"a job returned {type(value).__name__}, expected one of {', '.join(_RESULTS)}, arrays or numbers")
-
-
-def _decoded(found: Any, arrays: Any) -> Any:
-    if not isinstance(found, dict):
-        return found
-    if "array" in found:
-        return arrays[found["array"]]
-    if "scalar" in found:
-        return arrays[found["scalar"]][()]
-    if "csr" in found:
-        return sp.csr_array(tuple(_decoded(part, arrays) for part in found["csr"]), shape=tuple(found["shape"]))
-    if "of" in found:
-        return _RESULTS[found["of"]](*(_decoded(part, arrays) for part in found["fields"]))
-    if "tuple" in found:
-        return tuple(_decoded(part, arrays) for part in found["tuple"])
-    return [_decoded(part, arrays) for part in found["list"]]

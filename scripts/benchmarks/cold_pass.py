@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.stores import drop_cache, read_all
-from pipeline.config import validate
 from pipeline.em.loop import EStep
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory
+from pipeline.jobconfig import validate
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans
 from pipeline.planning import memory_plan, refuse_impossible
-from pipeline.workflow import _engine, _open_chunks
+from pipeline.workflow import _engine
 
 SAMPLE = 16  # chunks whose CPU time stands for all
 
@@ -51,10 +51,10 @@ def cpu_seconds(function: Callable[[Any], Any], arguments: list[Any]) -> float:
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Seconds: cold passes, cold reading alone, CPU of arithmetic and of reading and decoding warm chunks."""
     config = validate(spec["config"]).resolved()
-    store = Path(str(config.data.path))
+    store = Path(spec["config"]["data"]["path"])
     with np.load(spec["arrays"]) as stored:
         job = job_of(config.model.family, dict(stored))
-    chunks = _open_chunks(config).known(affine=None, n_bad=0)  # as after the profiling pass
+    chunks = config.data.open_chunks().after_profile(affine=None, n_bad=0)  # as after the profiling pass
     refuse_impossible(config, chunks)
     plan = memory_plan(config, chunks)
     sample = [int(i) for i in np.linspace(0, chunks.n_chunks - 1, min(SAMPLE, chunks.n_chunks))]

@@ -11,9 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from benchmarks.common import THREADS, InMemory, Record, Setting, Way, compared, interleaved, one_pass, relative
-from pipeline.config import Data
 from pipeline.data.chunks import Chunks
-from pipeline.data.opening import open_source
+from pipeline.data.sources.docword import DocwordSection
 from pipeline.models.multinomial import Multinomial
 
 K, DOCUMENTS, WARM_ITERATIONS, TARGET = 50, 200_000, 10, 3.0
@@ -22,7 +21,7 @@ Sums = tuple[np.ndarray, np.ndarray, float]
 
 def kos(path: Path, cache: Path) -> sp.csr_array:
     """The counts of KOS, as a job reads them. cache : where the converted copy goes."""
-    source = open_source(Data(source="docword", path=str(path), cache=str(cache)))
+    source = DocwordSection(path=str(path), cache=str(cache)).open()
     return sp.csr_array(sp.vstack([source.read(i) for i in range(source.n_chunks)], format="csr"))
 
 

@@ -17,9 +17,8 @@ import numpy as np
 from benchmarks.common import THREADS, Record, Setting, Timed, child_environment, record
 from benchmarks.mixtures import Mixture, draw, random_mixture
 from benchmarks.stores import WHAT, disk_bytes, drop_cache, write_store
-from pipeline.config import Data
 from pipeline.data.chunks import Chunks
-from pipeline.data.opening import open_source
+from pipeline.data.sources.zarr import ZarrSection
 from pipeline.em.loop import EStep
 from pipeline.engine.blas import single_thread
 from pipeline.engine.passes import Engine
@@ -147,7 +146,7 @@ def _one_read(
     """Cold passes with all jobs and with the first alone, over a store of the mixture's rows."""
     store = setting.folder / f"{row}.zarr"
     write_store(store, mixture, min(setting.gib, SHARED_GIB))
-    chunks = Chunks(open_source(Data(source="zarr", path=str(store))), clean=True)  # as after the profiling pass
+    chunks = Chunks(ZarrSection(path=str(store)).open(), clean=True)  # as after the profiling pass
     engine = Engine(workers=THREADS)
     for job in jobs:
         job(chunks.load(0))  # compiles

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.common import THREADS, Record, Setting, Way, interleaved, one_pass, record
 from benchmarks.mixtures import draw, random_mixture
-from pipeline.config import Engine as EngineConfig
+from pipeline.config import EngineSection as EngineConfig
 from pipeline.data.chunks import Chunks
 from pipeline.data.source import Source, even_bounds, rows_per_target
 from pipeline.engine.blas import single_thread

@@ -23,13 +23,14 @@ from benchmarks.common import (
     relative,
 )
 from benchmarks.gaussian import per_row, scikit_learn
-from pipeline.config import Data, Patch, Preprocess
+from pipeline.config import Preprocess
 from pipeline.data.chunks import Chunks
-from pipeline.data.opening import open_source
-from pipeline.data.profile import Known, ProfileJob, known_rows
+from pipeline.data.profile import DataSummary, ProfileJob, summary_of
+from pipeline.data.section import DataSection
+from pipeline.data.sources.images import ImagesSection, Patch
 from pipeline.engine.blas import single_thread
 from pipeline.engine.passes import Engine
-from pipeline.models import routes
+from pipeline.kernels.choice import gemm_shares
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.init import initial_params
 
@@ -41,14 +42,14 @@ SAME_FIT = 1e-6  # of the log-likelihoods at the end of both fits, relative
 SAMPLE = 20_000
 
 
-def prepared(data: Data, steps: list[Preprocess], k: int) -> tuple[Chunks, Gaussian, Any]:
+def prepared(data: DataSection, steps: list[Preprocess], k: int) -> tuple[Chunks, Gaussian, Any]:
     """Preprocessed rows in memory, a model of k components, and a start from random rows.
 
     Components so begin wide: those of a k-means start may hold a few rows, which we reset and scikit-learn does not.
     """
     engine = Engine(workers=THREADS)
-    stored = Chunks(open_source(data))
-    known: Known = known_rows(engine.sum_over(stored, [ProfileJob("full", SAMPLE, 0)])[0], steps)
+    stored = data.open_chunks()
+    known: DataSummary = summary_of(engine.sum_over(stored, [ProfileJob("full", SAMPLE, 0)])[0], steps)
     stored = replace(stored, affine=known.affine)
     chunks = Chunks(InMemory(np.concatenate([stored.load(i).x for i in range(stored.n_chunks)])), clean=True)
     model = Gaussian(k, known.mean.astype(np.float32).astype(np.float64))  # as a job rounds it
@@ -63,8 +64,7 @@ def all_rows(chunks: Chunks) -> np.ndarray:
 
 def patches(setting: Setting) -> Iterator[Record]:
     """A pass from the parameters of a few iterations, where components are as ill-conditioned as they become."""
-    data = Data(
-        source="images",
+    data = ImagesSection(
         path=str(setting.real(PICTURES)),
         patch=Patch(size=(8, 8), stride=setting.pick(STRIDE, 40), remove_mean=True),
     )
@@ -91,7 +91,7 @@ def patches(setting: Setting) -> Iterator[Record]:
 def route_shares(model: Gaussian, params: Any, dtype: Any) -> Record:
     """Percent of the components whose densities, and whose moments, are matrix products; the rest goes by Cholesky."""
     found, k = {}, model.n_components
-    for precision, densities, moments in routes.on_products(model._problem(params), np.dtype(dtype)):
+    for precision, densities, moments in gemm_shares(model._problem(params), np.dtype(dtype)):
         found[f"densities_by_{precision}_products_%"] = 100 * (densities.stop - densities.start) / k
         found[f"moments_by_{precision}_products_%"] = 100 * (moments.stop - moments.start) / k
     return found
@@ -105,7 +105,7 @@ def fit(setting: Setting) -> Iterator[Record]:
     patch = Patch(size=(8, 8), stride=setting.pick(1, 3), remove_mean=True)
     steps = [Preprocess(kind="pca", n_components=FIT_FEATURES)]
     with single_thread():
-        chunks, model, start = prepared(Data(source="images", path="photographs", patch=patch), steps, K_FIT)
+        chunks, model, start = prepared(ImagesSection(path="photographs", patch=patch), steps, K_FIT)
         one_pass(chunks, model, start).run()  # compiles the kernels: no fit is run twice for that
     n, n_iter = chunks.n_rows, setting.pick(FIT_ITERATIONS, 3)
     ours = Way(lambda: fitted(Engine(workers=THREADS), chunks, model, start, n_iter))

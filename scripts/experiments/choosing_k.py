@@ -109,7 +109,7 @@ def main() -> int:
     )
     given = parser.parse_args()
     if given.annihilation:
-        given.settings += [f"model.n_components={CANDIDATES[-1]}", "select.annihilation=true"]
+        given.settings += [f"model.n_components={CANDIDATES[-1]}", "select.pruning=true"]
     hits = 0
     for seed in range(given.first, given.first + given.seeds):
         rng = np.random.default_rng(seed)

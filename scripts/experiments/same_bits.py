@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import importlib
 import json
+import pkgutil
 import shutil
 import struct
 import sys
@@ -36,6 +38,8 @@ RENAMED = {
     "misfit_word": "outlier_word",
     "misfit_count": "outlier_count",
     "exemplars": "representatives",
+    "prior_mean": "model.component.prior.mean",
+    "prior_scale": "model.component.prior.scale",
     "exemplar_row": "representative_row",
     "exemplar_responsibility": "representative_responsibility",
 }
@@ -186,16 +190,12 @@ def jobs(at: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 def run(folder: Path, only: str | None) -> int:
     """Run the jobs into folder/<name>; how many failed."""
-    from pipeline import data
-    from pipeline.data import source
+    import pipeline.data
 
-    del data
-    source.TARGET_BYTES = CHUNK_BYTES  # small chunks: what is compared is also the order of sums
-    for name in ("counts", "draw", "memory"):
-        module = __import__(f"pipeline.data.{name}", fromlist=["TARGET_BYTES"])
+    names = [module.name for module in pkgutil.walk_packages(pipeline.data.__path__, "pipeline.data.")]
+    for module in map(importlib.import_module, names):  # small chunks: what is compared is also the order of sums
         if hasattr(module, "TARGET_BYTES"):
             module.TARGET_BYTES = CHUNK_BYTES
-    import pipeline
 
     failed = 0
     every = jobs(make_data(folder / "data"))
@@ -266,7 +266,7 @@ def _groups(a: Any, b: Any, where: str) -> list[str]:
             continue
         x, y = np.asarray(array[...]), np.asarray(b[new][...])
         if x.dtype.kind in "OUT":
-            same = bool((x.astype(str) == y.astype(str)).all())
+            same = x.tolist() == y.tolist()
         else:
             same = x.dtype == y.dtype and x.shape == y.shape and np.array_equal(x, y, equal_nan=True)
         if not same:

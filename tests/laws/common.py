@@ -12,15 +12,19 @@ import numpy as np
 import scipy.sparse as sp
 from hypothesis import HealthCheck, settings
 
-from pipeline.data.chunks import Chunk
+from pipeline.arrays.rows import Rows
 from pipeline.data.source import Source
-from pipeline.em.folds import Method, method_of
-from pipeline.em.loop import TEXTBOOK, EStep, Run, em
+from pipeline.em.accumulate import Method, method_of
+from pipeline.em.loop import TEXTBOOK, Run, em
 from pipeline.em.stopping import Limits
 from pipeline.engine.tree import tree_sum
+from pipeline.models.base import EStep
+from pipeline.models.clusters import BestRows
 from pipeline.models.gaussian import Gaussian
-from pipeline.models.kmeans import KMeans
+from pipeline.models.lloyd import Lloyd
+from pipeline.models.mixture import Mixture
 from pipeline.models.multinomial import Multinomial
+from pipeline.models.routes import KERNELS
 from tests.reference import full_covariances
 
 TYPES = ["full", "tied", "diag", "spherical"]
@@ -34,19 +38,19 @@ def examples(count: int) -> settings:
     )
 
 
-def chunks_of(x: Any, bounds: Sequence[int] | None = None, weight: Any = None) -> list[Chunk]:
+def chunks_of(x: Any, bounds: Sequence[int] | None = None, weight: Any = None) -> list[Rows]:
     """Rows in memory as chunks between `bounds`, by default as one chunk."""
     edges = [0, x.shape[0]] if bounds is None else [int(b) for b in bounds]
-    return [Chunk(x[a:b], None if weight is None else weight[a:b], a) for a, b in pairwise(edges)]
+    return [Rows(x[a:b], None if weight is None else weight[a:b], a) for a, b in pairwise(edges)]
 
 
-def sum_over(chunks: Sequence[Chunk], jobs: Sequence[Any]) -> list[Any]:
+def sum_over(chunks: Sequence[Rows], jobs: Sequence[Any]) -> list[Any]:
     """What a pass of the engine does: every job's sum over all chunks, along the canonical tree."""
-    return [tree_sum((job(chunk) for chunk in chunks), lambda a, b: a + b) for job in jobs]
+    return [tree_sum((job(chunk, KERNELS) for chunk in chunks), lambda a, b: a + b) for job in jobs]
 
 
 def passes(
-    runs: Sequence[Run], chunks: Sequence[Chunk], n_iter: int, tol: float = 0.0, method: Method = TEXTBOOK
+    runs: Sequence[Run], chunks: Sequence[Rows], n_iter: int, tol: float = 0.0, method: Method = TEXTBOOK
 ) -> Iterator[tuple[list[Run], list[Any]]]:
     """What the loop yields after each pass over these chunks, or over a block of them."""
 
@@ -57,40 +61,51 @@ def passes(
 
 
 def fit(
-    model: Any, params: Any, chunks: Sequence[Chunk], n_iter: int, tol: float = 0.0, method: Method = TEXTBOOK
+    model: Any, params: Any, chunks: Sequence[Rows], n_iter: int, tol: float = 0.0, method: Method = TEXTBOOK
 ) -> tuple[Run, list[Any]]:
     """EM from given parameters for at most n_iter iterations: the finished run, and what happened in it."""
     yielded = list(passes([Run(0, model, params)], chunks, n_iter, tol, method))
     return yielded[-1][0][0], [event for _, events in yielded for event in events]
 
 
-def method(name: str, chunks: Sequence[Chunk], seed: int = 0, n_blocks: int = 5) -> Method:
+def method(name: str, chunks: Sequence[Rows], seed: int = 0, n_blocks: int = 5) -> Method:
     """fit.method on these chunks, with this many blocks of them."""
     return method_of(name, np.cumsum([0, *(chunk.x.shape[0] for chunk in chunks)]), seed, n_blocks)
 
 
 def e_step(model: Any, params: Any, x: Any, bounds: Any = None, weight: Any = None, exemplars: bool = False) -> Any:
     """The summed Partial of an E-step over chunks in memory."""
-    return sum_over(chunks_of(x, bounds, weight), [EStep(model, params, exemplars)])[0]
+    attachments = (*model.attachments, BestRows()) if exemplars else model.attachments
+    return sum_over(chunks_of(x, bounds, weight), [EStep(model, params, attachments)])[0]
 
 
-def gaussian(problem: Any, covariance_type: str, **options: Any) -> tuple[Gaussian, Any]:
+def gaussian(problem: Any, covariance_type: str, **options: Any) -> tuple[Mixture, Any]:
     """A model about the data mean, and its parameters at the problem's start."""
-    model = Gaussian(problem["k"], problem["x"].mean(axis=0), covariance_type, **options)
+    of_mixture = {name: options.pop(name) for name in ("assignment", "weight_concentration") if name in options}
+    fixed = options.pop("fixed", ())
+    component = Gaussian(
+        problem["k"],
+        problem["x"].mean(axis=0),
+        covariance_type,
+        fixed=tuple(part for part in fixed if part != "weights"),
+        **options,
+    )
+    model = Mixture(component, fixed_weights="weights" in fixed, **of_mixture)
     start = {name: problem[name] for name in ("weights", "means")}
     return model, model.params_from_arrays({**start, "covariances": problem["covariances"][covariance_type]})
 
 
-def kmeans(problem: Any) -> tuple[KMeans, Any]:
+def kmeans(problem: Any) -> tuple[Lloyd, Any]:
     """A model about the data mean, with scikit-learn's scale of the tolerance, and its start."""
     x = problem["x"]
-    model = KMeans(problem["k"], x.mean(axis=0), float(x.var(axis=0).mean()))
+    model = Lloyd(problem["k"], x.mean(axis=0), float(x.var(axis=0).mean()))
     return model, model.params_from_arrays({"centers": problem["centers"]})
 
 
-def multinomial(problem: Any, **options: Any) -> tuple[Multinomial, Any]:
+def multinomial(problem: Any, concentration: float = 1.1, fixed: Any = (), **options: Any) -> tuple[Mixture, Any]:
     """A model and its start."""
-    model = Multinomial(problem["k"], np.zeros(problem["v"]), **options)
+    component = Multinomial(problem["k"], problem["v"], concentration)
+    model = Mixture(component, fixed_weights="weights" in fixed, **options)
     return model, model.params_from_arrays({name: problem[name] for name in ("weights", "log_prob")})
 
 
@@ -116,10 +131,11 @@ def moment_rounding(model: Any, params: Any, total: float) -> float:
 
     Moments about the shift are moved to each mean, |mu - shift| away in units of the component's precision.
     """
-    if not isinstance(model, Gaussian):
+    if model.family != "gaussian":
         return 1e-12 * total
-    full = full_covariances(params.covariances, model.covariance_type, model.n_components, model.n_features)
-    reach = np.abs(params.means - model.shift) + np.sqrt(np.diagonal(full, axis1=1, axis2=2))
+    kind, theta = model.component.covariance_type, params.theta
+    full = full_covariances(theta.covariances, kind, model.n_components, model.n_features)
+    reach = np.abs(theta.means - model.shift) + np.sqrt(np.diagonal(full, axis1=1, axis2=2))
     sizes = np.einsum("ki,kij,kj->k", reach, np.abs(np.linalg.inv(full)), reach)
     return float(64 * EPS * total * (1 + sizes.max()))
 
@@ -136,9 +152,12 @@ def close(a: Any, b: Any, tolerance: float, what: str = "") -> None:
 
 
 def close_fields(a: Any, b: Any, tolerance: float) -> None:
-    """Every field of two records of numbers is close."""
-    for name in vars(b):
-        close(getattr(a, name), getattr(b, name), tolerance, name)
+    """Every field of two records of numbers, or of records of them, is close."""
+    for name, value in vars(b).items():
+        if hasattr(value, "__dataclass_fields__"):
+            close_fields(getattr(a, name), value, tolerance)
+        elif value is not None:
+            close(getattr(a, name), value, tolerance, name)
 
 
 class ArraySource(Source):
@@ -171,6 +190,15 @@ def same_bits(a: Any, b: Any) -> None:
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+def _sums(a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The arrays and numbers of two statistics, by name."""
+    for name, value in vars(b).items():
+        if hasattr(value, "__dataclass_fields__"):
+            yield from _sums(getattr(a, name), value)
+        elif value is not None:
+            yield name, np.asarray(getattr(a, name)), np.asarray(value)
+
+
 def close_sums(a: Any, b: Any, model: Any, params: Any, x: Any, weight: Any = None, ulps: float = 32.0) -> None:
     """Statistics of the same rows are equal to rounding: each entry to some eps of the sum of its terms' sizes.
 
@@ -178,15 +206,14 @@ def close_sums(a: Any, b: Any, model: Any, params: Any, x: Any, weight: Any = No
     """
     dense = np.asarray(x.toarray() if sp.issparse(x) else x, dtype=np.float64)
     total = len(dense) if weight is None else weight.sum()
-    points = dense if model.family == "multinomial" else np.concatenate([dense, model.positions(params)])
+    points = dense if model.family == "multinomial" else np.concatenate([dense, model.arrays(params)[model.location]])
     reach = np.abs(points - model.shift).max(axis=0)
     squares = {1: (reach**2).sum(), 2: reach**2, 3: np.outer(reach, reach)}
     sizes = {"sum_w": 1.0, "sum_x": reach, "inertia": (reach**2).sum()}
-    for name in vars(b):
-        one, other = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
+    for name, one, other in _sums(a, b):
         if name == "sum_xx":
             full = {"tied": squares[3], "full": squares[3][np.tril_indices(len(reach))]}
-            size = full.get(model.covariance_type, squares[other.ndim])
+            size = full.get(model.component.covariance_type, squares[other.ndim])
         else:
             size = sizes.get(name, 1.0 + np.abs(other) / total)
         error = np.abs(one - other)

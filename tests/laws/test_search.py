@@ -14,13 +14,13 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from pipeline.data.chunks import Chunk
-from pipeline.data.draw import Draw
-from pipeline.data.profile import ProfileJob, known_rows
+from pipeline.data.profile import ProfileJob, summary_of
+from pipeline.data.sample import SampleRows
 from pipeline.em.moves import crowded, improve, settle, united
 from pipeline.em.principal import leading
 from pipeline.em.search import GROWTH, Search, contenders, rungs
 from pipeline.em.stopping import Limits
-from pipeline.engine.held import BLOCK_ROWS, HeldRows
+from pipeline.engine.memory_rows import BLOCK_ROWS, MemoryRows
 from pipeline.models.gaussian import Gaussian
 from pipeline.models.kmeans import KMeans
 from pipeline.models.multinomial import Multinomial
@@ -31,12 +31,12 @@ ALONE = SimpleNamespace(map=map)  # stands for a pool of threads
 
 def held(x, weight=None):
     """Rows in memory, on this thread."""
-    return HeldRows(x, weight, ALONE)
+    return MemoryRows(x, weight, ALONE)
 
 
 def known_of(x):
     """What the profiling pass would know of the rows."""
-    return known_rows(ProfileJob("full", 500, 0)(Chunk(x, None, 0, None)), [])
+    return summary_of(ProfileJob("full", 500, 0)(Chunk(x, None, 0, None)), [])
 
 
 def grid_of_clusters(side, rows, seed):
@@ -198,7 +198,7 @@ def test_threads_do_not_change_a_bit(family):
     if family == "multinomial":
         x = sp.csr_array(rng.poisson(rng.gamma(0.5, size=(6, 15))[rng.integers(6, size=n)]).astype(np.float64))
         model = Multinomial(6, np.zeros(15))
-        known = known_rows(ProfileJob("none", 500, 0)(Chunk(x, None, 0, None)), [])
+        known = summary_of(ProfileJob("none", 500, 0)(Chunk(x, None, 0, None)), [])
     else:
         x = rng.normal(size=(n, 3)) + 3.0 * rng.normal(size=(6, 3))[rng.integers(6, size=n)]
         model = KMeans(6, x.mean(axis=0), x.var()) if family == "kmeans" else Gaussian(6, x.mean(axis=0))
@@ -206,7 +206,7 @@ def test_threads_do_not_change_a_bit(family):
     answers = []
     for threads in (1, 3):
         with ThreadPoolExecutor(threads) as pool:
-            found = Search("k-means||", True, 0, known, HeldRows(x, None, pool), n, lambda rung: None)(model)
+            found = Search("k-means||", True, 0, known, MemoryRows(x, None, pool), n, lambda rung: None)(model)
         answers.append({name: value.tobytes() for name, value in found.arrays().items()})
     assert answers[0] == answers[1]
 
@@ -217,7 +217,7 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
     """Other chunks draw the same rows in the same order, weights go with them, and rows of no weight are left out."""
     rng = np.random.default_rng(seed)
     x, weight = rng.normal(size=(400, 2)), rng.integers(0, 3, size=400).astype(np.float64)
-    draw = Draw(share, seed)
+    draw = SampleRows(share, seed)
     parts = [Chunk(x[a:b], weight[a:b], a, None) for a, b in ((0, cut), (cut, 400)) if b > a]
     together, apart = draw(Chunk(x, weight, 0, None)), draw(parts[0])
     for part in parts[1:]:
@@ -237,7 +237,7 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
 def test_a_smaller_share_is_the_head_of_a_larger_one():
     """So rungs are nested."""
     x = np.arange(1000.0)[:, None]
-    small, large = (Draw(share, 3)(Chunk(x, None, 0, None)).rows(None)[0] for share in (0.2, 0.7))
+    small, large = (SampleRows(share, 3)(Chunk(x, None, 0, None)).rows(None)[0] for share in (0.2, 0.7))
     np.testing.assert_array_equal(small, large[: len(small)])
     assert 150 < len(small) < 250
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.config import validate
+from pipeline.jobconfig import validate
 from pipeline.models.gaussian import Gaussian
 from pipeline.workflow import open_run
 from pipeline.workflow import run as run_job

@@ -119,7 +119,7 @@ def pixel_map(record: Record) -> PixelMap | None:
 
 
 def _mean_free_basis(height: int, width: int, channels: int) -> np.ndarray:
-    from pipeline.data.images import patch_basis
+    from pipeline.data.sources.images import patch_basis
 
     return np.asarray(patch_basis((height, width)))
 

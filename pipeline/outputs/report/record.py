@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-    from pipeline.models.base import Model
 
 # Dimensions of arrays that are no parameters: history, and lists of rows.
 _OTHER_DIMENSIONS = {"iteration", "rank", "outlier", "place", "sample_row", "raw_feature"}
@@ -130,7 +129,7 @@ class Record:
             for name in [*listed, *(name for name in found if name not in listed)]
             if not (
                 _OTHER_DIMENSIONS & set(found[name])
-                or name.startswith(("prior_", "preprocess_"))
+                or name.startswith(("model.", "preprocess_"))
                 or name.endswith("_se")
             )
         }
@@ -224,7 +223,7 @@ class Record:
     # --- the model itself, to compute with
 
     @cached_property
-    def fitted(self) -> tuple[Model, Any] | None:
+    def fitted(self) -> tuple[Any, Any] | None:
         """The stored model and its parameters.
 
         None where the store says too little to make them, or the family is one of the user's own, whose code is not here.

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from pipeline.errors import StorageError
 from pipeline.outputs import checkpoint
-from pipeline.outputs.iterations import kept_iterations
+from pipeline.outputs.iterations import stored_iterations
 from pipeline.outputs.report import pictures, projection, topics
 from pipeline.outputs.report.figures import Curve
 from pipeline.outputs.report.formatting import number, plural
@@ -99,7 +99,7 @@ def _stored(record: Record) -> dict[int, Path]:
     ends = re.compile(rf"{re.escape(name) if name else '.*'}-{restart}(-refit)?")
     folders = [path for path in RunDirectory(record.run).iterations.glob("*") if ends.fullmatch(path.name)]
     # That of a refit comes last.
-    return next((found for path in sorted(folders, reverse=True) if (found := kept_iterations(path))), {})
+    return next((found for path in sorted(folders, reverse=True) if (found := stored_iterations(path))), {})
 
 
 def _spread(stored: list[tuple[int, Path]]) -> list[tuple[int, Path]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.kernels.cpu import KERNELS
 from pipeline.outputs.report import pictures, svg, topics
 from pipeline.outputs.report.formatting import number, percent, plural
 from pipeline.outputs.report.record import Record
@@ -82,9 +83,9 @@ def _counts(record: Record) -> tuple[np.ndarray, str] | None:
     sample = record.array("sample")
     rows = plural(len(sample), f"sampled {record.row[0]}", f"sampled {record.row[1]}")
     if _is_hard(record):
-        return np.asarray(model.removal_costs(params, sample)[1], dtype=float), rows
+        return np.asarray(model.removal_costs(params, sample, None, KERNELS)[1], dtype=float), rows
     counts = np.zeros((record.k, record.k))
-    for _, found in model.assign(params, sample):
+    for _, found in model.assign(params, sample, KERNELS):
         np.add.at(counts, found.label, np.exp(found.log_resp))
     return counts, rows
 

@@ -1,0 +1,223 @@
+"""Values as arrays by name and a structure that JSON can hold, and back: for checkpoints, unfinished passes and models.
+
+A value is a number, text, None, an array, a CSR matrix, a tuple, list or dict of values, or a dataclass or named tuple of
+them. Sequences of records that have one layout are stored as one array for each field, with the records along the first
+axis: a history of 1,000 iterations takes as many arrays as one of 1. Reading makes instances of registered classes only,
+found by name in a table: nothing is imported, and nothing that is stored is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.arrays.dtypes import Array
+
+C = TypeVar("C", bound=type)
+_CLASSES: dict[str, type] = {}
+_NAMES = ("of", "array", "float", "scalar", "order")  # of structures: not values
+
+
+class Packed(NamedTuple):
+    """A value in pieces. structure : for JSON.  arrays : by the names that the structure uses."""
+
+    structure: Any
+    arrays: dict[str, Array]
+
+
+def stored(cls: C) -> C:
+    """Register a dataclass or named tuple, so that stored instances can be read again; a decorator."""
+    _CLASSES[_name(cls)] = cls
+    return cls
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__.removeprefix('pipeline.')}.{cls.__qualname__}"
+
+
+def pack(value: Any, prefix: str = "", separator: str = "/", inline: bool = False) -> Packed:
+    """Take a value to pieces.
+
+    Parameters
+    ----------
+    value : object
+    prefix, separator : str
+        What the names of all arrays begin with, and what stands between the names of fields in them.
+    inline : bool
+        Whether finite numbers stand in the structure; by default they are arrays, of which sequences make one.
+
+    Raises
+    ------
+    TypeError
+        For an object that is not a value as the module defines it.
+    """
+    packing = _Packing({}, separator, inline)
+    return Packed(packing.of(value, prefix), packing.arrays)
+
+
+def unpack(structure: Any, arrays: Mapping[str, Array]) -> Any:
+    """Put a value together again.
+
+    Raises
+    ------
+    ValueError
+        For a structure that `pack` cannot have made, or of a class that is not registered here.
+    """
+    try:
+        return _unpacked(structure, arrays)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"the structure does not fit its arrays ({type(error).__name__}: {error})") from error
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value, in hexadecimal: equal values give equal digests, whatever process made them."""
+    packed, content = pack(value), hashlib.sha256()
+    content.update(json.dumps(packed.structure, sort_keys=True).encode())
+    for name, array in packed.arrays.items():
+        content.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
+
+
+class _Packing(NamedTuple):
+    """The arrays so far, and how to go on."""
+
+    arrays: dict[str, Array]
+    separator: str
+    inline: bool
+
+    def of(self, value: Any, path: str) -> Any:
+        """The structure of a value whose arrays are named from `path` on."""
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if self.inline and isinstance(value, float) and np.isfinite(value):
+            return float(value)
+        if isinstance(value, (float, np.generic, np.ndarray)):
+            return self._array(value, path)
+        if isinstance(value, (PurePath, np.dtype)):
+            return {"text": str(value)}
+        if sp.issparse(value):
+            parts = {"data": value.data, "indices": value.indices, "indptr": value.indptr}
+            return {"csr": self._parts(parts, path), "shape": [int(size) for size in value.shape]}
+        if (record := _record(value)) is not None:
+            return {"of": _name(type(value)), "fields": self._parts(record, path)}
+        if isinstance(value, dict):
+            return {"dict": self._parts(value, path)}
+        if isinstance(value, (tuple, list, range)):
+            return self._sequence(value, path)
+        raise TypeError(
+            f"got {type(value).__name__}, expected numbers, text, arrays, and records or sequences of these"
+        )
+
+    def _below(self, path: str, name: object) -> str:
+        return f"{path}{self.separator}{name}" if path else str(name)
+
+    def _parts(self, parts: Mapping[str, Any], path: str) -> dict[str, Any]:
+        return {name: self.of(part, self._below(path, name)) for name, part in parts.items()}
+
+    def _array(self, value: Any, path: str) -> dict[str, Any]:
+        """An array by its name, or a number that is stored as one: JSON has no NaN, and 64 bits do not fit its numbers."""
+        array = np.asarray(value)
+        self.arrays[path] = array
+        if isinstance(value, np.generic):
+            return {"scalar": path}
+        if isinstance(value, float):
+            return {"float": path}
+        if array.ndim > 1 and array.flags.f_contiguous and not array.flags.c_contiguous:
+            return {"array": path, "order": "F"}  # sums follow the layout in memory
+        return {"array": path}
+
+    def _sequence(self, value: Sequence[Any], path: str) -> Any:
+        kind = "list" if isinstance(value, list) else "tuple"
+        if len(value) > 1 and _record(value[0]) is not None:
+            items = [pack(item) for item in value]
+            if _alike(items):
+                for name in items[0].arrays:
+                    self.arrays[self._below(path, name)] = np.stack([item.arrays[name] for item in items])
+                merged = _merged([item.structure for item in items])
+                return {"stack": kind, "at": self._below(path, ""), "items": merged, "n": len(items)}
+        return {kind: [self.of(item, self._below(path, i)) for i, item in enumerate(value)]}
+
+
+def _record(value: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass or named tuple by name; None for other values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+    return value._asdict() if isinstance(value, tuple) and hasattr(value, "_asdict") else None
+
+
+def _alike(items: Sequence[Packed]) -> bool:
+    """Whether records have the same fields of the same shapes: plain values in them may differ."""
+    first = items[0]
+    shapes = [{name: (array.shape, array.dtype) for name, array in item.arrays.items()} for item in items]
+    return all(found == shapes[0] for found in shapes) and all(
+        _skeleton(item.structure) == _skeleton(first.structure) for item in items
+    )
+
+
+def _skeleton(structure: Any) -> Any:
+    """The structure without its plain values."""
+    if isinstance(structure, dict):
+        return {key: value if key == "of" else _skeleton(value) for key, value in structure.items()}
+    return [_skeleton(part) for part in structure] if isinstance(structure, list) else type(structure).__name__
+
+
+def _merged(structures: list[Any]) -> Any:
+    """One structure for several alike, in which each plain value is a list of theirs."""
+    first = structures[0]
+    if isinstance(first, dict):
+        return {key: value if key in _NAMES else _merged([s[key] for s in structures]) for key, value in first.items()}
+    if isinstance(first, list):
+        return [_merged(list(parts)) for parts in zip(*structures, strict=True)]
+    return {"each": structures}
+
+
+def _of_item(structure: Any, i: int) -> Any:
+    """The structure of one of several that were merged."""
+    if isinstance(structure, dict):
+        return structure["each"][i] if "each" in structure else {key: _of_item(v, i) for key, v in structure.items()}
+    return [_of_item(part, i) for part in structure] if isinstance(structure, list) else structure
+
+
+def _unpacked(found: Any, arrays: Mapping[str, Array]) -> Any:
+    if not isinstance(found, dict):
+        return found
+    if "array" in found:
+        return np.asfortranarray(arrays[found["array"]]) if found.get("order") == "F" else arrays[found["array"]]
+    if "float" in found:
+        return float(arrays[found["float"]])
+    if "scalar" in found:
+        return arrays[found["scalar"]][()]
+    if "text" in found:
+        return found["text"]
+    if "csr" in found:
+        data, indices, indptr = (_unpacked(found["csr"][name], arrays) for name in ("data", "indices", "indptr"))
+        return sp.csr_array((data, indices, indptr), shape=tuple(found["shape"]))
+    if "of" in found:
+        if found["of"] not in _CLASSES:
+            raise ValueError(f"{found['of']} is not a class that is stored, or its file is not loaded")
+        return _CLASSES[found["of"]](**{name: _unpacked(part, arrays) for name, part in found["fields"].items()})
+    if "dict" in found:
+        return {key: _unpacked(part, arrays) for key, part in found["dict"].items()}
+    if "stack" in found:
+        return _unstacked(found, arrays)
+    [(kind, parts)] = found.items()
+    values = [_unpacked(part, arrays) for part in parts]
+    return tuple(values) if kind == "tuple" else values
+
+
+def _unstacked(found: dict[str, Any], arrays: Mapping[str, Array]) -> Any:
+    at = found["at"]
+    own = {name.removeprefix(at): array for name, array in arrays.items() if name.startswith(at)}
+    items = [
+        _unpacked(_of_item(found["items"], i), {name: array[i] for name, array in own.items()})
+        for i in range(found["n"])
+    ]
+    return tuple(items) if found["stack"] == "tuple" else items

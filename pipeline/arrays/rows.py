@@ -1,0 +1,171 @@
+"""Rows of a chunk with their columns, and lists of rows that merge.
+
+What does not add but has to be known (the rows that fit worst, the best examples of a component) travels beside the
+statistics as such lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.packing import stored
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows with the columns beside them.
+
+    Attributes
+    ----------
+    x : array or csr_array, shape (n, d)
+    weight : array, shape (n,), float64, or None for ones
+        0 where a row is bad or left out.
+    start : int
+        Global index of the first row.
+    bad : array of bool, shape (n,), or None
+        Rows with NaN or inf: their values are 0 and their weight is 0. None where there are none.
+    label : array, shape (n,), int64, or None
+        The component of each row where it is known, -1 where it is not. None where there is no such column.
+    whole : Rows or None
+        The same rows before some were left out by a weight of 0.
+    """
+
+    x: Matrix
+    weight: Array | None = None
+    start: int = 0
+    bad: Array | None = None
+    label: Array | None = None
+    whole: Rows | None = None
+
+    @property
+    def n(self) -> int:
+        """How many rows."""
+        return int(self.x.shape[0])
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the weights."""
+        return float(self.n) if self.weight is None else float(self.weight.sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows and columns."""
+        x = (self.x.data, self.x.indices, self.x.indptr) if sp.issparse(self.x) else (self.x,)
+        return sum(part.nbytes for part in (*x, self.weight, self.bad, self.label) if part is not None)
+
+
+def stack(a: Matrix, b: Matrix) -> Matrix:
+    """Rows of `a` above rows of `b`, dense or sparse."""
+    return sp.vstack([a, b], format="csr") if sp.issparse(a) else np.concatenate([a, b])
+
+
+@stored
+@dataclass(frozen=True)
+class LowestRows:
+    """The `limit` rows with the lowest scores, ties to the lowest row index; the lists of two sets merge by +.
+
+    score : (m,) float64, ascending.  row : (m,) int64, global.  x : (m, d).  weight : (m,).  label : (m,), -1 if none.
+    """
+
+    limit: int
+    score: Array
+    row: Array
+    x: Matrix
+    weight: Array
+    label: Array
+
+    @classmethod
+    def of(
+        cls, limit: int, score: Array, start: int, x: Matrix, weight: Array | None, label: Array | None = None
+    ) -> LowestRows:
+        """Return the lowest of consecutive rows, of which the first is row `start`.
+
+        score : (n,); rows with +inf or NaN are left out.  weight : (n,), None for ones.  label : (n,), None for -1.
+        """
+        found = lowest(score, limit)
+        chosen = found[np.argsort(score[found], kind="stable")][:limit]
+        weight = np.ones(len(chosen)) if weight is None else weight[chosen]
+        label = np.full(len(chosen), -1) if label is None else label[chosen]
+        return cls(limit, score[chosen], start + chosen, x[chosen], weight, label)
+
+    def first(self, limit: int) -> LowestRows:
+        """Return the lowest `limit` of these: the list that a smaller limit would have given."""
+        parts = (part[:limit] for part in (self.score, self.row, self.x, self.weight, self.label))
+        return LowestRows(min(limit, self.limit), *parts)
+
+    def __add__(self, other: LowestRows) -> LowestRows:
+        score = np.concatenate([self.score, other.score])
+        row = np.concatenate([self.row, other.row])
+        chosen = np.lexsort((row, score))[: self.limit]
+        merged = (
+            stack(self.x, other.x)[chosen],
+            np.concatenate([self.weight, other.weight])[chosen],
+            np.concatenate([self.label, other.label])[chosen],
+        )
+        return LowestRows(self.limit, score[chosen], row[chosen], *merged)
+
+
+def lowest(score: Array, limit: int) -> Array:
+    """Positions of scores up to the limit-th lowest, in order of position: more than `limit` only where scores tie."""
+    # Cut by a few rows first and then by what is left: selecting among all rows would cost more than some E-steps.
+    found = np.flatnonzero(score <= _cut(score[: 1024 + 16 * limit], limit))
+    return found[score[found] <= _cut(score[found], limit)]
+
+
+def _cut(score: Array, limit: int) -> Any:
+    """The limit-th lowest score, or the largest finite number where there are fewer that are finite."""
+    largest = np.finfo(np.float64).max
+    return np.fmin(np.partition(score, limit - 1)[limit - 1], largest) if len(score) > limit > 0 else largest
+
+
+@stored
+@dataclass(frozen=True)
+class Representatives:
+    """For each component, the rows that it is most responsible for; the lists of two sets merge by +.
+
+    Ordered by responsibility, then by log joint density (rows deep inside a component all have responsibility 1), then
+    by row index.
+
+    row : (k, m) int64, m <= limit.  log_resp, log_joint : (k, m).  x : (k, m, d) float64, or (k, m, 0) for sparse rows.
+    """
+
+    limit: int
+    row: Array
+    log_resp: Array
+    log_joint: Array
+    x: Array
+
+    @classmethod
+    def of(cls, limit: int, row: Array, log_resp: Array, log_joint: Array, x: Matrix) -> Representatives:
+        """Return the best `limit` rows of a tile. row : (n,).  log_resp, log_joint : (n, k).  x : (n, d)."""
+        best = np.lexsort((np.broadcast_to(row[:, None], log_resp.shape), -log_joint, -log_resp), axis=0)[:limit].T
+        component = np.arange(log_resp.shape[1])[:, None]
+        rows = np.empty((len(row), 0)) if sp.issparse(x) else x
+        chosen = (row[best], log_resp[best, component], log_joint[best, component])
+        return cls(limit, *chosen, rows[best].astype(np.float64))
+
+    def challengers(self, log_resp: Array, log_joint: Array) -> Array:
+        """Positions of later rows that may enter the lists. log_resp, log_joint : (n, k).
+
+        All others lose, also by ties, which go to the earlier row; few are left to be sorted.
+        """
+        if self.row.shape[1] < self.limit:
+            return np.arange(len(log_resp))
+        last_resp, last_joint = self.log_resp[:, -1], self.log_joint[:, -1]
+        better = (log_resp > last_resp) | ((log_resp == last_resp) & (log_joint > last_joint))
+        return np.flatnonzero(better.any(axis=1))
+
+    def __add__(self, other: Representatives) -> Representatives:
+        row, log_resp, log_joint = (
+            np.concatenate([getattr(self, name), getattr(other, name)], axis=1)
+            for name in ("row", "log_resp", "log_joint")
+        )
+        best = np.lexsort((row, -log_joint, -log_resp), axis=1)[:, : self.limit]
+        x = np.concatenate([self.x, other.x], axis=1)
+        row, log_resp, log_joint = (np.take_along_axis(values, best, axis=1) for values in (row, log_resp, log_joint))
+        return Representatives(self.limit, row, log_resp, log_joint, np.take_along_axis(x, best[:, :, None], axis=1))

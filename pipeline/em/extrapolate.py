@@ -1,0 +1,66 @@
+"""SQUAREM of order 1: two steps of EM show where a sequence of them would end; an extrapolation step goes there at once.
+
+In the space of statistics, which is a vector space, EM maps S to G(S) = E-step at M(S). From S₀, S₁ = G(S₀), S₂ = G(S₁):
+
+    r = S₁ - S₀    v = (S₂ - S₁) - r    α = -|r| / |v|    S' = S₀ - 2 α r + α² v
+
+α = -1 is EM itself, S' = S₂. The pass at M(S') is the first of the next cycle, so a step costs nothing unless it is rejected.
+[Varadhan and Roland 2008, scheme S3]
+
+With several blocks G is an epoch over them, and the statistics of each are extrapolated by the α of their sum. The free energy
+is known again when the epoch at the end of the step has replaced them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipeline.em.accumulate import total_of
+from pipeline.em.run import Run
+from pipeline.models.base import Totals
+
+HALVINGS = 8  # towards EM's own step, before a step is given up
+SHORTEST = -1.1  # a step that is hardly longer than EM's own is not taken
+
+
+def extrapolate(run: Run) -> Run:
+    """The run at extrapolated parameters, whose objective is not known yet; itself where EM goes on by itself."""
+    model, now = run.model, run.accumulator
+    if now is None or not model.extrapolates or not now.can_extrapolate:
+        return run
+    first, second, third = (total_of(blocks) for blocks in now.epochs)
+    r = second - first
+    bend = model.change_norm((third - second) - r, third, run.params)
+    alpha = -model.change_norm(r, third, run.params) / bend if bend > 0 else -1.0
+    for _ in range(HALVINGS):
+        if not alpha < SHORTEST:  # NaN too
+            break
+        blocks = tuple(_extrapolated(a, b, c, alpha) for a, b, c in zip(*now.epochs, strict=True))
+        totals = model.feasible(total_of(blocks), third)
+        if totals is not None:
+            params = model.m_step(totals.stats, run.params)
+            if model.is_valid(params, totals.stats):
+                blocks = (totals,) if len(blocks) == 1 else blocks
+                accumulator = now._replace(epochs=(blocks,), fallback=now.epochs[-1])
+                return replace(run, params=params, accumulator=accumulator)
+        alpha = 0.5 * (alpha - 1.0)
+    return run
+
+
+def _extrapolated(first: Totals, second: Totals, third: Totals, alpha: float) -> Totals:
+    r = second - first
+    return first + r * (-2.0 * alpha) + ((third - second) - r) * (alpha * alpha)
+
+
+def least_objective(run: Run) -> float:
+    """What an extrapolation step has to reach: the free energy that EM's own step has reached, and no less than before it."""
+    return max(run.bound, run.history[-1].objective)
+
+
+def reverted(run: Run) -> Run:
+    """The run after a step was rejected: it goes on from EM's own step."""
+    assert run.accumulator is not None
+    blocks = run.accumulator.fallback
+    accumulator = run.accumulator._replace(steps=len(blocks), epochs=(blocks,), fallback=())
+    params = run.model.m_step(total_of(blocks).stats, run.params)
+    return replace(run, params=params, accumulator=accumulator)

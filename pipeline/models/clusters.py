@@ -1,0 +1,245 @@
+"""Models whose latent variable is a label: each row belongs to one of K components.
+
+What labels allow is asked of these models alone: labels of rows, statistics of labels, resets, moves between components,
+their order, and rows whose labels are known.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.rows import LowestRows, Representatives, Rows
+from pipeline.errors import InputError
+from pipeline.models.base import Expectation, LatentModel, RowArray
+
+MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
+
+
+class Labels(NamedTuple):
+    """What prediction says of each row.
+
+    label : (n,) int32.  score : (n,) float64, log p(x) in nats (K-means: the squared distance to the centre).
+    log_resp : (n, k) float64.
+    """
+
+    label: Array
+    score: Array
+    log_resp: Array
+
+
+class Summary(Protocol):
+    """What the profiling pass says of all rows, in the model's space."""
+
+    @property
+    def mean(self) -> Array:
+        """(d,)."""
+
+    @property
+    def covariance(self) -> Array:
+        """(d, d) or (d,), of the population."""
+
+    @property
+    def variance(self) -> Array:
+        """(d,)."""
+
+    @property
+    def sample(self) -> LowestRows:
+        """Rows drawn in proportion to their weights."""
+
+
+class NoRows:
+    """Statistics of no rows: zeros and ones, to make a model that is only asked how large things are. d : features."""
+
+    def __init__(self, d: int) -> None:
+        none = np.empty(0)
+        self.mean, self.covariance, self.variance = np.zeros(d), np.ones(d), np.ones(d)
+        self.sample = LowestRows(0, none, none.astype(np.int64), np.empty((0, d)), none, none)
+
+
+class SearchEffort(NamedTuple):
+    """How a search for a start treats a model.
+
+    level_rows : rows of the lowest level, at least: on fewer the local optima are others.
+    starts : candidate starts, at least.  finalists : of them on the highest level.
+    tol : nats per row, of the refinement on each level.
+    principal : whether rows of many features are searched in the space of their leading principal components.
+    """
+
+    level_rows: int = 2**13
+    starts: int = 4
+    finalists: int = 1
+    tol: float = 1e-4
+    principal: bool = False
+
+
+@dataclass(frozen=True)
+class WorstRows:
+    """Attachment: the rows with the lowest scores; places for resets, and what the report shows as outliers."""
+
+    limit: int
+    name: ClassVar[str] = "outliers"
+
+    def of(self, model: Any, params: Any, rows: Rows, found: Expectation, kernels: Any) -> LowestRows:
+        """Return those of one chunk."""
+        return LowestRows.of(self.limit, found.score, rows.start, rows.x, rows.weight, found.label)
+
+    def nbytes(self, model: Any) -> int:
+        """Bytes of the rows."""
+        return 8 * self.limit * (4 + int(model.sizes["feature"]))
+
+
+@dataclass(frozen=True)
+class BestRows:
+    """Attachment: the rows that each component is most responsible for."""
+
+    limit: int = 5
+    name: ClassVar[str] = "representatives"
+
+    def of(self, model: ClusterModel, params: Any, rows: Rows, found: Expectation, kernels: Any) -> Representatives:
+        """Return those of one chunk."""
+        return model.representatives(params, rows, found, self.limit, kernels)
+
+    def nbytes(self, model: ClusterModel) -> int:
+        """Bytes of the rows."""
+        return 8 * model.n_components * self.limit * (3 + model.n_features)
+
+
+class ClusterModel(LatentModel):
+    """A model of K components, of which each row belongs to one.
+
+    Attributes
+    ----------
+    n_components, n_features : int
+    shift : array, shape (d,), float64
+        The reference point of distances, near the rows: about one that is far away they would cancel.
+    location : str
+        The field that says where a component is, shape (k, d).
+    search : SearchEffort
+    """
+
+    shift: Array
+    location: ClassVar[str]
+    search: ClassVar[SearchEffort] = SearchEffort()
+    traced: ClassVar[Mapping[str, tuple[str, ...]]] = {"n_effective": ("component",)}
+
+    @property
+    @abstractmethod
+    def n_components(self) -> int:
+        """K."""
+
+    @property
+    def n_features(self) -> int:
+        """d, the columns of a row."""
+        return len(self.shift)
+
+    @property
+    def label(self) -> str:
+        return f"k{self.n_components}"
+
+    def facts(self) -> dict[str, Any]:
+        return {"n_components": self.n_components, "n_features": self.n_features}
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {"component": self.n_components, "feature": self.n_features}
+
+    @property
+    def least_rows(self) -> int:
+        """A component with fewer effective rows than this is collapsed."""
+        return 1
+
+    @abstractmethod
+    def with_components(self, k: int) -> Any:
+        """The same model with another number of components."""
+
+    @abstractmethod
+    def without_fixed(self, field: str) -> Any:
+        """The same model in which a field is learned."""
+
+    @abstractmethod
+    def counts(self, stats: Any) -> Array:
+        """(k,) effective rows of each component."""
+
+    @abstractmethod
+    def label_statistics(self, x: Matrix, labels: Array, weight: Array | None = None) -> Any:
+        """Statistics of given labels. labels : (n,) int; rows with label -1 are left out."""
+
+    @abstractmethod
+    def assign(self, params: Any, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
+        """Labels and scores of rows, tile by tile."""
+
+    def row_arrays(self, top_k: int) -> dict[str, RowArray]:
+        ranked = {
+            "top_component": RowArray("int32", -1, ranked=True),
+            "top_responsibility": RowArray("float32", np.nan, ranked=True),
+        }
+        label = {"label": RowArray("int32", -1)}
+        return {**super().row_arrays(top_k), **(ranked if top_k else {}), **label}
+
+    def predict(self, params: Any, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
+        """Labels, scores and the highest responsibilities; a row whose component is known has its own label."""
+        parts: dict[str, list[Array]] = {name: [] for name in self.row_arrays(top_k)}
+        for _, found in self.assign(params, rows.x, kernels):
+            parts[self.words.score].append(found.score)
+            parts["label"].append(found.label)
+            if top_k:
+                top = np.argsort(-found.log_resp, axis=1, kind="stable")[:, :top_k]
+                parts["top_component"].append(top.astype(np.int32))
+                share = np.exp(np.take_along_axis(found.log_resp, top, axis=1))
+                parts["top_responsibility"].append(share.astype(np.float32))
+        arrays = {name: np.concatenate(part) for name, part in parts.items()}
+        if (known := self.checked_labels(rows)) is not None:
+            arrays["label"] = np.where(known >= 0, known, arrays["label"]).astype(np.int32)
+        return arrays
+
+    @abstractmethod
+    def representatives(self, params: Any, rows: Rows, found: Expectation, limit: int, kernels: Any) -> Representatives:
+        """The rows of a chunk that each component is most responsible for. found : what the E-step returned."""
+
+    @abstractmethod
+    def removal_costs(self, params: Any, x: Matrix, weight: Array | None, kernels: Any) -> tuple[Array, Array]:
+        """What the objective would lose on these rows without each component, the others unchanged, and who would get them.
+
+        Returns (k,) costs, and (k, k) weights of the rows of one component whose next-best component is another.
+        """
+
+    @abstractmethod
+    def responsibilities(self, params: Any, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
+        """(n, k) responsibilities, those below `least` left out."""
+
+    @abstractmethod
+    def collapsed(self, params: Any, counts: Array) -> list[tuple[int, str]]:
+        """Components that are collapsed, and why. counts : (k,) their effective rows."""
+
+    @abstractmethod
+    def start_at(self, rows: Array, summary: Summary) -> Any:
+        """Parameters of a start: components at given rows, equal in all else. rows : (k, d)."""
+
+    def start_near_mean(self, summary: Summary, draws: Array) -> Any:
+        """Parameters of a start near the mean of the rows. draws : (k, d), standard normal."""
+        return self.start_at(summary.mean + 0.01 * np.sqrt(summary.variance) * draws, summary)
+
+    def shares(self, params: Any, stats: Any) -> Array:
+        """(k,) share of the rows that each component has."""
+        counts = self.counts(stats)
+        return counts / counts.sum()
+
+    def trace(self, stats: Any) -> dict[str, Array]:
+        return {"n_effective": self.counts(stats)}
+
+    def checked_labels(self, rows: Rows) -> Array | None:
+        """The known labels of a chunk. Raises InputError where one names a component that is not there."""
+        if rows.label is not None and (rows.label >= self.n_components).any():
+            i = int((rows.label >= self.n_components).argmax())
+            raise InputError(
+                f"data.labels: row {rows.start + i} has label {rows.label[i]}, expected -1 (not known) to "
+                f"{self.n_components - 1}. Raise model.n_components, or correct the labels."
+            )
+        return rows.label

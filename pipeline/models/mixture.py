@@ -1,0 +1,592 @@
+"""Mixtures: log p(x) = log sum_k pi_k p(x | theta_k), for components of any kind.
+
+A `Component` is K distributions side by side. The mixture adds weights, responsibilities, labels, resets and the share of
+a step that belongs to the weights. [Dempster, Laird and Rubin 1977; McLachlan and Peel 2000]
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.arrays.additive import Additive
+from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.packing import stored
+from pipeline.arrays.rows import Representatives, Rows
+from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
+from pipeline.errors import InputError
+from pipeline.kernels.softmax import log_sum_exp_rows, padded, softmax_rows
+from pipeline.models.base import Attachment, Evidence, Expectation, LatentModel, Reset, Totals, weighted_total
+from pipeline.models.clusters import MAX_RESETS, ClusterModel, Labels, SearchEffort, Summary, WorstRows
+from pipeline.models.schema import SIMPLEX, Field, Fields
+from pipeline.models.words import Words
+
+
+class Pass(NamedTuple):
+    """What one pass over rows gives.
+
+    log_norm : (n,) log p(x), nats.  sum_w : (k,) soft counts.  stats : the component's.  entropy : total nats.
+    """
+
+    log_norm: Array
+    sum_w: Array
+    stats: Any
+    entropy: float
+
+
+class Component(ABC):
+    """K distributions p(x | theta_k) side by side: what a family of mixtures has of its own.
+
+    Attributes
+    ----------
+    n_components, n_features : int
+    shift : array, shape (d,), float64
+        The reference point of distances between rows.
+    fields : mapping of str to Field
+        The schema of theta.
+    fixed : tuple of str
+        Fields of theta that keep their initial values.
+    location : str
+        The field that says where a component is, shape (k, d).
+    search : SearchEffort
+    impossible_advice : str
+        What to do about a row that no component can produce.
+    """
+
+    n_components: int
+    shift: Array
+    fixed: tuple[str, ...]
+    family: ClassVar[str]
+    words: ClassVar[Words]
+    location: ClassVar[str]
+    search: ClassVar[SearchEffort] = SearchEffort()
+    impossible_advice: ClassVar[str] = ""
+
+    @property
+    def n_features(self) -> int:
+        """d."""
+        return len(self.shift)
+
+    def facts(self) -> dict[str, Any]:
+        """Hyperparameters that people read, by name; text among them tells candidates apart."""
+        return {}
+
+    @property
+    def least_rows(self) -> int:
+        """A component with fewer effective rows than this is collapsed."""
+        return 1
+
+    @property
+    @abstractmethod
+    def fields(self) -> Fields:
+        """The schema of theta."""
+
+    @abstractmethod
+    def theta(self, **arrays: Array) -> Any:
+        """Parameters from the arrays of the schema, with what is derived from them once."""
+
+    @abstractmethod
+    def log_joint(self, theta: Any, log_weights: Array, x: Matrix, kernels: Any) -> Array:
+        """(n, k) float64: log pi_k + log p(x | theta_k), nats. log_weights : (k,), may hold -inf."""
+
+    @abstractmethod
+    def statistics(self, theta: Any, x: Matrix, resp: Array) -> Any:
+        """Sums over rows by component. theta : None where there is none yet.  resp : (n, k), weights multiplied in."""
+
+    @abstractmethod
+    def m_step(self, stats: Any, sum_w: Array, theta: Any | None) -> Any:
+        """Parameters that maximize the expected log density + log prior. sum_w : (k,).  theta : as in a model's m_step."""
+
+    @abstractmethod
+    def expected_log_joint(self, theta: Any, weights: Array, sum_w: Array, stats: Any) -> float:
+        """sum_n sum_k r_nk (log pi_k + log p(x_n | theta_k)), total nats, where 0 log 0 = 0."""
+
+    @abstractmethod
+    def start_at(self, rows: Array, summary: Summary | None) -> Any:
+        """Parameters of components at given rows. rows : (k, d).  summary : of all rows, None at a reset."""
+
+    @abstractmethod
+    def sample(self, theta: Any, labels: Array, rng: np.random.Generator) -> Matrix:
+        """Rows drawn from the components that labels name, (n, d)."""
+
+    def start_near_mean(self, summary: Summary, draws: Array) -> Any:
+        """Parameters of components near the mean of the rows. draws : (k, d), standard normal."""
+        return self.start_at(summary.mean + 0.01 * np.sqrt(summary.variance) * draws, summary)
+
+    def log_prior(self, theta: Any) -> float:
+        """Log of the prior density, up to a constant."""
+        return 0.0
+
+    def statistics_bytes(self) -> int:
+        """Bytes of the statistics: by default of one row."""
+        x = np.zeros((1, self.n_features))
+        return int(self.statistics(None, x, np.zeros((1, self.n_components))).nbytes)
+
+    def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> Any:
+        """Statistics of given labels. labels : (n,) int, all components' own.  weight : (n,)."""
+        total: Any = None
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
+            resp = np.where(labels[rows, None] == np.arange(self.n_components), weight[rows, None], 0.0)
+            part = self.statistics(None, x[rows], resp)
+            total = part if total is None else total + part
+        return total
+
+    def e_step(
+        self,
+        theta: Any,
+        log_weights: Array,
+        x: Matrix,
+        weight: Array | None,
+        hard: bool,
+        kernels: Any,
+    ) -> Pass:
+        """Responsibilities and their statistics, tile by tile. A family may have a compiled one in its place."""
+        k = self.n_components
+        log_norm, sum_w, stats, entropy = np.empty(x.shape[0]), np.zeros(k), None, 0.0
+        for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
+            tile = x[rows]
+            w = np.ones(tile.shape[0]) if weight is None else weight[rows]
+            resp = np.empty((tile.shape[0], padded(k, 8)))
+            resp[:, :k] = self.log_joint(theta, log_weights, tile, kernels)
+            entropy += softmax_rows(resp, k, w, hard, log_norm[rows])
+            part = self.statistics(theta, tile, resp[:, :k])
+            sum_w += resp[:, :k].sum(axis=0)
+            stats = part if stats is None else stats + part
+        return Pass(log_norm, sum_w, stats, entropy)
+
+    def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
+        """Terms of the squared Fisher norm of a step: sum_k N_k/N Δᵀ I_k Δ. By default twice the gain of the step."""
+        one = np.ones(self.n_components)
+        gain = self.expected_log_joint(new, one, sum_w, stats) - self.expected_log_joint(theta, one, sum_w, stats)
+        return (max(0.0, 2.0 * gain / float(sum_w.sum())),)
+
+    def change_squares(
+        self, change: Any, change_w: Array, stats: Any, sum_w: Array, theta: Any
+    ) -> tuple[float, ...] | None:
+        """Terms of the same for what a small change of the statistics does; None where only differences say it."""
+        return None
+
+    def feasible(self, stats: Any, known: Any) -> Any:
+        """Extrapolated statistics as some rows could have them. known : statistics that rows do have."""
+        return stats
+
+    def collapsed(self, theta: Any, sum_w: Array) -> list[tuple[int, str]]:
+        """Components that are collapsed, and why."""
+        few = np.flatnonzero(sum_w < self.least_rows)
+        return [(int(k), f"{sum_w[k]:.3g} effective rows, fewer than {self.least_rows}") for k in few]
+
+    def reset(self, new: Any, old: Any, stats: Any, sum_w: Array, collapsed: Array, places: Mapping[int, Array]) -> Any:
+        """Parameters in which collapsed components start again at a row each; those without a place stay.
+
+        new, old : after and before the M-step.  collapsed : (m,) int.  places : row (d,) by component.
+        """
+        if not places:
+            return new
+        at = np.array(list(places))
+        fresh = self.arrays(replace(self, n_components=len(at)).start_at(np.stack(list(places.values())), None))  # type: ignore[type-var]
+        arrays = {name: value.copy() for name, value in self.arrays(new).items()}
+        for name, value in arrays.items():
+            if self.fields[name].component_axes and name not in self.fixed:
+                value[at] = fresh[name]
+        return self.theta(**arrays)
+
+    def arrays(self, theta: Any) -> dict[str, Array]:
+        """Theta by the names of the schema."""
+        return {name: getattr(theta, name) for name in self.fields}
+
+    def implementations(self, theta: Any, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
+        """As `LatentModel.implementations`."""
+        return {}
+
+    def score_products(self, model: LatentModel, params: Any, fully: bool) -> Any:
+        """As `LatentModel.score_products`. model : the mixture."""
+        raise InputError(f"output.standard_errors: family {self.family} has none; set it to false.")
+
+    def broken(self, theta: Any) -> Array:
+        """(k,) bool: components whose density cannot be computed."""
+        return np.zeros(self.n_components, dtype=bool)
+
+
+@dataclass(frozen=True)
+class MixtureParams:
+    """weights : (k,).  theta : the component's parameters."""
+
+    weights: Array
+    theta: Any
+
+
+@stored
+@dataclass(frozen=True)
+class MixtureStats(Additive):
+    """sum_w : (k,) soft counts N_k.  component : the component's statistics."""
+
+    sum_w: Array
+    component: Any
+
+
+@stored
+@dataclass(frozen=True)
+class Mixture(ClusterModel):
+    """Weights times components.
+
+    Attributes
+    ----------
+    component : Component
+    assignment : {'soft', 'hard'}
+    fixed_weights : bool
+        Whether weights keep their initial values.
+    weight_concentration : float
+        Of the weights' symmetric Dirichlet prior, at least 1; 1 is none.
+    """
+
+    component: Any
+    assignment: str = "soft"
+    fixed_weights: bool = False
+    weight_concentration: float = 1.0
+
+    @property
+    def family(self) -> str:  # type: ignore[override]  # the component's
+        """The component's."""
+        return str(self.component.family)
+
+    @property
+    def words(self) -> Words:  # type: ignore[override]  # the component's
+        """The component's."""
+        words: Words = self.component.words
+        return words
+
+    @property
+    def location(self) -> str:  # type: ignore[override]  # the component's
+        """The component's."""
+        return str(self.component.location)
+
+    @property
+    def search(self) -> SearchEffort:  # type: ignore[override]  # the component's
+        """The component's."""
+        effort: SearchEffort = self.component.search
+        return effort
+
+    @property
+    def shift(self) -> Array:  # type: ignore[override]  # the component's
+        """The component's."""
+        shift: Array = self.component.shift
+        return shift
+
+    @property
+    def n_components(self) -> int:
+        return int(self.component.n_components)
+
+    @property
+    def least_rows(self) -> int:
+        return int(self.component.least_rows)
+
+    @property
+    def fields(self) -> Fields:
+        return {"weights": Field(("component",), SIMPLEX), **self.component.fields}
+
+    @property
+    def fixed(self) -> tuple[str, ...]:  # type: ignore[override]  # of weights and component
+        """Fields that keep their initial values."""
+        return (*(("weights",) if self.fixed_weights else ()), *self.component.fixed)
+
+    @property
+    def label(self) -> str:
+        return "-".join([super().label, *(fact for fact in self.component.facts().values() if isinstance(fact, str))])
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), **self.component.facts(), "assignment": self.assignment, "fixed": list(self.fixed)}
+
+    @property
+    def hard(self) -> bool:
+        """Whether each row counts for one component alone."""
+        return self.assignment == "hard"
+
+    @property
+    def exact(self) -> bool:
+        return not self.hard
+
+    @property
+    def extrapolates(self) -> bool:
+        return not self.hard  # labels jump: there is nothing to extrapolate
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        return (WorstRows(min(self.n_components, 8)),)
+
+    def with_components(self, k: int) -> Mixture:
+        return replace(self, component=replace(self.component, n_components=k))
+
+    def without_fixed(self, field: str) -> Mixture:
+        rest = tuple(name for name in self.component.fixed if name != field)
+        return self if rest == self.component.fixed else replace(self, component=replace(self.component, fixed=rest))
+
+    def params(self, **arrays: Array) -> MixtureParams:
+        return MixtureParams(arrays.pop("weights"), self.component.theta(**arrays))
+
+    def arrays(self, params: MixtureParams) -> dict[str, Array]:
+        return {"weights": params.weights, **self.component.arrays(params.theta)}
+
+    def params_from_arrays(self, arrays: Mapping[str, Array]) -> MixtureParams:
+        params: MixtureParams = super().params_from_arrays(arrays)
+        broken = np.flatnonzero(self.component.broken(params.theta))
+        if len(broken):
+            raise InputError(
+                f"initial covariances: that of component {broken[0]} is not positive definite; give positive eigenvalues."
+            )
+        return params
+
+    def log_joint(self, params: MixtureParams, x: Matrix, kernels: Any) -> Array:
+        """(n, k) float64: log pi_k + log p(x | theta_k), nats."""
+        return self.component.log_joint(params.theta, _log(params.weights), x, kernels)
+
+    def e_step(self, params: MixtureParams, rows: Rows, kernels: Any) -> Expectation:
+        found = self._by_label(params, rows, kernels)
+        log_likelihood = weighted_total(rows.weight, found.log_norm)
+        score = found.log_norm if rows.weight is None else np.where(rows.weight > 0, found.log_norm, np.inf)
+        if not np.isfinite(log_likelihood):
+            self._refuse_impossible(score, rows.start)
+        evidence = Evidence(rows.total_weight, found.entropy, log_likelihood, found.entropy)
+        return Expectation(MixtureStats(found.sum_w, found.stats), evidence, score)
+
+    def _by_label(self, params: MixtureParams, rows: Rows, kernels: Any) -> Pass:
+        """The pass over a chunk; rows whose component is known are passed with the weights of all others at 0."""
+        log_weights, labels = _log(params.weights), self.checked_labels(rows)
+        e_step = self.component.e_step
+        if labels is None:
+            found: Pass = e_step(params.theta, log_weights, rows.x, rows.weight, self.hard, kernels)
+            return found
+        total, log_norm = None, np.empty(rows.n)
+        for label in np.unique(labels):
+            chosen = np.flatnonzero(labels == label)
+            own = log_weights if label < 0 else np.where(np.arange(self.n_components) == label, log_weights, -np.inf)
+            weight = None if rows.weight is None else rows.weight[chosen]
+            part = e_step(params.theta, own, rows.x[chosen], weight, self.hard, kernels)
+            log_norm[chosen] = part.log_norm
+            total = part[1:] if total is None else tuple(a + b for a, b in zip(total, part[1:], strict=True))
+        assert total is not None, "a chunk has at least one row"
+        return Pass(log_norm, *total)
+
+    def _refuse_impossible(self, score: Array, start: int) -> None:
+        """score : (n,) log-densities, inf for rows of weight 0."""
+        bad = np.flatnonzero(~(score > -np.inf))
+        if len(bad):
+            raise InputError(
+                f"row {start + bad[0]}: log-density {score[bad[0]]}; no component can produce it. "
+                f"{self.component.impossible_advice}"
+            )
+
+    def m_step(self, stats: MixtureStats, params: MixtureParams | None) -> MixtureParams:
+        k = self.n_components
+        if not self.fixed_weights:
+            weights = map_weights(stats.sum_w, self.weight_concentration)
+        else:
+            weights = np.full(k, 1.0 / k) if params is None else params.weights
+        theta = None if params is None else params.theta
+        return MixtureParams(weights, self.component.m_step(stats.component, stats.sum_w, theta))
+
+    def expected_log_joint(self, stats: MixtureStats, params: MixtureParams) -> float:
+        return float(self.component.expected_log_joint(params.theta, params.weights, stats.sum_w, stats.component))
+
+    def log_prior(self, params: MixtureParams) -> float:
+        of_weights = 0.0 if self.fixed_weights else log_dirichlet(params.weights, self.weight_concentration)
+        return float(self.component.log_prior(params.theta)) + of_weights
+
+    def fisher_norm(self, totals: Totals, params: MixtureParams, new: MixtureParams) -> float:
+        """sqrt of sum_k Δπ²/π + the components' part."""
+        stats = totals.stats
+        squares = relative_square(new.weights - params.weights, params.weights).sum()
+        parts = self.component.step_squares(stats.component, stats.sum_w, params.theta, new.theta)
+        return float(np.sqrt(sum([squares, *parts])))
+
+    def change_norm(self, change: Totals, totals: Totals, params: MixtureParams) -> float:
+        stats, moved = totals.stats, change.stats
+        parts = self.component.change_squares(moved.component, moved.sum_w, stats.component, stats.sum_w, params.theta)
+        if parts is None:
+            return super().change_norm(change, totals, params)
+        total = stats.sum_w.sum()
+        weights = (moved.sum_w - stats.sum_w * (moved.sum_w.sum() / total)) / total
+        squares = 0.0 if self.fixed_weights else relative_square(weights, params.weights).sum()
+        return float(np.sqrt(sum([squares, *parts])))
+
+    def feasible(self, totals: Totals, known: Totals) -> Totals | None:
+        stats = totals.stats
+        if not (stats.sum_w > 0).all():
+            return None
+        component = self.component.feasible(stats.component, known.stats.component)
+        return replace(totals, stats=MixtureStats(stats.sum_w, component))
+
+    def is_valid(self, params: MixtureParams, stats: MixtureStats) -> bool:
+        return not self.collapsed(params, stats.sum_w)
+
+    def counts(self, stats: MixtureStats) -> Array:
+        return stats.sum_w
+
+    def shares(self, params: MixtureParams, stats: MixtureStats) -> Array:
+        return params.weights
+
+    def collapsed(self, params: MixtureParams, counts: Array) -> list[tuple[int, str]]:
+        found: list[tuple[int, str]] = self.component.collapsed(params.theta, counts)
+        return found
+
+    def reset(
+        self,
+        new: MixtureParams,
+        old: MixtureParams,
+        stats: MixtureStats,
+        attached: Mapping[str, Any],
+        resets: tuple[int, ...],
+    ) -> tuple[MixtureParams, list[Reset]]:
+        """Each collapsed component starts again at the next worst row, with weight 1/K.
+
+        After MAX_RESETS it stays: so K = N still ends.
+        """
+        collapsed = self.collapsed(new, stats.sum_w)
+        if not collapsed:
+            return new, []
+        rows: Matrix = attached["outliers"].x if self.location not in self.fixed else np.empty((0, 0))
+        worst = iter(np.asarray(rows.toarray() if sp.issparse(rows) else rows, dtype=np.float64))
+        places: dict[int, Array] = {}
+        for k, _ in collapsed:
+            place = next(worst, None) if resets.count(k) < MAX_RESETS else None
+            if place is not None:
+                places[k] = place
+        which = np.array([k for k, _ in collapsed])
+        theta = self.component.reset(new.theta, old.theta, stats.component, stats.sum_w, which, places)
+        weights = new.weights if self.fixed_weights else share_with(new.weights, np.array(list(places), dtype=int))
+        return MixtureParams(weights, theta), [Reset(k, reason, k in places) for k, reason in collapsed]
+
+    def label_statistics(self, x: Matrix, labels: Array, weight: Array | None = None) -> MixtureStats:
+        weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
+        own = np.maximum(labels, 0)
+        sum_w = np.bincount(own, weights=weights, minlength=self.n_components)
+        return MixtureStats(sum_w, self.component.label_statistics(x, own, weights))
+
+    def start_at(self, rows: Array, summary: Summary) -> MixtureParams:
+        return self._equal_weights(self.component.start_at(rows, summary))
+
+    def start_near_mean(self, summary: Summary, draws: Array) -> MixtureParams:
+        return self._equal_weights(self.component.start_near_mean(summary, draws))
+
+    def _equal_weights(self, theta: Any) -> MixtureParams:
+        return MixtureParams(np.full(self.n_components, 1.0 / self.n_components), theta)
+
+    def assign(self, params: MixtureParams, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
+        for rows in self._tiles(x):
+            log_joint = self.log_joint(params, x[rows], kernels)
+            log_norm = log_sum_exp(log_joint)
+            log_resp = log_joint - log_norm[:, None]
+            yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
+
+    def score_rows(self, params: MixtureParams, x: Matrix, kernels: Any) -> Array:
+        return np.concatenate([labels.score for _, labels in self.assign(params, x, kernels)] or [np.empty(0)])
+
+    def representatives(
+        self, params: MixtureParams, rows: Rows, found: Expectation, limit: int, kernels: Any
+    ) -> Representatives:
+        total: Representatives | None = None
+        for part in first_few_then_tiles(rows.n, tile_height(self.n_features, self.n_components)):
+            live = np.arange(part.start, part.stop)
+            if rows.weight is not None:
+                live = live[rows.weight[part] > 0]
+            log_joint = self.log_joint(params, rows.x[live], kernels)
+            log_resp = log_joint - log_sum_exp(log_joint)[:, None]
+            if total is not None:
+                chosen = total.challengers(log_resp, log_joint)
+                live, log_joint, log_resp = live[chosen], log_joint[chosen], log_resp[chosen]
+            best = Representatives.of(limit, rows.start + live, log_resp, log_joint, rows.x[live])
+            total = best if total is None else total + best
+        assert total is not None, "a chunk has at least one row"
+        return total
+
+    def removal_costs(
+        self, params: MixtureParams, x: Matrix, weight: Array | None, kernels: Any
+    ) -> tuple[Array, Array]:
+        """Sums of -log(1 - r_nk); where r_nk is near 1 the rest is summed without it, so that no digit is lost."""
+        k = self.n_components
+        cost, next_best = np.zeros(k), np.zeros((k, k))
+        for rows in self._tiles(x):
+            log_joint = self.log_joint(params, x[rows], kernels)
+            log_norm = log_sum_exp(log_joint)
+            each, top = np.arange(len(log_joint)), log_joint.argmax(axis=1)
+            with np.errstate(divide="ignore"):
+                lost = -np.log1p(-np.exp(log_joint - log_norm[:, None]))
+            log_joint[each, top] = -np.inf
+            lost[each, top] = log_norm - log_sum_exp(log_joint)
+            weights = np.ones(len(lost)) if weight is None else weight[rows]
+            cost += weights @ lost
+            np.add.at(next_best, (top, log_joint.argmax(axis=1)), weights)
+        return cost, next_best
+
+    def responsibilities(self, params: MixtureParams, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
+        parts = []
+        for _, labels in self.assign(params, x, kernels):
+            shares = np.exp(labels.log_resp)
+            shares[shares < least] = 0.0
+            parts.append(sp.csr_array(shares))
+        return sp.csr_array(sp.vstack(parts))
+
+    def implementations(self, params: MixtureParams, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = self.component.implementations(params.theta, dtype, kernels)
+        return found
+
+    def sample(self, params: MixtureParams, n: int, rng: np.random.Generator) -> tuple[Matrix, Array]:
+        """Rows drawn from the mixture, (n, d), and their components, (n,), in the order of the components."""
+        counts = rng.multinomial(n, params.weights / params.weights.sum())
+        labels = np.repeat(np.arange(len(counts)), counts)
+        return self.component.sample(params.theta, labels, rng), labels
+
+    def statistics_bytes(self) -> int:
+        return 8 * self.n_components + int(self.component.statistics_bytes())
+
+    def score_products(self, params: MixtureParams | None, fully: bool) -> Any:
+        return self.component.score_products(self, params, fully)
+
+    def _tiles(self, x: Matrix) -> Iterator[slice]:
+        return tiles(x.shape[0], tile_height(self.n_features, self.n_components))
+
+
+def log_sum_exp(log_joint: Array) -> Array:
+    """(n,) log of the sum of exponentials of each row; -inf for a row of -inf. log_joint : (n, k) float64."""
+    out = np.empty(len(log_joint))
+    log_sum_exp_rows(log_joint, np.full(padded(log_joint.shape[1], 8), -np.inf), out)
+    return out
+
+
+def _log(weights: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return np.log(weights)
+
+
+def share_with(weights: Array, reset: Array) -> Array:
+    """Weights in which each component that was reset has 1/K, and the others share the rest as before. reset : (m,) int."""
+    k = len(weights)
+    others = np.delete(np.arange(k), reset)
+    shared = np.full(k, 1.0 / k)
+    rest = weights[others].sum()
+    if rest > 0:
+        shared[others] = weights[others] * (len(others) / k / rest)
+    return shared
+
+
+def map_weights(sum_w: Array, concentration: float) -> Array:
+    """Weights at the mode under a symmetric Dirichlet. sum_w : (k,) soft counts.  concentration >= 1; 1: no prior."""
+    counts = sum_w + (concentration - 1.0)
+    return counts / counts.sum()
+
+
+def log_dirichlet(weights: Array, concentration: float) -> float:
+    """Log density of that Dirichlet, nats, up to its constant. weights : (k,)."""
+    if concentration == 1.0:
+        return 0.0
+    with np.errstate(divide="ignore"):  # a start may have weights of 0
+        return float((concentration - 1.0) * np.log(weights).sum())
+
+
+def relative_square(change: Array, value: Array) -> Array:
+    """change² / value, and 0 where nothing changes: 0/0 is a part that no row belongs to. Both : (...)."""
+    return np.divide(change * change, value, out=np.where(change == 0, 0.0, np.inf), where=value > 0)

@@ -1,0 +1,183 @@
+"""The schema of a model's parameters, and what follows from it for every model.
+
+A model names its arrays, their dimensions and what values they may hold. Checking arrays that a user gives, reordering,
+splitting and joining components, counting free parameters, bytes and the dimensions of stored arrays follow from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.arrays.dtypes import Array
+from pipeline.errors import InputError
+
+COMPONENT = "component"
+
+
+class Support:
+    """Values that an array may hold: real numbers; subclasses are narrower."""
+
+    def problem(self, name: str, value: Array) -> str | None:
+        """Say what is wrong with an array; None where nothing is."""
+        return None if np.isfinite(value).all() else f"{name}: got NaN or infinity, expected finite numbers."
+
+    def n_free(self, shape: tuple[int, ...]) -> int:
+        """How many numbers of such an array are free."""
+        return int(np.prod(shape))
+
+
+class Positive(Support):
+    """Numbers above 0."""
+
+    def problem(self, name: str, value: Array) -> str | None:
+        wrong = super().problem(name, value)
+        return wrong or (None if (value > 0).all() else f"{name}: got {value.min():.6g}, expected numbers above 0.")
+
+
+class Simplex(Support):
+    """Numbers of at least 0 that sum to 1 along the last axis."""
+
+    def problem(self, name: str, value: Array) -> str | None:
+        if wrong := super().problem(name, value):
+            return wrong
+        sums = value.sum(axis=-1)
+        if value.min() >= 0 and np.allclose(sums, 1.0):
+            return None
+        worst = np.atleast_1d(sums)[np.abs(np.atleast_1d(sums) - 1.0).argmax()]
+        return f"{name}: got sum {worst:.6g} and lowest {value.min():.6g}, expected numbers >= 0 that sum to 1."
+
+    def n_free(self, shape: tuple[int, ...]) -> int:
+        return int(np.prod(shape[:-1])) * (shape[-1] - 1)
+
+
+class LogSimplex(Simplex):
+    """Logarithms, of which -inf is one, of numbers that sum to 1 along the last axis."""
+
+    def problem(self, name: str, value: Array) -> str | None:
+        if np.isnan(value).any() or (value == np.inf).any():
+            return f"{name}: got NaN or +infinity, expected logarithms of probabilities."
+        sums = np.atleast_1d(np.exp(value).sum(axis=-1))
+        if np.allclose(sums, 1.0):
+            return None
+        k = int(np.abs(sums - 1.0).argmax())
+        return f"{name}: exp sums to {sums[k]:.6g} for component {k}, expected 1."
+
+
+class PositiveDefinite(Support):
+    """Symmetric positive definite matrices in the last two axes. That they are definite is seen when they are factored."""
+
+    def problem(self, name: str, value: Array) -> str | None:
+        if wrong := super().problem(name, value):
+            return wrong
+        apart = np.abs(value - np.swapaxes(value, -1, -2)).max()
+        if apart <= 1e-9 * np.abs(value).max():
+            return None
+        return f"{name}: differ from their transposes by {apart:.3g}; give symmetric ones."
+
+    def n_free(self, shape: tuple[int, ...]) -> int:
+        d = shape[-1]
+        return int(np.prod(shape[:-2])) * d * (d + 1) // 2
+
+
+REAL, POSITIVE, SIMPLEX, LOG_SIMPLEX, POSITIVE_DEFINITE = (
+    Support(),
+    Positive(),
+    Simplex(),
+    LogSimplex(),
+    PositiveDefinite(),
+)
+
+
+class Field(NamedTuple):
+    """One array of the parameters.
+
+    Attributes
+    ----------
+    dims : tuple of str
+        Names of its dimensions, as in model.zarr. Those that begin with ``component`` run over the components; a second
+        dimension of one size has a number, such as ``feature_2``.
+    support : Support
+    """
+
+    dims: tuple[str, ...]
+    support: Support = REAL
+
+    @property
+    def component_axes(self) -> tuple[int, ...]:
+        """The axes that run over the components; none where all components share the array, or there are none."""
+        return tuple(i for i, name in enumerate(self.dims) if _stem(name) == COMPONENT)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the array holds the components' shares of all rows."""
+        return self.dims == (COMPONENT,) and isinstance(self.support, Simplex)
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape for sizes of dimensions by name."""
+        return tuple(sizes[_stem(name)] for name in self.dims)
+
+
+Fields = Mapping[str, Field]
+Arrays = dict[str, Array]
+
+
+def _stem(name: str) -> str:
+    stem, _, number = name.rpartition("_")
+    return stem if number.isdigit() else name
+
+
+def checked(fields: Fields, sizes: Mapping[str, int], arrays: Mapping[str, Array]) -> Arrays:
+    """Return the arrays of a schema as float64.
+
+    Raises
+    ------
+    InputError
+        If one is missing, or has another shape or other values than the schema says.
+    """
+    values: Arrays = {}
+    for name, field in fields.items():
+        if name not in arrays:
+            raise InputError(f"initial parameters: got {sorted(arrays)}, expected {sorted(fields)}; {name} is missing.")
+        value, shape = np.asarray(arrays[name], dtype=np.float64), field.shape(sizes)
+        if value.shape != shape:
+            raise InputError(f"initial {name}: got shape {value.shape}, expected shape {shape}.")
+        if wrong := field.support.problem(name, value):
+            raise InputError(f"initial {wrong}")
+        values[name] = value
+    return values
+
+
+def taken(fields: Fields, arrays: Mapping[str, Array], components: Array) -> Arrays:
+    """Return the arrays of some components, in the order given; shares are normalized where some are left out."""
+    found: Arrays = {}
+    for name, value in arrays.items():
+        for axis in fields[name].component_axes:
+            value = np.take(value, components, axis=axis)
+        found[name] = value
+    return found
+
+
+def joined(fields: Fields, first: Mapping[str, Array], second: Mapping[str, Array]) -> Arrays:
+    """Return the components of two models in one; what components share is the first one's. Shares do not sum to 1 yet."""
+    return {
+        name: np.concatenate([value, second[name]]) if fields[name].component_axes else value
+        for name, value in first.items()
+    }
+
+
+def normalized(fields: Fields, arrays: Arrays) -> Arrays:
+    """Return the arrays with shares that sum to 1."""
+    return {name: value / value.sum() if fields[name].is_share else value for name, value in arrays.items()}
+
+
+def n_free(fields: Fields, sizes: Mapping[str, int], fixed: tuple[str, ...] = ()) -> int:
+    """How many numbers are learned: those that are free in each array that is not fixed."""
+    return sum(field.support.n_free(field.shape(sizes)) for name, field in fields.items() if name not in fixed)
+
+
+def n_bytes(fields: Fields, sizes: Mapping[str, int]) -> int:
+    """Bytes of all arrays, float64."""
+    return 8 * sum(int(np.prod(field.shape(sizes))) for field in fields.values())
