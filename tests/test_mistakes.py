@@ -217,7 +217,10 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
         ["run", "data: {source: images, path: photo, patch: {size: [64, 64]}}\n"],
         "is 32 x 32 pixels, expected at least one patch of 64 x 64",
     ),
-    "an output below a file": (["run", "job.yaml", "--output", "x.npy/run"], ("output x.npy/run: cannot be written", 3)),
+    "an output below a file": (
+        ["run", "job.yaml", "--output", "x.npy/run"],
+        ("output x.npy/run: cannot be written", 3),
+    ),
     "an output that is a file": (
         ["run", "job.yaml", "--output", "x.npy"],
         "output x.npy: got a path that exists and is not a run directory",

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -20,301 +18,20 @@ import zarr
 import pipeline
 from pipeline import config
 from pipeline.errors import InputError, StorageError
-from pipeline.outputs import checkpoint
-from pipeline.outputs.report import write_report
+from pipeline.outputs.report import svg, write_report
 from pipeline.outputs.report.formatting import number, percent, seconds, size
 from tests.jobs import blobs
-
-FAMILY_NAMES = {"means": "gaussian", "centers": "kmeans", "log_prob": "multinomial"}
-
-
-def history(k: int, n_iter: int, rows: int) -> dict[str, Any]:
-    """A plausible history: log-likelihoods that rise, a free energy between two of them, sizes that settle."""
-    t = np.arange(n_iter + 1)
-    log_likelihood = rows * (-10 - 4 * np.exp(-0.3 * t) - 1 / (t + 2))
-    between = 0.35 * log_likelihood[:-1] + 0.65 * log_likelihood[1:]
-    sizes = np.random.default_rng(3).dirichlet(np.full(k, 5.0), n_iter) * rows
-    return {
-        "log_likelihood": ("iteration", log_likelihood[:-1]),
-        "lower_bound": ("iteration", between),
-        "entropy": ("iteration", np.full(n_iter, 0.3 * rows)),
-        "n_effective": (("iteration", "component"), sizes),
-        "rows": ("iteration", np.full(n_iter, rows)),
-        "phase": ("iteration", np.full(n_iter, "em", dtype=object)),
-        "final": log_likelihood[-1],
-    }
-
-
-def write_run(folder: Path, centre: str, arrays: dict[str, Any], data: dict[str, Any], **attrs: Any) -> Path:
-    """A finished run directory; `centre` is means, centers or log_prob, and names the family."""
-    folder.mkdir(parents=True, exist_ok=True)
-    family = FAMILY_NAMES[centre]
-    k, d = arrays[centre].shape
-    n_iter, rows = 12, 20_000
-    past = history(k, n_iter, rows)
-    final = past.pop("final")
-    if family == "kmeans":
-        past["inertia"] = ("iteration", -np.asarray(past.pop("log_likelihood")[1]))
-        del past["lower_bound"], past["entropy"]
-    variables: dict[str, Any] = past | {
-        "weights": ("component", np.sort(np.random.default_rng(0).dirichlet(np.full(k, 4.0)))[::-1]),
-        centre: (("component", "feature"), arrays[centre]),
-        "representative_row": (("component", "rank"), np.arange(5 * k).reshape(k, 5)),
-        "representative_responsibility": (("component", "rank"), np.full((k, 5), 0.99)),
-    }
-    square = ("feature", "feature_2")
-    tied = attrs.get("covariance_type") == "tied"
-    dims: dict[tuple[str, int], tuple[str, ...]] = {
-        ("covariances", 3): ("component", *square),
-        ("covariances", 2): square if tied else ("component", "feature"),
-        ("covariances", 1): ("component",),
-        ("representatives", 3): ("component", "rank", "feature"),
-        ("sample", 2): ("sample_row", "feature"),
-        ("means_se", 2): ("component", "feature"),
-        ("outlier_row", 1): ("outlier",),
-        ("outlier_log_density", 1): ("outlier",),
-        ("outliers", 2): ("outlier", "feature"),
-        ("preprocess_offset", 1): ("raw_feature",),
-        ("preprocess_matrix", 2): ("raw_feature", "feature"),
-        ("preprocess_inverse", 2): ("feature", "raw_feature"),
-    }
-    variables |= {name: (dims[name, array.ndim], array) for name, array in arrays.items() if name != centre}
-    objective = {"final_inertia": -final} if family == "kmeans" else {"final_log_likelihood": final}
-    criteria = {} if family == "kmeans" else {"aic": 412345.6, "bic": 423456.7, "icl": 434567.8}
-    stored = {
-        "family": family,
-        "covariance_type": "full" if family == "gaussian" else None,
-        "assignment": "hard" if family == "kmeans" else "soft",
-        "n_components": k,
-        "n_features": d,
-        "n_rows": rows,
-        "total_weight": float(rows),
-        "stop_reason": "converged: the log-likelihood per row moved by 4.1e-4 nats, less than tol = 1e-3",
-        "converged": True,
-        "n_iter": n_iter,
-        "log_jacobian": 0.0,
-        "order": [1, 0, *range(2, k)][:k] if k > 1 else [0],
-        "data": data,
-        "restarts": [{"restart": 0, "objective": final, "n_iter": n_iter, "stop_reason": "tol", "chosen": True}],
-        "reg_covar": 1e-6,
-        "dropped_rows": 0,
-    }
-    stored |= objective | criteria | attrs
-    dataset = xr.Dataset(variables, attrs={key: value for key, value in stored.items() if value is not None})
-    dataset.to_zarr(folder / "model.zarr", consolidated=False, mode="w")
-    config = {
-        "data": {"source": "zarr", "path": "data/rows.zarr"},
-        "model": {"family": family, "n_components": k},
-        "fit": {"init": "k-means||", "n_init": 1, "max_iter": 100, "tol": 1e-3},
-        "output": {"path": "runs/example"},
-    }
-    resolved = {
-        "config": config,
-        "versions": {"em-pipeline": "0.1.0", "numpy": "2.4.0"},
-        "numerics": 1,
-        "fingerprint": {"shape": [rows, d], "dtype": "float64", "n_chunks": 7, "sha256": ["ab12" * 16] * 16},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
-    write_events(folder, n_iter, rows)
-    return folder
-
-
-def write_events(folder: Path, n_iter: int, rows: int) -> None:
-    """Events with a reset, a warning, a kind that nobody knows, and a last line torn by a crash."""
-    moment = "2026-03-05T14:{:02d}:{:02d}+00:00"
-    entries: list[dict[str, Any]] = [
-        {"event": "start", "host": "grey", "cores": 2, "blas": "openblas Haswell", "memory_total": 2**32},
-        {"event": "profile", "rows": rows, "seconds": 0.41, "bytes_read": 10**7},
-        {"event": "init", "method": "k-means||", "seconds": 1.2},
-    ]
-    for t in range(n_iter):
-        speed = {"seconds": 0.02 + 0.003 * (t % 3), "rows": rows, "bytes_read": 10**7, "workers": 2}
-        entries.append({"event": "pass", "iteration": t, **speed})
-    entries += [
-        {"event": "reset", "restart": 0, "iteration": 3, "component": 1, "reason": "1.2 effective rows"},
-        {"event": "warning", "message": "2 <b>rows</b> & more"},
-        {"event": "eclipse", "depth": 3},
-        {"event": "checkpoint", "generation": 4, "seconds": 0.03},
-        {"event": "finished", "seconds": 9.5, "peak_pss": 3 * 10**8},
-    ]
-    lines = [json.dumps({**entry, "time": moment.format(i // 60, i % 60)}) for i, entry in enumerate(entries)]
-    (folder / "events.jsonl").write_text("\n".join(lines) + '\n{"event": "pass", "seco')
-
-
-def spd(rng: np.random.Generator, k: int, d: int) -> np.ndarray:
-    """(k, d, d) covariances."""
-    a = rng.normal(size=(k, d, d)) * np.linspace(1, 0.1, d)
-    return np.asarray(a @ a.transpose(0, 2, 1) / d + 0.01 * np.eye(d))
-
-
-def dense_run(folder: Path, d: int = 2, k: int = 3, covariance_type: str = "full", **attrs: Any) -> Path:
-    """A Gaussian mixture of plain rows."""
-    rng = np.random.default_rng(d)
-    full = spd(rng, k, d)
-    covariances: np.ndarray = {
-        "full": full,
-        "tied": full[0],
-        "diag": np.diagonal(full, axis1=1, axis2=2),
-        "spherical": np.trace(full, axis1=1, axis2=2) / d,
-    }[covariance_type]
-    means = 3 * rng.normal(size=(k, d))
-    sample = means[rng.integers(k, size=500)] + rng.normal(size=(500, d))
-    arrays = {"means": means, "covariances": covariances, "sample": sample}
-    return write_run(folder, "means", arrays, {"kind": "rows"}, covariance_type=covariance_type, **attrs)
-
-
-def kmeans_run(folder: Path) -> Path:
-    """K-means of plain rows."""
-    rng = np.random.default_rng(1)
-    arrays = {"centers": rng.normal(size=(4, 5)), "sample": rng.normal(size=(300, 5))}
-    return write_run(folder, "centers", arrays, {"kind": "rows"})
-
-
-def image_run(folder: Path) -> Path:
-    """Small images, spherical; the last component has no closest row."""
-    rng = np.random.default_rng(2)
-    arrays = {
-        "means": rng.uniform(0, 16, (6, 64)),
-        "covariances": np.ones(6),
-        "representatives": rng.uniform(0, 16, (6, 5, 64)),
-        "sample": rng.uniform(0, 16, (50, 64)),
-    }
-    return write_run(folder, "means", arrays, {"kind": "image", "size": [8, 8]}, covariance_type="spherical")
-
-
-def patch_run(folder: Path, k: int = 200, p: int = 8) -> Path:
-    """Full covariances of mean-free patches."""
-    rng = np.random.default_rng(4)
-    d = p * p - 1
-    arrays = {
-        "means": 0.01 * rng.normal(size=(k, d)),
-        "covariances": spd(rng, k, d),
-        "representatives": rng.normal(size=(k, 5, d)),
-        "sample": rng.normal(size=(100, d)),
-        "outlier_row": np.array([70, 5]),
-        "outlier_log_density": np.array([-50.0, -40.0]),
-        "outliers": rng.normal(size=(2, d)),
-    }
-    data = {"kind": "patch", "size": [p, p], "channels": 1, "remove_mean": True, "contrast": None}
-    return write_run(folder, "means", arrays, data)
-
-
-def topic_run(folder: Path) -> Path:
-    """A multinomial mixture with a vocabulary that needs escaping."""
-    theta = np.random.default_rng(5).dirichlet(np.full(40, 0.2), 20) + 1e-9
-    words = [f"word&{i}" for i in range(40)]
-    return write_run(folder, "log_prob", {"log_prob": np.log(theta)}, {"kind": "document"}, vocabulary=words)
-
-
-def forget(run: Path) -> Path:
-    """The run with a history that was not computed at every iteration, as an incremental method leaves it."""
-    model = zarr.open_group(run / "model.zarr")
-    for name in ("log_likelihood", "lower_bound", "entropy"):
-        array = model[name]
-        assert isinstance(array, zarr.Array)
-        array[2:5] = np.nan
-    return run
-
-
-def choice_run(folder: Path, shapes: tuple[str, ...] = ("full",), heldout: bool = False, **attrs: Any) -> Path:
-    """A run that was chosen from 2, 3 and 4 components; the second of the first shape by BIC or held-out rows."""
-    table = [
-        {
-            "name": f"k{k}-{shape}",
-            "n_components": k,
-            "covariance_type": shape,
-            "final_log_likelihood": -2e5 + 10 * k,
-            "aic": 4e5 + 100 * abs(k - 3) + i,
-            "bic": 4e5 + 1000 * abs(k - 3) + i,
-            "icl": 4e5 + 900.0 + k,
-            "n_free_parameters": 10 * k,
-            "total_weight": 15_000.0,
-            "collapsed": int(k == 4),
-            "n_iter": 20 + k,
-            "stop_reason": f"converged: of {k} components",
-            "restarts": [],
-            "criterion": "heldout" if heldout else "bic",
-            "chosen": k == 3 and i == 0,
-        }
-        | ({"heldout": -13.0 - abs(k - 3), "heldout_weight": 5000.0} if heldout else {})
-        for k in (4, 2, 3)
-        for i, shape in enumerate(shapes)
-    ]
-    return dense_run(folder, candidates=table, **attrs)
-
-
-def keep(run: Path, iterations: tuple[int, ...] = (0, 1, 5)) -> Path:
-    """The run with parameters of some iterations: the model's, stretched by feature, in the order that the fit had."""
-    model = xr.open_zarr(run / "model.zarr", consolidated=False)
-    back = np.argsort(model.attrs["order"])
-    names = [name for name in ("weights", "means", "covariances", "centers", "log_prob") if name in model]
-    first = f"-{model.attrs['covariance_type']}" if "covariance_type" in model.attrs else ""
-    folder = run / "iterations" / f"k{model.sizes['component']}{first}-0"
-    for t in iterations:
-        arrays = {}
-        for name in names:
-            value, stretch = model[name].values, stretched(model.sizes["feature"], t)
-            if name != "weights":
-                square = "feature_2" in model[name].dims
-                value = value * np.outer(stretch, stretch) if square else value * (stretch if value.ndim > 1 else 2)
-            arrays[name] = value[back] if model[name].dims[0] == "component" else value
-        checkpoint.save(folder, t, checkpoint.State(arrays, {}), keep=None)
-    return run
-
-
-def stretched(d: int, t: int) -> np.ndarray:
-    """(d,) what each feature of iteration t is multiplied by."""
-    return np.asarray(1 + np.linspace(0.2, 1, d) / (t + 1))
-
-
-RUNS: dict[str, Callable[[Path], Path]] = {
-    "line": lambda folder: dense_run(folder, d=1, k=1, covariance_type="diag"),
-    "plane": lambda folder: keep(dense_run(folder)),
-    "many": lambda folder: dense_run(folder, d=20, covariance_type="tied"),
-    "gaps": lambda folder: forget(dense_run(folder, d=3, covariance_type="spherical")),
-    "choice": choice_run,
-    "choice of types": lambda folder: choice_run(folder, ("full", "tied"), heldout=True),
-    "kmeans": lambda folder: keep(kmeans_run(folder)),
-    "images": lambda folder: keep(image_run(folder)),
-    "patches": lambda folder: keep(patch_run(folder, k=12, p=4)),
-    "topics": lambda folder: keep(topic_run(folder)),
-}
-
-
-class Page(HTMLParser):
-    """What the tests look at: elements with their attributes, and the text."""
-
-    VOID = {"meta", "img", "br", "hr", "link"}
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text += f" {data}"
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.elements if name == tag]
-
-
-def read(run: Path) -> Page:
-    """Write the report and parse it."""
-    return Page(write_report(run).read_text(encoding="utf-8"))
+from tests.stores import (
+    RUNS,
+    Page,
+    choice_run,
+    dense_run,
+    keep,
+    patch_run,
+    read,
+    stretched,
+    write_run,
+)
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -860,3 +577,122 @@ def test_the_same_run_gives_the_same_page(plane: Path) -> None:
 def test_numbers_are_written_for_people(shown: str, expected: str) -> None:
     """Grouped digits, real minus signs, and a unit."""
     assert shown == expected
+
+
+def luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance of an sRGB colour with entries from 0 to 255 (WCAG 2.2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Contrast ratio of two colours, 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def themes() -> list[dict[str, tuple[float, ...]]]:
+    """The colours of style.css by name, on a light page and on a dark one."""
+    css = (Path(svg.__file__).parent / "style.css").read_text(encoding="utf-8")
+    found = []
+    for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL):
+        colours = re.findall(r"--(\w+): #([0-9a-f]{6})\b", block)
+        found.append({name: tuple(int(value[i : i + 2], 16) for i in (0, 2, 4)) for name, value in colours})
+    assert len(found) == 2 and found[0].keys() == found[1].keys()
+    return found
+
+
+def test_graphs_can_be_seen() -> None:
+    """Every colour of a mark has a contrast of 3 : 1 with the page and with a card, light and dark; text of 4.5 : 1."""
+    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21) and contrast((9, 9, 9), (9, 9, 9)) == 1
+    marks = [colour[6:-1] for colour in (*svg.CYCLE, svg.GREY)]
+    for theme in themes():
+        for ground in (theme["paper"], theme["card"]):
+            assert {
+                name: round(contrast(theme[name], ground), 2) for name in marks if contrast(theme[name], ground) < 3
+            } == {}
+            assert contrast(theme["ink"], ground) > 4.5 and contrast(theme["muted"], ground) > 4.5
+            assert all(contrast(pixel, ground) > 3 for pixel in (svg.PIXEL_BLUE, svg.PIXEL_ORANGE))
+
+
+def test_marks_have_the_colours_of_the_theme(report: Path) -> None:
+    """No chart names a colour itself or makes one paler, but for the area between two lines."""
+    page = Page(report.read_text(encoding="utf-8"))
+    known = {f"var(--{name})" for name in themes()[0]} | {"none", "currentColor", None}
+    shapes = [attrs for tag, attrs in page.elements if tag in ("path", "ellipse", "circle", "line", "polygon", "text")]
+    assert shapes and {attrs.get(what) for attrs in shapes for what in ("stroke", "fill")} <= known
+    assert all(("fill-opacity" in attrs) == (tag == "polygon") for tag, attrs in page.elements)
+    assert not any("opacity" in attrs or "stroke-opacity" in attrs for _, attrs in page.elements)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (-0.5, 0.5), (1e-9, 3e-9), (-460.06, -460.02), (0, 3e12), (5, 5.0001)]
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_ticks_are_round_and_differ(low: float, high: float, whole: bool) -> None:
+    """Seven steps at most, inside the range, evenly spaced, each with a label of its own; whole numbers where they count."""
+    found = svg.ticks(low, high, 6, whole)
+    values, labels = [value for value, _ in found], [label for _, label in found]
+    assert len(labels) == len(set(labels)) <= 8 and (whole or len(labels) > 2)
+    rounding = 1e-8 * max(high - low, float(whole))
+    assert all(low - rounding <= value <= high + rounding for value in values)
+    np.testing.assert_allclose(np.diff(values, 2), 0, atol=rounding)
+    assert not whole or all(value == int(value) for value in values)
+
+
+def test_one_component_has_no_chart_of_sizes(tmp_path: Path) -> None:
+    """Its axes would have nothing to say; the other charts are there."""
+    text = write_report(dense_run(tmp_path / "run", k=1)).read_text(encoding="utf-8")
+    assert (
+        "Component sizes" not in text
+        and "Gaussian mixture with 1 component" in text
+        and "Components over the data" in text
+    )
+
+
+def test_the_page_is_in_the_order_of_questions(tmp_path: Path) -> None:
+    """The choice among models stands right after the result."""
+    page = read(choice_run(tmp_path / "run"))
+    sections = [section.get("id") for section in page.all("section")]
+    assert sections[:3] == [None, "choice", "convergence"] and sections[-1] == "provenance"
+
+
+def test_what_is_maximized_is_said(tmp_path: Path) -> None:
+    """Where the objective is not what the curve shows, the page says what it is, its value, and draws no tol beside the gains."""
+    final = 20_000 * (-10 - 4 * np.exp(-0.3 * 12) - 1 / 14)
+    restart = {"restart": 0, "n_iter": 12, "stop_reason": "tol", "chosen": True}
+    alone = read(dense_run(tmp_path / "alone", restarts=[{**restart, "objective": final}])).text
+    assert "plus the log prior" not in alone and "Objective" not in alone and "tol = 0.001" in alone
+    prior = read(dense_run(tmp_path / "prior", restarts=[{**restart, "objective": final - 40_000.0}])).text
+    assert "The fit maximizes the log-likelihood plus the log prior" in prior and "tol = 0.001" not in prior
+    assert f"Objective {number(final / 20_000 - 2)}" in " ".join(prior.split())
+    labels = [{**restart, "objective": final - 20_000.0}]
+    hard = read(dense_run(tmp_path / "hard", restarts=labels, assignment="hard")).text
+    assert "plus the entropy of the labels" in hard and "log prior" not in hard
+
+
+def test_collapsed_components_are_those_that_the_run_counted(tmp_path: Path) -> None:
+    """A stored list is the count, whatever the parameters say."""
+    run = dense_run(tmp_path / "run", data_mean=[0.0, 0.0], fixed=[], collapsed=[1, 2])
+    assert "Collapsed 2 of 3 components" in " ".join(read(run).text.split())
+    zarr.open_group(run / "model.zarr").attrs["collapsed"] = []
+    assert "Collapsed" not in read(run).text
+
+
+def test_no_finished_event_is_needed(tmp_path: Path) -> None:
+    """Written before it is logged, the page has the time to the last event and the peak of memory that any event says."""
+    run = dense_run(tmp_path / "run")
+    lines = [
+        {"event": "start", "time": "2026-03-05T20:00:00+00:00"},
+        {"event": "pass", "seconds": 30, "rows": 10, "time": "2026-03-05T20:01:00+00:00", "peak_pss": 3 * 2**30},
+        {"event": "labels", "seconds": 3, "time": "2026-03-05T20:01:10+00:00"},
+    ]
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = " ".join(read(run).text.split(" "))
+    assert "1\u202fmin 10\u202fs" in text and "3.0\u202fGiB" in text and "sessions" not in text
+    again = [
+        {"event": "finished", "seconds": 75, "peak_pss": 3 * 2**30, "time": "2026-03-05T20:01:12+00:00"},
+        {"event": "labels", "seconds": 5, "time": "2026-03-07T20:00:05+00:00"},  # by `predict`, days later
+    ]
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *again]))
+    assert "1\u202fmin 15\u202fs" in read(run).text

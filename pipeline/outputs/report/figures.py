@@ -82,16 +82,16 @@ def _objective(record: Record, curve: Curve) -> Chart:
     iterations = np.arange(len(curve.objective))
     known = np.isfinite(curve.objective)
     if curve.bound is not None:
-        plot.line(iterations[1:], curve.bound, svg.ORANGE, "free energy after the M-step", 1.4)
+        plot.line(iterations[1:], curve.bound, svg.ORANGE, "free energy", 1.4)
     plot.line(iterations[known], curve.objective[known], svg.BLUE, words.objective, dots=bool(known.sum() <= 30))
     first, last = curve.objective[known][[0, -1]]
     steps = plural(len(iterations) - 1, "iteration")
     alt = f"Line chart: {what} goes from {number(first)} to {number(last)} {words.unit} in {steps}."
-    caption = "A point for each E-step; the last point is the stored model."
+    caption = "A point for each E-step. The last point is the stored model."
     if curve.bound is not None:
         caption += (
-            f" The free energy is a lower bound of the {words.objective}. The distance between the two lines is the KL "
-            "divergence, which the next E-step reduces to 0."
+            f" The free energy, after each M-step, is a lower bound of the {words.objective}. The distance between the two "
+            "lines is the KL divergence, which the next E-step reduces to 0."
         )
     if record.penalty:
         caption += f" {_what_is_raised(record)} This curve shows the {words.objective} alone."
@@ -239,7 +239,7 @@ def sizes_over_time(record: Record) -> Chart | None:
     share = record.array("n_effective")
     share = share / share.sum(axis=1, keepdims=True)
     few = record.k <= len(svg.CYCLE)
-    plot = Plot("iteration", "share of the rows, %", whole_x=True, low=0)
+    plot = Plot("iteration", f"share of the {record.row[1]}, %", whole_x=True, low=0)
     for k in range(record.k):
         thin = 1.8 if few else 0.9 if record.k <= 60 else 0.5
         plot.line(
@@ -259,7 +259,7 @@ def sizes(record: Record) -> Chart | None:
         return None
     component, components = record.words.component, record.words.components
     weights = 100 * record.weights
-    plot = Plot(component, "share of the rows, %", whole_x=True, low=0)
+    plot = Plot(component, f"share of the {record.row[1]}, %", whole_x=True, low=0)
     if record.k <= BARS:
         plot.bars(weights, svg.BLUE)
     else:

@@ -123,7 +123,7 @@ def _pairs(record: Record, counts: np.ndarray, share: np.ndarray) -> list[Pair]:
 def _matrix(record: Record, share: np.ndarray, title: str) -> Chart:
     component, components = record.words.component, record.words.components
     most = float(share.max())
-    plot = Plot(f"shared with {component}", f"rows of {component}", height=320, width=360, whole_x=True, whole_y=True)
+    plot = Plot(f"shared with {component}", f"{record.row[1]} of {component}", height=320, width=360, whole_x=True, whole_y=True)
     legend = svg.ramp(number(0), percent(most), [svg.PIXEL_BLUE])
     plot.cells(svg.shades(share / most, svg.PIXEL_BLUE), legend)
     i, j = np.unravel_index(int(share.argmax()), share.shape)
@@ -131,5 +131,8 @@ def _matrix(record: Record, share: np.ndarray, title: str) -> Chart:
         f"Heat map of {record.k} by {record.k} {components}: the largest share, {percent(most)}, is of {component} {i} with "
         f"{component} {j}."
     )
-    caption = f"A line for each {component}; the darker a column, the more of its {record.row[1]} they share."
+    caption = (
+        f"A line for each {component}: the darker a cell, the more of its {record.row[1]} also belong to the {component} of "
+        "that column."
+    )
     return Chart(title, plot.svg(alt), caption)

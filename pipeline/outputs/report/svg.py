@@ -26,7 +26,7 @@ INK, MUTED, PAPER = "currentColor", "var(--muted)", "var(--paper)"
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 # Pixels cannot follow the theme: these two have a contrast of 3 : 1 against the light page and the dark one.
 PIXEL_BLUE, PIXEL_ORANGE = (0, 114, 178), (192, 106, 0)
-WIDTH = 400  # units: about a phone, so that text of 11 units stays legible there
+WIDTH = 380  # units: about a phone, so that text of 11 units stays legible there
 TEXT, DIGIT = 11, 6.6  # units: the size of text, and the width of its widest digit in common fonts
 FLAT = 1e-6  # of the values: a line that moves less looks flat
 
@@ -92,7 +92,7 @@ class Plot:
         x: str,
         y: str,
         *,
-        height: float = 236,
+        height: float = 232,
         width: float = WIDTH,
         whole_x: bool = False,
         whole_y: bool = False,
@@ -275,7 +275,7 @@ class Plot:
         if self._bare:
             return Scale(x_low, x_high, 1, width - 1), Scale(y_low, y_high, height - 1, 1), [], []
         left = 8 + DIGIT * max((len(text) for _, text in y_ticks), default=1)
-        bottom = height - 2.9 * TEXT
+        bottom = height - 3.2 * TEXT
         return Scale(x_low, x_high, left, width - 6), Scale(y_low, y_high, bottom, 8, self._log), x_ticks, y_ticks
 
     def svg(self, alt: str) -> Markup:
@@ -331,7 +331,7 @@ def ticks(low: float, high: float, most: int, whole: bool = False) -> list[tuple
     decimals = max(0, -math.floor(math.log10(step) + 1e-9) + (factor == 2.5))
     values = [i * step for i in range(first, last + 1)]
     if decimals > 5 and max(abs(low), abs(high)) < 1e-3:
-        return [(value, number(float(f"{value:.3g}"), 1)) for value in values]
+        return [(value, number(value, 3)) for value in values]
     return [(value, f"{value:,.{decimals}f}".replace("-", MINUS) if value else "0") for value in values]
 
 
