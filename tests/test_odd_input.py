@@ -15,6 +15,8 @@ from pipeline.models.base import compute_dtype
 from pipeline.outputs.events import read_events
 from tests.jobs import blobs, job
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

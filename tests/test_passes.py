@@ -20,6 +20,8 @@ from pipeline.engine.waiting import Cluster
 from pipeline.errors import ClusterLost, InputError, Stopped, StorageError
 from tests.laws.common import ArraySource
 
+pytestmark = pytest.mark.full
+
 N = 40
 
 

@@ -25,6 +25,8 @@ from pipeline.outputs.report import write_report
 from pipeline.outputs.report.words import number, percent, seconds, size
 from tests.jobs import blobs
 
+pytestmark = pytest.mark.full
+
 FAMILY_NAMES = {"means": "gaussian", "centers": "kmeans", "log_prob": "multinomial"}
 
 
