@@ -22,6 +22,8 @@ from pipeline.errors import ClusterLost, InputError, Stopped, StorageError
 from pipeline.kernels.cpu import KERNELS, CpuKernels
 from tests.laws.common import ArraySource
 
+pytestmark = pytest.mark.full
+
 N = 40
 
 
