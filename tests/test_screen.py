@@ -16,8 +16,8 @@ from rich.console import Console
 
 from pipeline import workflow
 from pipeline.data import source
-from pipeline.engine import frontier
-from pipeline.outputs import checkpoint, report, run_directory
+from pipeline.engine import stored_sums
+from pipeline.outputs import checkpoint, run_directory
 from pipeline.outputs.display import JobDisplay
 from pipeline.outputs.events import EventLog, Tail, read_events
 from pipeline.outputs.progress import describe
@@ -255,7 +255,6 @@ def test_elsewhere_it_is_plain_lines(terminal, environment, monkeypatch):
 
 def test_a_long_pass_logs_its_progress_and_changes_no_bit(tmp_path, monkeypatch):
     """Finished chunks are counted, and the log of a short job has none of it."""
-    monkeypatch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
     for module in (checkpoint, run_directory):
         monkeypatch.setattr(module, "sync", lambda path: None)
     monkeypatch.setattr(source, "TARGET_BYTES", 1)  # as many chunks as are stored: six
@@ -264,7 +263,7 @@ def test_a_long_pass_logs_its_progress_and_changes_no_bit(tmp_path, monkeypatch)
     )
     workflow.run(config, tmp_path / "short")
     assert "progress" not in (tmp_path / "short/events.jsonl").read_text()
-    monkeypatch.setattr(frontier, "TOLD", -1.0)
+    monkeypatch.setattr(stored_sums, "PROGRESS_SECONDS", -1.0)
     workflow.run(config, tmp_path / "long")
     events = list(read_events(tmp_path / "long/events.jsonl"))
     each: list[list[int]] = [[]]
