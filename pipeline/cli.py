@@ -131,7 +131,7 @@ def predict_command(
     scheduler_file: File = None,
     profile: ProfileName = None,
 ) -> None:
-    """Label rows with the model of RUN: its own, or others given by --set data.key=value and --output."""
+    """Label rows with the model of RUN: its own, or others, named by --set data.key=value, with --output."""
     changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
     _stored(run, changes)
     from pipeline import workflow
@@ -141,18 +141,18 @@ def predict_command(
 
 @app.command("report")
 def report_command(run: RunPath) -> None:
-    """Write RUN/report.html anew."""
+    """Write RUN/report.html again."""
     from pipeline.outputs.report import write_report
 
     typer.echo(write_report(run))
 
 
 def _engine(address: str | None, file: Path | None, profile: str | None) -> list[str]:
-    """Engine options as overrides; whichever is given takes the place of all three in the config."""
-    given = {"scheduler_address": address, "scheduler_file": file, "scheduler": profile}
-    if not any(given.values()):
+    """Engine options as overrides; one that is used replaces all three of the config."""
+    asked = {"scheduler_address": address, "scheduler_file": file, "scheduler": profile}
+    if not any(asked.values()):
         return []
-    chosen = {name: str(value) if value else None for name, value in given.items()}
+    chosen = {name: str(value) if value else None for name, value in asked.items()}
     chosen["scheduler"] = chosen["scheduler"] or "threads"
     return [f"engine.{name}={'null' if value is None else value}" for name, value in chosen.items()]
 

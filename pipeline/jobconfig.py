@@ -22,7 +22,18 @@ from pipeline.models.family import FamilySection
 
 # What a template shows first of a section; the rest comes below it, as seldom changed.
 _FIRST = {
-    "data": ("source", "path", "patch", "variable", "delimiter", "vocabulary", "weights", "labels", "bad_rows"),
+    "data": (
+        "source",
+        "path",
+        "patch",
+        "columns",
+        "variable",
+        "delimiter",
+        "vocabulary",
+        "weights",
+        "labels",
+        "bad_rows",
+    ),
     "model": ("family", "n_components", "covariance_type", "concentration"),
     "fit": ("init", "n_init", "max_iter", "tol", "random_state"),
     "engine": ("workers", "memory", "scheduler", "scheduler_file"),
@@ -91,6 +102,8 @@ class Config(Section):
                     "select.pruning: is for one n_components, the most there may be, with nothing fixed and n_init 1; "
                     "correct these, or set it to false"
                 )
+            if self.data.labels is not None:
+                raise ValueError("select.pruning: would rename the components of data.labels; set it to false")
             if fit.method == "em" or fit.init in ("explicit", "labels"):
                 raise ValueError(
                     f"select.pruning: is part of the search for a start, which method {fit.method} with init {fit.init} does "
@@ -180,4 +193,4 @@ def template(family: str) -> str:
     ]
     fit = config.resolved().fit
     nulls = {name: str(getattr(fit, name)) for name in ("assignment", "max_iter", "tol")}
-    return commented(config, about, _FIRST, {"fit": nulls})
+    return commented(config, about, _FIRST, {"fit": nulls}, others=("data",))

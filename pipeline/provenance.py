@@ -123,8 +123,8 @@ def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], acc
         )
     if changes:
         advice = "Resume without the change, or `em-pipeline run` into another --output."
-        said = ["resume: this would compute something else than the run did.", *changes, advice]
-        raise InputError("\n".join(said))
+        lines = ["resume: this would compute something else than the run did.", *changes, advice]
+        raise InputError("\n".join(lines))
 
 
 def refuse_other_code(config: Config, record: dict[str, Any], keys: Sequence[str]) -> None:

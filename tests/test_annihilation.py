@@ -19,6 +19,8 @@ from tests.jobs import Interrupt, command, job, results, write_config, write_row
 from tests.laws.common import TYPES, examples
 from tests.problems import seeds
 
+pytestmark = pytest.mark.full
+
 APART = 8.0
 
 

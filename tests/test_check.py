@@ -22,6 +22,8 @@ from pipeline.data.chunks import Chunk
 from pipeline.engine.passes import Engine
 from tests.jobs import blobs, command, files, job, refused, write_config, write_rows
 
+pytestmark = pytest.mark.full
+
 EVERYTHING = {
     "model": {"n_components": [2, 3], "covariance_type": ["full", "diag"]},
     "fit": {"n_init": 2, "init": "k-means||", "max_iter": 4},

@@ -39,6 +39,7 @@ def newest(folder: Path) -> tuple[int, float, list[str]]:
     return generation, found.facts["value"], warnings
 
 
+@pytest.mark.full
 @settings(max_examples=30, deadline=None)
 @given(
     arrays=st.dictionaries(
@@ -212,6 +213,7 @@ class Checkpoints(RuleBasedStateMachine):
         self.at = 0
 
 
+@pytest.mark.full
 class TestCheckpoints(Checkpoints.TestCase):
     """The machine, run."""
 

@@ -31,6 +31,8 @@ from tests.jobs import Interrupt, blobs, command, files, job, results, settings,
 from tests.laws.common import ArraySource, close, e_step, examples
 from tests.problems import count_problem, seeds
 
+pytestmark = pytest.mark.full
+
 TYPES = ["full", "tied", "diag", "spherical"]
 
 

@@ -22,6 +22,8 @@ from pipeline.outputs.events import read_events
 from pipeline.outputs.run_directory import RunDirectory
 from tests.jobs import Interrupt, blobs, command, files, job, refused, results, write_config, write_rows
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -18,6 +18,8 @@ from pipeline.errors import InputError
 from tests.clusters import addresses, cluster, environment
 from tests.jobs import blobs, command, results, write_config, write_rows
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:

@@ -1,5 +1,7 @@
 """The config: strict, read safely, and described once."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +262,78 @@ def test_storage_options_are_never_in_what_is_written():
     """Credentials stay in memory."""
     config = validate({"data": {"source": "zarr", "path": "s3://b/x", "storage_options": {"secret": "hunter2"}}})
     assert "hunter2" not in str(to_plain(config)) and config.data.storage_options == {"secret": "hunter2"}
+
+
+# What the template of 0.1.0 wrote, and what it stored in run directories: every key of every source and family.
+EARLIER = """
+data: {source: zarr, path: x.zarr, storage_options: {}, variable: null, patch: {size: [8, 8], stride: 1, remove_mean: true,
+  contrast: null}, n_rows: null, mixture: null, random_state: 0, dtype: float64, delimiter: null, weights: null,
+  vocabulary: null, bad_rows: error, missing_chunks: error, cache: null}
+preprocess: []
+model: {family: FAMILY, n_components: 8, covariance_type: full, reg_covar: 1.0e-06, prior: null, concentration: 1.1, fixed: []}
+fit: {method: auto, assignment: null, init: k-means||, init_path: null, n_init: 1, max_iter: null, tol: null, moves: auto,
+  random_state: 0}
+select: {criterion: bic, heldout: 0.0, annihilation: false}
+output: {path: runs/run, labels: true, top_k: 0, standard_errors: false, keep_checkpoints: 3, keep_iterations: []}
+"""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_configs_of_earlier_versions_go_on_working(family):
+    """Keys of other sources and families that say nothing are left out; one that says something is refused."""
+    raw = yaml.safe_load(EARLIER.replace("FAMILY", family))
+    config = validate(raw)
+    assert config == validate({"data": {"source": "zarr", "path": "x.zarr"}, "model": {"family": family}})
+    for section, key, value in (("data", "delimiter", ","), ("data", "n_rows", 5), ("data", "patch", {"stride": 2})):
+        assert "it belongs to source" in message({**raw, section: {**raw[section], key: value}})
+    other = ("concentration", 2) if family == "gaussian" else ("covariance_type", "tied")
+    assert "it belongs to family" in message({**raw, "model": {**raw["model"], other[0]: other[1]}})
+
+
+def test_a_key_that_was_renamed_goes_on_working(tmp_path):
+    """In a file and by --set; a mistake in it is found where it was written."""
+    assert validate({"select": {"annihilation": True}}).select.pruning
+    assert validate({}, ["select.annihilation=true"]) == validate({"select": {"pruning": True}})
+    (tmp_path / "c.yaml").write_text("data: {}\nselect:\n  annihilation: 3.5\n")
+    with pytest.raises(InputError, match=r"line 3: select\.pruning: got 3\.5, expected true or false"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_an_option_without_an_effect_is_refused(tmp_path):
+    """What would open files or stores needs files or stores to open: rows, weights or labels."""
+    assert "data.missing_chunks: source npy reads no stores" in message(
+        {"data": {"source": "npy", "path": "x", "missing_chunks": "fill"}}
+    )
+    assert "data.storage_options: source bundled reads no files" in message({"data": {"storage_options": {"a": 1}}})
+    assert validate({"data": {"labels": "y.zarr", "missing_chunks": "fill", "storage_options": {"a": 1}}})
+    assert "data.patch: digits are rows as they are" in message({"data": {"path": "digits", "patch": {"stride": 2}}})
+
+
+def test_the_engine_section_is_read_before_numpy_is_imported():
+    """It is validated by itself: BLAS is chosen by environment variables, which NumPy reads when it loads."""
+    program = """
+import sys
+from pipeline.cli import _before_numpy
+from pipeline.config.profiles import engine_alone
+raw = {"engine": {"workers": 3}, "model": {"family": "gaussian"}, "data": {"source": "npy"}}
+engine = engine_alone(raw, ["engine.memory=1GiB", "model.n_components=3"])
+assert (engine.workers, engine.memory) == (3, 2**30)
+assert engine_alone({"engine": {"wrokers": 3}}, []) is None and engine_alone("engine", []).workers == "auto"
+_before_numpy(engine)
+assert "numpy" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_sources_and_families_are_imported_when_they_are_asked_for():
+    """A config of one source does not import the modules of the others."""
+    program = """
+import sys
+from pipeline.jobconfig import validate
+validate({"data": {"source": "npy", "path": "x"}, "model": {"family": "kmeans"}})
+loaded = {name.rpartition(".")[2] for name in sys.modules if name.startswith(("pipeline.data.sources.", "pipeline.models.families."))}
+assert loaded == {"npy", "kmeans"}, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -28,6 +28,8 @@ from pipeline.cli import app
 from pipeline.jobconfig import validate
 from tests.jobs import command
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]

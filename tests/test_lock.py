@@ -51,6 +51,7 @@ while taken < int(sys.argv[3]):
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("times", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_of_many_processes_one_has_it(tmp_path, times):
     """Eight processes take stale and released locks from each other: never two at work, and none is stuck."""
@@ -111,6 +112,7 @@ def test_a_lock_that_may_be_live_is_left_alone(tmp_path, text):
     assert path.read_text() == text and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.full
 def test_a_killed_child_that_nobody_waited_for_holds_nothing(tmp_path):
     """A zombie has a number and a start, and writes no more."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

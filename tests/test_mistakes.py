@@ -42,7 +42,7 @@ def desk(tmp_path_factory) -> Path:
 MISTAKES: dict[str, tuple[list[str], Any]] = {
     # words
     "a command": (["rn", "job.yaml"], "No such command 'rn'. Did you mean 'run'?"),
-    "an option": (["run", "job.yaml", "--ouput", "there"], "No such option: --ouput"),
+    "an option": (["run", "job.yaml", "--ouput", "there"], ["No such option", "--ouput"]),
     "no config": (["run"], "Missing argument 'CONFIG'"),
     "a family": (["config", "gausian"], "expected one of gaussian, kmeans, multinomial; did you mean gaussian?"),
     # keys

@@ -25,7 +25,10 @@ from tests.jobs import blobs, command, files, refused, results, settings
 
 SECRET = "open-sesame"
 # Clients of a server that has gone complain when they are collected, whenever that is.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+]
 DOCWORD = b"3\n4\n5\n1 1 2\n1 3 1\n2 2 4\n3 1 1\n3 4 2\n"
 
 

@@ -23,6 +23,8 @@ from tests.jobs import blobs, command, files, results, write_config, write_rows
 from tests.laws.common import ArraySource, examples, same_bits, shards
 from tests.problems import seeds
 
+pytestmark = pytest.mark.full
+
 
 class InMemory:
     """A store without files."""

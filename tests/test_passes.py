@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 
 from pipeline.data.chunks import Chunks
-from pipeline.engine import passes, stored_sums
+from pipeline.engine import memory_rows, passes, stored_sums
 from pipeline.engine.identity import identity, refuse_this_worker
 from pipeline.engine.passes import Engine
 from pipeline.engine.tree import contains, tree_sum
 from pipeline.engine.waiting import Cluster
 from pipeline.errors import ClusterLost, InputError, Stopped, StorageError
-from pipeline.kernels.cpu import KERNELS
+from pipeline.kernels.cpu import KERNELS, CpuKernels
 from tests.laws.common import ArraySource
+
+pytestmark = pytest.mark.full
 
 N = 40
 
@@ -107,6 +110,27 @@ def test_sums_are_those_of_the_tree_and_nothing_is_left(client, engine):
         assert engine.sum_over(one_row_chunks(), [value]) == [tree_sum(list(VALUES), np.add)]
     assert list(engine.map_in_order(pow, ((i, 2) for i in range(10)))) == [i * i for i in range(10)]
     assert tasks_left(client) == 0 and not client.futures
+
+
+def test_the_kernels_of_an_engine_reach_every_chunk(client, monkeypatch):
+    """On threads, on workers, and for rows in memory: each call with a chunk is given the one object."""
+    mine, seen = CpuKernels(), []
+
+    def recording(chunk: Any, functions: Any, kernels: Any) -> list[Any]:
+        seen.append(kernels)
+        return [function(chunk) for function in functions]
+
+    monkeypatch.setattr(passes, "on_chunk", recording)
+    monkeypatch.setattr(memory_rows, "on_chunk", recording)
+    Engine(workers=2, kernels=mine).sum_over(one_row_chunks(), [value])
+    Engine(workers=2, kernels=mine).sum_over(one_row_chunks(), [value], [3])
+    with ThreadPoolExecutor(2) as threads:
+        rows = memory_rows.MemoryRows(np.zeros((2 * memory_rows.BLOCK_ROWS, 1)), None, threads, kernels=mine)
+        rows.head(memory_rows.BLOCK_ROWS + 1).sum_over([lambda chunk: chunk.x.sum()])
+    assert len(seen) == N + 1 + 2 and all(kernels is mine for kernels in seen)
+    seen.clear()
+    Engine(Cluster(client), workers=2, kernels=mine).sum_over(one_row_chunks(), [value])
+    assert len(seen) == N and {id(kernels) for kernels in seen} <= {id(mine), id(KERNELS)}  # sent, or not
 
 
 @pytest.mark.parametrize("error", [InputError, StorageError, ValueError, OSError])

@@ -65,7 +65,7 @@ def test_poisson_through_every_command(tmp_path):
     x, label = counts()
     np.save(tmp_path / "x.npy", x)
     template = command("config", "poisson").out
-    assert "concentration" in template and "covariance" not in template
+    assert "concentration" in template and "reg_covar" not in template
     plain = yaml.safe_load(template)
     plain["data"] = {"source": "npy", "path": str(tmp_path / "x.npy")}
     plain["model"]["n_components"] = 3

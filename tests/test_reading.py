@@ -122,7 +122,7 @@ def test_a_kept_chunk_is_the_chunk_itself():
 def test_keeping_is_for_threads():
     """Processes do not share what they keep, so the option is refused there, not ignored."""
     engine = {"scheduler": "local", "keep_decoded": True}
-    with pytest.raises(InputError, match="only threads share what they keep"):
+    with pytest.raises(InputError, match="only threads share a cache"):
         validate({"data": {"source": "npy", "path": "x.npy"}, "model": {"n_components": 2}, "engine": engine})
 
 

@@ -33,6 +33,8 @@ from tests.stores import (
     write_run,
 )
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module", params=RUNS)
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,6 +25,8 @@ from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.screen import following
 from tests.jobs import blobs, job, results, write_rows
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ASKED = {"family": "gaussian", "n_components": 20, "covariance_type": "full", "max_iter": 40, "tol": 1e-3}

@@ -662,6 +662,57 @@ def test_row_column(tmp_path: Path, kind: str) -> None:
             RowColumn.open(str(path), 100, "labels")
 
 
+@pytest.mark.parametrize("dtype", ["i1", "i8", "u2", "f4", "?"])
+@pytest.mark.parametrize("kind", ["npy", "zarr"])
+@pytest.mark.usefixtures("small_chunks")
+def test_labels_come_with_the_rows(tmp_path: Path, kind: str, dtype: str) -> None:
+    """One int64 a row of each chunk, beside weights and bad rows; of any type that holds whole numbers."""
+    x = rng.normal(size=(300, 3))
+    x[7, 1] = np.nan
+    known = (np.arange(300) % 5 - (dtype in ("i1", "i8", "f4"))).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    (np.save if kind == "npy" else write_column)(tmp_path / f"y.{kind}", known)
+    data = {"source": "npy", "path": str(tmp_path / "x.npy"), "labels": str(tmp_path / f"y.{kind}")}
+    chunks = pickle.loads(pickle.dumps(validate({"data": data}).data.open_chunks()))
+    loaded = [chunks.load(i) for i in range(chunks.n_chunks)]
+    assert len(loaded) > 3 and all(each.label.dtype == np.int64 for each in loaded)
+    np.testing.assert_array_equal(np.concatenate([each.label for each in loaded]), known.astype(int))
+    assert loaded[0].label[7] == known[7] and loaded[0].weight[7] == 0
+    without = validate({"data": {**data, "labels": None}}).data.open_chunks()
+    assert without.load(0).label is None and without.load(0).nbytes == loaded[0].nbytes - 8 * len(loaded[0].label)
+    known[17] += 1
+    (np.save if kind == "npy" else write_column)(tmp_path / f"y.{kind}", known)
+    prints = [each.fingerprint()["sha256"] for each in (chunks, without, without.raw())]
+    assert prints[0] != prints[1] == prints[2]
+
+
+def write_column(path: Path, values: np.ndarray) -> None:
+    """A zarr array."""
+    zarr.create_array(path, data=values, chunks=(70,), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(-2, r"-2\.0"), (1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf"), (1e19, r"1e\+19")]
+)
+@pytest.mark.usefixtures("small_chunks")
+def test_labels_that_are_none_are_refused(tmp_path: Path, value: float, said: str) -> None:
+    """The first row that has no whole number from -1 is named."""
+    labels = np.zeros(300)
+    labels[[123, 200]] = value
+    np.save(tmp_path / "x.npy", np.zeros((300, 3)))
+    np.save(tmp_path / "y.npy", labels)
+    chunks = validate(
+        {"data": {"source": "npy", "path": str(tmp_path / "x.npy"), "labels": str(tmp_path / "y.npy")}}
+    ).data.open_chunks()
+    with pytest.raises(InputError, match=rf"data\.labels: row 123 has label {said}, expected an integer from 0, or -1"):
+        [chunks.load(i) for i in range(chunks.n_chunks)]
+    np.save(tmp_path / "y.npy", labels[1:])
+    with pytest.raises(InputError, match="as labels, expected one number for each of the 300 rows"):
+        validate(
+            {"data": {"source": "npy", "path": str(tmp_path / "x.npy"), "labels": str(tmp_path / "y.npy")}}
+        ).data.open_chunks()
+
+
 # --- real data
 
 

@@ -27,6 +27,8 @@ from pipeline.outputs.events import read_events
 from pipeline.outputs.model_store import load_model
 from tests.jobs import Interrupt, blobs, files, job, results, write_rows
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):

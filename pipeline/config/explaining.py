@@ -159,7 +159,7 @@ class _Config:
         return f"; {variants.key} {self._at(at[:-1]).get(variants.key, variants.default)} needs it: {about}"
 
     def _own_words(self, at: Place, words: str) -> str:
-        """What a validator of ours says; it may begin with a key of its section."""
+        """The message of a validator of ours, which may begin with a key of its section."""
         key = ".".join(map(str, at))
         if not key:
             return words
@@ -218,7 +218,7 @@ class _Config:
         return f"{at[-1]}: {{{example}}}" if isinstance(at[-1], str) else f"{{{example}}}"
 
     def _default(self, at: Place) -> str | None:
-        """The default of the field at or around a place, as it would be written; None where it says nothing."""
+        """The default of the field at or around a place, as it would be written; None where that would not help."""
         field = self._field(at)
         if field is None or field.is_required():
             return None

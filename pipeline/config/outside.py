@@ -43,14 +43,7 @@ def load(named: str, key: str) -> Outside:
     InputError
         If there is no such file or name, or if the file cannot be executed.
     """
-    path_text, separator, name = named.rpartition(":")
-    if not separator or not path_text.endswith(".py") or not name.isidentifier():
-        raise InputError(
-            f"{key}: got {named!r}, expected a Python file and the name of a class in it: my_file.py:MyClass."
-        )
-    path = Path(path_text).expanduser().absolute()
-    if not path.is_file():
-        raise InputError(f"{key} {path_text}: {does_not_exist(path_text)}")
+    path, name = _file_of(named, key)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         module = importlib.import_module(f"{__name__}.x{sha256[:_DIGITS]}{str(path).encode().hex()}")
@@ -61,6 +54,23 @@ def load(named: str, key: str) -> Outside:
     if not hasattr(module, name):
         raise InputError(f"{key} {path}: defines no {name}. Name a class of this file.")
     return Outside(getattr(module, name), sha256)
+
+
+def sha256_of(named: str, key: str) -> str:
+    """Return the SHA-256 of the file that `load` would execute. Raises InputError if there is none."""
+    return hashlib.sha256(_file_of(named, key)[0].read_bytes()).hexdigest()
+
+
+def _file_of(named: str, key: str) -> tuple[Path, str]:
+    path_text, _, name = named.rpartition(":")
+    if not path_text.endswith(".py") or not name.isidentifier():
+        raise InputError(
+            f"{key}: got {named!r}, expected a Python file and the name of a class in it: my_file.py:MyClass."
+        )
+    path = Path(path_text).expanduser().absolute()
+    if not path.is_file():
+        raise InputError(f"{key} {path_text}: {does_not_exist(path_text)}")
+    return path, name
 
 
 class _Finder:

@@ -37,7 +37,7 @@ def engine_alone(raw: Any, overrides: Sequence[str]) -> EngineSection | None:
     Returns
     -------
     EngineSection or None
-        None where it is wrong: the validation of the whole config says what.
+        None where it is wrong: the validation of the whole config names the mistake.
     """
     plain = {"engine": raw["engine"]} if isinstance(raw, dict) and "engine" in raw else {}
     try:

@@ -17,7 +17,11 @@ _FIXED = "\N{NO-BREAK SPACE}"  # where no line may end
 
 
 def commented(
-    config: Section, about: Sequence[str], first: Mapping[str, Sequence[str]], nulls: Mapping[str, Mapping[str, str]]
+    config: Section,
+    about: Sequence[str],
+    first: Mapping[str, Sequence[str]],
+    nulls: Mapping[str, Mapping[str, str]],
+    others: Sequence[str] = (),
 ) -> str:
     """Write a config as YAML with a comment on every option.
 
@@ -31,6 +35,8 @@ def commented(
         Names of the options that come first, by section; the others follow as seldom changed.
     nulls : mapping
         By section and option: what null stands for, after descriptions that end with it.
+    others : sequence of str
+        Sections of which the keys of all variants are written, as comments.
     """
     lines = [f"# {line}" for text in about for line in textwrap.wrap(text, WIDTH - 2)]
     for name, field in type(config).model_fields.items():
@@ -48,7 +54,7 @@ def commented(
             ends[variants.key] = f"; {' | '.join(variants)}"
         lines += _options(value, 1, names, ends)
         lines += ["  # seldom changed:", *_options(value, 1, rest, ends)] if rest else []
-        lines += _others(variants, value) if variants is not None else []
+        lines += _others(variants, value) if variants is not None and name in others else []
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ OUTSIDE = "python"  # the name of the variant that is in a file of the user's ow
 
 
 class Variant(Section):
-    """A section that is one of several. One key says which: the others are valid for this one alone.
+    """A section that is one of several, told apart by one key; the other keys are those of this one alone.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Variant(Section):
         return cls
 
     def code(self) -> str | None:
-        """Return the SHA-256 of a file of the user's own that this section executes, None where there is none."""
+        """Return the SHA-256 of the file of the user's own that this section executes, None where there is none."""
         return None
 
 
@@ -135,7 +135,7 @@ class Variants(Mapping[str, type[V]]):
         return next((own for own in self.own if name.lower() in self[own].also_called), name)
 
     def default_section(self) -> V:
-        """Return the section of a config that says nothing of it."""
+        """Return the section of a config that leaves it out."""
         return self[self.default]()
 
     def owners(self, key: str) -> list[str]:

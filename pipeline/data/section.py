@@ -111,5 +111,5 @@ class ConvertedSection(FileSection):
     )
 
     def converted_in(self, folder: str) -> Self:
-        refused = is_url(self.path) and self.cache is None  # `open` says why
+        refused = is_url(self.path) and self.cache is None  # by `open`
         return self if refused else self.model_copy(update={"cache": folder})

@@ -34,7 +34,7 @@ from pipeline.logs import get_logger
 
 T = TypeVar("T")
 CONNECT_SECONDS = 30
-_LOCAL = "127.0.0.1"  # a scheduler runs anyone's code, so embedded ones are not reachable from outside
+_LOCAL = "127.0.0.1"  # a scheduler runs anyone's code, so local ones are not reachable from outside
 _JOBQUEUE = "dask_jobqueue"
 _log = get_logger("cluster")
 
@@ -46,7 +46,9 @@ def uses_processes(config: EngineConfig) -> bool:
 
 
 @contextmanager
-def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: int = 0) -> Iterator[Engine]:
+def open_engine(
+    config: EngineConfig, workers: int, ahead: bool = True, spare: int = 0, kernels: Kernels = KERNELS
+) -> Iterator[Engine]:
     """An engine for the length of a job.
 
     Parameters
@@ -58,6 +60,8 @@ def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: i
         Whether a task reads its next chunk while one computes.
     spare : int
         Bytes for cached chunks, where the config wants them.
+    kernels : Kernels
+        The arithmetic of the passes.
 
     Raises
     ------
@@ -68,7 +72,7 @@ def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: i
     """
     profile = profile_of(config)
     if profile is None and not (config.scheduler_address or config.scheduler_file):
-        yield Engine(workers=workers, ahead=ahead, cache_bytes=spare if config.keep_decoded else 0)
+        yield Engine(workers=workers, ahead=ahead, cache_bytes=spare if config.keep_decoded else 0, kernels=kernels)
         return
     security = _security(config.security)
     with _silent_logs():
@@ -79,7 +83,7 @@ def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: i
             opened, patience = _OPEN.get(profile.kind, _of_class)(profile, workers, security), profile.wait
         with opened as client:
             _wait_for_workers(client, patience, config)
-            yield _engine_of(client, ahead, patience, profile)
+            yield _engine_of(client, ahead, patience, profile, kernels)
 
 
 def current_engine() -> Engine | None:
@@ -91,7 +95,7 @@ def current_engine() -> Engine | None:
         client = distributed.Client.current()
     except ValueError:
         return None
-    return _engine_of(client, ahead=False, patience=Profile().wait, profile=None)
+    return _engine_of(client, ahead=False, patience=Profile().wait, profile=None, kernels=KERNELS)
 
 
 def serve(config: EngineConfig) -> NoReturn:
@@ -294,9 +298,7 @@ def _security(config: SecurityConfig | None) -> Any:
     return Security(tls_ca_file=config.ca_file, require_encryption=True, **roles)
 
 
-def _engine_of(
-    client: Any, ahead: bool, patience: float, profile: Profile | None, kernels: Kernels = KERNELS
-) -> Engine:
+def _engine_of(client: Any, ahead: bool, patience: float, profile: Profile | None, kernels: Kernels) -> Engine:
     """An engine on a client's cluster. profile : by which the job has started it; None where it has not."""
     from pipeline.engine.waiting import Cluster
 

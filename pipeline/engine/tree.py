@@ -54,19 +54,19 @@ def contains(outer: Span, inner: Span) -> bool:
     return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
-def uncovered(span: Span, known: Collection[Span]) -> Iterator[Span]:
-    """The largest subtrees of a subtree that contain nothing of those known, in order: what remains to be summed.
+def uncovered(span: Span, stored: Collection[Span]) -> Iterator[Span]:
+    """The largest subtrees of a subtree that contain none of the stored ones, in order: what remains to be summed.
 
     >>> list(uncovered((0, 8), {(0, 2), (4, 8)}))
     [(2, 4)]
     """
-    if any(contains(one, span) for one in known):
+    if any(contains(one, span) for one in stored):
         return
-    if not any(contains(span, one) for one in known):
+    if not any(contains(span, one) for one in stored):
         yield span
         return
     for half in halves(span):
-        yield from uncovered(half, known)
+        yield from uncovered(half, stored)
 
 
 def shard_level(n_chunks: int, workers: int, chunk_seconds: float, per_worker: int = 8, longest: float = 20.0) -> int:

@@ -110,7 +110,7 @@ class Cluster:
         """
         remaining = list(roots)
         for _ in range(TRIES):
-            self._seen_workers = time.monotonic()  # nobody has looked until now
+            self._seen_workers = time.monotonic()  # not looked at until now
             try:
                 with self._submitted(remaining, storable, finished) as pending:
                     self._recorded.clear()
@@ -263,7 +263,7 @@ _ending: dict[str, asyncio.Future[Any]] = {}  # in the scheduler's process: froz
 
 
 async def _look(frozen: float, dask_scheduler: Any) -> _State:
-    """On the scheduler: its state. Frozen workers that hold nothing but our tasks are ended.
+    """On the scheduler: its state. Frozen workers that have nothing but our tasks are ended.
 
     They are restarted (where they have a nanny) or removed, as the scheduler does by itself after its worker-ttl, 300 s
     by default. Its settings stay as they are; so does a worker with tasks or data of anyone else, which may only be

@@ -1,7 +1,7 @@
 """Scratch memory for kernels: allocated once, used again from chunk to chunk and from pass to pass.
 
-A new array is new pages, and the first touch of a page costs about as much as the arithmetic of a small matrix product
-on it. Two threads never share an arena: each call checks one out of a pool.
+A new array is new pages, and to get them from the system takes longer than to fill them. Two threads never share an
+arena: each call checks one out of a pool.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Arena:
 
 
 class ArenaPool:
-    """Arenas that are free. It holds as many as there were calls at the same time."""
+    """The arenas that are free: in all as many as there were calls at the same time."""
 
     def __init__(self) -> None:
         self._free: deque[Arena] = deque()  # its append and pop are atomic: no lock

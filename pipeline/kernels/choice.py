@@ -25,8 +25,8 @@ FEW_COMPONENTS = 50  # of full covariances: products of so few read and write fe
 
 # The largest condition number of a covariance whose whitening may run in float32: its error grows with the root.
 FLOAT32_CONDITION = 3e4
-# The largest c_k for densities and for moments by GEMM, in the order in which they are tried. In float32 the densities
-# then err by 1e4 x 6e-8 = 6e-4 nats; moments are divided by N_k and get the stricter limit.
+# The largest c_k for densities and for moments by GEMM, in the order in which they are tried. In float32 a density then
+# errs by some eps c_k = 1.2e-7 x 1e4 = 1e-3 nats, and the smallest eigenvalue of a covariance by some 1e-4 of itself.
 LIMITS: dict[np.dtype[Any], tuple[float, float]] = {
     np.dtype(np.float32): (1e4, 1e3),
     np.dtype(np.float64): (1e9, 1e8),

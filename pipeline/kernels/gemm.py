@@ -18,7 +18,9 @@ from pipeline.kernels.cholesky import Moments, log_density
 from pipeline.kernels.features import PAIRS, SPHERE, fill_features, n_features
 from pipeline.kernels.softmax import padded, softmax_rows
 
-TILE_NUMBERS = 2**21  # features and responsibilities of a tile: about what a core's share of the caches holds
+TILE_NUMBERS = (
+    2**21
+)  # features and responsibilities of a tile: about as many as a core's share of the caches has room for
 
 
 def gemm_pass(problem: GaussianProblem, x: Array, weight: Array | None, arena: Arena) -> GaussianSums:

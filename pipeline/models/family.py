@@ -1,4 +1,4 @@
-"""What the `model` sections of all families have in common: what each says of itself, its candidates, its model."""
+"""What the `model` sections of all families have in common: what each states of itself, its candidates, its model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class FamilySection(Variant):
     @property
     def label(self) -> str:
         """What a candidate is called: k10, and k10-full where there is more to choose."""
-        return "-".join([f"k{self.n_components[0]}", *(getattr(self, name)[0] for name in self._other_lists())])
+        return "-".join([f"k{self.n_components[0]}", *(str(getattr(self, name)[0]) for name in self._other_lists())])
 
     def candidates(self) -> list[Self]:
         """Return a section with one value of each list, for every combination in the order of the lists."""

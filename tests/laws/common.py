@@ -1,7 +1,7 @@
 """What the laws share: rows in memory as chunks, a loop over them, and comparison by size.
 
-A law is tested on many random problems, each a function of one seed (tests/problems.py), drawn by hypothesis
-without a deadline (two cores are shared) and without randomness (a failure shows up again).
+A law is tested on many random problems, each a function of one seed (tests/problems.py), which hypothesis draws by the
+profile of the tier (tests/conftest.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from pipeline.arrays.rows import Rows
 from pipeline.data.source import Source
@@ -32,10 +32,8 @@ EPS = np.finfo(np.float64).eps
 
 
 def examples(count: int) -> settings:
-    """That many problems, the same ones each time; laws leave out problems in which a component collapses."""
-    return settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
-    )
+    """`count` problems in the full tier; fewer in the fast tier, more in the slow one (tests/conftest.py)."""
+    return settings(max_examples=max(2, count * settings.default.max_examples // 100))
 
 
 def chunks_of(x: Any, bounds: Sequence[int] | None = None, weight: Any = None) -> list[Rows]:

@@ -145,7 +145,7 @@ class TextSource(Source):
 
 
 class _Lines(Iterator[str]):
-    """The next `n` lines of a stream, decoded one by one so that the text is never held whole."""
+    """The next `n` lines of a stream, decoded one by one so that the whole text is never in memory."""
 
     def __init__(self, stream: IO[bytes], n: int) -> None:
         self._stream, self._lines = stream, islice(stream, n)

@@ -79,7 +79,7 @@ def _made_from(store: str, made_from: Mapping[str, Any]) -> bool:
         return False
     try:
         attributes = dict(zarr.open_group(store, mode="r").attrs)
-    except Exception:  # absent, or damaged: made anew either way
+    except Exception:  # absent, or damaged: written again in both cases
         return False
     return all(attributes.get(name) == value for name, value in made_from.items())
 

@@ -39,4 +39,4 @@ class PythonSection(DataSection):
         raise InputError(f"data.path: got {self.path}, expected a subclass of Source or DataSection (pipeline.data).")
 
     def code(self) -> str:
-        return outside.load(self.path, "data.path").sha256
+        return outside.sha256_of(self.path, "data.path")

@@ -375,7 +375,7 @@ def _moved(shape: Shape, counts: Array, sum_x: Array, sum_xx: Array, by: Array) 
 
 
 def _auto(value: Any) -> Any:
-    """`auto` is the prior of which nothing is said."""
+    """`auto` is the prior of which every part is left out."""
     if isinstance(value, str):
         if value != "auto":
             raise ValueError("write null for none, auto, or a mapping such as {shrinkage: 0.01}")
