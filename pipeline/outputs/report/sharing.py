@@ -123,7 +123,9 @@ def _pairs(record: Record, counts: np.ndarray, share: np.ndarray) -> list[Pair]:
 def _matrix(record: Record, share: np.ndarray, title: str) -> Chart:
     component, components = record.words.component, record.words.components
     most = float(share.max())
-    plot = Plot(f"shared with {component}", f"{record.row[1]} of {component}", height=320, width=360, whole_x=True, whole_y=True)
+    plot = Plot(
+        f"shared with {component}", f"{record.row[1]} of {component}", height=320, width=360, whole_x=True, whole_y=True
+    )
     legend = svg.ramp(number(0), percent(most), [svg.PIXEL_BLUE])
     plot.cells(svg.shades(share / most, svg.PIXEL_BLUE), legend)
     i, j = np.unravel_index(int(share.argmax()), share.shape)

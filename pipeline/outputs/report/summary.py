@@ -144,7 +144,9 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
         note = "at the end: too few rows, or a variance near 0"
         facts.append(Fact("Collapsed", number(record.collapsed), f"of {number(record.k)} {words.components}", note))
     if record.k > 1:
-        facts.append(Fact(f"Largest {words.component}", percent(float(record.weights.max())), f"of the {record.row[1]}"))
+        facts.append(
+            Fact(f"Largest {words.component}", percent(float(record.weights.max())), f"of the {record.row[1]}")
+        )
     return facts
 
 
