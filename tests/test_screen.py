@@ -118,7 +118,7 @@ def test_the_display_moves_within_a_pass():
     assert "chunk 32 of 64" in drawn(events[: progress + 1]) and "about 0 s left" in drawn(events[: progress + 1])
     done = events[: progress + 2]
     assert "as the last one" in drawn(done) and "about 2 s left" in drawn(done, after=0.4)
-    assert "9 s, longer" in drawn(done, after=9.0)
+    assert "9 s so far" in drawn(done, after=9.0)
     assert "last event" in drawn(done, after=300.0) and "last event" not in drawn(done, after=30.0)
 
 
