@@ -16,6 +16,8 @@ from pipeline.models.families.poisson import Poisson
 from pipeline.models.mixture import Mixture
 from tests.jobs import Interrupt, command, refused, results
 
+pytestmark = pytest.mark.full
+
 
 def counts(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a mixture of three, (n, 4), and their components."""

@@ -91,17 +91,18 @@ class LabelSums(Additive):
 class SumKnown:
     """Job: weights and sums of the rows of each component that is known."""
 
-    k: int
-    shift: Array
+    model: ClusterModel
 
     def __call__(self, chunk: Rows, kernels: Any) -> LabelSums:
         """Return those of one chunk."""
-        known = np.flatnonzero(chunk.label >= 0) if chunk.label is not None else np.empty(0, dtype=np.int64)
-        label = chunk.label[known] if chunk.label is not None else known
+        k, labels = self.model.n_components, self.model.checked_labels(chunk)
+        assert labels is not None, "asked for where labels of some rows are known"
+        known = np.flatnonzero(labels >= 0)
+        label = labels[known]
         weight = np.ones(len(known)) if chunk.weight is None else chunk.weight[known]
-        member = sp.csr_array((weight, (label, np.arange(len(known)))), shape=(self.k, len(known)))
+        member = sp.csr_array((weight, (label, np.arange(len(known)))), shape=(k, len(known)))
         x = _unit(chunk.x[known])
-        return LabelSums(np.bincount(label, weight, self.k), np.asarray(member @ (_dense(x) - self.shift)))
+        return LabelSums(np.bincount(label, weight, k), np.asarray(member @ (_dense(x) - self.model.shift)))
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def starting(
         return [model.start(summary, rng) for rng in generators]
     if init == "labels":
         return from_hard(model, (yield [HardStart(model, None, labels)])) * n_init
-    known = (yield [SumKnown(model.n_components, model.shift)])[0] if some_known else None
+    known = (yield [SumKnown(model)])[0] if some_known else None
     k = model.n_components
     if init == "near-mean":
         draws = [rng.standard_normal((model.n_features, k)).T for rng in generators]

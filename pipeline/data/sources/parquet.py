@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from pipeline.arrays.dtypes import compute_dtype
 from pipeline.data.column import Column
 from pipeline.data.files import absolute, damaged, is_url, open_binary, opening, reading, stored_size, what_it_is
 from pipeline.data.section import FileSection
 from pipeline.data.source import TARGET_BYTES, Source, rows_per_target
 from pipeline.errors import InputError, did_you_mean
-from pipeline.models.base import compute_dtype
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
 
