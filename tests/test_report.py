@@ -685,7 +685,7 @@ def test_collapsed_components_are_those_that_the_run_counted(tmp_path: Path) -> 
 
 
 def test_no_finished_event_is_needed(tmp_path: Path) -> None:
-    """Written before it is logged, the page has the time to the last event and the peak of memory that any event says."""
+    """The page has the time that the last event says, else the time to it, and the peak of memory that any event says."""
     run = dense_run(tmp_path / "run")
     lines = [
         {"event": "start", "time": "2026-03-05T20:00:00+00:00"},
@@ -701,3 +701,6 @@ def test_no_finished_event_is_needed(tmp_path: Path) -> None:
     ]
     (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *again]))
     assert "1\u202fmin 15\u202fs" in read(run).text
+    stored = {"event": "stored", "seconds": 73, "peak_pss": 2**30, "time": "2026-03-05T20:01:11+00:00"}
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, stored]))
+    assert "1\u202fmin 13\u202fs" in read(run).text

@@ -41,6 +41,7 @@ _NEXT = {
     "pass": "fit",
     "labelled": "labels",
     "labels": "report",
+    "stored": "report",
     "finished": "report",
 }
 FINISHED = "finished"
