@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,16 @@ def test_outliers_are_the_rows_of_the_lowest_density(real: Path) -> None:
     assert [line.label for line in found.rows] == labels.label.values[rows].tolist()
     page = (real / "report.html").read_text(encoding="utf-8")
     assert all(f'scope="row">{row}</th>' in page for row in rows) and "The end, iteration" in page
+
+
+def test_a_report_can_be_made_anywhere(real: Path) -> None:
+    """Another process, which has loaded nothing of the run, writes the page with all its sections."""
+    before = Page((real / "report.html").read_text(encoding="utf-8"))
+    subprocess.run([sys.executable, "-m", "pipeline", "report", real], check=True, capture_output=True)
+    after = Page((real / "report.html").read_text(encoding="utf-8"))
+    heads = [[text for text in ("Overlap between", "Neighbouring") if text in page.text] for page in (before, after)]
+    assert heads[0] == heads[1] and len(heads[0]) == 1
+    assert len(before.all("table")) == len(after.all("table")) and len(before.all("svg")) == len(after.all("svg"))
 
 
 def test_patches_say_which_picture_they_are_of(tmp_path: Path) -> None:
