@@ -373,6 +373,7 @@ def _finish(job: Job) -> None:
         model, params, affine = load_model(read_dataset(directory.model))
         _label(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)
         directory.discard("report.html")
+    job.log("stored", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)  # the report has these
     _report(directory)
     job.log("finished", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)
 

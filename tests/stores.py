@@ -69,7 +69,11 @@ def write_run(folder: Path, centre: str, arrays: dict[str, Any], data: dict[str,
         ("preprocess_matrix", 2): ("raw_feature", "feature"),
         ("preprocess_inverse", 2): ("feature", "raw_feature"),
     }
-    variables |= {name: (dims[name, array.ndim], array) for name, array in arrays.items() if name != centre}
+    variables |= {
+        name: (dims.get((name, array.ndim), tuple(f"{name}.{axis}" for axis in range(array.ndim))), array)
+        for name, array in arrays.items()
+        if name != centre
+    }
     objective = {"final_inertia": -final} if family == "kmeans" else {"final_log_likelihood": final}
     criteria = {} if family == "kmeans" else {"aic": 412345.6, "bic": 423456.7, "icl": 434567.8}
     stored = {

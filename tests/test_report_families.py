@@ -67,7 +67,7 @@ def poisson(folder: Path, words: Words | None = POISSON, d: int = 3, **attrs: An
         "outlier_log_density": (("outlier",), np.array([-50.5, -40.25])),
         "outliers": (("outlier", "feature"), np.full((2, d), 99.0)),
     }
-    return store(folder, "poisson", words, arrays, **attrs)
+    return store(folder, "my_poisson", words, arrays, **attrs)
 
 
 def test_a_new_mixture_has_a_whole_page(tmp_path: Path) -> None:
@@ -89,11 +89,11 @@ def test_a_new_mixture_has_a_whole_page(tmp_path: Path) -> None:
 
 def test_words_come_from_the_store_then_from_the_family(tmp_path: Path) -> None:
     """Without stored words, a family that is not known is called by its name; one component has a title of its own."""
-    assert "A poisson model with 5 components" in read(poisson(tmp_path / "run", None)).text
+    assert "A my_poisson model with 5 components" in read(poisson(tmp_path / "run", None)).text
     record = read_record(tmp_path / "run")
-    assert record.title == "A poisson model with 5 components" and record.words.series == "log_likelihood"
+    assert record.title == "A my_poisson model with 5 components" and record.words.series == "log_likelihood"
     one = {"weights": (("component",), np.ones(1)), "rates": (("component", "feature"), np.ones((1, 3)))}
-    text = read(store(tmp_path / "one", "poisson", POISSON, one)).text
+    text = read(store(tmp_path / "one", "my_poisson", POISSON, one)).text
     assert "Poisson mixture with 1 component" in text and "Component sizes" not in text and "A mixture" not in text
 
 

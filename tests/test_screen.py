@@ -16,8 +16,8 @@ from rich.console import Console
 
 from pipeline import workflow
 from pipeline.data import source
-from pipeline.engine import frontier
-from pipeline.outputs import checkpoint, report, run_directory
+from pipeline.engine import stored_sums
+from pipeline.outputs import checkpoint, run_directory
 from pipeline.outputs.display import JobDisplay
 from pipeline.outputs.events import EventLog, Tail, read_events
 from pipeline.outputs.progress import describe
@@ -118,7 +118,7 @@ def test_the_display_moves_within_a_pass():
     assert "chunk 32 of 64" in drawn(events[: progress + 1]) and "about 0 s left" in drawn(events[: progress + 1])
     done = events[: progress + 2]
     assert "as the last one" in drawn(done) and "about 2 s left" in drawn(done, after=0.4)
-    assert "9 s, longer" in drawn(done, after=9.0)
+    assert "9 s so far" in drawn(done, after=9.0)
     assert "last event" in drawn(done, after=300.0) and "last event" not in drawn(done, after=30.0)
 
 
@@ -257,7 +257,6 @@ def test_elsewhere_it_is_plain_lines(terminal, environment, monkeypatch):
 
 def test_a_long_pass_logs_its_progress_and_changes_no_bit(tmp_path, monkeypatch):
     """Finished chunks are counted, and the log of a short job has none of it."""
-    monkeypatch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
     for module in (checkpoint, run_directory):
         monkeypatch.setattr(module, "sync", lambda path: None)
     monkeypatch.setattr(source, "TARGET_BYTES", 1)  # as many chunks as are stored: six
@@ -266,7 +265,7 @@ def test_a_long_pass_logs_its_progress_and_changes_no_bit(tmp_path, monkeypatch)
     )
     workflow.run(config, tmp_path / "short")
     assert "progress" not in (tmp_path / "short/events.jsonl").read_text()
-    monkeypatch.setattr(frontier, "TOLD", -1.0)
+    monkeypatch.setattr(stored_sums, "PROGRESS_SECONDS", -1.0)
     workflow.run(config, tmp_path / "long")
     events = list(read_events(tmp_path / "long/events.jsonl"))
     each: list[list[int]] = [[]]

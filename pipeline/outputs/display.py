@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.outputs.progress import asked, count, describe, figure_of, roughly, size, words_in
+from pipeline.outputs.progress import asked, count, describe, figure_of, roughly, rows_in_chunks, size, words_in
 
 WIDEST = 100  # characters: longer lines are harder to read
 NARROW = 66  # in fewer, notes beside the bars are left out
@@ -41,6 +41,7 @@ _NEXT = {
     "pass": "fit",
     "labelled": "labels",
     "labels": "report",
+    "stored": "report",
     "finished": "report",
 }
 FINISHED = "finished"
@@ -248,7 +249,7 @@ class JobDisplay:
     def _about(self) -> Iterator[Text]:
         with suppress(KeyError, TypeError):
             facts = self._state.facts
-            about = f"{asked(facts)}; {count(facts['rows'])} rows in {count(facts['chunks'])} chunks"
+            about = f"{asked(facts)}; {rows_in_chunks(facts)}"
             yield Text(about, style="dim", no_wrap=True, overflow="ellipsis")
 
     def _phases(self) -> Text:
@@ -300,7 +301,7 @@ class JobDisplay:
             return label, "", 0.0, note
         if not whole:
             return label, figure, 0.0, note
-        note = f"about {roughly(whole - spent)} left" if spent < whole else f"{roughly(spent)}, longer"
+        note = f"about {roughly(whole - spent)} left" if spent < whole else note
         return label, figure, min(spent / whole, 0.99), note
 
     def _labels(self) -> tuple[str, str, float, str] | None:

@@ -28,6 +28,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.models import schema
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
+from pipeline.models.families import FAMILIES
 from pipeline.outputs.run_directory import publish, remove
 
 if TYPE_CHECKING:
@@ -250,6 +251,8 @@ def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
             "run the job again."
         )
     arrays = {str(name): variable.values for name, variable in dataset.data_vars.items()}
+    if dataset.attrs.get("family") in FAMILIES:
+        FAMILIES[dataset.attrs["family"]]  # its module registers the classes that are stored
     try:
         model = unpack(dataset.attrs["model"], arrays)
     except ValueError as error:

@@ -28,7 +28,7 @@ def words_in(event: dict[str, Any]) -> Words:
 
 
 def _start(e: dict[str, Any]) -> str:
-    text = f"{count(e['rows'])} rows in {count(e['chunks'])} chunks, {e['workers']} at a time; {', '.join(e['blas'])}"
+    text = f"{rows_in_chunks(e)}, {e['workers']} at a time; {', '.join(e['blas'])}"
     if "plan" not in e:
         return text
     plan = e["plan"]
@@ -121,6 +121,11 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "labels": lambda e: f"labels of {count(e['rows'])} rows  {duration(e['seconds'])}",
     "finished": lambda e: f"finished in {duration(e['seconds'])}, peak memory {e['peak_pss'] / 2**20:.0f} MiB",
 }
+
+
+def rows_in_chunks(e: dict[str, Any]) -> str:
+    """`200k rows in 5 chunks`."""
+    return f"{count(e['rows'])} rows in {count(e['chunks'])} chunk{'s' if e['chunks'] != 1 else ''}"
 
 
 def count(number: float) -> str:

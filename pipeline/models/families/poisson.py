@@ -50,7 +50,7 @@ class Poisson(Component):
     fixed: tuple[str, ...] = ()
 
     family: ClassVar[str] = "poisson"
-    words: ClassVar[Words] = Words(name="Poisson mixture", title="A mixture of {k} Poissons", location="rates")
+    words: ClassVar[Words] = Words(name="Poisson mixture", title="A mixture of {k} Poissons", location="rate")
     location: ClassVar[str] = "rates"
     impossible_advice: ClassVar[str] = "Raise model.concentration above 1, so that no rate comes to 0."
 

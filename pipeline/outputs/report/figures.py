@@ -185,7 +185,7 @@ def _losses(record: Record, count: int) -> str:
     if not count:
         return ""
     note = f" {plural(count, 'iteration')} lost instead and {'is' if count == 1 else 'are'} left out."
-    if record.penalty or record.has("model.component.prior.mean"):
+    if record.penalty:
         return f"{note} The fit maximizes the {record.words.objective} plus the log prior; the first of them alone may fall."
     if record.attrs.get("reg_covar"):
         reg = setting(float(record.attrs["reg_covar"]))

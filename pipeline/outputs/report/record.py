@@ -239,15 +239,10 @@ class Record:
         except Exception as error:  # as in `array`
             raise StorageError(f"model.zarr: cannot be read ({error}). Run the job again.") from error
 
-    @cached_property
+    @property
     def collapsed(self) -> int:
-        """How many components ended with too few rows, or without width: as the run stored it, else as the model counts them."""
-        stored = self.attrs.get("collapsed")
-        if stored is not None:
-            return len(stored) if isinstance(stored, list) else int(stored)
-        model, params = self.fitted or (None, None)
-        counted = getattr(model, "collapsed", None)
-        return len(counted(params, self.weights * self.total_weight)) if counted else 0
+        """How many components ended with too few rows, or without width, as the run counted them."""
+        return int(self.attrs.get("collapsed") or 0)
 
     # --- arrays, labels, events, options
 

@@ -14,7 +14,7 @@ EVENTS_SHOWN = 100
 # Shown elsewhere in the report, or part of every run: not news.
 _ROUTINE = {
     *("start", "profile", "level", "pruning", "init", "pass", "progress", "rejected", "checkpoint", "candidate"),
-    *("standard_errors", "labelled", "labels", "finished"),
+    *("standard_errors", "labelled", "labels", "stored", "finished"),
 }
 _FIRST = ("warning", "resume")  # where there are too many, others make room for these
 

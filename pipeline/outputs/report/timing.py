@@ -1,7 +1,7 @@
 """The time and memory of a run, from the events alone.
 
 A pass that was repeated after a crash took its time twice and counts twice; missing fields count as nothing. No event is
-needed: the report is written before `finished` is logged, so a session without one ends with its last event.
+needed. The report is written between `stored`, once the model and the labels are there, and `finished`.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _sessions(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _duration(session: list[dict[str, Any]]) -> float:
-    """Wall-clock seconds of a session: as `finished` says, else from its first event to its last."""
-    if session[-1].get("event") == "finished" and _field(session[-1], "seconds") > 0:
+    """Wall-clock seconds of a session: as its last event says, else from its first event to its last."""
+    if session[-1].get("event") in ("stored", "finished") and _field(session[-1], "seconds") > 0:
         return _field(session[-1], "seconds")
     times = [when for entry in session if (when := parse_time(entry.get("time"))) is not None]
     return (times[-1] - times[0]).total_seconds() if times else 0.0
