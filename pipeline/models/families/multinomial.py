@@ -22,8 +22,9 @@ from pipeline.config import Section
 from pipeline.kernels.base import CountsProblem
 from pipeline.kernels.counts import log_coefficients
 from pipeline.models.clusters import Summary
+from pipeline.models.component import Component, Pass
 from pipeline.models.family import FamilySection
-from pipeline.models.mixture import Component, Mixture, Pass, relative_square
+from pipeline.models.mixture import Mixture, relative_square
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
