@@ -128,15 +128,7 @@ class Component(ABC):
             total = part if total is None else total + part
         return total
 
-    def e_step(
-        self,
-        theta: Any,
-        log_weights: Array,
-        x: Matrix,
-        weight: Array | None,
-        hard: bool,
-        kernels: Any,
-    ) -> Pass:
+    def e_step(self, theta: Any, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any) -> Pass:
         """Responsibilities and their statistics, tile by tile. A family may have a compiled one in its place."""
         k = self.n_components
         log_norm, sum_w, stats, entropy = np.empty(x.shape[0]), np.zeros(k), None, 0.0

@@ -122,13 +122,7 @@ class Gaussian(Component):
         return found
 
     def e_step(
-        self,
-        theta: Gaussians,
-        log_weights: Array,
-        x: Matrix,
-        weight: Array | None,
-        hard: bool,
-        kernels: Any,
+        self, theta: Gaussians, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
     ) -> Pass:
         self._refuse_singular(theta)
         sums = kernels.gaussian_pass(self._problem(theta, log_weights, hard), x, weight)
@@ -187,7 +181,8 @@ class Gaussian(Component):
         return GaussianStats(sum_x, self.shape.packed(sum_xx))
 
     def m_step(self, stats: GaussianStats, sum_w: Array, theta: Gaussians | None) -> Gaussians:
-        before = theta if theta is not None else self._unit()
+        k, d = self.n_components, self.n_features
+        before = theta or self.theta(means=np.tile(self.shift, (k, 1)), covariances=identity(self.shape, k, d))
         counts, sum_x, sum_xx = self._with_prior(stats, sum_w)
         means = before.means
         if "means" not in self.fixed:
@@ -349,10 +344,6 @@ class Gaussian(Component):
         counts, sums = sum_w.sum(keepdims=True), stats.sum_x.sum(axis=0, keepdims=True)
         moments = self.shape.moved(counts, sums, stats.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
         return self.shape.covariances(moments, counts, self.n_features, self.reg_covar)[0]
-
-    def _unit(self) -> Gaussians:
-        k, d = self.n_components, self.n_features
-        return self.theta(means=np.tile(self.shift, (k, 1)), covariances=identity(self.shape, k, d))
 
     def sample(self, theta: Gaussians, labels: Array, rng: np.random.Generator) -> Array:
         x = np.empty((len(labels), self.n_features))

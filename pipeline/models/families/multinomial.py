@@ -92,13 +92,7 @@ class Multinomial(Component):
         return found
 
     def e_step(
-        self,
-        theta: WordProbabilities,
-        log_weights: Array,
-        x: Matrix,
-        weight: Array | None,
-        hard: bool,
-        kernels: Any,
+        self, theta: WordProbabilities, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
     ) -> Pass:
         # m_step adds the prior to sum_x: what is left out of 2^40 words does not reach its last bit.
         least = (self.concentration - 1.0) * 2.0**-93
