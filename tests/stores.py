@@ -218,6 +218,8 @@ def choice_run(folder: Path, shapes: tuple[str, ...] = ("full",), heldout: bool 
             "name": f"k{k}-{shape}",
             "n_components": k,
             "covariance_type": shape,
+            "reg_covar": 1e-6,
+            "fixed": [],
             "final_log_likelihood": -2e5 + 10 * k,
             "aic": 4e5 + 100 * abs(k - 3) + i,
             "bic": 4e5 + 1000 * abs(k - 3) + i,

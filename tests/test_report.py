@@ -485,6 +485,7 @@ def test_held_out_rows_and_types_are_told(tmp_path: Path) -> None:
     assert len(lines) == 6 and sum("tied" in line for line in lines) == 3
     assert number(-14.0, 8) in lines[0] and "5,000 held-out rows" in page
     assert "held-out log-likelihood is best at 3 components (full)" in page
+    assert "covariance type" in page and "reg covar" not in page  # an option that all share is no choice
 
 
 def test_the_choice_warns_where_patches_overlap(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.outputs.report.svg import Chart, Plot
 
 NAMES = {"bic": "BIC", "aic": "AIC", "icl": "ICL", "heldout": "held-out log-likelihood"}
 _COLOURS = {"bic": svg.BLUE, "aic": svg.ORANGE, "icl": svg.GREEN, "heldout": svg.RED}
-# What an entry says of every model; what else it says are options that the candidates differ in.
+# What an entry says of every model. The rest are options of the model.
 _COMMON = {
     *("name", "n_components", "n_free_parameters", "total_weight", "collapsed", "n_iter", "stop_reason", "restarts"),
     *("criterion", "chosen", "heldout_weight", "bic", "aic", "icl", "heldout"),
@@ -45,15 +45,16 @@ def choice(record: Record) -> dict[str, Any] | None:
 
 
 def _options(table: list[dict[str, Any]]) -> list[str]:
-    """Names of the options beside the number of components, such as covariance_type."""
-    return [key for key in table[0] if key not in _COMMON and not key.startswith("final_")]
+    """Names of the options beside the number of components that the candidates differ in, such as covariance_type."""
+    others = [key for key in table[0] if key not in _COMMON and not key.startswith("final_")]
+    return [key for key in others if len({str(entry.get(key)) for entry in table}) > 1]
 
 
 def _line(entry: dict[str, Any], options: list[str], series: str) -> dict[str, Any]:
     value = entry.get(f"final_{series}")
     return {
         "k": number(entry["n_components"]),
-        "options": [str(entry[option]) for option in options],
+        "options": [str(entry.get(option)) for option in options],
         "parameters": number(entry.get("n_free_parameters")),
         "objective": number(None if value is None else value / entry["total_weight"], 8),
         **{name: number(entry.get(name)) for name in ("bic", "aic", "icl")},
@@ -73,7 +74,7 @@ def _per_row(entry: dict[str, Any], name: str) -> float:
 def _chart(table: list[dict[str, Any]], options: list[str], components: str) -> Chart:
     """Criteria by number of components; where options differ too, the deciding criterion, with a line for each of them."""
     decides = table[0]["criterion"]
-    kinds = {id(entry): ", ".join(str(entry[option]) for option in options) for entry in table}
+    kinds = {id(entry): ", ".join(str(entry.get(option)) for option in options) for entry in table}
     several = len(set(kinds.values())) > 1
     if several:
         each = dict.fromkeys(kinds.values())
