@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import numpy as np, scipy.sparse as sp
 from pipeline.arrays.rows import Rows
-from pipeline.models.gaussian import Gaussian
+from pipeline.models.families.gaussian import Gaussian
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.models.multinomial import Multinomial
+from pipeline.models.families.multinomial import Multinomial
 from pipeline.kernels.cpu import KERNELS
 
 rng = np.random.default_rng(0)

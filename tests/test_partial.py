@@ -20,7 +20,7 @@ from pipeline.models.mixture import Mixture, MixtureParams
 from pipeline.outputs import labels, partial
 from pipeline.outputs.partial import PartialPass
 from tests.jobs import blobs, command, files, results, write_config, write_rows
-from tests.laws.common import ArraySource, examples, gaussian_mixture, same_bits
+from tests.laws.common import ArraySource, examples, gaussian_mixture, same_bits, shards
 from tests.laws.common import job as e_step_job
 from tests.problems import seeds
 

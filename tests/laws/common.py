@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from hypothesis import settings
-from pipeline.models.gaussian import Gaussian
-from pipeline.models.multinomial import Multinomial
 
 from pipeline.arrays.rows import Rows
 from pipeline.data.source import Source
@@ -20,10 +18,12 @@ from pipeline.em.accumulate import Method, method_of
 from pipeline.em.loop import TEXTBOOK, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
-from pipeline.engine.tree import tree_sum
+from pipeline.engine.tree import Span, halves, tree_sum
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep
 from pipeline.models.clusters import BestRows, ClusterModel, Labels
+from pipeline.models.families.gaussian import Gaussian
+from pipeline.models.families.multinomial import Multinomial
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
 from pipeline.models.starts import in_step, starting
@@ -191,6 +191,15 @@ def close_fields(a: Any, b: Any, tolerance: float) -> None:
             close_fields(getattr(a, name), value, tolerance)
         elif value is not None:
             close(getattr(a, name), value, tolerance, name)
+
+
+def shards(span: Span, level: int) -> Iterator[Span]:
+    """The subtrees of a subtree that have at most 2^level leaves, the largest such, in order."""
+    if span[1] - span[0] <= 1 << level:
+        yield span
+    else:
+        for half in halves(span):
+            yield from shards(half, level)
 
 
 class ArraySource(Source):

@@ -36,7 +36,7 @@ INITS = ["k-means||", "k-means++", "random", "near-mean"]
 
 def profiled(x, weight=None):
     """A checked profile of rows in memory."""
-    scatter = "none" if sp.issparse(x) else "full"
+    scatter = "none" if sp.issparse(x) else "matrix"
     profile = sum_over(chunks_of(x, None, weight), [ProfileJob(scatter, 500, 0)])[0]
     profile.check("error")
     return profile
@@ -253,7 +253,7 @@ def test_overflow_is_an_error_and_not_a_warning():
     for values in ([1e200, -1e200], [1e308, -1e308], [1e155, 0.0]):
         x = np.repeat(np.array(values), 50)[:, None]
         for bounds in (None, [0, 50, 100], [0, 10, 100]):
-            profile = sum_over(chunks_of(x, bounds), [ProfileJob("full", 10, 0)])[0]
+            profile = sum_over(chunks_of(x, bounds), [ProfileJob("matrix", 10, 0)])[0]
             with pytest.raises(InputError, match="overflow"):
                 profile.check("error")
 
@@ -299,6 +299,6 @@ def test_preprocessing_of_odd_rows_is_finite_or_refused(seed, kind, whiten):
 def test_a_profile_of_no_weight_is_refused():
     """All weights 0: the error says that no row counts."""
     x = np.ones((4, 2))
-    profile = ProfileJob("full", 3, 0)(Rows(x, np.zeros(4)), KERNELS)
+    profile = ProfileJob("matrix", 3, 0)(Rows(x, np.zeros(4)), KERNELS)
     with pytest.raises(InputError, match="positive weight"):
         profile.check("error")

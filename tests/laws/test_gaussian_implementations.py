@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.arrays.rows import Rows
 from pipeline.kernels import choice
+from pipeline.kernels.cpu import KERNELS
 from tests.laws.common import TYPES, assigned, gaussian_mixture
 from tests.reference import gaussian_log_joint
 
@@ -33,7 +34,7 @@ def problem(covariance_type, d, k, dtype, seed=0, n=700):
 
 def e_step(model, params, x, weight):
     """Statistics, evidence and log p(x) of rows."""
-    found = model.e_step(params, Rows(x, weight), routes.KERNELS)
+    found = model.e_step(params, Rows(x, weight), KERNELS)
     return found.stats, found.evidence, found.score
 
 
@@ -43,7 +44,7 @@ def reach_of(model, params):
 
 
 def statistics(model, params, x, weight, most_simd, limits):
-    """The E-step with the routes that these settings leave open. limits : by bytes of a number."""
+    """The E-step by the implementations that these settings allow. limits : by bytes of a number."""
     table = {dtype: limits.get(dtype.itemsize, NOWHERE) for dtype in choice.LIMITS}
     with mock.patch.multiple(choice, MOST_SIMD_FEATURES=most_simd, FEW_COMPONENTS=0, LIMITS=table):
         return e_step(model, params, x, weight)
@@ -116,7 +117,7 @@ def test_each_component_is_computed_once(d, dtype, covariance_type):
     means = params.theta.means.copy()
     means[2] += 3e3
     params = model.params(**model.arrays(params) | {"means": means})
-    shares = model.implementations(params, np.dtype(dtype))
+    shares = model.implementations(params, np.dtype(dtype), KERNELS)
     assert np.array(list(shares.values())).sum(axis=0).tolist() == [6, 6]
     assert ("SIMD" in shares) == (d == 5)
     if d == 140 and covariance_type == "full":
@@ -133,13 +134,13 @@ def test_few_components_of_full_covariances_are_computed_by_simd():
     """Up to MOST_PAIR_FEATURES features, and up to FEW_COMPONENTS components above MOST_SIMD_FEATURES."""
     for d, k in ((17, 50), (128, 2), (17, 51), (129, 2)):
         model, params, _, _ = problem("full", d, k, np.float32, n=300)
-        assert ("SIMD" in model.implementations(params, np.dtype(np.float32))) == (k <= 50 and d <= 128)
+        assert ("SIMD" in model.implementations(params, np.dtype(np.float32), KERNELS)) == (k <= 50 and d <= 128)
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @pytest.mark.parametrize("d", [3, 16, 20])
 def test_densities_alone_are_those_of_an_e_step(d, covariance_type):
-    """Labels and representatives take the same routes: their log-densities are the E-step's, to float64 rounding."""
+    """Labels and representatives use the same implementations: their log-densities are the E-step's, to float64 rounding."""
     model, params, x, weight = problem(covariance_type, d, 5, np.float64)
     log_norm, labels = e_step(model, params, x, weight)[-1], assigned(model, params, x)
     np.testing.assert_allclose(labels.score, log_norm, rtol=0, atol=1e-12 * (d + np.abs(log_norm).max()))

@@ -51,7 +51,7 @@ def rows_of(family, seed, k=3):
 
 def known_of(x, weight=None, seed=0, size=5000):
     """What the profiling pass knows of the rows."""
-    scatter = "none" if sp.issparse(x) else "full"
+    scatter = "none" if sp.issparse(x) else "matrix"
     return summary_of(sum_over(chunks_of(x, None, weight), [ProfileJob(scatter, size, seed)])[0], [])
 
 

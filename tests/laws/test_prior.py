@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from hypothesis import assume, given
-from pipeline.models.gaussian import GaussianStats
 from scipy import stats
 from scipy.optimize import minimize
 
 from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.jobconfig import validate
+from pipeline.models.families.gaussian import GaussianStats
 from pipeline.models.mixture import MixtureStats
 from tests.laws.common import (
     TYPES,
@@ -39,7 +39,7 @@ PRIORS = [
 
 def known_of(x, weight=None):
     """What a profiling pass learns of rows in memory."""
-    return summary_of(sum_over(chunks_of(x, None, weight), [ProfileJob("full", 100, 0)])[0], [])
+    return summary_of(sum_over(chunks_of(x, None, weight), [ProfileJob("matrix", 100, 0)])[0], [])
 
 
 def with_prior(problem, covariance_type, prior, weight=None, **options):

@@ -187,7 +187,7 @@ def test_representatives_survive_chunks_without_weight(family):
         same_bits(cut.row, whole.row)
 
 
-@pytest.mark.parametrize("scatter", ["full", "diag", "none"])
+@pytest.mark.parametrize("scatter", ["matrix", "variances", "none"])
 @examples(100)
 @given(seed=seeds)
 def test_profiles_merge_to_that_of_the_whole(scatter, seed):
@@ -208,8 +208,8 @@ def test_profiles_merge_to_that_of_the_whole(scatter, seed):
         if scatter != "none":
             covariance = np.atleast_2d(np.cov(x.T, ddof=0, aweights=w))
             scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
-            expected = covariance if scatter == "full" else np.diag(covariance)
-            scale = scale if scatter == "full" else np.diag(scale)
+            expected = covariance if scatter == "matrix" else np.diag(covariance)
+            scale = scale if scatter == "matrix" else np.diag(scale)
             assert (np.abs(profile.covariance - expected) <= 1e-9 * scale).all()
     same_bits(parts.sample, whole.sample)
 

@@ -24,7 +24,7 @@ from pipeline.kernels.counts import log_coefficients
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component, Pass
 from pipeline.models.family import FamilySection
-from pipeline.models.mixture import Mixture, relative_square
+from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
@@ -138,7 +138,7 @@ class Multinomial(Component):
         """m_k Σ_v Δθ²/θ, summed; m_k : expected words of component k, per document."""
         words = stats.sum_x.sum(axis=1) / sum_w.sum()
         before = np.exp(theta.log_prob)
-        return (words @ relative_square(np.exp(new.log_prob) - before, before).sum(axis=1),)
+        return (words @ relative_squares(words, np.exp(new.log_prob) - before, before),)
 
     def change_squares(
         self, change: CountStats, change_w: Array, stats: CountStats, sum_w: Array, theta: WordProbabilities
@@ -147,7 +147,7 @@ class Multinomial(Component):
         words = stats.sum_x.sum(axis=1)
         counts = words + self.n_features * (self.concentration - 1.0)
         moved = (change.sum_x - change.sum_x.sum(axis=1, keepdims=True) * prob) / counts[:, None]
-        squares = words / total * relative_square(moved, prob).sum(axis=1)
+        squares = words / total * relative_squares(words, moved, prob)
         return (squares.sum(),)
 
     def feasible(self, stats: CountStats, known: CountStats) -> CountStats:

@@ -19,7 +19,7 @@ from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component
 from pipeline.models.family import FamilySection
-from pipeline.models.mixture import Mixture, relative_square
+from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import POSITIVE, Field, Fields
 from pipeline.models.words import Words
 
@@ -92,14 +92,14 @@ class Poisson(Component):
     def step_squares(self, stats: PoissonStats, sum_w: Array, theta: Rates, new: Rates) -> tuple[float, ...]:
         """N_k/N Σ_j Δλ²/λ, summed."""
         share = sum_w / sum_w.sum()
-        return (share @ relative_square(new.rates - theta.rates, theta.rates).sum(axis=1),)
+        return (share @ relative_squares(share, new.rates - theta.rates, theta.rates),)
 
     def change_squares(
         self, change: PoissonStats, change_w: Array, stats: PoissonStats, sum_w: Array, theta: Rates
     ) -> tuple[float, ...]:
         moved = (change.sum_x - change_w[:, None] * theta.rates) / sum_w[:, None]
         share = sum_w / sum_w.sum()
-        return (0.0,) if "rates" in self.fixed else (share @ relative_square(moved, theta.rates).sum(axis=1),)
+        return (0.0,) if "rates" in self.fixed else (share @ relative_squares(share, moved, theta.rates),)
 
     def feasible(self, stats: PoissonStats, known: PoissonStats) -> PoissonStats:
         """Expected counts that would fall below zero stay as they are."""
