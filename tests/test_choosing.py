@@ -24,6 +24,7 @@ from pipeline.data.sources.zarr import ZarrSection
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
 from pipeline.errors import InputError
+from pipeline.jobconfig import validate
 from pipeline.outputs.events import read_events
 from tests.jobs import Interrupt, blobs, command, files, job, results, settings, write_config, write_rows
 from tests.laws.common import ArraySource, close, e_step, examples, gaussian_mixture

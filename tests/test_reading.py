@@ -10,6 +10,7 @@ from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
 from pipeline.engine.reading import ChunkCache, in_turn
 from pipeline.errors import InputError
+from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.lloyd import Lloyd
 from tests.laws.common import ArraySource
