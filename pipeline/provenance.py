@@ -19,7 +19,6 @@ from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config, to_plain
 from pipeline.kernels.cpu import KERNELS
-from pipeline.models.families import words_of
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
 
@@ -58,7 +57,7 @@ def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, An
             **config.model.model_dump(mode="json", include={"family", "n_components", "covariance_type"}),
             **config.fit.model_dump(mode="json", include={"method", "max_iter", "tol"}),
         },
-        "words": words_of(config.model.family)._asdict(),
+        "words": config.model.words._asdict(),
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": platform.platform(),

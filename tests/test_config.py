@@ -75,7 +75,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"model": {"n_components": [3, 5]}, "fit": {"init": "labels", "init_path": "a"}}, "one number of components"),
         ({"model": {"covariance_type": ["full", "tied"]}, "fit": {"init": "explicit", "init_path": "a"}}, "one model"),
         ({"model": {"reg_covar": float("nan")}}, "model.reg_covar"),
-        ({"model": {"family": "kmeans", "fixed": ["weights"]}}, "it belongs to family gaussian or multinomial"),
+        ({"model": {"family": "kmeans", "fixed": ["weights"]}}, "it belongs to family gaussian, multinomial or poisson"),
         (
             {"model": {"family": "kmeans"}, "fit": {"assignment": "soft"}},
             "fit.assignment: got soft, expected hard for family kmeans",
@@ -97,7 +97,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"model": {"prior": {"dof": 0}}}, "model.prior.dof: got 0, expected more than 0"),
         ({"model": {"prior": {"shrinkage": -1}}}, "model.prior.shrinkage"),
         ({"model": {"prior": {"scale": 0, "dof": 3}}}, "no prior of covariances, but dof is 3"),
-        ({"model": {"family": "kmeans", "prior": "auto"}}, "it belongs to family gaussian or multinomial"),
+        ({"model": {"family": "kmeans", "prior": "auto"}}, "it belongs to family gaussian, multinomial or poisson"),
         ({"model": {"family": "multinomial", "prior": "auto"}}, "{weights: …} above 1"),
         (
             {"model": {"family": "multinomial", "prior": {"weights": 2, "dof": 3}}},
@@ -309,6 +309,7 @@ def test_an_option_without_an_effect_is_refused(tmp_path):
     assert "data.patch: digits are rows as they are" in message({"data": {"path": "digits", "patch": {"stride": 2}}})
 
 
+@pytest.mark.full
 def test_the_engine_section_is_read_before_numpy_is_imported():
     """It is validated by itself: BLAS is chosen by environment variables, which NumPy reads when it loads."""
     program = """
@@ -326,6 +327,7 @@ assert "numpy" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_sources_and_families_are_imported_when_they_are_asked_for():
     """A config of one source does not import the modules of the others."""
     program = """

@@ -156,9 +156,9 @@ def test_labels_that_cannot_be_are_refused(tmp_path):
                         output={"path": str(tmp_path / "run")})  # fmt: skip
     assert "label 7" in refused("run", path)
     np.save(tmp_path / "labels.npy", label - 5)
-    assert "data.labels" in refused("run", path)
+    assert "data.labels" in refused("run", path, "--overwrite")
     np.save(tmp_path / "labels.npy", label)
-    said = refused("run", path, "--set", "select.pruning=true", "--set", "fit.method=auto")
+    said = refused("run", path, "--set", "select.pruning=true", "--set", "fit.method=auto", "--overwrite")
     assert "data.labels" in said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import Summary
 from pipeline.models.family import FamilySection
+from pipeline.models.words import Words
 
 
 class PythonFamilySection(FamilySection):
@@ -23,6 +24,8 @@ class PythonFamilySection(FamilySection):
 
     family: Literal["python"] = Field("python", description="a family in a file of your own")
     path: str = Field(description="a Python file and a class in it, such as my_model.py:Poisson; the file is executed")
+
+    words: ClassVar[Words] = Words("model", "A model with {k} components")
 
     @classmethod
     def resolve(cls, raw: Mapping[str, Any]) -> type[FamilySection]:  # type: ignore[override]  # not of this class: of its family
