@@ -12,13 +12,13 @@ from typing import Any
 
 import psutil
 
-from pipeline import NUMERICS
 from pipeline.data.chunks import Chunks
 from pipeline.engine.memory import job_pss
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config, to_plain
 from pipeline.kernels.cpu import KERNELS
+from pipeline.numerics import NUMERICS
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
 

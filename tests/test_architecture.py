@@ -28,7 +28,7 @@ def _imports(path: Path) -> set[str]:
             names = (
                 [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "pipeline" else [node.module]
             )
-            found |= {_layer(name) for name in names if name != "pipeline.NUMERICS"}
+            found |= {_layer(name) for name in names}
         elif isinstance(node, ast.Import):
             found |= {_layer(alias.name) for alias in node.names if alias.name.startswith("pipeline.")}
     return found

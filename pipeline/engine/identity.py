@@ -10,9 +10,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-from pipeline import NUMERICS
 from pipeline.errors import InputError
 from pipeline.kernels.base import Kernels
+from pipeline.numerics import NUMERICS
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "numba", "dask", "distributed")
 

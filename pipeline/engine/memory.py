@@ -69,7 +69,13 @@ def task_bytes(chunk_bytes: int, n_rows: int, stats_bytes: int, tile_bytes: int,
 
 
 def plan(
-    limit: int | str, workers: int | str, per_task: int, chunk_bytes: int, driver_bytes: int, processes: bool
+    limit: int | str,
+    workers: int | str,
+    per_task: int,
+    chunk_bytes: int,
+    driver_bytes: int,
+    processes: bool,
+    imports: int = IMPORTS,
 ) -> Plan:
     """How many tasks may run at once within a limit, and whether there is room for one more chunk in each.
 
@@ -83,6 +89,8 @@ def plan(
         Bytes of a task, of a chunk, and of this process besides tasks.
     processes : bool
         Whether each task has a worker process of its own on this machine.
+    imports : int
+        Bytes of this process before it reads a row; 0 where it is the program of somebody else.
 
     Raises
     ------
@@ -91,7 +99,7 @@ def plan(
     """
     wanted = cores() if workers == "auto" else int(workers)
     allowed = int(0.6 * psutil.virtual_memory().available) if limit == "auto" else int(limit)
-    fixed = IMPORTS + driver_bytes
+    fixed = imports + driver_bytes
     each = per_task + (WORKER_IMPORTS if processes else 0)
     fitting = (allowed - fixed) // each
     if fitting < 1:

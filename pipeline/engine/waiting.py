@@ -174,11 +174,7 @@ class Cluster:
                 future.release()
 
     def _result(
-        self,
-        keys: Sequence[Hashable],
-        pending: Pending,
-        names: Mapping[Hashable, str],
-        finished: FinishedSums | None,
+        self, keys: Sequence[Hashable], pending: Pending, names: Mapping[Hashable, str], finished: FinishedSums | None
     ) -> Any:
         """The value of the first of these keys, or the error of any."""
         wanted = [pending[key] for key in keys]

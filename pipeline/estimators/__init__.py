@@ -2,10 +2,18 @@
 
 from pipeline.estimators.gaussian import GaussianMixture
 from pipeline.estimators.kmeans import KMeans
-from pipeline.estimators.mixture import MixtureEstimator, estimator_of
+from pipeline.estimators.mixture import MixtureEstimator, estimator_of, mixture_class
 from pipeline.estimators.multinomial import MultinomialMixture
 
 # Classes of families that have more than what every class has; of any other family one is made.
-OWN = {each.section.name(): each for each in (GaussianMixture, MultinomialMixture)}
+OWN = {"gaussian": GaussianMixture, "kmeans": KMeans, "multinomial": MultinomialMixture}
 
-__all__ = ["OWN", "GaussianMixture", "KMeans", "MixtureEstimator", "MultinomialMixture", "estimator_of"]
+__all__ = [
+    "OWN",
+    "GaussianMixture",
+    "KMeans",
+    "MixtureEstimator",
+    "MultinomialMixture",
+    "estimator_of",
+    "mixture_class",
+]

@@ -64,7 +64,7 @@ def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, on_pass:
     engine = None if chunks.source.blocks() is None else current_engine()
     with single_thread():
         if engine is None:
-            planned = memory_plan(plan, chunks)
+            planned = memory_plan(plan, chunks, imports=0)
             engine = Engine(workers=min(planned.workers, chunks.n_chunks), ahead=planned.ahead)
         driver, summary, sample = Driver(config, chunks, engine, plan, NoSink(on_pass)).profiled()
         [model] = config.models(summary)

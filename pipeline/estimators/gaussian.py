@@ -29,7 +29,7 @@ class GaussianMixture(MixtureEstimator):
     init_params : kmeans (K-means to its end), k-means++, k-means||, random_from_data or random (rows of X), near-mean.
     method : em, the textbook's loop, which from equal starts gives scikit-learn's result to rounding; auto, what the command
         does by default: a search for a better start on up to 256 MiB of rows, and accelerated iterations;
-        incremental or stepwise, by blocks of rows first.
+        incremental, by blocks of rows first.
     prior : None, "auto" for Fraley and Raftery's (2007), or a mapping as in the config.
 
     Fitted attributes are scikit-learn's, in float64: weights_ (k,), means_ (k, d), covariances_, precisions_ and

@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.arrays.dtypes import Array
+from pipeline.config.variants import OUTSIDE
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
 from pipeline.em.run import Run
@@ -260,7 +261,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return float(scores.sum()), scores.shape[0]
 
 
-def estimator_of(family: str) -> type[MixtureEstimator]:
+def estimator_of(family: str) -> Any:
     """Return the Python class of a family, by the name that `model.family` has for it.
 
     Families of this package with a class of their own give that; for any other one is made, whose arguments are the options of
@@ -269,6 +270,16 @@ def estimator_of(family: str) -> type[MixtureEstimator]:
     from pipeline.estimators import OWN
 
     return OWN.get(family) or _made(family)
+
+
+def mixture_class(name: str) -> type[MixtureEstimator] | None:
+    """Return the Python class of the family whose class has this name, such as PoissonMixture; None where there is none."""
+    families = (each for each in FAMILIES if each != OUTSIDE and _class_name(each) == name)
+    return next((estimator_of(each) for each in families if FAMILIES[each].has_likelihood), None)
+
+
+def _class_name(family: str) -> str:
+    return f"{''.join(part.capitalize() for part in family.split('_'))}Mixture"
 
 
 @cache
@@ -289,8 +300,11 @@ def _made(family: str) -> type[MixtureEstimator]:
     parameters = [inspect.Parameter(name, kinds[name], default=value) for name, value in defaults.items()]
     signature = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters])
     __init__.__signature__ = signature  # type: ignore[attr-defined]  # scikit-learn reads the arguments from it
-    name = f"{''.join(part.capitalize() for part in family.split('_'))}Mixture"
-    return type(name, (MixtureEstimator,), {"__init__": __init__, "section": section, "__doc__": _doc(section, own)})
+    return type(
+        _class_name(family),
+        (MixtureEstimator,),
+        {"__init__": __init__, "section": section, "__doc__": _doc(section, own)},
+    )
 
 
 def _default(section: type[FamilySection], name: str) -> Any:

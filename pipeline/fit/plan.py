@@ -19,7 +19,7 @@ from pipeline.em.accumulate import STORED
 from pipeline.em.heldout import Units
 from pipeline.em.search import PRINCIPAL
 from pipeline.engine.cluster import uses_processes
-from pipeline.engine.memory import Plan, plan, task_bytes
+from pipeline.engine.memory import IMPORTS, Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
@@ -125,7 +125,7 @@ def _refuse_impossible(config: Config, chunks: Chunks) -> None:
     Units.of(chunks.source, config.select.heldout, config.fit.random_state)
 
 
-def memory_plan(job: JobPlan, chunks: Chunks) -> Plan:
+def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     """As many tasks at a time as engine.memory allows. Raises InputError, with advice, when not even one fits.
 
     The statistics of all candidates stand beside each other, as those of restarts do.
@@ -164,7 +164,7 @@ def memory_plan(job: JobPlan, chunks: Chunks) -> Plan:
         errors = task(information)
         driver = max(driver, 8 * information)
     each, processes = max(fitting, labelling, errors), uses_processes(engine)
-    return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes)
+    return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes, imports)
 
 
 def refuse_negative(config: Config, profile: Profile) -> None:

@@ -92,9 +92,9 @@ class _Precision:
         dtype, self.densities, self.moments = share
         self.kind = problem.shape.kind
         self.reference = problem.shift.astype(dtype)
-        own = order[self.densities]
-        self.coefficients = _coefficients(problem, own, self.reference.astype(np.float64)).astype(dtype)
-        p = n_features(self.kind, len(self.reference))
+        own, p = order[self.densities], n_features(self.kind, len(self.reference))
+        self.coefficients = arena.array(f"coefficients in {dtype}", (p, len(own)), dtype)
+        _fill_coefficients(problem, own, self.reference.astype(np.float64), self.coefficients, arena)
         size = (self.moments.stop - self.moments.start, p)
         self.features = arena.array(f"features in {dtype}", (height, p), dtype)
         self.sums = arena.array(f"moments in {dtype}", size, np.dtype(np.float64))
@@ -134,30 +134,36 @@ def _fill(
     return -0.5 * problem.shape.mahalanobis(x - problem.shift.astype(x.dtype), problem.factors.astype(x.dtype))
 
 
-def _coefficients(problem: GaussianProblem, chosen: Array, reference: Array) -> Array:
-    """(p, k') coefficients of the chosen components' log joint densities in the features, formed in float64.
+def _fill_coefficients(problem: GaussianProblem, chosen: Array, reference: Array, out: Array, arena: Arena) -> None:
+    """Write the coefficients of the chosen components' log joint densities in the features, computed in float64.
 
-    Tied: without -|yᵀP|²/2, which all components share.
+    Tied: without -|yᵀP|²/2, which all components share. reference : (d,) float64.  out : (p, k').
     """
-    shape = problem.shape
+    shape, size = problem.shape, len(chosen)
     m = problem.means[chosen] - reference
+    q = len(out) - m.shape[1] - 1
     if not shape.per_component:
         slope = m @ (problem.factors @ problem.factors.T)
-        quadratic = np.empty((len(chosen), 0))
     elif shape.kind == PAIRS:
-        factors = problem.factors[chosen]
-        precision = factors @ np.swapaxes(factors, 1, 2)
+        # In scratch memory: new arrays cost 4,500 page faults a chunk at d = 64, K = 200, 6 % of the E-step of 8192 rows.
+        d, real = m.shape[1], np.dtype(np.float64)
+        factors = np.take(problem.factors, chosen, 0, arena.array("factors", (size, d, d), real), mode="clip")
+        precision = arena.array("precisions", (size, d, d), real)
+        np.matmul(factors, np.swapaxes(factors, 1, 2), out=precision)
         slope = np.einsum("kij,kj->ki", precision, m)
-        i, j = np.tril_indices(m.shape[1])
-        quadratic = np.where(i == j, -0.5, -1.0) * precision[:, i, j]
+        i, j = np.tril_indices(d)
+        lower = arena.array("lower triangles", (size, q), real)
+        np.take(precision.reshape(size, d * d), i * d + j, 1, lower, mode="clip")
+        lower *= np.where(i == j, -0.5, -1.0)
+        out[:q] = lower.T
     else:
         precision = problem.factors[chosen] ** 2
         if shape.kind == SPHERE:
             precision = precision[:, None]
         slope = precision * m
-        quadratic = -0.5 * precision
-    constant = problem.log_scale[chosen] - 0.5 * np.einsum("kd,kd->k", slope, m)
-    return np.ascontiguousarray(np.concatenate([quadratic, slope, constant[:, None]], axis=1).T)
+        out[:q] = -0.5 * precision.T
+    out[q:-1] = slope.T
+    out[-1] = problem.log_scale[chosen] - 0.5 * np.einsum("kd,kd->k", slope, m)
 
 
 def _collected(

@@ -79,6 +79,11 @@ class Shape(NamedTuple):
         """The shape of the covariances array."""
         return self.field.shape({"component": k, "feature": d})
 
+    def moved(self, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:
+        """First and second moments about points that lie `by` further on. counts : (k,).  sum_x, by : (k, d)."""
+        cross = self.outer(by, sum_x) + self.outer(sum_x, by)
+        return sum_x - counts[:, None] * by, sum_xx - cross + self.outer(by * counts[:, None], by)
+
 
 def _cholesky_factor(covariance: Array) -> Array:
     """Upper triangular P with P Pᵀ = covariance⁻¹, or NaN where there is no Cholesky factor.

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import NUMERICS
 from pipeline.arrays.packing import digest, pack, unpack
 from pipeline.data.chunks import Chunks
 from pipeline.engine.tree import Span, contains
 from pipeline.errors import StorageError
 from pipeline.kernels.cpu import KERNELS
+from pipeline.numerics import NUMERICS
 from pipeline.outputs.run_directory import remove, sync
 
 _STRUCTURE = "structure"

@@ -12,26 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Option
 
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.arrays.tiles import tiles
-from pipeline.config import OneOrMore, Section
+from pipeline.config import OneOrMore
 from pipeline.errors import SingularCovariance
 from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary
+from pipeline.models.component import Component, Pass
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
 from pipeline.models.family import FamilySection
 from pipeline.models.information import ScoreProducts
-from pipeline.models.mixture import Component, Mixture, Pass
-from pipeline.models.prior import SHRINKAGE, Prior
+from pipeline.models.mixture import Mixture
+from pipeline.models.prior import Prior, PriorOption
 from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words
 
@@ -122,19 +122,13 @@ class Gaussian(Component):
         return found
 
     def e_step(
-        self,
-        theta: Gaussians,
-        log_weights: Array,
-        x: Matrix,
-        weight: Array | None,
-        hard: bool,
-        kernels: Any,
+        self, theta: Gaussians, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
     ) -> Pass:
         self._refuse_singular(theta)
         sums = kernels.gaussian_pass(self._problem(theta, log_weights, hard), x, weight)
         sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
         if by.any():
-            sum_x, sum_xx = _moved(self.shape, sums.sum_w, sum_x, sum_xx, by)
+            sum_x, sum_xx = self.shape.moved(sums.sum_w, sum_x, sum_xx, by)
         if not self.shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             sum_xx = self._scatter(x, weight)
@@ -187,14 +181,15 @@ class Gaussian(Component):
         return GaussianStats(sum_x, self.shape.packed(sum_xx))
 
     def m_step(self, stats: GaussianStats, sum_w: Array, theta: Gaussians | None) -> Gaussians:
-        before = theta if theta is not None else self._unit()
+        k, d = self.n_components, self.n_features
+        before = theta or self.theta(means=np.tile(self.shift, (k, 1)), covariances=identity(self.shape, k, d))
         counts, sum_x, sum_xx = self._with_prior(stats, sum_w)
         means = before.means
         if "means" not in self.fixed:
             means = np.where(counts[:, None] > 0, self.shift + _mean(sum_x, counts), before.means)
         covariances = before.covariances
         if "covariances" not in self.fixed:
-            about_means = _moved(self.shape, counts, sum_x, sum_xx, means - self.shift)[1]
+            about_means = self.shape.moved(counts, sum_x, sum_xx, means - self.shift)[1]
             covariances = self._covariances(about_means, sum_w)
             empty = sum_w <= 0
             if self.shape.per_component and not self.bounded and empty.any():
@@ -220,7 +215,7 @@ class Gaussian(Component):
 
     def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: GaussianStats) -> float:
         shape, d = self.shape, self.n_features
-        moments = _moved(shape, sum_w, stats.sum_x, stats.sum_xx, theta.means - self.shift)[1]
+        moments = shape.moved(sum_w, stats.sum_x, stats.sum_xx, theta.means - self.shift)[1]
         live = sum_w > 0  # 0 log 0 = 0
         with np.errstate(divide="ignore", invalid="ignore"):
             per_row = np.log(weights) + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
@@ -237,7 +232,7 @@ class Gaussian(Component):
         self, change: GaussianStats, change_w: Array, stats: GaussianStats, sum_w: Array, theta: Gaussians
     ) -> tuple[float, ...]:
         shape, d, total = self.shape, self.n_features, sum_w.sum()
-        first, second = _moved(shape, change_w, change.sum_x, change.sum_xx, theta.means - self.shift)
+        first, second = shape.moved(change_w, change.sum_x, change.sum_xx, theta.means - self.shift)
         means = first / sum_w[:, None]
         covariances = shape.covariances(second, sum_w, d, 0.0)
         growth = change_w / sum_w if shape.per_component else change_w.sum(keepdims=True) / total
@@ -347,12 +342,8 @@ class Gaussian(Component):
         if share.sum() > 0:
             return np.tensordot(share / share.sum(), np.nan_to_num(theta.covariances), axes=1)
         counts, sums = sum_w.sum(keepdims=True), stats.sum_x.sum(axis=0, keepdims=True)
-        moments = _moved(self.shape, counts, sums, stats.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
+        moments = self.shape.moved(counts, sums, stats.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
         return self.shape.covariances(moments, counts, self.n_features, self.reg_covar)[0]
-
-    def _unit(self) -> Gaussians:
-        k, d = self.n_components, self.n_features
-        return self.theta(means=np.tile(self.shift, (k, 1)), covariances=identity(self.shape, k, d))
 
     def sample(self, theta: Gaussians, labels: Array, rng: np.random.Generator) -> Array:
         x = np.empty((len(labels), self.n_features))
@@ -368,44 +359,6 @@ def _mean(sum_x: Array, sum_w: Array) -> Array:
         return sum_x / sum_w[:, None]
 
 
-def _moved(shape: Shape, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:
-    """First and second moments about points that lie `by` further on. counts : (k,).  sum_x, by : (k, d)."""
-    cross = shape.outer(by, sum_x) + shape.outer(sum_x, by)
-    return sum_x - counts[:, None] * by, sum_xx - cross + shape.outer(by * counts[:, None], by)
-
-
-def _auto(value: Any) -> Any:
-    """`auto` is the prior of which every part is left out."""
-    if isinstance(value, str):
-        if value != "auto":
-            raise ValueError("write null for none, auto, or a mapping such as {shrinkage: 0.01}")
-        return {}
-    return value
-
-
-class PriorSection(Section):
-    """Conjugate priors, as rows that are imagined beside the data's; what is left out is Fraley and Raftery's (2007)."""
-
-    weights: float = Option(1.0, ge=1, description="Dirichlet concentration of the weights; 1: none")
-    shrinkage: float | None = Option(
-        None, ge=0, description="how many rows the pull of each mean to the data's mean counts as; 0: none; null: 0.01"
-    )
-    dof: float | None = Option(
-        None, gt=0, description="degrees of freedom of the covariances' inverse Wishart; null: features + 2"
-    )
-    scale: float | None = Option(
-        None,
-        ge=0,
-        description="its scale, as a share of the data's covariance; 0: none; null: n_components^(-2/features)",
-    )
-
-    @model_validator(mode="after")
-    def _no_dof_without_scale(self) -> PriorSection:
-        if self.scale == 0 and self.dof is not None:
-            raise ValueError(f"scale: 0 means no prior of covariances, but dof is {self.dof:g}; leave one out")
-        return self
-
-
 class GaussianSection(FamilySection):
     """A mixture of Gaussians."""
 
@@ -419,7 +372,7 @@ class GaussianSection(FamilySection):
         description="added to each covariance's diagonal after an M-step; under a prior of covariances, to the covariance "
         "that its scale comes from",
     )
-    prior: Annotated[PriorSection | None, BeforeValidator(_auto)] = Option(
+    prior: PriorOption = Option(
         None,
         description="conjugate priors, for the most probable parameters; null: none; auto: Fraley and Raftery's; or",
     )
@@ -450,17 +403,6 @@ class GaussianSection(FamilySection):
         shift = np.where(np.isfinite(shift), shift, summary.mean)
         fixed, of_weights = self.fixed_parts, 1.0 if self.prior is None else self.prior.weights
         own = tuple(part for part in fixed if part != "weights")
-        component = Gaussian(k, shift, covariance_type, self.reg_covar, own, self._prior(summary, k))
+        prior = None if self.prior is None else self.prior.of(summary.mean, summary.covariance, k, self.reg_covar)
+        component = Gaussian(k, shift, covariance_type, self.reg_covar, own, prior)
         return Mixture(component, assignment, "weights" in fixed, of_weights)
-
-    def _prior(self, summary: Summary, k: int) -> Prior | None:
-        """The prior; what it leaves open is as Fraley and Raftery (2007, sec. 4.2) have it."""
-        asked, d = self.prior, len(summary.mean)
-        if asked is None:
-            return None
-        shrinkage = SHRINKAGE if asked.shrinkage is None else asked.shrinkage
-        factor = k ** (-2.0 / d) if asked.scale is None else asked.scale
-        # reg_covar keeps features that never vary from a scale of 0, as it keeps covariances where there is no prior.
-        spread = full_matrix(summary.covariance) + self.reg_covar * np.eye(d)
-        scale = factor * spread if factor > 0 else None
-        return Prior(summary.mean, shrinkage, asked.dof or d + 2.0, scale)

@@ -22,8 +22,9 @@ from pipeline.config import Section
 from pipeline.kernels.base import CountsProblem
 from pipeline.kernels.counts import log_coefficients
 from pipeline.models.clusters import Summary
+from pipeline.models.component import Component, Pass
 from pipeline.models.family import FamilySection
-from pipeline.models.mixture import Component, Mixture, Pass, relative_square
+from pipeline.models.mixture import Mixture, relative_square
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
@@ -91,13 +92,7 @@ class Multinomial(Component):
         return found
 
     def e_step(
-        self,
-        theta: WordProbabilities,
-        log_weights: Array,
-        x: Matrix,
-        weight: Array | None,
-        hard: bool,
-        kernels: Any,
+        self, theta: WordProbabilities, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
     ) -> Pass:
         # m_step adds the prior to sum_x: what is left out of 2^40 words does not reach its last bit.
         least = (self.concentration - 1.0) * 2.0**-93

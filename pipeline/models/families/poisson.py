@@ -17,8 +17,9 @@ from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
+from pipeline.models.component import Component
 from pipeline.models.family import FamilySection
-from pipeline.models.mixture import Component, Mixture, relative_square
+from pipeline.models.mixture import Mixture, relative_square
 from pipeline.models.schema import POSITIVE, Field, Fields
 from pipeline.models.words import Words
 
