@@ -8,7 +8,6 @@ from typing import Any
 from pipeline.models.families import words_of
 from pipeline.models.words import Words
 
-
 _ASKED = ("family", "n_components", "method", "max_iter", "tol")  # of `asked`; the rest are options of the model
 
 
