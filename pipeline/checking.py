@@ -335,7 +335,7 @@ def _search(plan: JobPlan, runs: Sequence[Run], one: float) -> Phase:
         model = run.model
         assert isinstance(model, ClusterModel)
         rows += most_reads(model, in_memory, moves)
-        if not isinstance(model, Lloyd) and not plan.sparse and config.fit.init.startswith("k-means"):
+        if not model.of_centers and not plan.sparse and config.fit.init.startswith("k-means"):
             centers = Lloyd(model.n_components, model.shift)
             # One product with the centres, where an E-step and its moments take two with about all parameters.
             share = centers.n_free_parameters() / (2 * model.n_free_parameters())

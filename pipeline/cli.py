@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="em-pipeline",
-    help="Exact K-means, Gaussian-mixture and multinomial-mixture fits of data larger than memory.",
+    help="Exact fits of mixtures and other latent-variable models to data larger than memory.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,7 +48,7 @@ def _options(
 
 
 @app.command("config")
-def config_command(family: Annotated[str, typer.Argument(help="gaussian, kmeans, multinomial …")] = "gaussian") -> None:
+def config_command(family: Annotated[str | None, typer.Argument(help="a model.family; for one that is not there, the error lists all")] = None) -> None:
     """Print a commented YAML with every option, its default, bounds and meaning."""
     from pipeline.jobconfig import template
 

@@ -176,8 +176,9 @@ def to_plain(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"data": {"storage_options"}})
 
 
-def template(family: str) -> str:
-    """Return a commented YAML with every option of a family, its default, bounds and meaning."""
+def template(family: str | None = None) -> str:
+    """Return a commented YAML with every option of a family, its default, bounds and meaning. family : None for the default."""
+    family = family or FAMILIES.default
     families = [name for name in FAMILIES if name != OUTSIDE]
     if family not in families:
         near = did_you_mean(family, families) or "."

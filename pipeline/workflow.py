@@ -128,7 +128,7 @@ def _facts(planned: Plan, disk: Disk, chunks: Chunks) -> dict[str, Any]:
 
 def _disk(plan: JobPlan, chunks: Chunks) -> Disk:
     config, d = plan.config, plan.n_features
-    square = 2 * d * d if config.preprocess or config.model.second_moments == "full" else 2 * d
+    square = 2 * d * d if config.preprocess or config.model.second_moments == "matrix" else 2 * d
     return disk_plan(
         plan.models,
         config.output,

@@ -14,6 +14,7 @@ import xarray as xr
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline.outputs.candidates import choose
 from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
@@ -23,12 +24,9 @@ from pipeline.data.sources.zarr import ZarrSection
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
 from pipeline.errors import InputError
-from pipeline.jobconfig import validate
-from pipeline.models.gaussian import Gaussian
-from pipeline.outputs.candidates import choose
 from pipeline.outputs.events import read_events
 from tests.jobs import Interrupt, blobs, command, files, job, results, settings, write_config, write_rows
-from tests.laws.common import ArraySource, close, e_step, examples
+from tests.laws.common import ArraySource, close, e_step, examples, gaussian_mixture
 from tests.problems import count_problem, seeds
 
 pytestmark = pytest.mark.full
@@ -231,7 +229,7 @@ def test_a_collapsed_component_is_not_chosen(width, chosen):
     x = np.concatenate([blobs(400, 2), 9 + np.sqrt(width) * np.random.default_rng(0).normal(size=(20, 2))])
     runs = []
     for k in (1, 2):
-        model = Gaussian(k, x.mean(axis=0))
+        model = gaussian_mixture(k, x.mean(axis=0))
         spread = np.stack([np.cov(x.T), width * np.eye(2)])[:k]
         start = {"weights": np.array([[1.0], [0.95, 0.05]][k - 1]), "means": np.array([x.mean(axis=0), [9.0, 9.0]])[:k]}
         params = model.params_from_arrays({**start, "covariances": spread})

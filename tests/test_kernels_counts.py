@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from pipeline.models.multinomial import Multinomial, MultinomialParams
 from scipy.special import gammaln, logsumexp
 
 from pipeline.errors import InputError
 from pipeline.kernels.base import CountsProblem
 from pipeline.kernels.counts import TILE, log_coefficients
 from pipeline.kernels.cpu import KERNELS
-from pipeline.models.multinomial import Multinomial, MultinomialParams
 
 SIZES = [(1, 1, 1), (TILE - 1, 30, 4), (2 * TILE + 3, 50, 13), (40, 700, 50), (20, 60, 300)]
 

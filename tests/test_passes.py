@@ -32,7 +32,7 @@ def client() -> Iterator[Any]:
     """Two workers of one thread each, without sockets."""
     from distributed import Client, LocalCluster
 
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(**options, silence_logs=50) as cluster, Client(cluster) as client:
         yield client
 
@@ -53,34 +53,34 @@ SEEN: list[int] = []  # jobs are copied to workers, of this same process: what t
 GATE = threading.Event()
 
 
-def value(chunk: Any) -> Any:
+def value(rows: Any, kernels: Any) -> Any:
     """One number a chunk, whose sum depends on its order."""
-    SEEN.append(chunk.start)
-    return np.array(VALUES[chunk.start])
+    SEEN.append(rows.start)
+    return np.array(VALUES[rows.start])
 
 
-def refusing(error: type[Exception], chunk: Any) -> Any:
+def refusing(error: type[Exception], rows: Any, kernels: Any) -> Any:
     """Fails on row 3."""
-    if chunk.start == 3:
+    if rows.start == 3:
         SEEN.append(3)
         raise error("row 3 is not right")
     return np.zeros(1)
 
 
-def slow_later(chunk: Any) -> Any:
+def slow_later(rows: Any, kernels: Any) -> Any:
     """Once half of the chunks have been seen, the others wait for the gate."""
     if len(SEEN) >= N // 2:
         GATE.wait(20)
-    return value(chunk)
+    return value(rows, kernels)
 
 
-def slow(chunk: Any) -> Any:
+def slow(rows: Any, kernels: Any) -> Any:
     """A little."""
     time.sleep(0.02)
-    return value(chunk)
+    return value(rows, kernels)
 
 
-def stuck(chunk: Any) -> Any:
+def stuck(rows: Any, kernels: Any) -> Any:
     """Waits for the gate."""
     GATE.wait(20)
     return np.zeros(1)

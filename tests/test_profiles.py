@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
+from pipeline.engine.alike import about_me, refuse_unlike
 
 from pipeline.config.profiles import profile_of, serves
-from pipeline.engine.alike import about_me, refuse_unlike
 from pipeline.engine.cluster import _within, open_engine
 from pipeline.errors import ClusterLost, InputError
 from pipeline.jobconfig import validate

@@ -140,3 +140,11 @@ def test_hooks_run_what_the_dev_extra_installs():
             program = Path(hook["entry"].split()[0])
             assert hook["language"] == "system" and program.parent == Path(".venv/bin")
             assert program.name in installed
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_files_that_pages_name_exist(page):
+    """Each file of the repository named in code marks or links is there."""
+    named = re.findall(r"[`(]((?:pipeline|tests|docs|scripts)/[\w/.-]+)[`)]", (ROOT / page).read_text(encoding="utf-8"))
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []

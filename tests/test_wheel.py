@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import validate
+from pipeline.jobconfig import validate
 from tests.jobs import blobs, write_config, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -144,7 +144,7 @@ class ProfileJob:
 
     Attributes
     ----------
-    scatter : {"full", "diag", "none"}
+    scatter : {"matrix", "variances", "none"}
         Which second moments are formed.
     sample_size : int
         Rows of the sample.
@@ -186,10 +186,10 @@ class ProfileJob:
         total = weight.sum()
         mean = weight @ x / total if total > 0 else np.zeros(x.shape[1])
         diff = x - mean
-        if self.scatter == "full":
+        if self.scatter == "matrix":
             scatter = (diff * weight[:, None]).T @ diff
         else:
-            scatter = weight @ (diff * diff) if self.scatter == "diag" else np.zeros(0)
+            scatter = weight @ (diff * diff) if self.scatter == "variances" else np.zeros(0)
         return mean, scatter, live.min(axis=0, initial=np.inf), live.max(axis=0, initial=-np.inf)
 
     def _sparse_moments(self, x: Any, weight: Array) -> tuple[Array, Array, Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
+from pipeline.models.clusters import ClusterModel
 
 FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
 
@@ -91,11 +92,15 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.method = method
 
     @classmethod
-    def of_centers(cls, centers: Array, inertia: float) -> Self:
-        """Return a fitted estimator. centers : (k, d)."""
-        estimator = cls(len(centers))
-        estimator.cluster_centers_, estimator.inertia_ = centers, inertia
+    def of_model(cls, model: ClusterModel, params: Any, attrs: Mapping[str, Any]) -> Self:
+        """Return a fitted estimator. attrs : of model.zarr."""
+        estimator = cls(model.n_components)
+        estimator.cluster_centers_, estimator.inertia_ = params.centers, attrs["final_inertia"]
         return estimator
+
+    def _stored(self) -> dict[str, Array]:
+        """Fitted attributes by the names of the schema."""
+        return {"centers": np.asarray(self.cluster_centers_)}
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit to all rows of X.

@@ -165,6 +165,16 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def _fields(self) -> list[str]:
         return self.section.parameter_names()
 
+    @classmethod
+    def of_model(cls, model: LatentModel, params: Any, attrs: Mapping[str, Any]) -> Self:
+        """Return a fitted estimator. attrs : of model.zarr."""
+        options = set(inspect.signature(cls).parameters)
+        estimator = cls(**{name: value for name, value in model.facts().items() if name in options})
+        estimator._take(model, params)
+        estimator.converged_ = attrs["converged"]
+        estimator.lower_bound_ = attrs["final_log_likelihood"] / attrs["total_weight"]
+        return estimator
+
     def _take(self, model: LatentModel, params: Any) -> None:
         """Set the fitted attributes."""
         self.model_ = model
@@ -181,7 +191,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return model, model.params(**self._stored())
 
     @property
-    def _starts_by_kmeans(self) -> bool:
+    def _starts_as_peer(self) -> bool:
         """Whether each restart begins with the labels of a K-means of its own, as scikit-learn's do."""
         return bool(self.init_params == "kmeans" and self.method == "em")
 
@@ -189,7 +199,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         init = {"kmeans": "k-means||", "random_from_data": "random"}.get(self.init_params, self.init_params)
         fit = {name: getattr(self, name) for name in ("method", "n_init", "tol")}
         # Where the start is scikit-learn's, its generator goes there untouched.
-        seed = 0 if self._starts_by_kmeans else seed_of(self.random_state)
+        seed = 0 if self._starts_as_peer else seed_of(self.random_state)
         fit |= {"init": init, "max_iter": self.max_iter or 1, "random_state": seed}
         return validate({"model": self._section(), "fit": fit}, name=type(self).__name__).resolved()
 
@@ -230,7 +240,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             return Start([self._stored()])
         supplied = self._supplied(table.x.shape[1])
         arrays = [supplied] if supplied else []
-        if not self._starts_by_kmeans:
+        if not self._starts_as_peer:
             return Start(arrays)
         from pipeline.estimators.kmeans import KMeans
 
@@ -319,7 +329,7 @@ def _doc(section: type[FamilySection], own: Sequence[str]) -> str:
     fitted_ = ", ".join(f"{name}_" for name in section.parameter_names())
     return (
         f"{section.words.name[0].upper()}{section.words.name[1:]} by EM, with scikit-learn's methods.\n\n{options}\n"
-        f"{', '.join(FIT_OPTIONS)} : as in GaussianMixture.\n\nFitted attributes: {fitted_}; converged_, n_iter_, lower_bound_ "
+        f"{', '.join(FIT_OPTIONS)} : as in the other classes.\n\nFitted attributes: {fitted_}; converged_, n_iter_, lower_bound_ "
         "(nats per row), lower_bounds_, stop_reason_."
     )
 

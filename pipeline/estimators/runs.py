@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ import numpy as np
 from pipeline.data.preprocess import Affine
 from pipeline.errors import InputError
 from pipeline.estimators import estimator_of
-from pipeline.estimators.kmeans import KMeans
-from pipeline.estimators.mixture import MixtureEstimator
-from pipeline.models.lloyd import Lloyd
 from pipeline.outputs.model_store import load_model, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -34,15 +30,7 @@ def open_estimator(path: str | Path) -> Any:
     dataset = read_dataset(RunDirectory(path).model)
     model, params, affine = load_model(dataset)
     attrs = dataset.attrs
-    if isinstance(model, Lloyd):
-        estimator = KMeans.of_centers(params.centers, attrs["final_inertia"])
-    else:
-        kind = estimator_of(attrs["family"])
-        options = set(inspect.signature(kind).parameters)
-        estimator = kind(**{name: value for name, value in model.facts().items() if name in options})
-        estimator._take(model, params)
-        estimator.converged_ = attrs["converged"]
-        estimator.lower_bound_ = attrs["final_log_likelihood"] / attrs["total_weight"]
+    estimator = estimator_of(attrs["family"]).of_model(model, params, attrs)
     estimator.n_iter_, estimator.stop_reason_ = attrs["n_iter"], attrs["stop_reason"]
     estimator.n_features_in_ = model.sizes["feature"]
     return estimator if affine is None else _after(affine, estimator)
@@ -72,13 +60,12 @@ def as_sklearn(estimator: Any) -> Any:
     return estimator.to_sklearn()
 
 
-def to_numpy(estimator: MixtureEstimator | KMeans) -> dict[str, np.ndarray]:
+def to_numpy(estimator: Any) -> dict[str, np.ndarray]:
     """The parameters by the names that fit.init: explicit reads, for numpy.savez: weights, means and covariances, or
     centers, or weights and log_prob.
     """
-    if isinstance(estimator, KMeans):
-        return {"centers": np.asarray(estimator.cluster_centers_)}
-    return estimator._stored()
+    arrays: dict[str, np.ndarray] = estimator._stored()
+    return arrays
 
 
 def _after(affine: Affine, estimator: Any) -> Any:

@@ -26,6 +26,7 @@ from pipeline.jobconfig import Config
 from pipeline.models import schema
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel, NoRows
+from pipeline.models.families import FAMILIES
 from pipeline.models.starts import ROUNDS
 from pipeline.outputs.labels import BLOCK_ROWS
 from pipeline.outputs.labels import row_bytes as label_bytes
@@ -70,7 +71,7 @@ class JobPlan:
     def profile_job(self) -> ProfileJob:
         """What the profiling pass computes of each chunk."""
         full = any(step.kind in ("pca", "zca") for step in self.config.preprocess)
-        moments = "none" if self.sparse else "full" if full else self.config.model.second_moments
+        moments = "none" if self.sparse else "matrix" if full else self.config.model.second_moments
         return ProfileJob(moments, max(self.sample_rows), self.config.fit.random_state)
 
     def sampling(self) -> list[SampleRows]:
@@ -121,7 +122,8 @@ def _refuse_impossible(config: Config, chunks: Chunks) -> None:
             f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}."
         )
     if chunks.source.sparse and not config.model.sparse:
-        raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use multinomial.")
+        fits = " or ".join(name for name in FAMILIES if FAMILIES[name].sparse)
+        raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use {fits}.")
     Units.of(chunks.source, config.select.heldout, config.fit.random_state)
 
 
@@ -140,7 +142,7 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
 
     d = job.models[0].sizes.get("feature", chunks.n_features)
     statistics = sum(model.e_step_bytes() for model in job.models)
-    square = chunks.n_features**2 * 8 if config.preprocess or config.model.second_moments == "full" else 0
+    square = chunks.n_features**2 * 8 if config.preprocess or config.model.second_moments == "matrix" else 0
     sample = min(max(job.sample_rows), chunks.n_rows) * row_bytes(chunks)
     # The profile looks at some thousand rows at a time in float64: themselves, about their mean, and weighted.
     look = 0 if chunks.source.sparse else 3 * 8 * min(PROFILE_TILE, rows) * chunks.n_features
@@ -172,7 +174,7 @@ def refuse_negative(config: Config, profile: Profile) -> None:
     if config.model.counts and profile.low.min() < 0:
         raise InputError(
             f"counts: the lowest value is {profile.low.min():g}; a {config.model.words.name} needs counts of 0 or more. "
-            "Rows of numbers are for model.family gaussian or kmeans."
+            "Choose a model.family for rows of other numbers."
         )
 
 

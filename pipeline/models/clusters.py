@@ -121,11 +121,14 @@ class ClusterModel(LatentModel):
         The reference point of distances, near the rows: about one that is far away they would cancel.
     location : str
         The field that says where a component is, shape (k, d).
+    of_centers : bool
+        Whether the centres are all its parameters, so that they alone are a start.
     search : SearchEffort
     """
 
     shift: Array
     location: ClassVar[str]
+    of_centers: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort()
     traced: ClassVar[Mapping[str, tuple[str, ...]]] = {"n_effective": ("component",)}
 

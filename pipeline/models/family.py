@@ -36,7 +36,7 @@ class FamilySection(Variant):
         Whether rows must be counts of 0 or more, which are never preprocessed.
     sparse : bool
         Whether rows may be sparse.
-    second_moments : {"full", "diag", "none"}
+    second_moments : {"matrix", "variances", "none"}
         Which second moments of the rows the profile has to form for it.
     can_prune, has_standard_errors : bool
         Whether `select.pruning` and `output.standard_errors` are for it.
@@ -60,7 +60,7 @@ class FamilySection(Variant):
     has_likelihood: ClassVar[bool] = True
     counts: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
-    second_moments: ClassVar[Literal["full", "diag", "none"]] = "diag"
+    second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "variances"
     can_prune: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False
     template: ClassVar[dict[str, Any]] = {"data": {"path": "digits"}}

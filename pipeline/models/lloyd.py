@@ -82,6 +82,7 @@ class Lloyd(ClusterModel):
 
     family: ClassVar[str] = "kmeans"
     location: ClassVar[str] = "centers"
+    of_centers: ClassVar[bool] = True
     has_bound: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, principal=True)
     words: ClassVar[Words] = Words(

@@ -213,7 +213,7 @@ def starting(
     else:
         centers = yield from _parallel(model, summary, seed, generators, kernels)
     centers = [_at_known(c, known, model.shift) for c in centers]
-    if isinstance(model, Lloyd):
+    if model.of_centers:
         return [model.start_at(c, summary) for c in centers]
     return from_hard(model, (yield [HardStart(model, c) for c in centers]))
 

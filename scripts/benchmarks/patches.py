@@ -50,7 +50,7 @@ def prepared(data: DataSection, steps: list[Preprocess], k: int) -> tuple[Chunks
     """
     engine = Engine(workers=THREADS)
     stored = data.open_chunks()
-    summary: DataSummary = summary_of(engine.sum_over(stored, [ProfileJob("full", SAMPLE, 0)])[0], steps)
+    summary: DataSummary = summary_of(engine.sum_over(stored, [ProfileJob("matrix", SAMPLE, 0)])[0], steps)
     stored = replace(stored, affine=summary.affine)
     chunks = Chunks(InMemory(np.concatenate([stored.load(i).x for i in range(stored.n_chunks)])), clean=True)
     model = Mixture(Gaussian(k, summary.mean.astype(np.float32).astype(np.float64)))  # as a job rounds it

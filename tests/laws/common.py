@@ -4,27 +4,29 @@ A law is tested on many random problems, each a function of one seed (tests/prob
 profile of the tier (tests/conftest.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from hypothesis import settings
+from pipeline.models.gaussian import Gaussian
+from pipeline.models.multinomial import Multinomial
 
 from pipeline.arrays.rows import Rows
 from pipeline.data.source import Source
 from pipeline.em.accumulate import Method, method_of
-from pipeline.em.loop import TEXTBOOK, Run, em
+from pipeline.em.loop import TEXTBOOK, em
+from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.engine.tree import tree_sum
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep
-from pipeline.models.clusters import BestRows
-from pipeline.models.gaussian import Gaussian
+from pipeline.models.clusters import BestRows, ClusterModel, Labels
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.models.multinomial import Multinomial
-from pipeline.models.routes import KERNELS
+from pipeline.models.starts import in_step, starting
 from tests.reference import full_covariances
 
 TYPES = ["full", "tied", "diag", "spherical"]
@@ -50,12 +52,13 @@ def sum_over(chunks: Sequence[Rows], jobs: Sequence[Any]) -> list[Any]:
 def passes(
     runs: Sequence[Run], chunks: Sequence[Rows], n_iter: int, tol: float = 0.0, method: Method = TEXTBOOK
 ) -> Iterator[tuple[list[Run], list[Any]]]:
-    """What the loop yields after each pass over these chunks, or over a block of them."""
+    """What the loop yields after each pass over these chunks, or over a block of them; the last finds representatives."""
+    final = (BestRows(),) if isinstance(runs[0].model, ClusterModel) else ()
 
     def evaluate(jobs, block=None):
         return sum_over(chunks if block is None else [chunks[i] for i in method.blocks[block]], jobs)
 
-    return em(runs, evaluate, Limits(n_iter, tol), sum(chunk.x.shape[0] for chunk in chunks), method)
+    return em(runs, evaluate, Limits(n_iter, tol), sum(chunk.n for chunk in chunks), method, final)
 
 
 def fit(
@@ -68,27 +71,47 @@ def fit(
 
 def method(name: str, chunks: Sequence[Rows], seed: int = 0, n_blocks: int = 5) -> Method:
     """fit.method on these chunks, with this many blocks of them."""
-    return method_of(name, np.cumsum([0, *(chunk.x.shape[0] for chunk in chunks)]), seed, n_blocks)
+    return method_of(name, np.cumsum([0, *(chunk.n for chunk in chunks)]), seed, n_blocks)
 
 
-def e_step(model: Any, params: Any, x: Any, bounds: Any = None, weight: Any = None, exemplars: bool = False) -> Any:
+def job(model: Any, params: Any, final: bool = False) -> EStep:
+    """The E-step as the loop has it. final : of final parameters, which finds representatives."""
+    return EStep(model, params, (*model.attachments, *((BestRows(),) if final else ())))
+
+
+def e_step(model: Any, params: Any, x: Any, bounds: Any = None, weight: Any = None, final: bool = False) -> Any:
     """The summed Partial of an E-step over chunks in memory."""
-    attachments = (*model.attachments, BestRows()) if exemplars else model.attachments
-    return sum_over(chunks_of(x, bounds, weight), [EStep(model, params, attachments)])[0]
+    return sum_over(chunks_of(x, bounds, weight), [job(model, params, final)])[0]
+
+
+def start(model: Any, init: str, n_init: int, seed: int, known: Any, chunks: Sequence[Rows], **given: Any) -> list[Any]:
+    """Initial parameters for each restart, on chunks in memory. given : as `starting` takes it."""
+    found: list[Any] = in_step(
+        [starting(model, init, n_init, seed, known, KERNELS, **given)], lambda jobs: sum_over(chunks, jobs)
+    )[0]
+    return found
+
+
+def gaussian_mixture(
+    k: int, shift: Any, covariance_type: str = "full", *, fixed: Sequence[str] = (), **options: Any
+) -> Mixture:
+    """A mixture of Gaussians. options : of `Mixture` or of `Gaussian`."""
+    of_mixture = {name: options.pop(name) for name in ("assignment", "weight_concentration") if name in options}
+    learned = tuple(name for name in fixed if name != "weights")
+    component = Gaussian(k, shift, covariance_type, fixed=learned, **options)
+    return Mixture(component, fixed_weights="weights" in fixed, **of_mixture)
+
+
+def multinomial_mixture(
+    k: int, v: int, concentration: float = 1.1, *, fixed: Sequence[str] = (), **options: Any
+) -> Mixture:
+    """A mixture of multinomials over v words. options : of `Mixture`."""
+    return Mixture(Multinomial(k, v, concentration), fixed_weights="weights" in fixed, **options)
 
 
 def gaussian(problem: Any, covariance_type: str, **options: Any) -> tuple[Mixture, Any]:
     """A model about the data mean, and its parameters at the problem's start."""
-    of_mixture = {name: options.pop(name) for name in ("assignment", "weight_concentration") if name in options}
-    fixed = options.pop("fixed", ())
-    component = Gaussian(
-        problem["k"],
-        problem["x"].mean(axis=0),
-        covariance_type,
-        fixed=tuple(part for part in fixed if part != "weights"),
-        **options,
-    )
-    model = Mixture(component, fixed_weights="weights" in fixed, **of_mixture)
+    model = gaussian_mixture(problem["k"], problem["x"].mean(axis=0), covariance_type, **options)
     start = {name: problem[name] for name in ("weights", "means")}
     return model, model.params_from_arrays({**start, "covariances": problem["covariances"][covariance_type]})
 
@@ -100,10 +123,9 @@ def kmeans(problem: Any) -> tuple[Lloyd, Any]:
     return model, model.params_from_arrays({"centers": problem["centers"]})
 
 
-def multinomial(problem: Any, concentration: float = 1.1, fixed: Any = (), **options: Any) -> tuple[Mixture, Any]:
+def multinomial(problem: Any, **options: Any) -> tuple[Mixture, Any]:
     """A model and its start."""
-    component = Multinomial(problem["k"], problem["v"], concentration)
-    model = Mixture(component, fixed_weights="weights" in fixed, **options)
+    model = multinomial_mixture(problem["k"], problem["v"], **options)
     return model, model.params_from_arrays({name: problem[name] for name in ("weights", "log_prob")})
 
 
@@ -122,6 +144,19 @@ def any_problem(family: str, seed: int, **options: Any) -> tuple[Any, Any, Any, 
 
 
 FAMILIES = [*TYPES, "kmeans", "multinomial"]
+
+
+def assigned(model: Any, params: Any, x: Any) -> Labels:
+    """What prediction says of all rows."""
+    parts = [labels for _, labels in model.assign(params, x, KERNELS)]
+    return Labels(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def close_params(model: Any, a: Any, b: Any, tolerance: float) -> None:
+    """Every array of two sets of parameters is close; of logarithms, the numbers."""
+    for name, value in model.arrays(b).items():
+        number = np.exp if name.startswith("log_") else np.asarray
+        close(number(model.arrays(a)[name]), number(value), tolerance, name)
 
 
 def moment_rounding(model: Any, params: Any, total: float) -> float:
@@ -174,18 +209,23 @@ class ArraySource(Source):
 def same_bits(a: Any, b: Any) -> None:
     """Two values, records or lists of them are equal to the last bit."""
     if sp.issparse(b):
-        assert sp.issparse(a) and (a != b).nnz == 0
+        assert sp.issparse(a) and a.shape == b.shape
+        same_bits([a.data, a.indices, a.indptr], [b.data, b.indices, b.indptr])
     elif hasattr(b, "__dataclass_fields__"):
         for name in b.__dataclass_fields__:
             same_bits(getattr(a, name), getattr(b, name))
     elif isinstance(b, (list, tuple)):
-        assert len(a) == len(b)
         for one, other in zip(a, b, strict=True):
             same_bits(one, other)
+    elif isinstance(b, Mapping):
+        assert list(a) == list(b)
+        same_bits(list(a.values()), list(b.values()))
     elif b is None or isinstance(b, str):
         assert a == b
     else:
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        one, other = np.asarray(a), np.asarray(b)
+        assert one.dtype == other.dtype != np.dtype(object) and one.shape == other.shape
+        assert one.tobytes() == other.tobytes()
 
 
 def _sums(a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -1,8 +1,6 @@
-"""Incremental and stepwise EM: other ways of folding the same statistics, and leaps over sweeps."""
+"""Incremental EM: another way of accumulating the same statistics, and extrapolation of its epochs."""
 
 from dataclasses import replace
-from functools import reduce
-from operator import add
 
 import numpy as np
 import pytest
@@ -13,17 +11,19 @@ from scipy.stats import multivariate_normal
 
 from pipeline.data.chunks import Chunks
 from pipeline.em import loop
-from pipeline.em.folds import DECAY, Fold, deal, method_of
-from pipeline.em.loop import EStep, RefusedEvent, ResetEvent
+from pipeline.em.accumulate import Accumulator, deal, method_of, total_of
+from pipeline.em.extrapolate import extrapolate
+from pipeline.em.loop import RejectedEvent, ResetEvent
 from pipeline.em.run import Run
-from pipeline.em.squarem import leap
 from pipeline.engine.passes import Engine
+from pipeline.models.base import EStep
 from tests.laws.common import (
     TYPES,
     ArraySource,
     any_problem,
     chunks_of,
     close,
+    close_fields,
     e_step,
     examples,
     fit,
@@ -37,13 +37,13 @@ from tests.laws.test_acceleration import never_falls
 from tests.problems import gaussian_problem, ragged_bounds, seeds
 
 
-def blocked(family, seed, name="incremental", **options):
+def blocked(family, seed, **options):
     """A model, its start, chunks and a method whose blocks are some of them."""
     reg = {"concentration": 1.1} if family == "multinomial" else {"reg_covar": 0.0}
     model, params, x, weight = any_problem(family, seed, **reg, **options)
     bounds = np.linspace(0, x.shape[0], 8).astype(int)
     chunks = chunks_of(x, bounds, weight if seed % 2 else None)
-    return model, params, chunks, method(name, chunks, seed)
+    return model, params, chunks, method("incremental", chunks, seed)
 
 
 @given(n_chunks=st.integers(1, 300), seed=st.integers(0, 9), n_blocks=st.integers(1, 30))
@@ -60,7 +60,7 @@ def test_every_chunk_is_in_one_block(n_chunks, seed, n_blocks):
         assert any(np.diff(block).max(initial=0) > 1 for block in blocks)  # not neighbours in storage
 
 
-def reference(x, blocks, weights, means, covariances, n_sweeps):
+def reference(x, blocks, weights, means, covariances, n_epochs):
     """Neal and Hinton's loop, rows and responsibilities in full: the free energy after every block's M-step."""
     n, k = len(x), len(weights)
     densities = lambda: np.stack(  # noqa: E731
@@ -68,11 +68,11 @@ def reference(x, blocks, weights, means, covariances, n_sweeps):
         axis=1,
     )
     r, trace = np.full((n, k), np.nan), []
-    for sweep in range(n_sweeps):
+    for epoch in range(n_epochs):
         for b, rows in enumerate(blocks):
             log_joint = densities()[rows]
             r[rows] = np.exp(log_joint - np.logaddexp.reduce(log_joint, axis=1)[:, None])
-            if sweep == 0 and b < len(blocks) - 1:
+            if epoch == 0 and b < len(blocks) - 1:
                 continue
             counts = r.sum(axis=0)
             weights, means = counts / n, r.T @ x / counts[:, None]
@@ -90,19 +90,20 @@ def test_free_energy_after_every_block_is_that_of_a_slow_loop(seed):
     model, params = gaussian(problem, "full", reg_covar=0.0)
     chunks = chunks_of(x, ragged_bounds(np.random.default_rng(seed), len(x), 9))
     how = method("incremental", chunks, seed, 4)
-    sweeps, bounds = 3, []  # the fourth would begin with a leap
-    for runs, events in passes([Run(0, model, params)], chunks, sweeps, 0.0, how):
+    epochs, bounds = 3, []  # the fourth would begin with an extrapolation step
+    for runs, events in passes([Run(0, model, params)], chunks, epochs, 0.0, how):
         assume(not events)
-        if runs[0].final is None and len(runs[0].fold.kept[-1]) == 4:
+        if runs[0].final is None and len(runs[0].accumulator.epochs[-1]) == 4:
             bounds.append(runs[0].bound)
             last = runs[0]
     rows = [np.concatenate([chunks[i].start + np.arange(len(chunks[i].x)) for i in block]) for block in how.blocks]
-    trace, weights, means, covariances = reference(x, rows, params.weights, params.means, params.covariances, sweeps)
+    start = params.weights, params.theta.means, params.theta.covariances
+    trace, weights, means, covariances = reference(x, rows, *start, epochs)
     close(bounds, trace, 1e-10)
     close(last.params.weights, weights, 1e-8)
-    close(last.params.means, means, 1e-8)
-    close(last.params.covariances, covariances, 1e-8)
-    assert [entry.rows for entry in last.history] == [len(x)] * sweeps
+    assert np.abs(last.params.theta.means - means).max() <= 1e-8 * np.abs(x).max()  # they may be 0
+    close(last.params.theta.covariances, covariances, 1e-8)
+    assert [entry.rows for entry in last.history] == [len(x)] * epochs
     entries = [entry.lower_bound for entry in last.history]
     close(entries, trace[::4][:1].tolist() + trace[4::4].tolist(), 1e-10)
 
@@ -141,68 +142,47 @@ def test_no_block_lowers_the_free_energy_on_hundreds_of_problems(family, seed):
     incremental_never_falls(family, seed, tol=1e-3, n_iter=60)
 
 
-@pytest.mark.parametrize("name", ["incremental", "stepwise"])
 @pytest.mark.parametrize("family", ["full", "multinomial"])
-def test_one_chunk_is_batch(family, name):
+def test_one_chunk_is_batch(family):
     """One block holds all rows: to the bit what auto does."""
     model, params, x, weight = any_problem(family, 11)
     chunks = chunks_of(x, None, weight)
-    run, _ = fit(model, params, chunks, 9, 1e-6, method(name, chunks))
+    run, _ = fit(model, params, chunks, 9, 1e-6, method("incremental", chunks))
     auto, _ = fit(model, params, chunks, 9, 1e-6, method("auto", chunks))
     same_bits(run.params, auto.params)
     assert [entry.phase for entry in run.history] == ["squarem"] * len(auto.history)
 
 
-@pytest.mark.parametrize("name", ["incremental", "stepwise"])
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
 @examples(3)
 @given(seed=seeds)
-def test_sweeps_end_and_the_certificate_is_that_of_all_rows(family, name, seed):
-    """Both go over to passes over all rows, and stop there, with less than tol left."""
-    model, params, chunks, how = blocked(family, seed, name)
+def test_epochs_end_and_the_certificate_is_that_of_all_rows(family, seed):
+    """Blocks go over to passes over all rows, and stop there, with less than tol left."""
+    model, params, chunks, how = blocked(family, seed)
     run, events = fit(model, params, chunks, 400, 1e-2, how)
     phases = [entry.phase for entry in run.history]
-    assert phases[0] == name and phases[-1] == "squarem" and phases == sorted(phases, key=[name, "squarem"].index)
+    assert phases[0] == "incremental" and phases[-1] == "squarem" and phases == sorted(phases)
     assert run.stop_reason.startswith("converged") and 0.5 * run.history[-1].fisher_norm ** 2 < 1e-2
     assume(not any(isinstance(event, ResetEvent) for event in events))
-    swept = [entry for entry in run.history if entry.phase == name]
-    assert all(np.isnan(entry.log_likelihood) for entry in swept[name == "incremental" :])
-    refused = {event.iteration for event in events}  # what was read in vain counts
-    n = sum(chunk.x.shape[0] for chunk in chunks)
-    assert all(entry.rows > n if i in refused else entry.rows == n for i, entry in enumerate(swept))
+    blockwise = [entry for entry in run.history if entry.phase == "incremental"]
+    assert all(np.isnan(entry.log_likelihood) for entry in blockwise[1:])
+    rejected = {event.iteration for event in events}  # what was read in vain counts
+    n = sum(chunk.n for chunk in chunks)
+    assert all(entry.rows > n if i in rejected else entry.rows == n for i, entry in enumerate(blockwise))
 
 
-@examples(10)
-@given(seed=seeds)
-def test_stepwise_total_is_the_running_average(seed):
-    """(1 - η) total + η N/n_b T_b with η = (t + 2)^-0.7, written out; the first block stands for all."""
-    model, params, chunks, how = blocked("diag", seed, "stepwise")
-    total = None
-    for step, (runs, _) in enumerate(passes([Run(0, model, params)], chunks, 1, 0.0, how)):
-        if step == len(how.blocks) - 1:
-            break
-        part = sum_over([chunks[i] for i in how.blocks[step]], [EStep(model, params)])[0].stats
-        scaled = sum(how.block_rows) / how.block_rows[step]
-        eta = (step + 2) ** -DECAY
-        fields = {name: np.asarray(value) * scaled for name, value in vars(part).items()}
-        total = fields if total is None else {n: (1 - eta) * total[n] + eta * fields[n] for n in fields}
-        for name, value in total.items():
-            close(getattr(runs[0].fold.kept[0][0], name), value, 1e-12, name)
-        params = runs[0].params
-
-
-def test_a_reset_amid_a_sweep_fills_the_blocks_anew():
-    """What the blocks kept belongs to a component that is no more; the run then goes on to its end, and finds it a place."""
+def test_a_reset_during_an_epoch_fills_the_blocks_again():
+    """What the blocks stored belongs to a component that is no more; the run then goes on to its end, and finds it a place."""
     problem = gaussian_problem(2, k=3, d=2)
     model, params = gaussian(problem, "full")
-    far = params.means + np.array([[0.0], [0.0], [1e4]]) * problem["scale"]
-    params = model.params(params.weights, far, params.covariances)
+    far = params.theta.means + np.array([[0.0], [0.0], [1e4]]) * problem["scale"]
+    params = model.params(**model.arrays(params) | {"means": far})
     chunks = chunks_of(problem["x"], np.linspace(0, problem["n"], 7).astype(int))
     resets = []
     for runs, events in passes([Run(0, model, params)], chunks, 300, 1e-4, method("incremental", chunks)):
         found = [event for event in events if isinstance(event, ResetEvent)]
         if found:
-            assert runs[0].fold.steps == 0 and runs[0].fold.kept == () and not runs[0].settled
+            assert runs[0].accumulator.steps == 0 and runs[0].accumulator.epochs == () and not runs[0].settled
         resets += found
     assert resets and resets[0].reset.component == 2
     assert runs[0].stop_reason.startswith("converged")
@@ -210,9 +190,10 @@ def test_a_reset_amid_a_sweep_fills_the_blocks_anew():
 
 
 def test_restarts_in_different_phases_do_not_touch_each_other():
-    """Runs whose sweeps end at different times end as each would alone, to the bit."""
+    """Runs whose epochs end at different times end as each would alone, to the bit."""
     model, params, chunks, how = blocked("full", 17)
-    other = model.params(params.weights[::-1].copy(), params.means[::-1] * 1.01, params.covariances)
+    arrays = model.arrays(params)
+    other = model.params(**arrays | {"weights": arrays["weights"][::-1].copy(), "means": arrays["means"][::-1] * 1.01})
     *_, (together, _) = passes([Run(0, model, params), Run(1, model, other)], chunks, 60, 1e-3, how)
     lengths = set()
     for run, start in zip(together, (params, other), strict=True):
@@ -236,25 +217,25 @@ def test_a_pass_over_some_chunks_sums_those_and_no_others(workers):
     assert found[0].stats.sum_w.sum() == pytest.approx(30 * len(ids))
 
 
-def test_incremental_sums_are_formed_anew():
-    """After many sweeps the total is still the sum of what the blocks hold: nothing has drifted."""
+def test_incremental_sums_are_formed_again():
+    """After many epochs the total is still the sum of what the blocks hold: nothing has drifted."""
     model, params, chunks, how = blocked("spherical", 8)
     *_, (runs, _), _ = passes([Run(0, model, params)], chunks, 60, 0.0, how)
-    fold = runs[0].fold
-    assert len(fold.kept[-1]) == len(how.blocks)
-    same_bits(runs[0].history[-1].n_effective, reduce(add, fold.kept[-1]).sum_w)
+    now = runs[0].accumulator.epochs[-1]
+    assert len(now) == len(how.blocks)
+    same_bits(runs[0].history[-1].traced["n_effective"], total_of(now).stats.sum_w)
 
 
 @pytest.mark.parametrize("family", ["full", "multinomial"])
-def test_leaps_over_sweeps_that_are_all_refused_leave_none(family, monkeypatch):
-    """To the bit what sweeps alone do; the rows that the leaps read are counted, and each is an event."""
+def test_steps_of_epochs_that_are_all_rejected_leave_no_trace(family, monkeypatch):
+    """To the bit what epochs alone do; the rows that the rejected steps read are counted, and each is an event."""
     model, params, chunks, how = blocked(family, 1)
-    monkeypatch.setattr(loop, "leap", lambda run: run)
+    monkeypatch.setattr(loop, "extrapolate", lambda run: run)
     alone, _ = fit(model, params, chunks, 12, 0.0, how)
     monkeypatch.undo()
     monkeypatch.setattr(loop, "least_objective", lambda run: np.inf)
     run, events = fit(model, params, chunks, 12, 0.0, how)
-    assert events and all(isinstance(event, RefusedEvent) for event in events)
+    assert events and all(isinstance(event, RejectedEvent) for event in events)
     same_bits(run.params, alone.params)
     assert [entry.objective for entry in run.history] == [entry.objective for entry in alone.history]
     n = sum(how.block_rows)
@@ -262,54 +243,57 @@ def test_leaps_over_sweeps_that_are_all_refused_leave_none(family, monkeypatch):
     assert 12 * n < sum(entry.rows for entry in run.history) <= (12 + len(events)) * n
 
 
-def test_a_leap_takes_every_block_to_the_end_of_its_sequence():
-    """Blocks that follow L_b + ρⁿ D_b land at L_b, each by the α of their sum; amid the sweep that follows no bound is claimed."""
+def test_a_step_takes_every_block_to_the_end_of_its_sequence():
+    """Blocks that follow L_b + ρⁿ D_b end at L_b, each by the α of their sum; during the epoch that follows no bound is claimed."""
     problem = gaussian_problem(3, k=2, d=2)
     model, params = gaussian(problem, "full")
     x = problem["x"]
-    limits = [e_step(model, params, part).stats for part in (x[::2], x[1::2])]
-    ways = [(e_step(model, params, x[i::4]).stats - limit * 0.5) * 0.1 for i, limit in enumerate(limits)]
-    sweeps = tuple(tuple(limit + way * 0.9**n for limit, way in zip(limits, ways, strict=True)) for n in range(3))
-    fold = Fold("incremental", 6, sweeps)
-    run = Run(0, model, model.m_step(sweeps[2][0] + sweeps[2][1], params), fold=fold, bound=-1.0)
-    landed = leap(run)
-    for block, limit in zip(landed.fold.kept[0], limits, strict=True):
-        close(block.sum_xx, limit.sum_xx, 1e-9)
-        close(block.sum_w, limit.sum_w, 1e-9)
-    assert landed.fold.back == sweeps[2] and landed.bound == -1.0 and not landed.fold.may_leap
-    assert leap(replace(run, fold=fold._replace(steps=7))).fold.back == ()  # amid a sweep
+    limits = [e_step(model, params, part).totals for part in (x[::2], x[1::2])]
+    ways = [(e_step(model, params, x[i::4]).totals - limit * 0.5) * 0.1 for i, limit in enumerate(limits)]
+    epochs = tuple(tuple(limit + way * 0.9**n for limit, way in zip(limits, ways, strict=True)) for n in range(3))
+    accumulator = Accumulator("incremental", 6, epochs)
+    run = Run(0, model, model.m_step(total_of(epochs[2]).stats, params), accumulator=accumulator, bound=-1.0)
+    after = extrapolate(run)
+    for block, limit in zip(after.accumulator.epochs[0], limits, strict=True):
+        close_fields(block, limit, 1e-9)
+    assert after.accumulator.fallback == epochs[2] and after.bound == -1.0 and not after.accumulator.can_extrapolate
+    during_an_epoch = replace(run, accumulator=accumulator._replace(steps=7))
+    assert extrapolate(during_an_epoch) is during_an_epoch
 
 
-def test_a_leap_that_collapses_a_component_amid_its_sweep_is_taken_back(monkeypatch):
-    """Without a reset: the run goes on from its last sweep."""
+def test_a_step_that_collapses_a_component_during_its_epoch_is_rejected(monkeypatch):
+    """Without a reset: the run goes on from its last epoch."""
     model, params, chunks, how = blocked("full", 1)
     collapsed = type(model).collapsed
-    amid = []
+    begun = []
 
-    def once(self, params, sum_w):
-        return [(0, "tried")] if amid and amid.pop() else collapsed(self, params, sum_w)
+    def once(self, params, counts):
+        return [(0, "tried")] if begun and begun.pop() else collapsed(self, params, counts)
 
     monkeypatch.setattr(type(model), "collapsed", once)
-    refused, before = None, None
+    rejected, before = None, None
     for runs, events in passes([Run(0, model, params)], chunks, 12, 0.0, how):
         if events:
-            refused = events[0]
+            rejected = events[0]
             break
         before = runs[0]
-        if before.fold.back and not amid:
-            amid.append(True)
-    assert isinstance(refused, RefusedEvent) and refused.objective is None and refused.facts()["event"] == "refused"
-    assert runs[0].fold.kept == (before.fold.back,) and runs[0].fold.back == () and runs[0].settled
-    same_bits(runs[0].params, model.m_step(reduce(add, before.fold.back), params))
+        if before.accumulator.fallback and not begun:
+            begun.append(True)
+    assert isinstance(rejected, RejectedEvent) and rejected.objective is None
+    assert rejected.facts()["event"] == "rejected"
+    now, fallback = runs[0].accumulator, before.accumulator.fallback
+    assert now.epochs == (fallback,) and now.fallback == () and runs[0].settled
+    same_bits(runs[0].params, model.m_step(total_of(fallback).stats, params))
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_leaps_over_sweeps_save_reads(seed):
-    """Four overlapping clusters: plain EM's optimum, for less than a third of its reads, and less than leaps alone take."""
+def test_extrapolated_epochs_save_reads(seed):
+    """Four overlapping clusters: plain EM's optimum, for less than a third of its reads, and less than passes over all rows."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(3000, 2)) + 1.7 * rng.normal(size=(4, 2))[rng.integers(4, size=3000)]
     model, _ = gaussian({**gaussian_problem(seed, n=3000, d=2, k=4), "x": x}, "full")
-    start = model.params(np.full(4, 0.25), x[:4].copy(), np.tile(np.cov(x.T), (4, 1, 1)))
+    covariances = np.tile(np.cov(x.T), (4, 1, 1))
+    start = model.params(weights=np.full(4, 0.25), means=x[:4].copy(), covariances=covariances)
     chunks = chunks_of(x, np.linspace(0, len(x), 11).astype(int))
     runs = {"em": fit(model, start, chunks, 3000, 1e-10)[0]}
     runs |= {
@@ -324,7 +308,7 @@ def test_leaps_over_sweeps_save_reads(seed):
 
 
 def test_blocks_have_the_rows_of_their_chunks():
-    """What stepwise scales by."""
-    how = method_of("stepwise", np.array([0, 5, 7, 20, 21]), 3, 2)
+    """Which a pass over a block is counted by."""
+    how = method_of("incremental", np.array([0, 5, 7, 20, 21]), 3, 2)
     sizes = [5, 2, 13, 1]
     assert how.block_rows == tuple(sum(sizes[i] for i in block) for block in how.blocks) and sum(how.block_rows) == 21

@@ -28,21 +28,24 @@ WORDS = 7.0  # of each document, where documents are as long
 
 def nearby(rng, params, model, size):
     """Parameters that differ in every part by about `size` of their scale."""
+    theta = params.theta
     if model.family == "multinomial":
-        theta = np.exp(params.log_prob) * np.exp(size * rng.normal(size=params.log_prob.shape))
+        words = np.exp(theta.log_prob) * np.exp(size * rng.normal(size=theta.log_prob.shape))
         weights = params.weights * np.exp(size * rng.normal(size=params.weights.shape))
-        return replace(params, weights=weights / weights.sum(), log_prob=np.log(theta / theta.sum(axis=1)[:, None]))
+        return model.params(weights=weights / weights.sum(), log_prob=np.log(words / words.sum(axis=1)[:, None]))
+    kind, d = model.component.covariance_type, model.n_features
     weights = params.weights * np.exp(size * rng.normal(size=params.weights.shape))
-    full = full_covariances(params.covariances, model.covariance_type, model.n_components, model.n_features)
+    full = full_covariances(theta.covariances, kind, model.n_components, d)
     widths = np.sqrt(np.diagonal(full, axis1=1, axis2=2))
-    means = params.means + size * widths * rng.normal(size=widths.shape)
-    d = model.n_features
-    if model.covariance_type in ("full", "tied"):
-        tilt = np.eye(d) + size * rng.normal(size=(*params.covariances.shape[:-2], d, d))
-        covariances = tilt @ params.covariances @ np.swapaxes(tilt, -1, -2)
+    means = theta.means + size * widths * rng.normal(size=widths.shape)
+    if kind in ("full", "tied"):
+        wide = np.sqrt(np.diagonal(theta.covariances, axis1=-2, axis2=-1))  # a step is small in units of the features
+        turn = rng.normal(size=(*theta.covariances.shape[:-2], d, d))
+        tilt = np.eye(d) + size * turn * wide[..., :, None] / wide[..., None, :]
+        covariances = tilt @ theta.covariances @ np.swapaxes(tilt, -1, -2)
     else:
-        covariances = params.covariances * np.exp(size * rng.normal(size=params.covariances.shape))
-    return model.params(weights / weights.sum(), means, covariances)
+        covariances = theta.covariances * np.exp(size * rng.normal(size=theta.covariances.shape))
+    return model.params(weights=weights / weights.sum(), means=means, covariances=covariances)
 
 
 def normal_divergence(mean, covariance, other_mean, other_covariance):
@@ -69,20 +72,25 @@ def test_half_the_square_is_the_divergence_of_the_complete_data(family, seed):
         problem = count_problem(seed)
         model, params = multinomial(problem)
         new = nearby(rng, params, model, 1e-4)
-        counts = total * params.weights
-        stats = e_step(model, params, sp.csr_array(problem["counts"])).stats
-        stats = replace(stats, sum_w=counts, sum_x=WORDS * counts[:, None] * np.exp(params.log_prob))
-        parts = [WORDS * entropy(p, q) for p, q in zip(np.exp(params.log_prob), np.exp(new.log_prob), strict=True)]
+        counts, words, others = total * params.weights, np.exp(params.theta.log_prob), np.exp(new.theta.log_prob)
+        totals = e_step(model, params, sp.csr_array(problem["counts"])).totals
+        component = replace(totals.stats.component, sum_x=WORDS * counts[:, None] * words)
+        parts = [WORDS * entropy(p, q) for p, q in zip(words, others, strict=True)]
     else:
         problem = gaussian_problem(seed, d=1 + seed % 3)
         model, params = gaussian(problem, family)
         new = nearby(rng, params, model, 1e-4)
-        stats = replace(e_step(model, params, problem["x"]).stats, sum_w=total * params.weights)
+        counts, totals = total * params.weights, e_step(model, params, problem["x"]).totals
+        component = totals.stats.component
         shape = family, model.n_components, model.n_features
-        covariances, others = full_covariances(params.covariances, *shape), full_covariances(new.covariances, *shape)
-        parts = [normal_divergence(*pair) for pair in zip(params.means, covariances, new.means, others, strict=True)]
+        here, there = (
+            zip(theta.means, full_covariances(theta.covariances, *shape), strict=True)
+            for theta in (params.theta, new.theta)
+        )
+        parts = [normal_divergence(*one, *other) for one, other in zip(here, there, strict=True)]
+    totals = replace(totals, stats=replace(totals.stats, sum_w=counts, component=component))
     divergence = entropy(params.weights, new.weights) + params.weights @ parts
-    assert np.isclose(0.5 * model.fisher_norm(stats, params, new) ** 2, divergence, rtol=5e-3, atol=1e-14)
+    assert np.isclose(0.5 * model.fisher_norm(totals, params, new) ** 2, divergence, rtol=5e-3, atol=1e-14)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,17 +99,15 @@ def test_half_the_square_is_the_divergence_of_the_complete_data(family, seed):
 def test_zero_exactly_where_nothing_moves(family, seed):
     """No step, no length, to the bit; and any part that moves has one."""
     model, params, x, weight = any_problem(family, seed)
-    stats = e_step(model, params, x, None, weight).stats
-    assert model.fisher_norm(stats, params, params) == 0.0
-    for name, value in params.arrays().items():
-        moved = params.arrays() | {name: value * (1 + 1e-6)}
+    totals, arrays = e_step(model, params, x, None, weight).totals, model.arrays(params)
+    assert model.fisher_norm(totals, params, params) == 0.0
+    for name, value in arrays.items():
         if name == "weights":
             continue  # they sum to 1: they move with the others below
-        new = model.params(**moved) if name in ("means", "covariances") else replace(params, **moved)
-        assert model.fisher_norm(stats, params, new) > 0
-    if model.n_components > 1 and hasattr(params, "weights"):
-        new = replace(params, weights=params.weights[::-1].copy())
-        assert (model.fisher_norm(stats, params, new) > 0) == bool((new.weights != params.weights).any())
+        assert model.fisher_norm(totals, params, model.params(**arrays | {name: value * (1 + 1e-6)})) > 0
+    if model.n_components > 1 and "weights" in arrays:
+        new = model.params(**arrays | {"weights": arrays["weights"][::-1].copy()})
+        assert (model.fisher_norm(totals, params, new) > 0) == bool((new.weights != params.weights).any())
 
 
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
@@ -116,14 +122,14 @@ def test_zero_at_a_fixed_point(family):
     run, _ = fit(model, params, chunks_of(x), 3)
     norms = [entry.fisher_norm for entry in run.history]
     assert norms[0] > 1e-3 and max(norms[1:]) < 1e-9
-    assert run.history[-1].left < 1e-15
+    assert run.history[-1].remaining_gain < 1e-15
 
 
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
 @examples(10)
 @given(seed=seeds)
 def test_the_norm_of_a_change_of_statistics_is_that_of_the_step_it_makes(family, seed):
-    """change_norm(δ) is the limit of fisher_norm(M(S), M(S + ε δ)) / ε, with parts held or not."""
+    """change_norm(δ) is the limit of fisher_norm(M(S), M(S + ε δ)) / ε, with parts fixed or not."""
     fixed = (
         [(), ("weights",)][seed % 2]
         if family == "multinomial"
@@ -132,13 +138,13 @@ def test_the_norm_of_a_change_of_statistics_is_that_of_the_step_it_makes(family,
     options = {} if family == "multinomial" else {"reg_covar": 0.0}
     model, params, x, weight = any_problem(family, seed, fixed=fixed, **options)
     half = x.shape[0] // 2
-    stats = e_step(model, params, x, None, weight).stats
-    params = model.m_step(stats, params)
-    assume(not model.collapsed(params, stats.sum_w))
-    change = e_step(model, params, x[:half], None, weight[:half]).stats
+    totals = e_step(model, params, x, None, weight).totals
+    params = model.m_step(totals.stats, params)
+    assume(not model.collapsed(params, totals.stats.sum_w))
+    change = e_step(model, params, x[:half], None, weight[:half]).totals
     small = 1e-6
-    step = model.fisher_norm(stats, params, model.m_step(stats + change * small, params)) / small
-    assert np.isclose(model.change_norm(change, stats, params), step, rtol=1e-3, atol=1e-6)
+    step = model.fisher_norm(totals, params, model.m_step(totals.stats + change.stats * small, params)) / small
+    assert np.isclose(model.change_norm(change, totals, params), step, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
@@ -151,9 +157,9 @@ def test_what_is_left_is_what_plain_em_still_gains(family, seed):
     assume(model.n_components > 1)
     run, resets = fit(model, params, chunks_of(x), 300)
     assume(not resets and run.history[-1].fisher_norm < 1e-6)
-    total = run.history[-1].n_effective.sum()
+    total = run.history[-1].weight
     remains = np.array([run.objective - entry.objective for entry in run.history]) / total
-    left = np.array([entry.left for entry in run.history])
+    left = np.array([entry.remaining_gain for entry in run.history])
     half_square = 0.5 * np.array([entry.fisher_norm for entry in run.history]) ** 2
     known = np.flatnonzero((remains < 1e-5) & (remains > 1e-9) & np.isfinite(left))
     assume(len(known) > 3)
@@ -175,11 +181,11 @@ def test_converged_means_that_plain_em_has_nothing_left_to_do(family, seed):
     assume(not any(hasattr(event, "reset") for event in events))
     assert run.stop_reason.startswith("converged")
     last = run.history[-1]
-    assert last.left < tol or last.fisher_norm < 1e-4 * np.sqrt(2 * tol)
+    assert last.remaining_gain < tol or last.fisher_norm < 1e-4 * np.sqrt(2 * tol)
     assert last.fisher_norm < np.sqrt(2 * tol)
     again, _ = fit(model, run.params, chunks, 50, tol)
     assert len(again.history) == 2 and again.stop_reason.startswith("converged")
-    assert np.isinf(last.left) or f"{last.left:.2g} nats per row are left" in run.stop_reason
+    assert np.isinf(last.remaining_gain) or f"{last.remaining_gain:.2g} nats per row are left" in run.stop_reason
 
 
 def test_a_plateau_is_not_an_end():
@@ -187,7 +193,8 @@ def test_a_plateau_is_not_an_end():
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(300, 2)) - 4, rng.normal(size=(300, 2)) + 4])
     model, _ = gaussian({**gaussian_problem(0, n=600, d=2, k=2), "x": x}, "spherical")
-    start = model.params(np.full(2, 0.5), x.mean(axis=0) + 1e-3 * rng.normal(size=(2, 2)), np.full(2, x.var()))
+    means = x.mean(axis=0) + 1e-3 * rng.normal(size=(2, 2))
+    start = model.params(weights=np.full(2, 0.5), means=means, covariances=np.full(2, x.var()))
     chunks = chunks_of(x)
     stuck, _ = fit(model, start, chunks, 200, 1e-3)
     freed, _ = fit(model, start, chunks, 200, 1e-3, method("auto", chunks))

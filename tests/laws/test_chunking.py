@@ -1,4 +1,4 @@
-"""Chunk boundaries and row order change a pass by rounding only; workers and neighbours change not one bit."""
+"""Rows boundaries and row order change a pass by rounding only; workers and neighbours change not one bit."""
 
 from itertools import pairwise
 
@@ -9,19 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.chunks import Chunks
-from pipeline.em.loop import EStep
 from pipeline.engine.passes import Engine
 from pipeline.engine.tree import shard_level, tree_sum
 from tests.laws.common import (
     FAMILIES,
     ArraySource,
     any_problem,
+    assigned,
     chunks_of,
     close,
+    close_params,
     close_sums,
     e_step,
     examples,
     fit,
+    job,
     same_bits,
     shards,
     sum_over,
@@ -59,19 +61,15 @@ def test_a_fit_does_not_depend_on_chunks(family, seed):
     assert [event.reset.component for event in events] == [event.reset.component for event in again]
     assert len(whole.history) == len(parts.history)
     if not events:
-        for name, value in whole.params.arrays().items():
-            exact = np.exp if name == "log_prob" else np.asarray
-            close(exact(parts.params.arrays()[name]), exact(value), 1e-8, name)
+        close_params(model, parts.params, whole.params, 1e-8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_is_computed_alike_in_any_chunk_of_the_same_tiles(family):
     """Log-densities of a row do not follow its neighbours beyond rounding."""
     model, params, x, _ = any_problem(family, 12)
-    together = np.concatenate([labels.log_density for _, labels in model.assign(params, x)])
-    alone = np.concatenate(
-        [labels.log_density for i in range(x.shape[0]) for _, labels in model.assign(params, x[i : i + 1])]
-    )
+    together = assigned(model, params, x).score
+    alone = np.concatenate([assigned(model, params, x[i : i + 1]).score for i in range(x.shape[0])])
     close(alone, together, 1e-13)
 
 
@@ -145,10 +143,10 @@ def test_jobs_beside_it_change_no_bit(family, seed):
     """A job's sum is the same alone, first, last, and beside jobs of other sizes."""
     model, params, x, weight = any_problem(family, seed)
     chunks = chunks_of(x, ragged_bounds(np.random.default_rng(seed), x.shape[0]), weight)
-    job, other = EStep(model, params), EStep(model, params, final=True)
-    alone = sum_over(chunks, [job])[0]
-    same_bits(sum_over(chunks, [other, job])[1], alone)
-    same_bits(sum_over(chunks, [job, job, other])[0], alone)
+    one, other = job(model, params), job(model, params, final=True)
+    alone = sum_over(chunks, [one])[0]
+    same_bits(sum_over(chunks, [other, one])[1], alone)
+    same_bits(sum_over(chunks, [one, one, other])[0], alone)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -157,20 +155,20 @@ def test_threads_change_no_bit(family):
     model, params, x, _ = any_problem(family, 3)
     x = sp.vstack([x] * 20, format="csr") if sp.issparse(x) else np.concatenate([x] * 20)
     chunks = Chunks(ArraySource(x, ragged_bounds(np.random.default_rng(3), x.shape[0], 37)))
-    job = EStep(model, params, final=True)
-    expected = sum_over([chunks.load(i) for i in range(chunks.n_chunks)], [job])[0]
+    final = job(model, params, final=True)
+    expected = sum_over([chunks.load(i) for i in range(chunks.n_chunks)], [final])[0]
     for workers in (1, 2, 4):
         engine = Engine(workers=workers)
         for _ in range(2):
-            same_bits(engine.sum_over(chunks, [job])[0], expected)
+            same_bits(engine.sum_over(chunks, [final])[0], expected)
 
 
 def test_a_failing_chunk_is_the_error_of_the_pass():
     """What a chunk raises in a thread reaches the caller as it is."""
     chunks = Chunks(ArraySource(np.zeros((10, 2)), [0, 5, 10]))
 
-    def refuse(chunk):
-        if chunk.start:
+    def refuse(rows, kernels):
+        if rows.start:
             raise RuntimeError("the second chunk")
         return 0
 

@@ -6,16 +6,29 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.arrays.rows import Rows
 from pipeline.config import Preprocess
-from pipeline.data.chunks import Chunk, Chunks
+from pipeline.data.chunks import Chunks
 from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.errors import InputError
-from pipeline.models.base import MAX_RESETS
-from pipeline.models.gaussian import Gaussian
-from pipeline.models.init import initial_params
-from pipeline.models.kmeans import KMeans
-from pipeline.models.multinomial import Multinomial
-from tests.laws.common import EPS, TYPES, ArraySource, chunks_of, close, examples, fit, same_bits, sum_over
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.clusters import MAX_RESETS
+from pipeline.models.lloyd import Lloyd
+from pipeline.models.mixture import Mixture
+from tests.laws.common import (
+    EPS,
+    TYPES,
+    ArraySource,
+    chunks_of,
+    close,
+    examples,
+    fit,
+    gaussian_mixture,
+    multinomial_mixture,
+    same_bits,
+    start,
+    sum_over,
+)
 from tests.problems import seeds
 
 INITS = ["k-means||", "k-means++", "random", "near-mean"]
@@ -34,23 +47,23 @@ def whole_job(make, x, init, weight=None, n_iter=15):
     known = summary_of(profiled(x, weight), [])
     model = make(known)
     chunks = chunks_of(x, None, weight)
-    [params] = initial_params(model, init, 1, 0, known, lambda jobs: sum_over(chunks, jobs))
+    [params] = start(model, init, 1, 0, known, chunks)
     return fit(model, params, chunks, n_iter)
 
 
 def is_sound(run, events, k):
     """Finite parameters and history, weights that sum to 1, at most three resets done for each component."""
-    for name, value in run.params.arrays().items():
+    for name, value in run.model.arrays(run.params).items():
         assert np.isfinite(np.exp(value) if name == "log_prob" else value).all(), name
         if name == "weights":
             close(value.sum(), 1.0, 1e-12)
             assert (value >= 0).all()
     for entry in run.history:
         assert np.isfinite(entry.objective)
-        assert (entry.n_effective >= 0).all()
+        assert (entry.traced["n_effective"] >= 0).all()
     assert np.isfinite(run.objective)
     done = np.bincount([e.reset.component for e in events if e.reset.done], minlength=k)
-    if not isinstance(run.model, KMeans):
+    if isinstance(run.model, Mixture):
         assert (done <= MAX_RESETS).all()
     assert all(e.reset.reason for e in events)
 
@@ -84,7 +97,7 @@ def test_odd_rows_end_in_a_sound_mixture(covariance_type, init, seed):
         k = min(k, int((weight > 0).sum()))
 
     def make(known):
-        return Gaussian(k, known.mean, covariance_type, 1e-6, assignment)
+        return gaussian_mixture(k, known.mean, covariance_type, assignment=assignment)
 
     run, events = whole_job(make, x, init, weight)
     is_sound(run, events, k)
@@ -98,7 +111,9 @@ def test_without_reg_covar_odd_rows_are_fitted_or_refused(covariance_type, seed)
     """reg_covar = 0 on singular data: a sound fit, or an InputError that says what to raise or remove."""
     x, k = odd_rows(seed)
     try:
-        run, events = whole_job(lambda known: Gaussian(k, known.mean, covariance_type, 0.0), x, INITS[seed % 4])
+        run, events = whole_job(
+            lambda known: gaussian_mixture(k, known.mean, covariance_type, reg_covar=0.0), x, INITS[seed % 4]
+        )
     except InputError as error:
         assert "positive definite" in str(error) and "reg_covar" in str(error)
         return
@@ -111,7 +126,7 @@ def test_without_reg_covar_odd_rows_are_fitted_or_refused(covariance_type, seed)
 def test_odd_rows_end_in_sound_centres(init, seed):
     """K-means on the same rows: finite centres among the rows' range, never at an origin outside of it."""
     x, k = odd_rows(seed)
-    run, events = whole_job(lambda known: KMeans(k, known.mean, float(known.variance.mean())), x, init)
+    run, events = whole_job(lambda known: Lloyd(k, known.mean, float(known.variance.mean())), x, init)
     is_sound(run, events, k)
     if init != "near-mean":
         slack = 1e-9 * np.abs(x).max()
@@ -136,7 +151,7 @@ def test_odd_counts_end_in_sound_topics(init, concentration, seed):
     if not seed % 2:
         rows = rows.astype(np.float64)
     try:
-        run, events = whole_job(lambda known: Multinomial(k, 0.0 * known.mean, concentration), rows, init)
+        run, events = whole_job(lambda known: multinomial_mixture(k, v, concentration), rows, init)
     except InputError as error:
         assert concentration == 1.0 and "concentration" in str(error)
         return
@@ -147,7 +162,7 @@ def test_odd_counts_end_in_sound_topics(init, concentration, seed):
 def test_as_many_components_as_rows_ends(covariance_type):
     """K = N: every component is reset three times at most, then stays, and says so with done = False."""
     x = np.random.default_rng(0).normal(size=(6, 2))
-    run, events = whole_job(lambda known: Gaussian(6, known.mean, covariance_type), x, "k-means||", n_iter=40)
+    run, events = whole_job(lambda known: gaussian_mixture(6, known.mean, covariance_type), x, "k-means||", n_iter=40)
     is_sound(run, events, 6)
     assert len(run.history) == 40 or run.stop_reason.startswith("converged")
     if covariance_type != "tied":
@@ -156,14 +171,20 @@ def test_as_many_components_as_rows_ends(covariance_type):
             assert mine == sorted(mine, reverse=True), "once it stays, it stays"
 
 
-def test_an_empty_component_with_held_covariances_is_reset():
+def test_an_empty_component_with_fixed_covariances_is_reset():
     """Means alone are learned and one starts beyond reach: it is reset and takes part."""
     x = np.random.default_rng(0).normal(size=(200, 2)) + np.repeat([[0.0, 0], [9, 9]], 100, axis=0)
-    model = Gaussian(2, x.mean(axis=0), "spherical", fixed=("covariances",))
-    start = {"weights": [0.5, 0.5], "means": [[4.0, 4.0], [1e4, 1e4]], "covariances": [1.0, 1.0]}
-    run, events = fit(model, model.params_from_arrays(start), chunks_of(x), 30)
+    model = gaussian_mixture(2, x.mean(axis=0), "spherical", fixed=("covariances",))
+    arrays = {"weights": [0.5, 0.5], "means": [[4.0, 4.0], [1e4, 1e4]], "covariances": [1.0, 1.0]}
+    run, events = fit(model, model.params_from_arrays(arrays), chunks_of(x), 30)
     assert [(event.iteration, event.reset.component, event.reset.done) for event in events] == [(0, 1, True)]
-    close(np.sort(run.params.means[:, 0]), [x[:100, 0].mean(), x[100:, 0].mean()], 0.01)
+    close(np.sort(run.params.theta.means[:, 0]), [x[:100, 0].mean(), x[100:, 0].mean()], 0.01)
+
+
+def unit(model):
+    """Parameters at the reference point with unit covariances: an M-step from there mends nothing."""
+    rows = np.tile(model.shift, (model.n_components, 1))
+    return model.params(weights=np.full(2, 0.5), **model.component.arrays(model.component.start_at(rows, None)))
 
 
 def test_a_cluster_of_equal_rows_collapses_even_without_reg_covar():
@@ -173,8 +194,8 @@ def test_a_cluster_of_equal_rows_collapses_even_without_reg_covar():
         copies = np.tile(rng.normal(size=d) * 100, (10, 1))
         x = np.concatenate([rng.normal(size=(200, d)), copies])
         for covariance_type in ("full", "diag", "spherical"):
-            model = Gaussian(2, x.mean(axis=0), covariance_type, 0.0)
-            new = model.m_step(model.stats_of_labels(x, np.repeat([0, 1], [200, 10])), model._unit_params())
+            model = gaussian_mixture(2, x.mean(axis=0), covariance_type, reg_covar=0.0)
+            new = model.m_step(model.label_statistics(x, np.repeat([0, 1], [200, 10])), unit(model))
             assert [k for k, _ in model.collapsed(new, np.array([200.0, 10.0]))] == [1]
 
 
@@ -182,9 +203,9 @@ def test_centres_emptied_by_relocation_are_never_lost():
     """Weighted rows leave a cluster one by one until rounding is all that is left: no centre at 0 / 0 or 1e-17 / 1e-17."""
     x = np.array([[0.0], [0.3], [100.0], [100.7], [101.9]])
     weight = np.array([1.0, 1.0, 0.1, 0.2, 0.3])
-    model = KMeans(5, np.array([20.0]))
-    start = {"centers": [[0.1], [60.0], [1e5], [2e5], [3e5]]}
-    run, events = fit(model, model.params_from_arrays(start), chunks_of(x, None, weight), 20)
+    model = Lloyd(5, np.array([20.0]))
+    arrays = {"centers": [[0.1], [60.0], [1e5], [2e5], [3e5]]}
+    run, events = fit(model, model.params_from_arrays(arrays), chunks_of(x, None, weight), 20)
     is_sound(run, events, 5)
     assert ((run.params.centers >= 0) & (run.params.centers <= 101.9)).all()
     assert -run.objective <= 1e-20
@@ -210,8 +231,10 @@ def test_sizes_near_the_ends_of_a_dtype_are_refused_or_right(family, dtype, seed
 
     def fitted(rows):
         if family == "kmeans":
-            return whole_job(lambda known: KMeans(2, known.mean, float(known.variance.mean())), rows, "k-means++")
-        return whole_job(lambda known: Gaussian(2, known.mean, family, 0.0), rows, "k-means++", n_iter=5)
+            return whole_job(lambda known: Lloyd(2, known.mean, float(known.variance.mean())), rows, "k-means++")
+        return whole_job(
+            lambda known: gaussian_mixture(2, known.mean, family, reg_covar=0.0), rows, "k-means++", n_iter=5
+        )
 
     try:
         run, events = fitted(x)
@@ -221,9 +244,8 @@ def test_sizes_near_the_ends_of_a_dtype_are_refused_or_right(family, dtype, seed
         return
     expected, _ = fitted(back.astype(dtype) if size > 1e-30 else back)
     is_sound(run, events, 2)
-    here = np.sort(run.model.positions(run.params)[:, 0]) / size
-    tolerance = 1e-9 if dtype == "float64" else 2e-5
-    close(here, np.sort(expected.model.positions(expected.params)[:, 0]), tolerance)
+    here, there = (np.sort(one.model.arrays(one.params)[one.model.location][:, 0]) for one in (run, expected))
+    close(here / size, there, 1e-9 if dtype == "float64" else 2e-5)
 
 
 def test_overflow_is_an_error_and_not_a_warning():
@@ -245,15 +267,14 @@ def test_bad_rows_are_absent():
     chunks = Chunks(ArraySource(spoilt, [0, 33, 90]))
     loaded = [chunks.load(i) for i in range(2)]
     kept = np.delete(x, [4, 50], axis=0)
-    for model in (KMeans(3, kept.mean(axis=0)), Gaussian(3, kept.mean(axis=0))):
-        start = {"centers": kept[[0, 40, 80]], "means": kept[[0, 40, 80]], "weights": np.full(3, 1 / 3)}
-        params = model.params_from_arrays({**start, "covariances": np.stack([np.eye(2)] * 3)})
+    for model in (Lloyd(3, kept.mean(axis=0)), gaussian_mixture(3, kept.mean(axis=0))):
+        arrays = {"centers": kept[[0, 40, 80]], "means": kept[[0, 40, 80]], "weights": np.full(3, 1 / 3)}
+        params = model.params_from_arrays({**arrays, "covariances": np.stack([np.eye(2)] * 3)})
         dropped, _ = fit(model, params, loaded, 20)
         alone, _ = fit(model, params, chunks_of(kept), 20)
-        close(model.positions(dropped.params), model.positions(alone.params), 1e-12)
+        close(*(model.arrays(run.params)[model.location] for run in (dropped, alone)), 1e-12)
         assert len(dropped.history) == len(alone.history)
-        assert dropped.final.exemplars is not None
-        assert not set(dropped.final.exemplars.row.ravel().tolist()) & {4, 50}
+        assert not set(dropped.final.attached["representatives"].row.ravel().tolist()) & {4, 50}
 
 
 @examples(60)
@@ -278,6 +299,6 @@ def test_preprocessing_of_odd_rows_is_finite_or_refused(seed, kind, whiten):
 def test_a_profile_of_no_weight_is_refused():
     """All weights 0: the error says that no row counts."""
     x = np.ones((4, 2))
-    profile = ProfileJob("full", 3, 0)(Chunk(x, np.zeros(4), 0))
+    profile = ProfileJob("full", 3, 0)(Rows(x, np.zeros(4)), KERNELS)
     with pytest.raises(InputError, match="positive weight"):
         profile.check("error")

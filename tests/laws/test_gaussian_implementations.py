@@ -5,9 +5,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from pipeline.arrays.rows import Rows
 from pipeline.kernels import choice
-from pipeline.models.gaussian import Gaussian
-from tests.laws.common import TYPES
+from tests.laws.common import TYPES, assigned, gaussian_mixture
 from tests.reference import gaussian_log_joint
 
 NOWHERE, EVERYWHERE = (-1.0, -1.0), (np.inf, np.inf)
@@ -26,16 +26,27 @@ def problem(covariance_type, d, k, dtype, seed=0, n=700):
         "spherical": np.trace(full, axis1=1, axis2=2) / d,
     }
     x = (means[rng.integers(k, size=n)] + rng.normal(size=(n, d))).astype(dtype)
-    model = Gaussian(k, x.mean(axis=0, dtype=np.float64), covariance_type)
-    weights = rng.dirichlet(np.ones(k))
-    return model, model.params(weights, means, narrow[covariance_type]), x, rng.random(n)
+    model = gaussian_mixture(k, x.mean(axis=0, dtype=np.float64), covariance_type)
+    params = model.params(weights=rng.dirichlet(np.ones(k)), means=means, covariances=narrow[covariance_type])
+    return model, params, x, rng.random(n)
+
+
+def e_step(model, params, x, weight):
+    """Statistics, evidence and log p(x) of rows."""
+    found = model.e_step(params, Rows(x, weight), routes.KERNELS)
+    return found.stats, found.evidence, found.score
+
+
+def reach_of(model, params):
+    """(k,) c_k."""
+    return model.component._problem(params.theta, np.log(params.weights), False).reach
 
 
 def statistics(model, params, x, weight, most_simd, limits):
-    """The E-step by the implementations that these settings allow. limits : by bytes of a number."""
+    """The E-step with the routes that these settings leave open. limits : by bytes of a number."""
     table = {dtype: limits.get(dtype.itemsize, NOWHERE) for dtype in choice.LIMITS}
     with mock.patch.multiple(choice, MOST_SIMD_FEATURES=most_simd, FEW_COMPONENTS=0, LIMITS=table):
-        return model.chunk_stats(params, x, weight)
+        return e_step(model, params, x, weight)
 
 
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
@@ -45,23 +56,23 @@ def statistics(model, params, x, weight, most_simd, limits):
 def test_implementations_agree(covariance_type, d, k, dtype, tolerance, assignment):
     """SIMD, GEMM, Cholesky and a mixture of the last two give one answer, to the dtype's rounding."""
     model, params, x, weight = problem(covariance_type, d, k, dtype)
-    model = Gaussian(k, model.shift, covariance_type, assignment=assignment)
-    reach = model._problem(params).reach
+    model = gaussian_mixture(k, model.shift, covariance_type, assignment=assignment)
+    reach = reach_of(model, params)
     between = (float(np.median(reach)), float(np.quantile(reach, 0.25)))
-    expected, density = statistics(model, params, x.astype(np.float64), weight, 0, {})
-    settings = [
-        (d, {}),
-        (0, {4: EVERYWHERE, 8: EVERYWHERE}),
-        (0, {8: EVERYWHERE}),
-        (0, {}),
-        (0, {4: between, 8: between}),
-    ]
-    for most_simd, limits in [*settings, (0, {4: between, 8: EVERYWHERE})]:
-        found, log_norm = statistics(model, params, x, weight, most_simd, limits)
+    expected, evidence, density = statistics(model, params, x.astype(np.float64), weight, 0, {})
+    ways = [(d, {}), (0, {4: EVERYWHERE, 8: EVERYWHERE}), (0, {8: EVERYWHERE}), (0, {}), (0, {4: between, 8: between})]
+    for most_simd, limits in [*ways, (0, {4: between, 8: EVERYWHERE})]:
+        found, other, log_norm = statistics(model, params, x, weight, most_simd, limits)
         np.testing.assert_allclose(log_norm, density, rtol=0, atol=tolerance * (d + np.abs(density).max()))
-        for name in ("sum_w", "sum_x", "sum_xx", "log_likelihood", "entropy"):
-            a, b = np.asarray(getattr(found, name)), np.asarray(getattr(expected, name))
-            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * (1 + np.abs(b).max()), err_msg=name)
+        values = [
+            (found.sum_w, expected.sum_w),
+            (found.component.sum_x, expected.component.sum_x),
+            (found.component.sum_xx, expected.component.sum_xx),
+            (other.log_likelihood, evidence.log_likelihood),
+            (other.entropy, evidence.entropy),
+        ]
+        for a, b in values:
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * (1 + np.abs(b).max()))
 
 
 @mock.patch.object(choice, "FEW_COMPONENTS", 0)
@@ -69,29 +80,28 @@ def test_implementations_agree(covariance_type, d, k, dtype, tolerance, assignme
 def test_components_beyond_the_limits_are_not_computed_by_gemm_in_float32(covariance_type):
     """Far from the others and narrow, so that c_k is huge in float32: the log-densities are still those of float64."""
     model, params, x, weight = problem(covariance_type, 20, 3, np.float32)
-    means = params.means.copy()
+    means = params.theta.means.copy()
     means[1] += 1e4
-    params = model.params(params.weights, means, params.covariances)
+    params = model.params(**model.arrays(params) | {"means": means})
     x[:200] += np.float32(1e4)
-    reach = model._problem(params).reach
+    reach = reach_of(model, params)
     assert reach.max() > choice.LIMITS[np.dtype(np.float32)][0]
-    _, log_norm = model.chunk_stats(params, x, weight)
-    full = {"full": params.covariances, "tied": params.covariances}.get(covariance_type, params.covariances)
-    exact = gaussian_log_joint(x.astype(np.float64), params.weights, params.means, full, covariance_type)
+    log_norm = e_step(model, params, x, weight)[-1]
+    exact = gaussian_log_joint(x.astype(np.float64), *model.arrays(params).values(), covariance_type)
     peak = exact.max(axis=1)
     expected = peak + np.log(np.exp(exact - peak[:, None]).sum(axis=1))
     np.testing.assert_allclose(log_norm, expected, rtol=0, atol=1e-5 * (20 + np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
-def test_float32_densities_by_gemm_are_within_the_stated_bound(covariance_type):
-    """10 eps c_k max(1, d/8) nats of float64 on the same rows and parameters (docs/performance.md)."""
+def test_float32_densities_on_the_products_route_are_within_the_stated_bound(covariance_type):
+    """10 eps c_k max(1, d/8) nats of float64 on the same rows and parameters."""
     for seed in range(20):
         d = 17 + 3 * seed % 40
         model, params, x, weight = problem(covariance_type, d, 4, np.float32, seed)
-        reach = model._problem(params).reach
-        _, low = statistics(model, params, x, weight, 0, {4: EVERYWHERE})
-        _, high = statistics(model, params, x.astype(np.float64), weight, 0, {})
+        reach = reach_of(model, params)
+        low = statistics(model, params, x, weight, 0, {4: EVERYWHERE})[-1]
+        high = statistics(model, params, x.astype(np.float64), weight, 0, {})[-1]
         bound = 10 * np.finfo(np.float32).eps * reach.max() * max(1.0, d / 8)
         assert np.abs(low - high).max() <= bound
 
@@ -103,10 +113,10 @@ def test_float32_densities_by_gemm_are_within_the_stated_bound(covariance_type):
 def test_each_component_is_computed_once(d, dtype, covariance_type):
     """Each component's density and moments have one implementation; many features of full covariances never GEMM."""
     model, params, _, _ = problem(covariance_type, d, 6, dtype, n=300)
-    means = params.means.copy()
+    means = params.theta.means.copy()
     means[2] += 3e3
-    params = model.params(params.weights, means, params.covariances)
-    shares = model.route_shares(params, np.dtype(dtype))
+    params = model.params(**model.arrays(params) | {"means": means})
+    shares = model.implementations(params, np.dtype(dtype))
     assert np.array(list(shares.values())).sum(axis=0).tolist() == [6, 6]
     assert ("SIMD" in shares) == (d == 5)
     if d == 140 and covariance_type == "full":
@@ -123,17 +133,15 @@ def test_few_components_of_full_covariances_are_computed_by_simd():
     """Up to MOST_PAIR_FEATURES features, and up to FEW_COMPONENTS components above MOST_SIMD_FEATURES."""
     for d, k in ((17, 50), (128, 2), (17, 51), (129, 2)):
         model, params, _, _ = problem("full", d, k, np.float32, n=300)
-        assert ("SIMD" in model.route_shares(params, np.dtype(np.float32))) == (k <= 50 and d <= 128)
+        assert ("SIMD" in model.implementations(params, np.dtype(np.float32))) == (k <= 50 and d <= 128)
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @pytest.mark.parametrize("d", [3, 16, 20])
 def test_densities_alone_are_those_of_an_e_step(d, covariance_type):
-    """Labels and representatives use the same implementations: their log-densities are the E-step's, to float64 rounding."""
+    """Labels and representatives take the same routes: their log-densities are the E-step's, to float64 rounding."""
     model, params, x, weight = problem(covariance_type, d, 5, np.float64)
-    _, log_norm = model.chunk_stats(params, x, weight)
-    labels = [found for _, found in model.assign(params, x)]
-    found = np.concatenate([one.log_density for one in labels])
-    np.testing.assert_allclose(found, log_norm, rtol=0, atol=1e-12 * (d + np.abs(log_norm).max()))
-    exact = gaussian_log_joint(x, params.weights, params.means, params.covariances, covariance_type)
-    assert (np.concatenate([one.label for one in labels]) == exact.argmax(axis=1)).mean() > 0.99
+    log_norm, labels = e_step(model, params, x, weight)[-1], assigned(model, params, x)
+    np.testing.assert_allclose(labels.score, log_norm, rtol=0, atol=1e-12 * (d + np.abs(log_norm).max()))
+    exact = gaussian_log_joint(x, *model.arrays(params).values(), covariance_type)
+    assert (labels.label == exact.argmax(axis=1)).mean() > 0.99

@@ -1,17 +1,27 @@
 """Conjugate priors: the M-step is the posterior mode, the objective never falls, and few rows do no harm."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import assume, given
+from pipeline.models.gaussian import GaussianStats
 from scipy import stats
 from scipy.optimize import minimize
 
 from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.jobconfig import validate
-from pipeline.models.gaussian import GaussianStats
-from tests.laws.common import TYPES, chunks_of, close, e_step, examples, fit, gaussian, multinomial, sum_over
+from pipeline.models.mixture import MixtureStats
+from tests.laws.common import (
+    TYPES,
+    chunks_of,
+    close,
+    close_params,
+    e_step,
+    examples,
+    fit,
+    gaussian,
+    multinomial,
+    sum_over,
+)
 from tests.laws.test_degenerate import INITS, is_sound, odd_rows, whole_job
 from tests.problems import count_problem, gaussian_problem, seeds
 from tests.reference import full_covariances
@@ -44,11 +54,11 @@ def with_prior(problem, covariance_type, prior, weight=None, **options):
 
 def log_density(model, params):
     """The prior's log density by scipy, term by term. As Fraley and Raftery, diag and spherical have inverse gammas."""
-    prior, d, kind = model.prior, model.n_features, model.covariance_type
-    full = full_covariances(params.covariances, kind, model.n_components, d)
-    value = (prior.weights - 1.0) * np.log(params.weights).sum() if "weights" not in model.fixed else 0.0
+    prior, d, kind = model.component.prior, model.n_features, model.component.covariance_type
+    full = full_covariances(params.theta.covariances, kind, model.n_components, d)
+    value = (model.weight_concentration - 1.0) * np.log(params.weights).sum() if "weights" not in model.fixed else 0.0
     if prior.shrinkage > 0:
-        for mean, covariance in zip(params.means, full, strict=True):
+        for mean, covariance in zip(params.theta.means, full, strict=True):
             value += stats.multivariate_normal.logpdf(mean, prior.mean, covariance / prior.shrinkage)
     if prior.scale is None:
         return value
@@ -69,7 +79,7 @@ def log_density(model, params):
 @examples(40)
 @given(seed=seeds)
 def test_objective_never_falls(covariance_type, assignment, seed):
-    """Under any prior, parts held or not, weights or none, many rows or two a component, reg_covar or none."""
+    """Under any prior, parts fixed or not, weights or none, many rows or two a component, reg_covar or none."""
     rng = np.random.default_rng(seed)
     prior, fixed = PRIORS[seed % len(PRIORS)], FIXED[rng.integers(len(FIXED))]
     bounded = prior == "auto" or prior.get("scale") != 0
@@ -85,7 +95,7 @@ def test_objective_never_falls(covariance_type, assignment, seed):
     falls = np.maximum(-np.diff(trace), 0.0)
     assert (falls <= 1e-12 * np.abs(trace).max()).all(), f"falls by {falls.max():.3g} of {np.abs(trace).max():.3g}"
     for part in fixed:
-        assert np.array_equal(getattr(run.params, part), getattr(params, part))
+        assert np.array_equal(model.arrays(run.params)[part], model.arrays(params)[part])
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -120,7 +130,7 @@ def statistics(model, x, resp):
     i, j = np.tril_indices(x.shape[1])
     diagonal = np.diagonal(outer, axis1=1, axis2=2)
     kinds = {"full": outer[:, i, j], "tied": outer.sum(axis=0), "diag": diagonal, "spherical": diagonal.sum(axis=1)}
-    return GaussianStats(resp.sum(axis=0), 0.0, 0.0, resp.T @ diff, kinds[model.covariance_type])
+    return MixtureStats(resp.sum(axis=0), GaussianStats(resp.T @ diff, kinds[model.component.covariance_type]))
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -133,12 +143,12 @@ def test_m_step_is_the_table_of_fraley_and_raftery(covariance_type, seed):
     model, params = with_prior(problem, covariance_type, [PRIORS[0], *PRIORS[4:]][seed % 3], problem["sample_weight"])
     resp, x, k, d = soft_rows(problem, rng), problem["x"], problem["k"], problem["d"]
     new = model.m_step(statistics(model, x, resp), params)
-    prior, n = model.prior, resp.sum(axis=0)
+    prior, n, a = model.component.prior, resp.sum(axis=0), model.weight_concentration
     kappa, nu = prior.shrinkage, prior.dof
     scatter = []
     for c in range(k):
         mean = resp[:, c] @ x / n[c]
-        close(new.means[c], (n[c] * mean + kappa * prior.mean) / (kappa + n[c]), 1e-10, "means")
+        close(new.theta.means[c], (n[c] * mean + kappa * prior.mean) / (kappa + n[c]), 1e-10, "means")
         within = sum(r * np.outer(row - mean, row - mean) for r, row in zip(resp[:, c], x, strict=True))
         away = mean - prior.mean
         scatter.append(within + kappa * n[c] / (kappa + n[c]) * np.outer(away, away))
@@ -155,8 +165,8 @@ def test_m_step_is_the_table_of_fraley_and_raftery(covariance_type, seed):
         deviation = np.outer(deviation, deviation)
     elif covariance_type == "diag":
         deviation = deviation**2
-    close(new.covariances / deviation, expected / deviation, 1e-9, "covariances")
-    close(new.weights, (n + prior.weights - 1) / (n.sum() + k * (prior.weights - 1)), 1e-12, "weights")
+    close(new.theta.covariances / deviation, expected / deviation, 1e-9, "covariances")
+    close(new.weights, (n + a - 1) / (n.sum() + k * (a - 1)), 1e-12, "weights")
 
 
 @pytest.mark.parametrize("fixed", [(), ("means",), ("weights", "covariances")])
@@ -192,22 +202,23 @@ def test_m_step_is_where_a_numerical_search_ends(covariance_type, fixed):
         logit, means, rest = np.split(free, [k - 1, k - 1 + k * d])
         weights = np.exp([*logit, 0.0]) / np.exp([*logit, 0.0]).sum()
         return model.params(
-            params.weights if "weights" in fixed else weights,
-            params.means if "means" in fixed else means.reshape(k, d),
-            params.covariances if "covariances" in fixed else covariances_of(rest),
+            weights=params.weights if "weights" in fixed else weights,
+            means=params.theta.means if "means" in fixed else means.reshape(k, d),
+            covariances=params.theta.covariances if "covariances" in fixed else covariances_of(rest),
         )
 
     def negative(free):
         found = params_of(free)
-        full = full_covariances(found.covariances, covariance_type, k, d)
-        joint = np.stack([stats.multivariate_normal.logpdf(x, m, s) for m, s in zip(found.means, full, strict=True)])
+        full = full_covariances(found.theta.covariances, covariance_type, k, d)
+        joint = np.stack(
+            [stats.multivariate_normal.logpdf(x, m, s) for m, s in zip(found.theta.means, full, strict=True)]
+        )
         return -float((resp.T * (joint + np.log(found.weights)[:, None])).sum()) - log_density(model, found)
 
-    start = np.concatenate([np.zeros(k - 1), params.means.ravel(), np.zeros(sizes[covariance_type])])
+    start = np.concatenate([np.zeros(k - 1), params.theta.means.ravel(), np.zeros(sizes[covariance_type])])
     found = params_of(minimize(negative, start, method="BFGS", options={"gtol": 1e-6}).x)
     new = model.m_step(statistics(model, x, resp), params)
-    for name, value in new.arrays().items():
-        close(value, getattr(found, name), 1e-5, name)
+    close_params(model, new, found, 1e-5)
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -223,8 +234,7 @@ def test_weight_two_is_the_row_twice(covariance_type, seed):
     one, resets = fit(model, params, chunks_of(problem["x"], None, weight), 3)
     two, _ = fit(other, params, chunks_of(repeated["x"]), 3)
     assume(not resets)
-    for name, value in one.params.arrays().items():
-        close(value, getattr(two.params, name), 1e-9, name)
+    close_params(model, one.params, two.params, 1e-9)
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -245,7 +255,7 @@ def test_units_of_the_features_do_not_matter(covariance_type, seed):
     assume(not resets)
     deviation = problem["x"].std(axis=0)
     close(two.params.weights, one.params.weights, 1e-6)
-    close(two.params.means / unit / deviation, one.params.means / deviation, 1e-6)
+    close(two.params.theta.means / unit / deviation, one.params.theta.means / deviation, 1e-6)
 
 
 def test_a_prior_of_the_asked_k_serves_any_k():
@@ -254,13 +264,14 @@ def test_a_prior_of_the_asked_k_serves_any_k():
     for covariance_type in TYPES:
         model, params = with_prior(problem, covariance_type, "auto")
         for k in (1, 2, 6):
-            other = replace(model, n_components=k)
-            assert other.prior is model.prior
+            other = model.with_components(k)
+            assert other.component.prior is model.component.prior
             weights, means = np.full(k, 1 / k), problem["x"][:k]
-            covariances = params.covariances
+            covariances = params.theta.covariances
             if covariance_type != "tied":
-                covariances = np.stack([params.covariances[0]] * k)
-            run, resets = fit(other, other.params(weights, means, covariances), chunks_of(problem["x"]), 6)
+                covariances = np.stack([params.theta.covariances[0]] * k)
+            start = other.params(weights=weights, means=means, covariances=covariances)
+            run, resets = fit(other, start, chunks_of(problem["x"]), 6)
             trace = [entry.objective for entry in run.history]
             assert not resets and (np.diff(trace) >= -1e-12 * abs(trace[-1])).all()
 
@@ -278,9 +289,9 @@ def test_few_rows_are_no_collapse_under_a_prior(covariance_type):
     model, params = with_prior(problem, covariance_type, "auto")
     run, events = fit(model, params, chunks_of(x), 30)
     assert not events
-    close(run.params.means[1], np.full(3, 30.0), 0.01)
+    close(run.params.theta.means[1], np.full(3, 30.0), 0.01)
     close(run.final.stats.sum_w, [200.0, 2.0], 1e-6)
-    full = full_covariances(run.params.covariances, covariance_type, 2, 3)
+    full = full_covariances(run.params.theta.covariances, covariance_type, 2, 3)
     assert np.linalg.eigvalsh(full[1]).min() > 1e-3
 
 
@@ -304,14 +315,14 @@ def test_constant_features_are_sound_under_a_prior(covariance_type):
     problem["x"][:, 1] = 7.0
     model, params = with_prior(problem, covariance_type, "auto", reg_covar=1e-6)
     run, _ = fit(model, params, chunks_of(problem["x"]), 5)
-    assert np.isfinite(run.objective) and np.isfinite(run.params.factors).all()
+    assert np.isfinite(run.objective) and np.isfinite(run.params.theta.factors).all()
 
 
 @pytest.mark.parametrize("fixed", [(), ("weights",)])
 @examples(40)
 @given(seed=seeds)
 def test_a_multinomials_weights_have_a_prior_too(fixed, seed):
-    """Weights are N_k + a - 1 over their sum, unless held; the objective never falls."""
+    """Weights are N_k + a - 1 over their sum, unless fixed; the objective never falls."""
     problem = count_problem(seed)
     a = 1.0 + 3.0 * np.random.default_rng(seed).random()
     model, params = multinomial(problem, weight_concentration=a, fixed=fixed)
@@ -334,5 +345,5 @@ def test_odd_rows_end_in_a_sound_mixture(covariance_type, seed):
     config = validate({"model": asked, "fit": {"assignment": ["soft", "hard"][seed % 2]}})
     run, events = whole_job(lambda known: config.models(known)[0], x, INITS[seed % 4])
     is_sound(run, events, k)
-    assert np.isfinite(run.params.factors).all()
+    assert np.isfinite(run.params.theta.factors).all()
     assert all("fewer than 1" in event.reset.reason or "rounding" in event.reset.reason for event in events)

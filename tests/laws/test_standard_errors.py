@@ -7,11 +7,11 @@ from scipy.linalg import helmert
 from scipy.special import logsumexp
 
 from pipeline.errors import InputError
-from pipeline.models import information
-from pipeline.models.covariance import from_covariance
-from pipeline.models.gaussian import Gaussian
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models import information, schema
+from pipeline.models.covariance import FULL, from_covariance
 from pipeline.models.information import ScoreProducts, information_bytes, standard_errors
-from tests.laws.common import EPS, TYPES, chunks_of, close, examples, fit, gaussian, sum_over
+from tests.laws.common import EPS, TYPES, chunks_of, close, examples, fit, gaussian, gaussian_mixture, sum_over
 from tests.problems import gaussian_problem, ragged_bounds, seeds
 
 
@@ -26,19 +26,20 @@ def errors(model, params, x, weight=None, covariances=True):
     return standard_errors(*products(model, params, x, weight, None, covariances))
 
 
-def log_density(model, params, x, weights, means, covariances):
-    """(n,) log p(x) with other parameters."""
-    return logsumexp(model.log_joint(model.params(weights, means, covariances), x), axis=1)
+def log_density(model, x, weights, means, covariances):
+    """(n,) log p(x) under given parameters."""
+    params = model.params(weights=weights, means=means, covariances=covariances)
+    return logsumexp(model.log_joint(params, x, KERNELS), axis=1)
 
 
 def directions_of(model, params, parts):
     """Where weights, means and covariances can go, one step at a time."""
-    zero = {name: np.zeros_like(value) for name, value in params.arrays().items()}
+    zero = {name: np.zeros_like(value) for name, value in model.arrays(params).items()}
     steps = {"weights": list(helmert(model.n_components)) if model.n_components > 1 else []}
     steps["means"] = list(np.eye(zero["means"].size).reshape(-1, *zero["means"].shape))
     shape = zero["covariances"].shape
     every = np.eye(zero["covariances"].size).reshape(-1, *shape)
-    if model.covariance_type in ("full", "tied"):
+    if model.component.covariance_type in ("full", "tied"):
         lower = np.tri(shape[-1]).astype(bool)
         every = [(e + np.swapaxes(e, -1, -2)) for e in every if (e.astype(bool) & lower).any()]
     steps["covariances"] = list(every)
@@ -50,7 +51,7 @@ def covariance_by_differences(model, params, x, weight, parts):
     directions, step, scores = directions_of(model, params, parts), 1e-5, []
     for towards in directions:
         ahead, behind = (
-            log_density(model, params, x, *(value + h * towards[name] for name, value in params.arrays().items()))
+            log_density(model, x, *(value + h * towards[name] for name, value in model.arrays(params).items()))
             for h in (step, -step)
         )
         scores.append((ahead - behind) / (2 * step))
@@ -73,17 +74,17 @@ def test_errors_are_those_of_scores_by_differences(covariance_type, parts, seed)
     tilt, sizes = np.eye(d) + 0.3 * np.ones((d, d)), np.array([1.0, 0.7, 0.5])[:k]
     types = {"full": sizes[:, None, None] * tilt, "tied": tilt, "diag": np.tile(sizes[:, None], d), "spherical": sizes}
     problem["covariances"] = types
-    held = tuple({"weights", "means"} - set(parts))
-    model, params = gaussian(problem, covariance_type, fixed=held)
+    fixed = tuple({"weights", "means"} - set(parts))
+    model, params = gaussian(problem, covariance_type, fixed=fixed)
     weight = problem["sample_weight"]
     covariance, directions = covariance_by_differences(model, params, problem["x"], weight, parts)
     found = errors(model, params, problem["x"], weight, "covariances" in parts)
     wanted = [part for part in parts if part != "covariances"]
-    assert set(found) == {f"{part}_se" for part in wanted}
+    assert set(found) == set(wanted)
     for part in wanted:
         along = np.array([towards[part].ravel() for towards in directions])
         expected = np.sqrt(np.einsum("ij,ia,aj->j", along, covariance, along))
-        close(found[f"{part}_se"].ravel() / expected, np.ones(len(expected)), 1e-4)
+        close(found[part].ravel() / expected, np.ones(len(expected)), 1e-4)
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -103,13 +104,14 @@ def test_of_one_component_they_are_deviation_over_root_n(covariance_type, seed):
         turn = turn / np.sqrt(values) if covariance_type == "spherical" else turn
         x, mean = (x - mean) @ turn, 0.0 * mean
         covariance = turn.T @ covariance @ turn
-    model = Gaussian(1, mean, covariance_type, 0.0)
-    start = {"weights": np.ones(1), "means": mean[None], "covariances": from_covariance(model.shape, covariance, 1)}
+    model = gaussian_mixture(1, mean, covariance_type, reg_covar=0.0)
+    shape = model.component.shape
+    start = {"weights": np.ones(1), "means": mean[None], "covariances": from_covariance(shape, covariance, 1)}
     deviation = np.sqrt(np.diagonal(covariance))
     for covariances in (False, True):
         found = errors(model, model.params_from_arrays(start), x, weight, covariances)
-        close(found["means_se"][0] / deviation, np.full(len(mean), 1 / np.sqrt(weight.sum())), 1e-6)
-        assert found["weights_se"].tolist() == [0.0]
+        close(found["means"][0] / deviation, np.full(len(mean), 1 / np.sqrt(weight.sum())), 1e-6)
+        assert found["weights"].tolist() == [0.0]
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -131,26 +133,26 @@ def test_products_add(covariance_type, seed):
 
 
 def test_they_are_close_to_the_curvature_of_the_log_likelihood():
-    """At the optimum of 20,000 rows from the model, with covariances held, a numerical Hessian says nearly the same."""
+    """At the optimum of 20,000 rows from the model, with fixed covariances, a numerical Hessian says nearly the same."""
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(6000, 1)), 2.5 + rng.normal(size=(14000, 1))])
-    model = Gaussian(2, x.mean(axis=0), "spherical", fixed=("covariances",))
+    model = gaussian_mixture(2, x.mean(axis=0), "spherical", fixed=("covariances",))
     start = {"weights": [0.3, 0.7], "means": [[0.0], [2.5]], "covariances": [1.0, 1.0]}
     run, _ = fit(model, model.params_from_arrays(start), chunks_of(x), 300, 1e-12)
 
     def value(free):
         weights, means = np.array([free[0], 1 - free[0]]), free[1:, None]
-        return log_density(model, run.params, x, weights, means, run.params.covariances).sum()
+        return log_density(model, x, weights, means, run.params.theta.covariances).sum()
 
-    at, step = np.array([run.params.weights[0], *run.params.means[:, 0]]), 1e-3
+    at, step = np.array([run.params.weights[0], *run.params.theta.means[:, 0]]), 1e-3
     steps = step * np.eye(3)
     hessian = np.array(
         [[value(at + a + b) - value(at + a - b) - value(at - a + b) + value(at - a - b) for a in steps] for b in steps]
     ) / (4 * step**2)
     expected = np.sqrt(np.diagonal(np.linalg.inv(-hessian)))
     found = errors(model, run.params, x, None, False)
-    close([found["weights_se"][0], *found["means_se"][:, 0]], expected, 0.03)
-    close(found["weights_se"][1], found["weights_se"][0], 1e-9)
+    close([found["weights"][0], *found["means"][:, 0]], expected, 0.03)
+    close(found["weights"][1], found["weights"][0], 1e-9)
 
 
 def test_without_information_there_is_no_error():
@@ -158,25 +160,25 @@ def test_without_information_there_is_no_error():
     problem = gaussian_problem(1, k=2, d=3)
     model, params = gaussian(problem, "diag")
     found = errors(model, params, problem["x"][:5])
-    assert np.isnan(found["weights_se"]).all() and np.isnan(found["means_se"]).all()
+    assert np.isnan(found["weights"]).all() and np.isnan(found["means"]).all()
     expected = errors(model, params, problem["x"])
-    wide = Gaussian(3, model.shift, "diag")
-    weights, means = np.array([*params.weights, 0.0]), np.concatenate([params.means, params.means[:1]])
-    found = errors(wide, wide.params(weights, means, np.concatenate([params.covariances] * 2)[:3]), problem["x"])
-    close(found["weights_se"][:2], expected["weights_se"], 1e-9)
-    close(found["means_se"][:2], expected["means_se"], 1e-9)
-    assert np.isnan(found["weights_se"][2]) and np.isnan(found["means_se"][2]).all()
+    wide = model.with_components(3)
+    arrays = schema.taken(model.fields, model.arrays(params), np.array([0, 1, 0]))
+    found = errors(wide, wide.params(**arrays | {"weights": np.array([*params.weights, 0.0])}), problem["x"])
+    close(found["weights"][:2], expected["weights"], 1e-9)
+    close(found["means"][:2], expected["means"], 1e-9)
+    assert np.isnan(found["weights"][2]) and np.isnan(found["means"][2]).all()
 
 
 def test_a_matrix_too_large_is_refused_before_the_run():
     """The bound is stated in the error, with what to do; just below, the bytes are those of the matrix."""
     k = int(np.sqrt(information.MOST_BYTES / 8)) // 16
-    assert information_bytes(k, 15, "full", False) == 8 * (16 * k) ** 2
-    assert information_bytes(2, 3, "full", True) == 8 * (2 * (1 + 3 + 6)) ** 2
+    assert information_bytes(k, 15, FULL, False) == 8 * (16 * k) ** 2
+    assert information_bytes(2, 3, FULL, True) == 8 * (2 * (1 + 3 + 6)) ** 2
     with pytest.raises(InputError, match=r"standard_errors.*MiB.*n_components"):
-        information_bytes(k + 1, 15, "full", False)
+        information_bytes(k + 1, 15, FULL, False)
     with pytest.raises(InputError, match="given-covariances"):
-        information_bytes(k, 15, "full", True)
+        information_bytes(k, 15, FULL, True)
 
 
 @pytest.mark.slow
@@ -191,12 +193,12 @@ def test_they_are_the_spread_over_simulated_data_sets(fixed):
         rng = np.random.default_rng(seed)
         z = (rng.random(1500) > truth["weights"][0]).astype(int)
         x = truth["means"][z] + np.einsum("nij,nj->ni", roots[z], rng.normal(size=(1500, 2)))
-        model = Gaussian(2, x.mean(axis=0), fixed=fixed)
+        model = gaussian_mixture(2, x.mean(axis=0), fixed=fixed)
         run, _ = fit(model, model.params_from_arrays(truth), chunks_of(x), 200, 1e-7)
-        estimates.append([run.params.weights[0], *run.params.means.ravel()])
-        for told, covariances in ((said, not fixed), (given, False)):
+        estimates.append([run.params.weights[0], *run.params.theta.means.ravel()])
+        for stated, covariances in ((said, not fixed), (given, False)):
             found = errors(model, run.params, x, None, covariances)
-            told.append([found["weights_se"][0], *found["means_se"].ravel()])
+            stated.append([found["weights"][0], *found["means"].ravel()])
     spread = np.std(estimates, axis=0)
     # The spread of 300 is itself known to 4 %.
     np.testing.assert_allclose(spread / np.mean(said, axis=0), 1.0, atol=0.13)

@@ -382,7 +382,7 @@ class GaussianSection(FamilySection):
 
     also_called: ClassVar[tuple[str, ...]] = ("gmm",)
     words: ClassVar[Words] = Gaussian.words
-    second_moments: ClassVar[Literal["full", "diag", "none"]] = "full"
+    second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "matrix"
     can_prune: ClassVar[bool] = True
     has_standard_errors: ClassVar[bool] = True
     template: ClassVar[dict[str, Any]] = {"data": {"source": "images", "path": "photographs"}}
