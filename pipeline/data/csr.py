@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from pipeline.data import source
 from pipeline.data.files import absolute, damaged, native, open_binary, reading
-from pipeline.data.source import TARGET_BYTES, Source, row_dtype
+from pipeline.data.source import Source, row_dtype
 from pipeline.data.stores import ZarrPlace, unprotected
 from pipeline.errors import InputError, PipelineError
 
@@ -100,7 +101,7 @@ class CsrSource(Source):
 
 
 def _csr_bounds(place: ZarrPlace, indptr: ZarrPlace, n_rows: int, nnz: int, itemsize: int) -> np.ndarray:
-    """Bounds that cut the rows where their stored bytes pass the next multiple of TARGET_BYTES, (n_chunks + 1,)."""
+    """Bounds that cut the rows where their stored bytes pass the next multiple of source.TARGET_BYTES, (n_chunks + 1,)."""
     bounds, before, last = [np.zeros(1, np.int64)], 0, np.int64(0)
     for start in range(0, n_rows + 1, _POINTERS):
         stop = min(start + _POINTERS, n_rows + 1)
@@ -108,7 +109,7 @@ def _csr_bounds(place: ZarrPlace, indptr: ZarrPlace, n_rows: int, nnz: int, item
         if (start == 0 and pointers[0] != 0) or (np.diff(pointers, prepend=before) < 0).any():
             raise InputError(f"{place}: its indptr, near row {start}, does not grow from 0. Write it again.")
         before = int(pointers[-1])
-        group = (pointers * itemsize + np.arange(start, stop) * 8) // TARGET_BYTES
+        group = (pointers * itemsize + np.arange(start, stop) * 8) // source.TARGET_BYTES
         bounds.append(start + np.flatnonzero(np.diff(group, prepend=last)))
         last = group[-1]
     if before != nnz:

@@ -8,6 +8,8 @@ from typing import Any
 from pipeline.models.families import words_of
 from pipeline.models.words import Words
 
+_ASKED = ("family", "n_components", "method", "max_iter", "tol")  # of `asked`; the rest are options of the model
+
 
 def describe(event: dict[str, Any]) -> str | None:
     """An event in a few words; None for one that only machines need, and for one that lacks what its words are made of."""
@@ -171,10 +173,9 @@ def memory(plan: dict[str, Any]) -> str:
 def asked(facts: dict[str, Any]) -> str:
     """The model that a `start` event asks for: `Gaussian mixture, 5, 10 or 20 components, full`."""
     words, model = words_in(facts), facts["asked"]
-    text = f"{words.name[:1].upper()}{words.name[1:]}"
-    if "n_components" in model:
-        text += f", {_either(model['n_components'])} {words.components}"
-    return f"{text}, {_either(model['covariance_type'])}" if "covariance_type" in model else text
+    parts = [f"{words.name[:1].upper()}{words.name[1:]}"]
+    parts += [f"{_either(model['n_components'])} {words.components}"] if "n_components" in model else []
+    return ", ".join(parts + [_either(value) for name, value in model.items() if name not in _ASKED])
 
 
 def _either(value: Any) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.kernels.cpu import KERNELS
 from pipeline.outputs.report import pictures, svg, topics
 from pipeline.outputs.report.formatting import number, percent, plural
 from pipeline.outputs.report.record import Record
@@ -79,6 +78,8 @@ def _counts(record: Record) -> tuple[np.ndarray, str] | None:
     """(k, k) sum of the responsibilities of component j for rows labelled i (hard: rows of i that j would take), and of what."""
     if not record.has("sample") or record.fitted is None:
         return _counts_of_labels(record)
+    from pipeline.kernels.cpu import KERNELS  # compiled: not before it is needed
+
     model, params = record.fitted
     sample = record.array("sample")
     rows = plural(len(sample), f"sampled {record.row[0]}", f"sampled {record.row[1]}")
