@@ -60,7 +60,10 @@ def no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     popen = subprocess.Popen.__init__
 
     def refuse(process: Any, *args: Any, **options: Any) -> None:
-        if args and args[0][0] in ("lscpu", "uname"):  # joblib counts the cores, the platform module asks for the processor
+        if args and args[0][0] in (
+            "lscpu",
+            "uname",
+        ):  # joblib counts the cores, the platform module asks for the processor
             return popen(process, *args, **options)
         pytest.fail("This test starts a process. Mark it with pytest.mark.full, so that the fast tier leaves it out.")
 

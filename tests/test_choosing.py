@@ -14,17 +14,19 @@ import xarray as xr
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.outputs.candidates import choose
 from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
-from pipeline import fitting, planning, workflow
+from pipeline import workflow
 from pipeline.data import source
 from pipeline.data.sources.zarr import ZarrSection
+from pipeline.em.choice import choose
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
 from pipeline.errors import InputError
+from pipeline.fit import plan
 from pipeline.jobconfig import validate
+from pipeline.outputs import run_sink
 from pipeline.outputs.events import read_events
 from tests.jobs import Interrupt, blobs, command, files, job, results, settings, write_config, write_rows
 from tests.laws.common import ArraySource, close, e_step, examples, gaussian_mixture
@@ -43,7 +45,7 @@ def quick(monkeypatch):
     for module in (checkpoint, run_directory):
         monkeypatch.setattr(module, "sync", lambda path: None)
     monkeypatch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
-    monkeypatch.setattr(planning, "MIN_SAMPLE_ROWS", 30)
+    monkeypatch.setattr(plan, "MIN_SAMPLE_ROWS", 30)
     monkeypatch.setattr(source, "TARGET_BYTES", 2400)
 
 
@@ -363,7 +365,7 @@ def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, data, share):
 )
 def test_a_choice_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, monkeypatch, event, nth):
     """In the fits, at the choice or in the refit: resume ends with every byte of the run that nothing disturbed."""
-    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_sink, "CHECKPOINT_SECONDS", 0.0)
     fit = {"method": "em", "n_init": 2, "init": "random", "max_iter": 2}
     config = job(data, model={"n_components": [3, 2]}, fit=fit, select={"heldout": 0.2})
     workflow.run(config, tmp_path / "whole")
@@ -433,7 +435,9 @@ def test_more_candidates_need_more_memory(tmp_path):
 
     chunks = Chunks(ArraySource(np.zeros((1000, 50)), [0, 1000]))
     plans = [
-        planning.memory_plan(job(Path("x.zarr"), model={"n_components": k, "covariance_type": "full"}), chunks)
+        plan.memory_plan(
+            plan.plan_job(job(Path("x.zarr"), model={"n_components": k, "covariance_type": "full"}), chunks), chunks
+        )
         for k in (400, [400, 300], [400, 300, 200])
     ]
     assert plans[0].per_task < plans[1].per_task < plans[2].per_task

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline import signals
-from pipeline.config import load_config, to_plain
+from pipeline.jobconfig import load_config, to_plain
 from pipeline.kernels.cpu import KERNELS
 from pipeline.outputs.events import read_events
 from pipeline.outputs.run_directory import RunDirectory

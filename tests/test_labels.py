@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from pipeline.planning import memory_plan
 
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
+from pipeline.fit.plan import memory_plan, plan_job
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
@@ -133,5 +133,5 @@ def test_a_bad_row_is_an_error_where_rows_are_not_dropped(tmp_path, chunks):
 
 def test_many_responsibilities_per_row_are_planned_for(chunks):
     """The memory plan grows with output.top_k."""
-    plans = [memory_plan(job(Path("x.zarr"), output={"top_k": k}), chunks) for k in (0, 1000)]
+    plans = [memory_plan(plan_job(job(Path("x.zarr"), output={"top_k": k}), chunks), chunks) for k in (0, 1000)]
     assert plans[1].per_task > plans[0].per_task

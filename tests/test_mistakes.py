@@ -44,7 +44,10 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     "a command": (["rn", "job.yaml"], "No such command 'rn'. Did you mean 'run'?"),
     "an option": (["run", "job.yaml", "--ouput", "there"], ["No such option", "--ouput"]),
     "no config": (["run"], "Missing argument 'CONFIG'"),
-    "a family": (["config", "gausian"], "expected one of gaussian, kmeans, multinomial; did you mean gaussian?"),
+    "a family": (
+        ["config", "gausian"],
+        "expected one of gaussian, kmeans, multinomial, poisson; did you mean gaussian?",
+    ),
     # keys
     "a section": (
         ["run", X + "modle: {n_components: 2}\n"],
@@ -116,7 +119,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     # values
     "a family of others": (
         ["run", X + "model: {family: gmm}\n"],
-        "model.family: got 'gmm', expected gaussian, kmeans, multinomial or python; did you mean gaussian?",
+        "model.family: got 'gmm', expected gaussian, kmeans, multinomial, poisson or python; did you mean gaussian?",
     ),
     "an init": (["run", X + "fit: {init: kmeans++}\n"], "did you mean k-means++?"),
     "a shape": (

@@ -15,16 +15,17 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 import pipeline
-from pipeline import fitting, workflow
+from pipeline import workflow
 from pipeline.arrays.packing import unpack
 from pipeline.arrays.rows import Rows
 from pipeline.data import sample
 from pipeline.em.accumulate import method_of
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
+from pipeline.fit import driver
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.information import ScoreProducts, standard_errors
-from pipeline.outputs import checkpoint, disk, labels
+from pipeline.outputs import checkpoint, disk, labels, run_sink
 from pipeline.outputs.disk import SLACK
 from pipeline.outputs.events import read_events
 from pipeline.outputs.model_store import load_model
@@ -50,7 +51,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def often(monkeypatch):
     """A checkpoint after every pass."""
-    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_sink, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_standard_errors_that_cannot_be_had_are_said_to_be_missing(tmp_path):
 @pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
 def test_a_run_stopped_during_an_extrapolated_epoch_is_resumed_to_the_same_bytes(tmp_path, data, monkeypatch, model):
     """What it was extrapolated from, and the blocks' statistics, come back from the checkpoint; the step rejected or not."""
-    monkeypatch.setattr(fitting, "method_of", partial(method_of, n_blocks=3))
+    monkeypatch.setattr(driver, "method_of", partial(method_of, n_blocks=3))
     rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
     np.save(tmp_path / "labels.npy", np.arange(len(blobs())) % 5)
     start = {"init": "labels", "init_path": str(tmp_path / "labels.npy")}
@@ -217,7 +218,7 @@ def test_a_run_stopped_during_an_extrapolated_epoch_is_resumed_to_the_same_bytes
     config = job(rows, fit=fit, model={"n_components": 5, **model})
     workflow.run(config, tmp_path / "whole")
     with monkeypatch.context() as often:
-        often.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+        often.setattr(run_sink, "CHECKPOINT_SECONDS", 0.0)
         interrupted(config, tmp_path / "run", "pass", 17)  # five epochs, and two blocks of the extrapolated one
     _, state = checkpoint.load(tmp_path / "run/checkpoints", print)
     [found] = unpack(state.facts["state"], state.arrays)["runs"]
@@ -233,7 +234,7 @@ def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
     tmp_path, data, monkeypatch, method, model
 ):
     """Blocks of several chunks, a run to its end; of the multinomial also the layout of its arrays comes back."""
-    monkeypatch.setattr(fitting, "method_of", partial(method_of, n_blocks=3))
+    monkeypatch.setattr(driver, "method_of", partial(method_of, n_blocks=3))
     rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
     fit = {"method": method, "tol": 1e-2, "max_iter": 100}
     workflow.run(job(rows, fit=fit, model=model, engine={"workers": 1}), tmp_path / "one")

@@ -403,10 +403,10 @@ def log_dirichlet(weights: Array, concentration: float) -> float:
 
 
 def relative_squares(share: Array, change: Array, value: Array) -> Array:
-    """(k,) sums of change² / value; 0 for a component without a share, which is reset from 0. share : (k,).  Others : (k, d)."""
+    """(k,) sums of change² / value (k, d); 0 for a component without a share (k,), which may be reset from 0."""
     return np.where(share > 0, relative_square(change, value).sum(axis=1), 0.0)
 
 
 def relative_square(change: Array, value: Array) -> Array:
-    """change² / value, and 0 where nothing changes: 0/0 is a part that no row belongs to. Both : (...)."""
+    """change² / value, and 0 where nothing changes: 0/0 is a part that no row belongs to."""
     return np.divide(change * change, value, out=np.where(change == 0, 0.0, np.inf), where=value > 0)
