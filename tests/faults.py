@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.chunks import Chunk, Chunks
+from pipeline.arrays.rows import Rows
+from pipeline.data.chunks import Chunks
 
 FOLDER = Path.cwd()  # a worker changes into one of its own later
 
@@ -27,7 +28,7 @@ def dask_setup(worker: Any) -> None:
     """Replace how chunks are read in this process."""
     load = Chunks.load
 
-    def faulty(self: Chunks, i: int) -> Chunk:
+    def faulty(self: Chunks, i: int) -> Rows:
         with suppress(OSError, ValueError):
             time.sleep(float((FOLDER / "slow").read_text()))
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Components that too few rows support are annihilated, and what the shortest message has is fitted to all rows."""
+"""Components that too few rows support are pruned, and what the shortest message has is fitted to all rows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
 
 from pipeline import workflow
-from pipeline.em.annihilation import annihilated
-from pipeline.engine.held import HeldRows
-from pipeline.models.gaussian import Gaussian
+from pipeline.em.pruning import pruned
+from pipeline.engine.held import MemoryRows
+from pipeline.models.routes import KERNELS
 from pipeline.workflow import open_run
 from tests.jobs import Interrupt, command, job, results, write_config, write_rows
-from tests.laws.common import TYPES, examples
+from tests.laws.common import TYPES, examples, gaussian_mixture
 from tests.problems import seeds
+from tests.reference import gaussian_log_joint
 
 APART = 8.0
 
@@ -37,24 +37,21 @@ def test_lengths_are_figueiredo_and_jains(seed):
     """Their equation 15, term by term, for the number of components that is kept, which has the shortest; down to one."""
     d, k, n = 2, 1 + seed % 3, 900
     x = clusters(k, d, n, seed % 100)
-    model = Gaussian(5, x.mean(axis=0))
+    model = gaussian_mixture(5, x.mean(axis=0))
     rng = np.random.default_rng(seed)
-    params = model.params(np.full(5, 0.2), x[rng.choice(n, 5, replace=False)], np.tile(np.cov(x.T), (5, 1, 1)))
+    means, covariances = x[rng.choice(n, 5, replace=False)], np.tile(np.cov(x.T), (5, 1, 1))
+    params = model.params(weights=np.full(5, 0.2), means=means, covariances=covariances)
     with ThreadPoolExecutor(1) as threads:
-        kept = annihilated(model, params, HeldRows(x, None, threads), n)
-    assert [found for found, _ in kept.lengths] == sorted({found for found, _ in kept.lengths}, reverse=True)
-    assert kept.lengths[-1][0] == 1
-    shortest, length = min(kept.lengths, key=lambda each: each[1])
-    assert shortest == kept.model.n_components == len(kept.params.weights)
-    w, price = kept.params.weights, d + d * (d + 1) / 2
-    log_joint = np.stack(
-        [
-            np.log(w[c]) + multivariate_normal(kept.params.means[c], kept.params.covariances[c]).logpdf(x)
-            for c in range(shortest)
-        ]
-    )
+        best = pruned(model, params, MemoryRows(x, None, threads, KERNELS), n)
+    assert [k for k, _ in best.lengths] == sorted({k for k, _ in best.lengths}, reverse=True)
+    assert best.lengths[-1][0] == 1
+    shortest, length = min(best.lengths, key=lambda each: each[1])
+    assert shortest == best.model.n_components == len(best.params.weights)
+    found, price = best.model.arrays(best.params), d + d * (d + 1) / 2
+    w = found["weights"]
+    log_joint = gaussian_log_joint(x, *found.values(), "full")
     expected = price / 2 * np.log(n * w / 12).sum() + shortest / 2 * np.log(n / 12) + shortest * (price + 1) / 2
-    assert length == pytest.approx(expected - logsumexp(log_joint, axis=0).sum(), rel=1e-9)
+    assert length == pytest.approx(expected - logsumexp(log_joint, axis=1).sum(), rel=1e-9)
 
 
 @pytest.mark.parametrize("covariance_type", ["full", *(pytest.param(t, marks=pytest.mark.slow) for t in TYPES[1:])])

@@ -17,9 +17,10 @@ import yaml
 import zarr
 
 from pipeline import workflow
+from pipeline.arrays.rows import Rows
 from pipeline.checking import TimedShard
-from pipeline.data.chunks import Chunk
 from pipeline.engine.passes import Engine
+from pipeline.models.routes import KERNELS
 from tests.jobs import blobs, command, files, job, refused, write_config, write_rows
 
 EVERYTHING = {
@@ -182,11 +183,11 @@ class Slow:
     def __init__(self) -> None:
         self.loaded = []
 
-    def load(self, i: int) -> Chunk:
+    def load(self, i: int) -> Rows:
         """Chunk i."""
         time.sleep(0.04)
         self.loaded.append(i)
-        return Chunk(np.zeros((10, 2)), None, 10 * i)
+        return Rows(np.zeros((10, 2)), None, 10 * i)
 
 
 def test_three_chunks_are_timed_as_a_shard_would_read_them():
@@ -194,12 +195,12 @@ def test_three_chunks_are_timed_as_a_shard_would_read_them():
     for ahead, work, least in ((True, 0.0, 0.12), (False, 0.02, 0.18), (True, 0.08, 0.24)):
         chunks, worked = Slow(), []
 
-        def compute(chunk: Chunk, work: float = work, worked: list[int] = worked) -> int:
+        def compute(rows: Rows, kernels: Any, work: float = work, worked: list[int] = worked) -> int:
             time.sleep(work if worked else 1.0)  # the first compiles
-            worked.append(chunk.start)
+            worked.append(rows.start)
             return 0
 
-        seconds, rows = TimedShard(chunks, [compute], ahead)(0, 1, 2, 3, 4)
+        seconds, rows = TimedShard(chunks, [compute], ahead)(0, 1, 2, 3, 4, KERNELS)
         assert rows == 30 and worked == [0, 10, 20, 30] and chunks.loaded == [0, 1, 2, 3, 4]
         assert least * 0.9 <= seconds < 1.0
 

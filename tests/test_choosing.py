@@ -23,11 +23,10 @@ from pipeline.data import source
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
 from pipeline.errors import InputError
-from pipeline.models.gaussian import Gaussian
 from pipeline.outputs.candidates import choose
 from pipeline.outputs.events import read_events
 from tests.jobs import Interrupt, blobs, command, files, job, results, settings, write_config, write_rows
-from tests.laws.common import ArraySource, close, e_step, examples
+from tests.laws.common import ArraySource, close, e_step, examples, gaussian_mixture
 from tests.problems import count_problem, seeds
 
 TYPES = ["full", "tied", "diag", "spherical"]
@@ -228,7 +227,7 @@ def test_a_collapsed_component_is_not_chosen(width, chosen):
     x = np.concatenate([blobs(400, 2), 9 + np.sqrt(width) * np.random.default_rng(0).normal(size=(20, 2))])
     runs = []
     for k in (1, 2):
-        model = Gaussian(k, x.mean(axis=0))
+        model = gaussian_mixture(k, x.mean(axis=0))
         spread = np.stack([np.cov(x.T), width * np.eye(2)])[:k]
         start = {"weights": np.array([[1.0], [0.95, 0.05]][k - 1]), "means": np.array([x.mean(axis=0), [9.0, 9.0]])[:k]}
         params = model.params_from_arrays({**start, "covariances": spread})

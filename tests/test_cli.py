@@ -293,12 +293,12 @@ def asked(monkeypatch):
         (signal.SIGTERM, "pass", 3),
         (signal.SIGUSR1, "start", 1),
         (signal.SIGINT, "labelled", 1),
-        (signal.SIGTERM, "rung", 1),
+        (signal.SIGTERM, "level", 1),
     ],
 )
 def test_a_stop_keeps_every_pass_that_was_made(tmp_path, finished, asked, number, event, nth):
     """Exit code 75 with the signal's name and what to type; the newest state is saved, and none is lost or done twice."""
-    run, method = tmp_path / "run", ["--set", "fit.method=auto"] if event == "rung" else []
+    run, method = tmp_path / "run", ["--set", "fit.method=auto"] if event == "level" else []
     begin = ["run", finished / "config.yaml", "--output", run, *method]
     asked(number, event, nth)
     shown = refused(*begin, code=75)

@@ -10,9 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import numpy as np, scipy.sparse as sp
+from pipeline.arrays.rows import Rows
 from pipeline.models.gaussian import Gaussian
-from pipeline.models.kmeans import KMeans
+from pipeline.models.lloyd import Lloyd
+from pipeline.models.mixture import Mixture
 from pipeline.models.multinomial import Multinomial
+from pipeline.models.routes import KERNELS
 
 rng = np.random.default_rng(0)
 for d, n in ((4, 20_011), (20, 3_001)):  # in lanes, and by products
@@ -21,14 +24,14 @@ for d, n in ((4, 20_011), (20, 3_001)):  # in lanes, and by products
         for shape, one in (("full", np.eye(d)), ("diag", np.ones(d)), ("spherical", 1.0), ("tied", None)):
             covariances = np.eye(d) if one is None else np.stack([one] * 4)
             arrays = {"weights": np.full(4, 0.25), "means": means, "covariances": covariances}
-            model = Gaussian(4, np.zeros(d), shape)
-            print(shape, model.e_step(model.params_from_arrays(arrays), x.astype(dtype)).stats)
-        model = KMeans(4, np.zeros(d))
-        print(model.e_step(model.params_from_arrays({"centers": means}), x.astype(dtype)).stats)
+            model = Mixture(Gaussian(4, np.zeros(d), shape))
+            print(shape, model.e_step(model.params_from_arrays(arrays), Rows(x.astype(dtype)), KERNELS))
+        model = Lloyd(4, np.zeros(d))
+        print(model.e_step(model.params_from_arrays({"centers": means}), Rows(x.astype(dtype)), KERNELS))
 counts = sp.csr_array(rng.poisson(0.3, size=(5_000, 30)).astype(np.float64))
 words = {"weights": np.full(4, 0.25), "log_prob": np.log(rng.dirichlet(np.ones(30), size=4))}
-model = Multinomial(4, np.zeros(30))
-print(model.e_step(model.params_from_arrays(words), counts).stats)
+model = Mixture(Multinomial(4, 30))
+print(model.e_step(model.params_from_arrays(words), Rows(counts), KERNELS))
 """
 
 

@@ -211,8 +211,8 @@ def test_five_hundred_passes_leave_nothing(tmp_path):
         assert rss_later < 1.15 * rss + 30e6 and handles_later <= handles + 5, used
 
 
-def _column_sums(chunk: Any) -> Any:
-    return chunk.x.sum(axis=0)
+def _column_sums(rows: Any, kernels: Any) -> Any:
+    return rows.x.sum(axis=0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for network namespaces")

@@ -12,12 +12,14 @@ import zarr
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
-from pipeline.models.gaussian import Gaussian
-from pipeline.models.kmeans import KMeans
+from pipeline.models.lloyd import Lloyd
+from pipeline.models.mixture import Mixture
+from pipeline.models.routes import KERNELS
 from pipeline.outputs import labels
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.planning import memory_plan
 from tests.jobs import blobs, files, job, write_rows
+from tests.laws.common import gaussian_mixture
 
 N, D, K = 530, 3, 4
 
@@ -41,10 +43,10 @@ def chunks(tmp_path, monkeypatch):
     return Chunks(open_source(job(path).data))
 
 
-def gaussian() -> tuple[Gaussian, object]:
+def gaussian() -> tuple[Mixture, object]:
     """A model with parameters somewhere in the data."""
     rng = np.random.default_rng(1)
-    model = Gaussian(K, np.zeros(D), "diag", 1e-6, "soft", ())
+    model = gaussian_mixture(K, np.zeros(D), "diag")
     arrays = {"weights": np.full(K, 1 / K), "means": 4 * rng.normal(size=(K, D)), "covariances": np.ones((K, D))}
     return model, model.params_from_arrays(arrays)
 
@@ -60,7 +62,7 @@ def test_labels_are_those_of_the_model_row_by_row(tmp_path, chunks):
     found = xr.open_zarr(tmp_path / "labels.zarr", consolidated=False).load()
     x = np.concatenate([chunks.load(i).x for i in range(chunks.n_chunks)])
     model, params = gaussian()
-    log_joint = model.log_joint(params, x)
+    log_joint = model.log_joint(params, x, KERNELS)
     good = np.setdiff1d(np.arange(N), [17, 222])
     assert np.array_equal(found.label.values[good], log_joint.argmax(axis=1)[good])
     np.testing.assert_allclose(found.log_density.values[good], np.logaddexp.reduce(log_joint, axis=1)[good], rtol=1e-12)
@@ -75,7 +77,7 @@ def test_labels_are_those_of_the_model_row_by_row(tmp_path, chunks):
 
 def test_kmeans_gives_squared_distances(tmp_path, chunks):
     """K-means has no density: its column is the squared distance to the nearest centre."""
-    model = KMeans(2, np.zeros(D))
+    model = Lloyd(2, np.zeros(D))
     params = model.params_from_arrays({"centers": np.array([[0.0] * D, [5.0] * D])})
     write_labels(tmp_path / "l.zarr", LabelBlock(chunks, model, params, 0, True), Engine(workers=1), lambda rows: None)
     found = xr.open_zarr(tmp_path / "l.zarr", consolidated=False).load()

@@ -10,8 +10,8 @@ import pytest
 import zarr
 
 from pipeline import workflow
+from pipeline.arrays.dtypes import compute_dtype
 from pipeline.errors import InputError
-from pipeline.models.base import compute_dtype
 from pipeline.outputs.events import read_events
 from tests.jobs import blobs, job
 

@@ -28,7 +28,7 @@ def client() -> Iterator[Any]:
     """Two workers of one thread each, without sockets."""
     from distributed import Client, LocalCluster
 
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(**options, silence_logs=50) as cluster, Client(cluster) as client:
         yield client
 
@@ -49,34 +49,39 @@ SEEN: list[int] = []  # jobs are copied to workers, of this same process: what t
 GATE = threading.Event()
 
 
-def value(chunk: Any) -> Any:
+def value(rows: Any, kernels: Any) -> Any:
     """One number a chunk, whose sum depends on its order."""
-    SEEN.append(chunk.start)
-    return np.array(VALUES[chunk.start])
+    SEEN.append(rows.start)
+    return np.array(VALUES[rows.start])
 
 
-def refusing(error: type[Exception], chunk: Any) -> Any:
+def refusing(error: type[Exception], rows: Any, kernels: Any) -> Any:
     """Fails on row 3."""
-    if chunk.start == 3:
+    if rows.start == 3:
         SEEN.append(3)
         raise error("row 3 is not right")
     return np.zeros(1)
 
 
-def slow_later(chunk: Any) -> Any:
+def slow_later(rows: Any, kernels: Any) -> Any:
     """Once half of the chunks have been seen, the others wait for the gate."""
     if len(SEEN) >= N // 2:
         GATE.wait(20)
-    return value(chunk)
+    return value(rows, kernels)
 
 
-def slow(chunk: Any) -> Any:
+def slow(rows: Any, kernels: Any) -> Any:
     """A little."""
     time.sleep(0.02)
-    return value(chunk)
+    return value(rows, kernels)
 
 
-def stuck(chunk: Any) -> Any:
+def square(i: int, kernels: Any) -> int:
+    """As a task of `map_in_order`."""
+    return i * i
+
+
+def stuck(rows: Any, kernels: Any) -> Any:
     """Waits for the gate."""
     GATE.wait(20)
     return np.zeros(1)
@@ -104,7 +109,7 @@ def test_sums_are_those_of_the_tree_and_nothing_is_left(client, engine):
     """The same bits as in this thread, results in order, and no task or future left on the scheduler."""
     for _ in range(3):
         assert engine.sum_over(one_row_chunks(), [value]) == [tree_sum(list(VALUES), np.add)]
-    assert list(engine.map_in_order(pow, ((i, 2) for i in range(10)))) == [i * i for i in range(10)]
+    assert list(engine.map_in_order(square, ((i,) for i in range(10)))) == [i * i for i in range(10)]
     assert tasks_left(client) == 0 and not client.futures
 
 

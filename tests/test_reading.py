@@ -11,7 +11,8 @@ from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
 from pipeline.engine.reading import Kept, in_turn
 from pipeline.errors import InputError
-from pipeline.models.kmeans import KMeans
+from pipeline.models.lloyd import Lloyd
+from pipeline.models.routes import KERNELS
 from tests.laws.common import ArraySource
 
 
@@ -107,9 +108,9 @@ def test_kept_chunks_are_read_once_and_sums_stay_the_same(limit, kept):
 class ColumnSums:
     """A job: sums of the columns of a chunk."""
 
-    def __call__(self, chunk):
+    def __call__(self, rows, kernels):
         """(d,)."""
-        return chunk.x.sum(axis=0)
+        return rows.x.sum(axis=0)
 
 
 def test_a_kept_chunk_is_the_chunk_itself():
@@ -139,9 +140,9 @@ def test_rows_that_a_pass_has_found_clean_are_not_looked_through_again():
 def test_a_row_that_turns_bad_after_the_profile_ends_kmeans_with_its_number():
     """Chunks known to be clean are not looked through, but no NaN gets into an inertia without a word."""
     x, source = counting()
-    model = KMeans(2, np.zeros(3))
+    model = Lloyd(2, np.zeros(3))
     params = model.params_from_arrays({"centers": x[:2].copy()})
     x[105, 1] = np.nan
-    chunk = Chunks(source).known(None, 0).load(1)
+    rows = Chunks(source).known(None, 0).load(1)
     with pytest.raises(InputError, match="row 105: its distance is NaN"):
-        model.e_step(params, chunk.x, chunk.weight, chunk.start)
+        model.e_step(params, rows, KERNELS)
