@@ -5,32 +5,72 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.config import Config, Section
-from pipeline.config.explaining import sections_in
+from pipeline.config import Section
+from pipeline.config.variants import Variants, sections_in, variants_in
+from pipeline.jobconfig import Config
+from pipeline.models.family import FamilySection
 
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def in_markdown() -> str:
     """A heading and a table for each section, those inside of another after it."""
-    return "\n".join(_table(where, section) for where, section in _sections(Config))
+    return "\n".join(_sections(Config))
 
 
-def _sections(owner: type[Section], above: str = "") -> Iterator[tuple[str, type[Section]]]:
+def _sections(owner: type[Section], above: str = "", without: tuple[str, ...] = (), of: str = "") -> Iterator[str]:
+    """Tables of the sections inside of another. of : which variant that is, for headings."""
     for key, field in owner.model_fields.items():
-        for section in sections_in(field.annotation):
-            yield above + key, section
+        if key in without:
+            continue
+        if (variants := variants_in(field)) is not None:
+            yield from _variants(above + key, variants)
+            continue
+        for section in sections_in(field):
+            yield _table(f"{above}{key}{of}", section)
             yield from _sections(section, f"{above}{key}.")
 
 
-def _table(where: str, section: type[Section]) -> str:
+def _variants(where: str, variants: Variants[Any]) -> Iterator[str]:
+    """What all variants have in common, then for each the keys of its own."""
+    common = tuple(variants.base.model_fields)
+    about = f"The keys of every {variants.key}; each of {', '.join(f'`{name}`' for name in variants.own)} has others."
+    yield _table(where, variants.base, about=about)
+    for name in variants.own:
+        section = variants[name]
+        of = f", {variants.key}: {name}"
+        yield _table(where + of, section, common, _about(section))
+        yield from _sections(section, f"{where}.", common, of)
+
+
+def _about(section: type[Section]) -> str:
+    """What a variant is; of a family also what it says to the section `fit`."""
+    about = _prose(section)
+    if issubclass(section, FamilySection):
+        defaults = f"`max_iter` {section.default_max_iter}, `tol` {section.default_tol:g}"
+        takes = f"`method` {_listed(section.methods)}; `assignment` {_listed(section.assignments)}"
+        about += f" In `fit`: null stands for {defaults}; it takes {takes}."
+    return about
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _prose(section: type[Section]) -> str:
+    """The docstring up to its parts for programmers."""
+    return " ".join((section.__doc__ or "").split("\n\n    Attributes\n")[0].split())
+
+
+def _table(where: str, section: type[Section], without: tuple[str, ...] = (), about: str | None = None) -> str:
     schema = section.model_json_schema()
     rows = []
     for key, part in schema["properties"].items():
-        cells = (f"`{key}`", _default(part, key in schema.get("required", ())), _meaning(part))
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    about = " ".join((section.__doc__ or "").split())
-    return "\n".join([f"## {where}", "", about, "", "| key | default | meaning |", "|---|---|---|", *rows, ""])
+        if key not in without:
+            cells = (f"`{key}`", _default(part, key in schema.get("required", ())), _meaning(part))
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    table = ["| key | default | meaning |", "|---|---|---|", *rows, ""] if rows else []
+    return "\n".join([f"## {where}", "", _prose(section) if about is None else about, "", *table])
 
 
 def _default(part: dict[str, Any], required: bool) -> str:

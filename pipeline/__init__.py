@@ -9,15 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-NUMERICS = 6
-"""Raised when the bits of results change on purpose; a run of another value cannot be resumed."""
+from pipeline.numerics import NUMERICS
 
 _HOMES = {
-    "Config": "pipeline.config",
+    "Config": "pipeline.jobconfig",
     "GaussianMixture": "pipeline.estimators",
     "KMeans": "pipeline.estimators",
     "MultinomialMixture": "pipeline.estimators",
-    "load_config": "pipeline.config",
+    "estimator_of": "pipeline.estimators",
+    "load_config": "pipeline.jobconfig",
     "open_estimator": "pipeline.estimators.runs",
     "open_run": "pipeline.workflow",
     "predict": "pipeline.workflow",
@@ -32,6 +32,7 @@ __all__ = [
     "GaussianMixture",
     "KMeans",
     "MultinomialMixture",
+    "estimator_of",
     "load_config",
     "open_estimator",
     "open_run",
@@ -43,15 +44,20 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pipeline.config import Config, load_config
-    from pipeline.estimators import GaussianMixture, KMeans, MultinomialMixture
+    from pipeline.estimators import GaussianMixture, KMeans, MultinomialMixture, estimator_of
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
+    from pipeline.jobconfig import Config, load_config
     from pipeline.workflow import open_run, predict, resume, run
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name.endswith("Mixture"):  # of a family that has no class of its own
+        from pipeline.estimators import mixture_class
+
+        if (found := mixture_class(name)) is not None:
+            return found
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.checking import Cost
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
 from pipeline.data.source import TARGET_BYTES
 from pipeline.engine.reading import WORTH_BYTES
+from pipeline.jobconfig import Config
 from pipeline.outputs.progress import size
 
 TOO_MUCH = 0.2  # of a pass

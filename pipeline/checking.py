@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.rows import Rows
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
-from pipeline.data.given import Given
-from pipeline.data.profile import Known, Profile, known_rows
+from pipeline.data.profile import DataSummary, Profile, summary_of
+from pipeline.data.user_start import UserStart
 from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.loop import TEXTBOOK, advance, em
 from pipeline.em.pruning import STEPS
@@ -25,24 +24,22 @@ from pipeline.em.run import Run
 from pipeline.em.search import CENTERS_ROWS, most_reads
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory import Plan
-from pipeline.engine.passes import Engine, Job
+from pipeline.engine.passes import ChunkFunction, Engine
 from pipeline.engine.reading import WORTH_BYTES, in_turn
 from pipeline.engine.tree import shard_level
+from pipeline.fit.driver import Driver
+from pipeline.fit.plan import JobPlan
+from pipeline.fit.sink import NoSink
+from pipeline.jobconfig import Config
 from pipeline.models.base import EStep
-from pipeline.models.clusters import BestRows
-from pipeline.models.information import ScoreProducts
+from pipeline.models.clusters import BestRows, ClusterModel
 from pipeline.models.lloyd import Lloyd
-from pipeline.models.routes import KERNELS
-from pipeline.models.starts import HardStart, in_step, starting
+from pipeline.models.starts import HardStart, in_step
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
-from pipeline.outputs.standard_errors import learns_covariances
-from pipeline.planning import held_share, sample_size, searches
-from pipeline.starting import draws, models_of, profile_job
 
 TIMED_CHUNKS = 3
 LEAST_SECONDS = 0.2  # of timed work for each worker: chunks that take less are timed more of
 MOST_CHUNKS = 200
-LEAST_CONCENTRATION = 1.1  # of a multinomial that has seen few documents: any word may come
 WARM_ITERATIONS = 10  # of EM on a few chunks: components narrow, and may then need a slower route than at the start
 
 
@@ -99,7 +96,7 @@ class TimedShard:
     """Task: seconds and rows of the jobs on consecutive chunks, the first discarded and the last only waited for."""
 
     chunks: Chunks
-    jobs: Sequence[Job]
+    jobs: Sequence[ChunkFunction]
     ahead: bool
 
     def __call__(self, *ids: Any) -> tuple[float, int]:
@@ -169,11 +166,11 @@ class Timer:
         """Rows of some chunks."""
         return int(np.diff(self.raw.source.bounds)[list(ids)].sum())
 
-    def sum_over(self, chunks: Chunks, ids: Sequence[int]) -> Callable[[Sequence[Job]], list[Any]]:
+    def sum_over(self, chunks: Chunks, ids: Sequence[int]) -> Callable[[Sequence[ChunkFunction]], list[Any]]:
         """What sums jobs over some chunks alone."""
         return lambda jobs: self.engine.sum_over(chunks, jobs, ids)
 
-    def pass_seconds(self, chunks: Chunks, jobs: Sequence[Job]) -> float:
+    def pass_seconds(self, chunks: Chunks, jobs: Sequence[ChunkFunction]) -> float:
         """How long a pass of these jobs over all chunks will take."""
         timed = TIMED_CHUNKS
         while True:
@@ -199,43 +196,57 @@ def tasks_of(n_chunks: int, workers: int, chunk_seconds: float) -> tuple[int, in
     return -(-n_chunks // width), width
 
 
-def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Given) -> Cost:
-    """Count and time a job. chunks : unmapped rows.
+def cost(plan: JobPlan, chunks: Chunks, engine: Engine, planned: Plan, user: UserStart) -> Cost:
+    """Count and time a job.
 
-    Raises InputError as a run would, for what the timed chunks show.
+    Parameters
+    ----------
+    plan : JobPlan
+    chunks : Chunks
+        Before preprocessing.
+    engine : Engine
+    planned : Plan
+        Of memory.
+    user : UserStart
+
+    Raises
+    ------
+    InputError
+        As a run would, for what the timed chunks show.
     """
-    timer = Timer(engine, chunks, plan.ahead)
+    config, timer = plan.config, Timer(engine, chunks, planned.ahead)
     units = Units.of(chunks.source, config.select.heldout, config.fit.random_state)
-    look: list[Job] = [profile_job(config, chunks), *draws(config, chunks)]
-    profile: Profile = timer.sum_over(chunks, timer.ids)(look[:1])[0]
+    looking: list[ChunkFunction] = [plan.profile_job(), *plan.sampling()]
+    profile: Profile = timer.sum_over(chunks, timer.ids)(looking[:1])[0]
     profile.check(config.data.bad_rows)
-    known = known_rows(profile, config.preprocess)
-    mapped = chunks.known(known.affine, known.n_bad)
+    summary = summary_of(profile, config.preprocess)
+    driver = Driver(config, chunks, engine, plan, NoSink()).after_profile(summary)
+    mapped = driver.chunks
     # Nothing is held out of the few chunks that parameters come from: it might be all of them.
     sums = timer.sum_over(mapped, timer.first)
-    phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(look, units)))]
-    runs, start, loading = _starts(config, timer, mapped, known, given, sums)
+    phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(looking, units)))]
+    runs, start, loading = _starts(driver, timer, summary, user, sums)
     phases.append(loading)
-    if not searches(config):
+    if not plan.searches:
         phases.append(start)
-    warm, m_step_seconds = _warm(runs, sums, known)
+    warm, m_step_seconds = _warm(runs, sums, summary)
     read_seconds = timer.pass_seconds(mapped, [])
     steps = [EStep(run.model, run.params, run.model.attachments) for run in warm]
     iteration = timer.pass_seconds(mapped, _wrapped(steps, units)) + m_step_seconds
-    if searches(config):
-        phases.append(_search(config, chunks, warm, (iteration - timer.overhead) / len(warm)))
+    if plan.searches:
+        phases.append(_search(plan, warm, (iteration - timer.overhead) / len(warm)))
     limit = config.fit.max_iter or 0
     note = f"{len(warm)} fits share each read" if len(warm) > 1 else ""
     phases.append(Phase("iterations", limit, limit * iteration, note))
-    last = [EStep(run.model, run.params, (*run.model.attachments, BestRows())) for run in warm]
+    last = [EStep(run.model, run.params, (*run.model.attachments, *_for_report(run))) for run in warm]
     final = timer.pass_seconds(mapped, _wrapped(last, units))
     phases.append(Phase("final pass", 1, final))
     if units is not None:
         one = (limit * iteration + final) / len(warm)
         phases.append(Phase("refit", limit + 1, max(one, (limit + 1) * read_seconds), "the chosen model, on all rows"))
-    largest = max(warm, key=lambda run: run.model.n_components)
+    largest = max(warm, key=lambda run: run.model.sizes.get("component", 0))
     if config.output.standard_errors:
-        products = ScoreProducts(largest.model, largest.params, learns_covariances(config))
+        products = largest.model.score_products(largest.params, config.output.standard_errors is True)
         phases.append(Phase("standard errors", 1, timer.pass_seconds(mapped, [products])))
     if config.output.labels:
         phases.append(_labels(config, mapped, timer, largest))
@@ -250,8 +261,8 @@ def cost(config: Config, chunks: Chunks, engine: Engine, plan: Plan, given: Give
         tasks=tasks_of(chunks.n_chunks, engine.workers, iteration * engine.workers / chunks.n_chunks)[0],
         workers=engine.workers,
         fits=len(warm),
-        candidates=len(config.model.candidates),
-        memory=plan._asdict() | {"peak": plan.peak},
+        candidates=len(plan.models),
+        memory=planned._asdict() | {"peak": planned.peak},
         seconds_per_pass=iteration,
         read_seconds=read_seconds,
         overhead_seconds=timer.overhead,
@@ -264,17 +275,24 @@ def _wrapped(jobs: Sequence[Any], units: Units | None) -> list[Any]:
     return list(jobs) if units is None else [OnTheOthers(job, units) for job in jobs]
 
 
+def _for_report(run: Run) -> tuple[BestRows, ...]:
+    return (BestRows(),) if isinstance(run.model, ClusterModel) else ()
+
+
 def _starts(
-    config: Config, timer: Timer, mapped: Chunks, known: Known, given: Given, sums: Callable[..., list[Any]]
+    driver: Driver, timer: Timer, summary: DataSummary, user: UserStart, sums: Callable[..., list[Any]]
 ) -> tuple[list[Run], Phase, Phase]:
-    """Runs that start from what one chunk of each worker says; what such a start takes on all, and what the first one
-    took to import libraries and to load or compile kernels.
+    """Runs that start from what one chunk of each worker says.
+
+    Also the phase of such a start on all rows, and what the first one took to import libraries and to load or compile kernels.
     """
-    fit, passes, reading, spent = config.fit, 0, 0.0, []
+    config, passes, reading, spent = driver.config, 0, 0.0, []
     # Few chunks need not have every word, nor every label.
-    smooth = {"concentration": max(config.model.concentration, LEAST_CONCENTRATION)}
-    models = models_of(config.model_copy(update={"model": config.model.model_copy(update=smooth)}), known)
-    init = "random" if fit.init == "labels" else fit.init
+    init = "random" if config.fit.init == "labels" else config.fit.init
+    few = config.model_copy(
+        update={"model": config.model.for_few_rows(), "fit": config.fit.model_copy(update={"init": init})}
+    )
+    models, driver = few.models(summary), replace(driver, config=few)
 
     def counted(jobs: Any) -> list[Any]:
         nonlocal passes, reading
@@ -285,54 +303,51 @@ def _starts(
 
     for _ in range(2):
         passes, reading, began = 0, 0.0, time.perf_counter()
-        own = [known.with_sample(sample_size(each, timer.raw.source.n_features)) for each in config.candidates()]
-        each = [
-            starting(model, init, fit.n_init, fit.random_state, k, KERNELS, arrays=given.arrays)
-            for model, k in zip(models, own, strict=True)
-        ]
-        found = in_step(each, counted)
+        found = in_step(driver.startings(models, summary, user._replace(labels=None)), counted)
         spent.append(time.perf_counter() - began)
     runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(found) for r, params in enumerate(each)]
     loading = Phase("loading", 0, max(0.0, spent[0] - spent[1]), "libraries and kernels, once")
-    if given.labels is not None:
-        labels = [HardStart(model, None, given.labels) for model in models]
-        return runs, Phase("start", 1, timer.pass_seconds(mapped, labels)), loading
+    if user.labels is not None:
+        labels = [HardStart(model, None, user.labels) for model in models if isinstance(model, ClusterModel)]
+        return runs, Phase("start", 1, timer.pass_seconds(driver.chunks, labels)), loading
     on_all = reading * timer.raw.n_rows / timer.rows_of(timer.first) + passes * timer.overhead
     return runs, Phase("start", passes, on_all + spent[1] - reading), loading
 
 
-def _warm(runs: list[Run], sums: Callable[..., list[Any]], known: Known) -> tuple[list[Run], float]:
+def _warm(runs: list[Run], sums: Callable[..., list[Any]], summary: DataSummary) -> tuple[list[Run], float]:
     """The runs some iterations on, on some chunks, and the seconds of their M-steps."""
     limits = Limits(WARM_ITERATIONS, 0.0)
-    *_, (warm, _) = em(runs, sums, limits, known.n_rows)
+    *_, (warm, _) = em(runs, sums, limits, summary.n_rows)
     began = time.perf_counter()
     for run in warm:
         assert run.final is not None
-        advance(replace(run, stop_reason=None, final=None), run.final, limits, known.n_rows, TEXTBOOK)
+        advance(replace(run, stop_reason=None, final=None), run.final, limits, summary.n_rows, TEXTBOOK)
     return warm, time.perf_counter() - began
 
 
-def _search(config: Config, chunks: Chunks, runs: Sequence[Run], one: float) -> Phase:
+def _search(plan: JobPlan, runs: Sequence[Run], one: float) -> Phase:
     """The search for a start. one : seconds of a pass of one fit over all rows, which has the same arithmetic."""
-    held = int(held_share(config, chunks) * chunks.n_rows)
+    config, in_memory = plan.config, max(plan.search_rows)
     moves = config.fit.moves == "auto"
 
     rows = 0.0
     for run in runs:
-        rows += most_reads(run.model, held, moves)
-        if not isinstance(run.model, Lloyd) and not chunks.source.sparse and config.fit.init.startswith("k-means"):
-            centers = Lloyd(run.model.n_components, run.model.shift)
+        model = run.model
+        assert isinstance(model, ClusterModel)
+        rows += most_reads(model, in_memory, moves)
+        if not model.of_centers and not plan.sparse and config.fit.init.startswith("k-means"):
+            centers = Lloyd(model.n_components, model.shift)
             # One product with the centres, where an E-step and its moments take two with about all parameters.
-            share = centers.n_free_parameters() / (2 * run.model.n_free_parameters())
-            rows += share * most_reads(centers, min(held, CENTERS_ROWS), moves)
-        if config.select.annihilation:  # with fewer components a pass costs less: on average half
-            rows += held * STEPS * run.model.n_components / 2
-    return Phase("search", 0, rows / chunks.n_rows * one, f"for a start, on {held} rows in memory")
+            share = centers.n_free_parameters() / (2 * model.n_free_parameters())
+            rows += share * most_reads(centers, min(in_memory, CENTERS_ROWS), moves)
+        if config.select.pruning:  # with fewer components a pass costs less: on average half
+            rows += in_memory * STEPS * model.n_components / 2
+    return Phase("search", 0, rows / plan.n_rows * one, f"for a start, on {in_memory} rows in memory")
 
 
 def _labels(config: Config, chunks: Chunks, timer: Timer, run: Run) -> Phase:
-    """The labels pass. Blocks of labels end amid chunks, which are then read once more."""
-    top_k = min(config.output.top_k, run.model.n_components)
+    """The labels pass. Blocks of labels end inside chunks, which are then read once more."""
+    top_k = min(config.output.top_k, run.model.sizes.get("component", 0))
     task = LabelBlock(chunks, run.model, run.params, top_k, config.data.bad_rows == "drop")
     bounds, starts = chunks.source.bounds, np.arange(0, chunks.n_rows, BLOCK_ROWS)
     stops = np.minimum(starts + BLOCK_ROWS, chunks.n_rows)

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pipeline.engine.blas import choose_kernels
-from pipeline.errors import PipelineError, Stopped
+from pipeline.errors import InputError, PipelineError, Stopped
+from pipeline.logs import LEVELS, logging_to_stderr
 from pipeline.signals import StopRequested, stopping
 
 if TYPE_CHECKING:
-    from pipeline.config import Engine
+    from pipeline.config import EngineSection
+    from pipeline.config.syntax import Place
+    from pipeline.jobconfig import Config
 
 app = typer.Typer(
     name="em-pipeline",
-    help="Exact K-means, Gaussian-mixture and multinomial-mixture fits of data larger than memory.",
+    help="Exact fits of mixtures and other latent-variable models to data larger than memory.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,14 +40,17 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 
 
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False) -> None:
-    """What every command takes; `main` looks at --debug, so that it may stand anywhere."""
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    log_level: Annotated[str | None, typer.Option("--log-level", help=f"show the log: {', '.join(LEVELS)}")] = None,
+) -> None:
+    """What every command takes; `main` looks at both, so that they may stand anywhere."""
 
 
 @app.command("config")
-def config_command(family: Annotated[str, typer.Argument(help="gaussian, kmeans or multinomial")] = "gaussian") -> None:
+def config_command(family: Annotated[str | None, typer.Argument(help="a model.family; for one that is not there, the error lists all")] = None) -> None:
     """Print a commented YAML with every option, its default, bounds and meaning."""
-    from pipeline.config import template
+    from pipeline.jobconfig import template
 
     sys.stdout.write(template(family))
 
@@ -59,10 +65,7 @@ def check_command(
     as_json: Annotated[bool, typer.Option("--json", help="the same as one JSON object")] = False,
 ) -> None:
     """Say what CONFIG would cost: memory, passes, seconds, and advice. Writes nothing."""
-    from pipeline.config import load_config
-
-    loaded = load_config(config, [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)])
-    _before_numpy(loaded.engine)
+    loaded = _loaded(config, [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)])
     from pipeline import workflow
     from pipeline.outputs.plan import in_words
 
@@ -81,11 +84,7 @@ def run_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run of ours")] = False,
 ) -> None:
     """Fit what CONFIG asks for."""
-    from pipeline.config import load_config
-
-    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
-    loaded = load_config(config, changes)
-    _before_numpy(loaded.engine)
+    loaded = _loaded(config, [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)])
     from pipeline import workflow
 
     where = output or Path(loaded.output.path)
@@ -105,7 +104,7 @@ def resume_command(
 ) -> None:
     """Go on exactly where RUN stopped; of a finished run, do what is missing."""
     changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
-    _before_numpy(_stored_engine(run, changes))
+    _stored(run, changes)
     from pipeline import workflow
 
     _with_progress(run, lambda listener: workflow.resume(run, changes, [listener], accept_other_bits))
@@ -132,9 +131,9 @@ def predict_command(
     scheduler_file: File = None,
     profile: ProfileName = None,
 ) -> None:
-    """Label rows with the model of RUN: its own, or others given by --set data.key=value and --output."""
+    """Label rows with the model of RUN: its own, or others, named by --set data.key=value, with --output."""
     changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
-    _before_numpy(_stored_engine(run, changes))
+    _stored(run, changes)
     from pipeline import workflow
 
     _with_progress(output or run, lambda listener: workflow.predict(run, changes, output, [listener]))
@@ -142,43 +141,68 @@ def predict_command(
 
 @app.command("report")
 def report_command(run: RunPath) -> None:
-    """Write RUN/report.html anew."""
+    """Write RUN/report.html again."""
     from pipeline.outputs.report import write_report
 
     typer.echo(write_report(run))
 
 
 def _engine(address: str | None, file: Path | None, profile: str | None) -> list[str]:
-    """Engine options as overrides; whichever is given takes the place of all three in the config."""
-    given = {"scheduler_address": address, "scheduler_file": file, "scheduler": profile}
-    if not any(given.values()):
+    """Engine options as overrides; one that is used replaces all three of the config."""
+    asked = {"scheduler_address": address, "scheduler_file": file, "scheduler": profile}
+    if not any(asked.values()):
         return []
-    chosen = {name: str(value) if value else None for name, value in given.items()}
+    chosen = {name: str(value) if value else None for name, value in asked.items()}
     chosen["scheduler"] = chosen["scheduler"] or "threads"
     return [f"engine.{name}={'null' if value is None else value}" for name, value in chosen.items()]
 
 
-def _before_numpy(engine: Engine) -> None:
-    """What must be settled before NumPy loads. Workers that others started have theirs already, and must be matched."""
-    from pipeline.config.profiles import profile_of, serves
+def _loaded(path: Path, changes: list[str]) -> Config:
+    """The config of a file, with the changes."""
+    from pipeline.config.loading import read_yaml
+
+    raw, lines = read_yaml(path)
+    return _validated(raw, changes, f"config {path}", lines)
+
+
+def _stored(run: Path, changes: list[str]) -> Config:
+    """The config of a run, with the changes."""
+    from pipeline.outputs.run_directory import RunDirectory
+
+    return _validated(RunDirectory(run).read_config()["config"], changes, str(run / "config.yaml"), {})
+
+
+def _validated(raw: Any, changes: list[str], name: str, lines: dict[Place, int]) -> Config:
+    """A config, validated after its engine section has settled what must be settled before NumPy loads.
+
+    A process that is to be a scheduler or a worker never returns from here.
+    """
+    from pipeline.config.profiles import engine_alone, serves
+
+    engine = engine_alone(raw, changes)
+    if engine is not None:
+        _before_numpy(engine)
+    from pipeline.jobconfig import validate  # data and models need NumPy
+
+    config = validate(raw, changes, name, lines)
+    if serves(config.engine):
+        from pipeline.engine.cluster import serve
+
+        serve(config.engine)
+    return config
+
+
+def _before_numpy(engine: EngineSection) -> None:
+    """Set this process up, before NumPy loads. Workers that others started have their kernels already: ours must match."""
+    from pipeline.config.profiles import profile_of
+    from pipeline.engine.memory import keep_freed_memory
+
+    keep_freed_memory()
 
     profile = profile_of(engine)
     attached = engine.scheduler_address or engine.scheduler_file
     if not attached and (profile is None or profile.kind in ("local", "slurm", "slurm-runner")):
         choose_kernels()  # these hand their environment on, or choose likewise
-    if serves(engine):
-        from pipeline.engine.cluster import serve
-
-        serve(engine)
-
-
-def _stored_engine(run: Path, changes: list[str]) -> Engine:
-    """The engine section of a run's config, with the changes."""
-    from pipeline.config import validate
-    from pipeline.outputs.run_directory import RunDirectory
-
-    record = RunDirectory(run).read_config()
-    return validate(record["config"], changes, str(run / "config.yaml")).engine
 
 
 def _with_progress(where: Path, action: Callable[[Any], Path], before: bool = True) -> None:
@@ -210,7 +234,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it was put
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        with stopping():
+        with logging_to_stderr(_log_level(arguments)), stopping():
             app(args=arguments)
     except StopRequested as stop:
         _fail(str(_stopped(stop)), Stopped.exit_code, debug)
@@ -223,6 +247,19 @@ def main() -> None:
     except Exception as error:  # the last resort: a bug of ours
         hint = "Use --debug to see where, and please report it."
         _fail(f"bug: {type(error).__name__}: {error}\n{hint}", 1, debug)
+
+
+def _log_level(arguments: list[str]) -> str | None:
+    """Take --log-level and its value out of the arguments, wherever they are; the value, or None."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--log-level":
+            if not equals and i + 1 == len(arguments):
+                raise InputError(f"--log-level: got no level, expected one of {', '.join(LEVELS)}. Add one.")
+            found = value if equals else arguments[i + 1]
+            del arguments[i : i + (1 if equals else 2)]
+            return found
+    return None
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

@@ -6,51 +6,63 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import psutil
 
-from pipeline import NUMERICS
-from pipeline.config import Config, to_plain
 from pipeline.data.chunks import Chunks
-from pipeline.engine.blas import kernel_set
 from pipeline.engine.memory import job_pss
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
+from pipeline.jobconfig import Config, to_plain
+from pipeline.kernels.cpu import KERNELS
+from pipeline.numerics import NUMERICS
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute or store."""
+    """Return the versions of Python and of the packages that compute or store."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> dict[str, Any]:
-    """The content of config.yaml. fingerprint, start : of the rows, and of what fit.init_path holds."""
+    """Return the content of config.yaml.
+
+    Parameters
+    ----------
+    config : Config
+    fingerprint : dict
+        Of the rows.
+    start : str or None
+        SHA-256 of what fit.init_path holds.
+    """
     return {
         "config": to_plain(config),
+        "code": config.code(),
         "versions": versions(),
         "numerics": NUMERICS,
-        "kernel_set": kernel_set(),
+        "kernel_set": KERNELS.identity(),
         "fingerprint": fingerprint,
         "start": start,
     }
 
 
 def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, Any]:
-    """What a job is, where and with what it runs, for the log."""
+    """Return what a job is, where and with what it runs, for the log."""
     return {
         "asked": {
             **config.model.model_dump(mode="json", include={"family", "n_components", "covariance_type"}),
             **config.fit.model_dump(mode="json", include={"method", "max_iter", "tol"}),
         },
+        "words": config.model.words._asdict(),
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "blas": kernel_set(),
+        "blas": KERNELS.identity(),
         "workers": engine.workers,
         "dashboard": engine.dashboard,
         "memory_total": psutil.virtual_memory().total,
@@ -62,45 +74,72 @@ def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, An
 
 
 def _without_secrets(argument: str) -> str:
-    """What is passed on to a storage may be a password: it is never written."""
+    """The argument without what is passed on to a storage, which may be a password and is never written."""
     key, separator, _ = argument.partition("=")
     return f"{key}{separator}…" if "storage_options" in key else argument
 
 
 def other_versions(record: dict[str, Any]) -> list[str]:
-    """What differs, beside `numerics`, between the versions that a run began with and these: worth a warning."""
+    """Return a warning for each version that differs from the one that a run began with, beside `numerics`."""
     found = _differences(record.get("versions"), versions())
     return [f"{name}: the run began with version {old}, this is {new}" for name, old, new in found]
 
 
 def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], accept_other_bits: bool) -> None:
-    """Raise InputError, showing the difference, if resuming would compute something else.
+    """Refuse to resume where something else would be computed.
 
     `engine`, `output`, `data.path` and a higher `fit.max_iter` may change; nothing else.
+
+    Parameters
+    ----------
+    stored, wanted : Config
+        As the run began, and as it is to go on.
+    record : dict
+        The content of config.yaml.
+    accept_other_bits : bool
+        Whether other BLAS kernels are accepted.
+
+    Raises
+    ------
+    InputError
+        Showing the difference.
     """
     before, after = to_plain(stored), to_plain(wanted)
     for plain in (before, after):
         plain.pop("engine")
         plain.pop("output")
-        plain["data"].pop("path")
+        plain["data"].pop("path", None)
     if after["fit"]["max_iter"] > before["fit"]["max_iter"]:
         after["fit"]["max_iter"] = before["fit"]["max_iter"]
     changes = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(before, after)]
+    changes += _other_code(wanted, record)
     if record.get("numerics") != NUMERICS:
         changes.append(f"  numerics: was {record.get('numerics')}, now {NUMERICS} (another version of em-pipeline)")
-    if record.get("kernel_set") != kernel_set() and not accept_other_bits:
+    if record.get("kernel_set") != KERNELS.identity() and not accept_other_bits:
         changes.append(
-            f"  BLAS kernels: was {record.get('kernel_set')}, now {kernel_set()}; results would differ in the last "
+            f"  BLAS kernels: was {record.get('kernel_set')}, now {KERNELS.identity()}; results would differ in the last "
             "digits. Use --accept-other-bits, or run on the same kind of machine"
         )
     if changes:
         advice = "Resume without the change, or `em-pipeline run` into another --output."
-        said = ["resume: this would compute something else than the run did.", *changes, advice]
-        raise InputError("\n".join(said))
+        lines = ["resume: this would compute something else than the run did.", *changes, advice]
+        raise InputError("\n".join(lines))
+
+
+def refuse_other_code(config: Config, record: dict[str, Any], keys: Sequence[str]) -> None:
+    """Raise InputError if a file of the user's own, which one of these keys names, is not the one that the run executed."""
+    if changes := [line for line in _other_code(config, record) if line.split(":")[0].strip() in keys]:
+        raise InputError("\n".join(["the run executed another file than this.", *changes, "Restore the file."]))
+
+
+def _other_code(config: Config, record: dict[str, Any]) -> list[str]:
+    """A line for each file of the user's own that differs from the one that the run began with."""
+    found = _differences(record.get("code", {}), config.code())
+    return [f"  {key}: had SHA-256 {old}, now {new}" for key, old, new in found]
 
 
 def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> None:
-    """Raise InputError, showing the difference, if the input is not the one that the run read."""
+    """Raise InputError, showing the difference, if the input is not the one that the run has read."""
     stored = record.get("fingerprint")
     if stored != fingerprint:
         lines = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(stored, fingerprint)]
@@ -112,7 +151,7 @@ def refuse_other_start(record: dict[str, Any], start: str | None) -> None:
     """Raise InputError if fit.init_path holds something else than when the run began; later it is not needed any more."""
     if record.get("start") != start:
         raise InputError(
-            f"fit.init_path: came with SHA-256 {start}, expected {record.get('start')}, which the run began with and has not "
+            f"fit.init_path: got SHA-256 {start}, expected {record.get('start')}, which the run began with and has not "
             "used yet. Restore the file, or start again with `em-pipeline run --overwrite`."
         )
 

@@ -1,7 +1,7 @@
-"""Signals that stop the command: SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (batch systems, before time is up).
+"""Signals that stop the command: SIGINT (Ctrl-C), SIGTERM, and SIGUSR1 (of batch systems, before a job's time is up).
 
-The first one raises StopRequested in the main thread, wherever that is; what unwinds saves the newest state. A second one
-ends the process at once, and so does a stop that takes longer than STOP_SECONDS, for batch systems do not wait.
+The first one raises StopRequested in the main thread, wherever it is; handlers on the way out save the newest state. A
+second one ends the process at once, and so does a stop that takes longer than STOP_SECONDS: batch systems do not wait.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from pipeline.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_SECONDS = 20.0
-ECHO_SECONDS = 0.5  # a launcher passes on the Ctrl-C that the terminal has sent us already: that is one request
-_LATE = b"stopped before all was closed: `resume` where there is a checkpoint, else run the same command again\n"
+ECHO_SECONDS = 0.5  # a launcher passes on the Ctrl-C that the terminal has sent us too: both are one request
+_LATE = (
+    b"stopped before everything was closed: use `resume` if there is a checkpoint, else run the same command again\n"
+)
 
 
 class StopRequested(BaseException):
-    """Asked to stop, by the signal that it names. No Exception, and no KeyboardInterrupt, which libraries take for theirs."""
+    """A signal, which it names, asks to stop. No Exception and no KeyboardInterrupt: libraries catch both."""
 
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Stop on signals in a block. The time limit of a stop goes on after it: threads are waited for at exit."""
+    """Raise StopRequested on signals during a block.
+
+    The time limit of a stop holds after the block too, because Python waits for threads when it exits.
+    """
     asked: float | None = None
 
     def stop(number: int, _: Any) -> None:
@@ -37,8 +42,8 @@ def stopping() -> Iterator[None]:
             asked = time.monotonic()
             signal.signal(signal.SIGALRM, _end)
             signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
-            with suppress(RuntimeError, ValueError, OSError):  # it came amid a write, or nobody can be told
-                sys.stderr.write(f"{signal.Signals(number).name}: stopping; a second one ends it at once\n")
+            with suppress(RuntimeError, ValueError, OSError):  # it interrupted a write, or stderr is closed
+                sys.stderr.write(f"{signal.Signals(number).name}: stopping; a second one ends the process at once\n")
             raise StopRequested(signal.Signals(number).name)
         if time.monotonic() - asked > ECHO_SECONDS:
             _show_cursor()
@@ -55,7 +60,7 @@ def stopping() -> Iterator[None]:
 
 
 def _show_cursor() -> None:
-    """A picture that moves hides it, and will not get to show it again."""
+    """The live display hides it, and does not end in time to show it again."""
     if os.isatty(2):
         os.write(2, b"\x1b[?25h\n")
 

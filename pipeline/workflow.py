@@ -1,6 +1,6 @@
 """The composition root: the only place where the parts meet.
 
-config -> source -> chunks -> profile -> initial parameters -> [pass, fold, M-step, checkpoint]* -> model, labels, report
+config → source → chunks → plan → profile → starts → [E-step, accumulate, M-step, checkpoint]* → model, labels, report
 """
 
 from __future__ import annotations
@@ -8,50 +8,94 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline import provenance
 from pipeline.advice import advice
 from pipeline.checking import Cost, cost
-from pipeline.config import Config, to_plain, validate
 from pipeline.data.chunks import Chunks
-from pipeline.data.column import RowColumn
-from pipeline.data.given import Given, given_start
-from pipeline.data.opening import open_source, unconverted
+from pipeline.data.profile import DataSummary
+from pipeline.data.user_start import UserStart, user_start
+from pipeline.em.choice import best_run
 from pipeline.em.run import Run
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
-from pipeline.fitting import begin, fit
-from pipeline.job import Job
-from pipeline.models.clusters import ClusterModel as Model
+from pipeline.fit.driver import Driver
+from pipeline.fit.plan import JobPlan, memory_plan, plan_job
+from pipeline.jobconfig import Config, to_plain, validate
+from pipeline.models.base import LatentModel
+from pipeline.models.clusters import ClusterModel
 from pipeline.outputs import checkpoint, partial
-from pipeline.outputs.disk import disk_plan, refuse_full
+from pipeline.outputs.disk import Disk, disk_plan, refuse_full
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
-from pipeline.outputs.model_store import load_model, read_dataset
+from pipeline.outputs.model_store import (
+    build_dataset,
+    canonical_order,
+    load_model,
+    read_dataset,
+    write_dataset,
+    write_datasets,
+)
 from pipeline.outputs.run_directory import RunDirectory
+from pipeline.outputs.run_sink import RunSink
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import unpack_state
-from pipeline.planning import memory_plan, refuse_impossible, sample_size
-from pipeline.starting import models_of, profiled
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
+@dataclass(frozen=True)
+class Job:
+    """A command at work: its config, rows and engine, and the run directory that it writes."""
+
+    config: Config
+    chunks: Chunks
+    engine: Engine
+    log: EventLog
+    directory: RunDirectory
+    memory: PeakMemory
+    began: float
+
+    def driver(self, generation: int = -1) -> Driver:
+        """The fit, which reports to the run directory. generation : the newest checkpoint."""
+        sink = RunSink(self.directory, self.log, self.config.output, generation)
+        return Driver(self.config, self.chunks, self.engine, plan_job(self.config, self.chunks), sink)
+
+
 def run(
     config: Config, output: str | Path | None = None, overwrite: bool = False, listeners: Sequence[Listener] = ()
 ) -> Path:
-    """Fit what the config asks for; the run directory.
+    """Fit what the config asks for.
 
-    output : in place of config.output.path.  listeners : called with each event, for progress.
-    Raises InputError, StorageError or ClusterLost; a directory is made only once config and input open.
+    Parameters
+    ----------
+    config : Config
+    output : str or Path, optional
+        In place of config.output.path.
+    overwrite : bool
+        Whether an earlier run of ours is replaced.
+    listeners : sequence of callable
+        Called with each event, for progress.
+
+    Returns
+    -------
+    Path
+        The run directory.
+
+    Raises
+    ------
+    InputError, StorageError, ClusterLost
+        A directory is made only once config and input open.
     """
     if output is not None:
         config = config.model_copy(update={"output": config.output.model_copy(update={"path": str(output)})})
@@ -60,51 +104,61 @@ def run(
     directory.refuse_unless_free(overwrite)
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
-        chunks = _open_chunks(config)
-        refuse_impossible(config, chunks)
-        given = given_start(config, chunks.n_rows)
-        record = provenance.record(config, chunks.fingerprint(), given.fingerprint(chunks))
-        planned = memory_plan(config, chunks)
-        disk = disk_plan(config, chunks, sample_size(config, chunks.n_features))
+        chunks = config.data.open_chunks()
+        plan = plan_job(config, chunks)
+        user = user_start(config.fit, config.data, chunks.n_rows)
+        record = provenance.record(config, chunks.fingerprint(), user.fingerprint(chunks))
+        planned, disk = memory_plan(plan, chunks), _disk(plan, chunks)
         refuse_full(directory, disk)
         with _engine(config, planned) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, chunks, engine, log, directory, memory, began)
-            job.log(
-                "start",
-                **provenance.surroundings(config, engine, chunks),
-                plan=planned._asdict()
-                | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()}
-                | {"disk": disk._asdict() | {"total": disk.total}},
-            )
-            job, known, drawn = profiled(job)
-            runs = begin(job, known, given, drawn)
-            del drawn  # the rows of the search are not needed any more
-            fit(job, known, runs)
+            log("start", **provenance.surroundings(config, engine, chunks), plan=_facts(planned, disk, chunks))
+            _fit(job, job.driver(), user)
             _finish(job)
     return directory.path
 
 
-def check(config: Config) -> Cost:
-    """What `run` would cost; writes nothing. Raises what `run` would raise before its first pass.
+def _facts(planned: Plan, disk: Disk, chunks: Chunks) -> dict[str, Any]:
+    of_memory = planned._asdict() | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()}
+    return of_memory | {"disk": disk._asdict() | {"total": disk.total}}
 
-    Docword and packed files that have not been converted yet are converted in a scratch folder, which is removed.
+
+def _disk(plan: JobPlan, chunks: Chunks) -> Disk:
+    config, d = plan.config, plan.n_features
+    square = 2 * d * d if config.preprocess or config.model.second_moments == "matrix" else 2 * d
+    return disk_plan(
+        plan.models,
+        config.output,
+        config.fit.method,
+        config.fit.max_iter or 0,
+        config.fit.n_init,
+        config.select.heldout > 0,
+        8 * (square + max(plan.sample_rows) * (d + 4)),
+        chunks.n_rows,
+    )
+
+
+def check(config: Config) -> Cost:
+    """Say what `run` would cost; writes nothing. Raises what `run` would raise before its first pass.
+
+    Inputs that have to be converted and have not been are converted in a scratch folder, which is removed.
     """
     config = config.resolved()
     with single_thread(), TemporaryDirectory(prefix="em-pipeline-") as scratch:
-        chunks = _open_chunks(config.model_copy(update={"data": unconverted(config.data, scratch)}))
-        refuse_impossible(config, chunks)
-        given, planned = given_start(config, chunks.n_rows), memory_plan(config, chunks)
+        chunks = config.data.converted_in(scratch).open_chunks()
+        plan = plan_job(config, chunks)
+        user, planned = user_start(config.fit, config.data, chunks.n_rows), memory_plan(plan, chunks)
         with _engine(config, planned) as engine:
-            found = cost(config, chunks, engine, planned, given)
-        told = list(advice(found, config, chunks))
+            found = cost(plan, chunks, engine, planned, user)
+        notes = list(advice(found, config, chunks))
     try:
         RunDirectory(config.output.path).refuse_unless_free(overwrite=False)
-    except InputError as taken:
-        told.append(str(taken))
-    return replace(found, advice=told)
+    except InputError as error:
+        notes.append(str(error))
+    return replace(found, advice=notes)
 
 
 def resume(
@@ -126,23 +180,30 @@ def resume(
     stored = validate(record["config"], name=str(directory.config))
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
     provenance.refuse_other_job(stored, config, record, accept_other_bits)
-    whole = directory.model.exists() and not _goes_on(directory, config) and not lacks_errors(directory.model, config)
+    whole = (
+        directory.model.exists()
+        and not _goes_on(directory, config)
+        and not lacks_errors(directory.model, config.output)
+    )
     if whole and not _lacks_labels(directory, config):
         with directory.lock():  # nothing to compute: the data are not needed
             _report(directory)
         return directory.path
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
-        chunks = _open_chunks(config)
+        chunks = config.data.open_chunks()
+        plan = plan_job(config, chunks)
         provenance.refuse_other_data(record, chunks.fingerprint())
-        refuse_full(directory, disk_plan(config, chunks, sample_size(config, chunks.n_features)))
-        with _engine(config, memory_plan(config, chunks)) as engine, directory.lock():
+        refuse_full(directory, _disk(plan, chunks))
+        with _engine(config, memory_plan(plan, chunks)) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
-                job.log("warning", message=text)
-            kept = config.model_copy(update={"engine": stored.engine})  # where it ran today says nothing of tomorrow
-            directory.write_config({**record, "config": to_plain(kept)})
+                log("warning", message=text)
+            unchanged = config.model_copy(
+                update={"engine": stored.engine}
+            )  # where it ran today says nothing of tomorrow
+            directory.write_config({**record, "config": to_plain(unchanged)})
             if not directory.model.exists() or _goes_on(directory, config):
                 _go_on(job)
             _finish(job)
@@ -155,44 +216,71 @@ def _goes_on(directory: RunDirectory, config: Config) -> bool:
     attrs = read_dataset(directory.model).attrs
     restarts = [*attrs["restarts"], *(r for entry in attrs.get("candidates", ()) for r in entry["restarts"])]
     unfinished = any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
-    return unfinished or (len(config.model.candidates) > 1 and not directory.candidates.exists())
+    return unfinished or (len(config.model.candidates()) > 1 and not directory.candidates.exists())
 
 
 def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
     if not config.output.labels:
         return False
-    wanted = min(config.output.top_k, read_dataset(directory.model).attrs["n_components"])
+    wanted = min(config.output.top_k, read_dataset(directory.model).attrs.get("n_components", 0))
     return not has_labels(directory.labels, wanted)
+
+
+def _fit(job: Job, driver: Driver, user: UserStart) -> None:
+    """A fit from its profile to model.zarr."""
+    driver, summary, sample = driver.profiled()
+    runs = driver.begin(summary, user, sample)
+    del sample  # the rows of the search are not needed any more
+    _to_the_end(job, driver, summary, runs)
 
 
 def _go_on(job: Job) -> None:
     """The fit, from the newest checkpoint that is whole."""
-    directory = job.directory
+    directory, surroundings = job.directory, provenance.surroundings(job.config, job.engine, job.chunks)
     if not checkpoint.generations(directory.checkpoints) and partial.exist(directory.checkpoints):
-        job.log("resume", generation=None, **provenance.surroundings(job.config, job.engine, job.chunks))
-        given = _same_start(job)
-        job, known, drawn = profiled(job)  # the pass that it ended in
-        runs = begin(job, known, given, drawn)
-        del drawn
-        fit(job, known, runs)
+        job.log("resume", generation=None, **surroundings)
+        _fit(job, job.driver(), _same_start(job))  # it ended in the profile
         return
     generation, state = checkpoint.load(directory.checkpoints, lambda text: job.log("warning", message=text))
-    known, runs = unpack_state(state, lambda known: models_of(job.config, known))
-    job = replace(job, chunks=job.chunks.known(known.affine, known.n_bad))
+    summary, runs = unpack_state(state, job.config.models)
     for name in ("report.html", "labels.zarr", "model.zarr", "candidates.zarr"):  # those of a lower max_iter
         directory.discard(name)
-    job.log("resume", generation=generation, **provenance.surroundings(job.config, job.engine, job.chunks))
+    job.log("resume", generation=generation, **surroundings)
     if runs:
-        fit(job, known, _reopened(runs, job.config), generation)
+        driver, runs = job.driver(generation).after_profile(summary), _reopened(runs, job.config)
     else:  # it ended while it looked for a start
-        fit(job, known, begin(job, known, _same_start(job), None))
+        driver = job.driver().after_profile(summary)
+        runs = driver.begin(summary, _same_start(job), None)
+    _to_the_end(job, driver, summary, runs)
 
 
-def _same_start(job: Job) -> Given:
-    """What the run was given to start from. Raises InputError if that has changed since."""
-    given = given_start(job.config, job.chunks.n_rows)
-    provenance.refuse_other_start(job.directory.read_config(), given.fingerprint(job.chunks))
-    return given
+def _to_the_end(job: Job, driver: Driver, summary: DataSummary, runs: list[Run]) -> None:
+    """Iterations and choice; ends with model.zarr."""
+    choice, chosen, summary_of_all = driver.finish(summary, runs)
+    if choice.others:
+        datasets = {best_run(each).model.label: _dataset(job, driver, summary, each) for each in choice.others}
+        write_datasets(job.directory.candidates, datasets)
+    model = _dataset(job, driver, summary_of_all, chosen)
+    if choice.shown:
+        model.attrs["candidates"] = choice.shown
+    write_dataset(job.directory.model, model)
+
+
+def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]) -> xr.Dataset:
+    """What the best of a candidate's restarts leaves: what a job with this candidate alone would."""
+    run, order = best_run(restarts), None
+    if isinstance(run.model, ClusterModel):
+        named = job.config.fit.init in ("explicit", "labels") or job.config.data.labels is not None
+        order = np.arange(run.model.n_components) if named else canonical_order(run)
+    sample = driver.plan.sample_rows[run.candidate]
+    return build_dataset(run, restarts, order, summary.with_sample(sample), job.chunks.source)
+
+
+def _same_start(job: Job) -> UserStart:
+    """What the user supplied to start from. Raises InputError if that has changed since."""
+    user = user_start(job.config.fit, job.config.data, job.chunks.n_rows)
+    provenance.refuse_other_start(job.directory.read_config(), user.fingerprint(job.chunks))
+    return user
 
 
 def predict(
@@ -207,29 +295,27 @@ def predict(
     for override in overrides:
         if not override.startswith(("data.", "engine.", "output.top_k=")):
             raise InputError(
-                f"predict: came with {override.partition('=')[0]}, expected data.…, engine.… or output.top_k. "
+                f"predict: got {override.partition('=')[0]}, expected data.…, engine.… or output.top_k. "
                 "The rest is settled by the run."
             )
     config = validate(record["config"], list(overrides), str(directory.config)).resolved()
+    provenance.refuse_other_code(config, record, ("model.path",))
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
         model, params, affine = load_model(read_dataset(directory.model))
-        chunks = _open_chunks(config)
-        n_raw = model.n_features if affine is None else len(affine.offset)
+        chunks = config.data.open_chunks()
+        n_raw = model.sizes.get("feature", chunks.n_features) if affine is None else len(affine.offset)
         if chunks.n_features != n_raw:
             raise InputError(
                 f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
                 "Give data.path rows made as the run's own were."
             )
-        if chunks.source.sparse and config.model.family != "multinomial":
-            raise InputError(
-                f"predict: rows are sparse counts, the model is a {config.model.family} one of dense rows."
-            )
+        plan = plan_job(config, chunks)
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
         target = directory if output is None else RunDirectory(output)
-        with _engine(config, memory_plan(config, chunks)) as engine, target.lock():
+        with _engine(config, memory_plan(plan, chunks)) as engine, target.lock():
             if output is not None:
                 _begin_prediction(target, config, fingerprint, directory)
             log = EventLog(target.events, tuple(listeners))
@@ -261,15 +347,6 @@ def open_run(path: str | Path) -> xr.Dataset:
     return read_dataset(RunDirectory(path).model)
 
 
-def _open_chunks(config: Config) -> Chunks:
-    source = open_source(config.data)
-    weights = config.data.weights
-    if weights is None:
-        return Chunks(source)
-    options = config.data.storage_options
-    return Chunks(source, RowColumn.open(weights, source.n_rows, "weights", None, options, config.data.missing_chunks))
-
-
 def _engine(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
     """The engine with as many tasks at a time as the memory plan allows."""
     return open_engine(config.engine, plan.workers, plan.ahead, plan.spare)
@@ -289,15 +366,16 @@ def _reopened(runs: list[Run], config: Config) -> list[Run]:
 def _finish(job: Job) -> None:
     """Standard errors, labels and the report, each if it is missing."""
     directory = job.directory
-    if lacks_errors(directory.model, job.config):
-        write_errors(directory.model, job.config, job.chunks, job.engine, job.log)
+    if lacks_errors(directory.model, job.config.output):
+        write_errors(directory.model, job.config.output, job.chunks, job.engine, job.log)
         directory.discard("report.html")
     if _lacks_labels(directory, job.config):
         model, params, affine = load_model(read_dataset(directory.model))
         _label(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)
         directory.discard("report.html")
-    job.log("finished", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)
+    job.log("stored", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)  # the report has these
     _report(directory)
+    job.log("finished", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)
 
 
 def _report(directory: RunDirectory) -> None:
@@ -307,10 +385,10 @@ def _report(directory: RunDirectory) -> None:
         write_report(directory.path)
 
 
-def _label(job: Job, model: Model, params: Any) -> None:
+def _label(job: Job, model: LatentModel, params: Any) -> None:
     began = time.perf_counter()
-    report: Callable[[int], None] = lambda rows: job.log("labelled", rows=rows, of=job.chunks.n_rows)  # noqa: E731
-    top_k = min(job.config.output.top_k, model.n_components)
+    progress: Callable[[int], None] = lambda rows: job.log("labelled", rows=rows, of=job.chunks.n_rows)  # noqa: E731
+    top_k = min(job.config.output.top_k, model.sizes.get("component", 0))
     task = LabelBlock(job.chunks, model, params, top_k, job.config.data.bad_rows == "drop")
-    write_labels(job.directory.labels, task, job.engine, report)
+    write_labels(job.directory.labels, task, job.engine, progress)
     job.log("labels", rows=job.chunks.n_rows, seconds=time.perf_counter() - began)

@@ -81,6 +81,10 @@ def real_data(given: Path | None) -> Path | None:
 
 def measure(name: str, setting: Setting, out: Path | None) -> tuple[list[Record], bool]:
     """The records of one row of the table, and whether it came to its end; each is written as soon as it is there."""
+    from pipeline.engine.memory import keep_freed_memory
+
+    if name != "small":  # which measures the Python classes; the others stand for the command
+        keep_freed_memory()
     group: Group = getattr(importlib.import_module(GROUPS[name][0]), name)
     records = []
     load = os.getloadavg()[0]  # of what else runs here, before we begin

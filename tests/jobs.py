@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from pipeline.cli import main
-from pipeline.config import Config, validate
+from pipeline.jobconfig import Config, validate
 
 Files = dict[str, bytes]
 
@@ -45,6 +45,8 @@ def settings(rows: Path, /, **changes: Any) -> dict[str, Any]:
         "fit": {"method": "em", "max_iter": 6, "tol": 0, "init": "k-means++"},
         "output": {},
     }
+    if changes.get("model", {}).get("family", "gaussian") != "gaussian":
+        plain["model"].pop("covariance_type")
     for section, value in changes.items():
         plain[section] = {**plain.get(section, {}), **value} if isinstance(value, dict) else value
     return plain

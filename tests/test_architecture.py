@@ -28,7 +28,7 @@ def _imports(path: Path) -> set[str]:
             names = (
                 [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "pipeline" else [node.module]
             )
-            found |= {_layer(name) for name in names if name != "pipeline.NUMERICS"}
+            found |= {_layer(name) for name in names}
         elif isinstance(node, ast.Import):
             found |= {_layer(alias.name) for alias in node.names if alias.name.startswith("pipeline.")}
     return found
@@ -51,10 +51,10 @@ def test_parts_import_only_what_stands_below():
 
 
 def test_distributed_and_dask_are_imported_in_few_places():
-    """Only engine/cluster.py and engine/waiting.py import distributed, only engine/passes.py and data/source.py dask."""
+    """Only engine/cluster.py and engine/waiting.py import distributed, only engine/passes.py dask."""
     allowed = {
         "distributed": {"engine/cluster.py", "engine/waiting.py"},
-        "dask": {"engine/passes.py", "data/source.py"},
+        "dask": {"engine/passes.py"},
     }
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -70,3 +70,37 @@ def test_modules_are_read_in_one_sitting():
     """No module is longer than about 400 lines."""
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 410, path
+
+
+# Files that are a family's own: what it is made of, and its class in Python.
+FAMILIES_OWN = ("models/families/*", "models/lloyd.py", "models/covariance.py", "kernels/*", "estimators/gaussian.py",
+                "estimators/kmeans.py", "estimators/multinomial.py", "__init__.py", "estimators/__init__.py")  # fmt: skip
+NAMED_ELSEWHERE = 10
+
+
+def _names_a_family(path: Path) -> list[int]:
+    """Lines of code, not of docstrings, that name a family or a covariance type: in a string, or in a name."""
+    families = [
+        each.stem for each in (PACKAGE / "models/families").glob("*.py") if each.stem not in ("__init__", "python")
+    ]
+    pattern, types = re.compile("|".join(families), re.IGNORECASE), {"full", "tied", "diag", "spherical"}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        words = [str(getattr(node, key, "")) for key in ("id", "attr", "arg", "module", "name")]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            words = ["gaussian"] if node.value in types else [node.value]
+        if pattern.search(" ".join(words)):
+            found.add(node.lineno)
+    return sorted(found)
+
+
+def test_a_family_is_named_in_its_own_files():
+    """What differs by family or covariance type is asked of the model: so a new one is one file."""
+    own = {path for pattern in FAMILIES_OWN for path in PACKAGE.glob(pattern)}
+    found = {path: _names_a_family(path) for path in PACKAGE.rglob("*.py") if path not in own}
+    places = [f"{path.relative_to(ROOT)}:{line}" for path, lines in found.items() for line in lines]
+    assert len(places) <= NAMED_ELSEWHERE, places

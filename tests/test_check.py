@@ -20,8 +20,10 @@ from pipeline import workflow
 from pipeline.arrays.rows import Rows
 from pipeline.checking import TimedShard
 from pipeline.engine.passes import Engine
-from pipeline.models.routes import KERNELS
+from pipeline.kernels.cpu import KERNELS
 from tests.jobs import blobs, command, files, job, refused, write_config, write_rows
+
+pytestmark = pytest.mark.full
 
 EVERYTHING = {
     "model": {"n_components": [2, 3], "covariance_type": ["full", "diag"]},

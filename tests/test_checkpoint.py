@@ -39,6 +39,7 @@ def newest(folder: Path) -> tuple[int, float, list[str]]:
     return generation, found.facts["value"], warnings
 
 
+@pytest.mark.full
 @settings(max_examples=30, deadline=None)
 @given(
     arrays=st.dictionaries(
@@ -101,14 +102,14 @@ def test_any_damage_to_any_file_is_found(tmp_path):
 
 def test_when_none_is_whole_the_run_does_not_start_again_in_silence(tmp_path):
     """All damaged is an error of storage that counts them; none at all means that there is nothing to resume."""
-    with pytest.raises(InputError, match="no checkpoint yet"):
+    with pytest.raises(InputError, match="got no checkpoint"):
         load(tmp_path, pytest.fail)
     save(tmp_path, 1, state())
     save(tmp_path, 2, state())
     for path in generations(tmp_path):
         (path / "zarr.json").write_text("{}")
     warnings: list[str] = []
-    with pytest.raises(StorageError, match="2 checkpoints, none of them whole"):
+    with pytest.raises(StorageError, match="got 2 damaged checkpoints"):
         load(tmp_path, warnings.append)
     assert len(warnings) == 2
 
@@ -212,6 +213,7 @@ class Checkpoints(RuleBasedStateMachine):
         self.at = 0
 
 
+@pytest.mark.full
 class TestCheckpoints(Checkpoints.TestCase):
     """The machine, run."""
 

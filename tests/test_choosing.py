@@ -17,17 +17,22 @@ from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
-from pipeline import fitting, planning, workflow
-from pipeline.config import validate
+from pipeline import workflow
 from pipeline.data import source
+from pipeline.data.sources.zarr import ZarrSection
+from pipeline.em.choice import choose
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
 from pipeline.errors import InputError
-from pipeline.outputs.candidates import choose
+from pipeline.fit import plan
+from pipeline.jobconfig import validate
+from pipeline.outputs import run_sink
 from pipeline.outputs.events import read_events
 from tests.jobs import Interrupt, blobs, command, files, job, results, settings, write_config, write_rows
 from tests.laws.common import ArraySource, close, e_step, examples, gaussian_mixture
 from tests.problems import count_problem, seeds
+
+pytestmark = pytest.mark.full
 
 TYPES = ["full", "tied", "diag", "spherical"]
 
@@ -40,7 +45,7 @@ def quick(monkeypatch):
     for module in (checkpoint, run_directory):
         monkeypatch.setattr(module, "sync", lambda path: None)
     monkeypatch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
-    monkeypatch.setattr(planning, "MIN_SAMPLE_ROWS", 30)
+    monkeypatch.setattr(plan, "MIN_SAMPLE_ROWS", 30)
     monkeypatch.setattr(source, "TARGET_BYTES", 2400)
 
 
@@ -148,7 +153,7 @@ class CountingSource(ArraySource):
 def reads(tmp_path: Path, monkeypatch, **changes: Any) -> dict[str, list[int]]:
     """Chunks read before each profile, init and pass of a job on six chunks."""
     counting = CountingSource(blobs(), np.arange(0, 700, 100))
-    monkeypatch.setattr(workflow, "open_source", lambda data: counting)
+    monkeypatch.setattr(ZarrSection, "open", lambda data: counting)
     counted: dict[str, list[int]] = {"profile": [], "init": [], "pass": []}
 
     def listen(event) -> None:
@@ -360,7 +365,7 @@ def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, data, share):
 )
 def test_a_choice_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, monkeypatch, event, nth):
     """In the fits, at the choice or in the refit: resume ends with every byte of the run that nothing disturbed."""
-    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_sink, "CHECKPOINT_SECONDS", 0.0)
     fit = {"method": "em", "n_init": 2, "init": "random", "max_iter": 2}
     config = job(data, model={"n_components": [3, 2]}, fit=fit, select={"heldout": 0.2})
     workflow.run(config, tmp_path / "whole")
@@ -429,9 +434,10 @@ def test_more_candidates_need_more_memory(tmp_path):
     from pipeline.data.chunks import Chunks
 
     chunks = Chunks(ArraySource(np.zeros((1000, 50)), [0, 1000]))
-    plans = [
-        planning.memory_plan(job(Path("x.zarr"), model={"n_components": k, "covariance_type": "full"}), chunks)
+    configs = [
+        job(Path("x.zarr"), model={"n_components": k, "covariance_type": "full"})
         for k in (400, [400, 300], [400, 300, 200])
     ]
+    plans = [plan.memory_plan(plan.plan_job(config, chunks), chunks) for config in configs]
     assert plans[0].per_task < plans[1].per_task < plans[2].per_task
     assert plans[0].fixed < plans[1].fixed < plans[2].fixed

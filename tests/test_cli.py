@@ -16,11 +16,13 @@ import pytest
 import yaml
 
 from pipeline import signals
-from pipeline.config import load_config, to_plain
-from pipeline.engine.blas import kernel_set
+from pipeline.jobconfig import load_config, to_plain
+from pipeline.kernels.cpu import KERNELS
 from pipeline.outputs.events import read_events
 from pipeline.outputs.run_directory import RunDirectory
 from tests.jobs import Interrupt, blobs, command, files, job, refused, results, write_config, write_rows
+
+pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -177,7 +179,7 @@ def test_when_every_checkpoint_is_damaged_the_command_says_so(copy):
     shutil.rmtree(copy / "model.zarr")
     for path in (copy / "checkpoints").glob("gen-*"):
         (path / "manifest.json").write_text("{}")
-    assert "none of them whole" in refused("resume", copy, code=3)
+    assert "damaged checkpoints, expected one that is not" in refused("resume", copy, code=3)
 
 
 def test_a_full_disk_is_an_error_of_storage(tmp_path, finished, monkeypatch):
@@ -366,7 +368,7 @@ def test_wide_kernels_are_chosen_where_the_cpu_has_them_and_blas_does_not_know(t
     wide, narrow = tmp_path / "wide", tmp_path / "narrow"
     wide.write_text("processor: 0\nflags : fpu avx2 avx512f avx512cd avx512bw avx512dq avx512vl\n")
     narrow.write_text("processor: 0\nflags : fpu avx2 avx512f\n")
-    fell_back = any(kernel.startswith("openblas Haswell") for kernel in kernel_set())
+    fell_back = any(kernel.startswith("openblas Haswell") for kernel in KERNELS.identity())
     assert python(CHOOSE, wide) == ["SkylakeX" if fell_back else "None"]
     assert python(CHOOSE, narrow) == ["None"]
     assert python(CHOOSE, tmp_path / "none") == ["None"]

@@ -12,12 +12,13 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.engine.blas import check_same_kernels, kernel_set
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
 from tests.clusters import addresses, cluster, environment
 from tests.jobs import blobs, command, results, write_config, write_rows
+
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +112,6 @@ def test_a_scheduler_that_is_not_there_is_exit_code_4(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mixture_of_kernels_is_refused_with_the_line_to_export():
-    """A worker that multiplies otherwise would make bits depend on who computes what."""
-    check_same_kernels(["openblas Zen"], {"tcp://a": ["openblas Zen"]})
-    with pytest.raises(InputError, match=r"worker tcp://a.*export OPENBLAS_CORETYPE=Zen"):
-        check_same_kernels(["openblas Zen"], {"tcp://a": ["openblas Haswell"]})
-    assert kernel_set() == kernel_set() and all(isinstance(name, str) for name in kernel_set())
-
-
 def test_results_come_in_order_and_an_error_ends_the_others():
     """map_in_order keeps the order of its arguments; the error of a task is the error of the call."""
     engine = Engine(workers=3)
@@ -133,7 +126,7 @@ def _ten_over(i, kernels):
 
 def test_an_unknown_profile_is_refused():
     """The message lists the profiles there are."""
-    from pipeline.config import validate
+    from pipeline.jobconfig import validate
 
     config = validate({"engine": {"scheduler": "moon", "profiles": {"sun": {}}}}).engine
     expected = "'moon', expected threads or one of the profiles local, sun"

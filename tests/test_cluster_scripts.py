@@ -40,6 +40,7 @@ def started(script: str, *words: object, env: dict[str, str], cwd: Path) -> subp
     return subprocess.Popen(program, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.full
 def test_a_batch_job_that_is_stopped_goes_back_into_the_queue(tmp_path):
     """USR1 to the script reaches the driver; its 75 requeues the job, and the next start resumes; 0 ends it."""
     (tmp_path / "bin").mkdir()

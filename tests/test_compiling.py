@@ -11,14 +11,14 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import numpy as np, scipy.sparse as sp
 from pipeline.arrays.rows import Rows
-from pipeline.models.gaussian import Gaussian
+from pipeline.models.families.gaussian import Gaussian
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.models.multinomial import Multinomial
-from pipeline.models.routes import KERNELS
+from pipeline.models.families.multinomial import Multinomial
+from pipeline.kernels.cpu import KERNELS
 
 rng = np.random.default_rng(0)
-for d, n in ((4, 20_011), (20, 3_001)):  # in lanes, and by products
+for d, n in ((4, 20_011), (20, 3_001)):  # by SIMD, and by GEMM
     x, means = rng.normal(size=(n, d)), rng.normal(size=(4, d))
     for dtype in (np.float32, np.float64):
         for shape, one in (("full", np.eye(d)), ("diag", np.ones(d)), ("spherical", 1.0), ("tied", None)):

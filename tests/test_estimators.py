@@ -67,6 +67,7 @@ def small(kind: type, **changes: object):
 # --- conventions
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ALL)
 def test_conventions_of_scikit_learn(kind):
     """Its own checks of an estimator, but for those that cannot hold."""

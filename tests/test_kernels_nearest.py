@@ -5,7 +5,8 @@ import pytest
 
 from pipeline import keyed
 from pipeline.kernels.blocks import BLOCK
-from pipeline.kernels.nearest import TILE, add_residuals, lloyd_pass
+from pipeline.kernels.cpu import KERNELS
+from pipeline.kernels.nearest import TILE, add_residuals
 
 SIZES = [
     (n, d, k)
@@ -32,7 +33,7 @@ def distances(x, centers):
 def test_labels_are_those_of_a_nearest_centre(n, d, k, dtype):
     """The chosen centre's distance is exact, and no other's is lower by more than rounding in the rows' dtype."""
     x, weight, centers, shift = problem(n, d, k, dtype)
-    label, score, *_ = lloyd_pass(x, weight, centers, shift)
+    label, score, *_ = KERNELS.lloyd_pass(x, weight, centers, shift)
     every, d2 = distances(x, centers), -score
     assert np.isneginf(d2[weight == 0]).all()
     d2[weight == 0] = every[weight == 0, label[weight == 0]]
@@ -46,7 +47,7 @@ def test_labels_are_those_of_a_nearest_centre(n, d, k, dtype):
 def test_sums_are_those_of_the_labels(n, d, k, dtype):
     """Weights, rows about the shift, inertia and the key of labels are the plain float64 sums over rows."""
     x, weight, centers, shift = problem(n, d, k, dtype)
-    label, score, sum_w, sum_x, inertia, key = lloyd_pass(x, weight, centers, shift, first=1000)
+    label, score, sum_w, sum_x, inertia, key = KERNELS.lloyd_pass(x, weight, centers, shift, first=1000)
     expected_w, expected_x = np.zeros(k), np.zeros((k, d))
     for row, w, own in zip(x.astype(np.float64), weight, label, strict=True):
         expected_w[own] += w
@@ -64,7 +65,9 @@ def test_ties_go_to_the_lowest_centre(d, dtype):
     """Centres given several times, anywhere among the others, are chosen where they stand first."""
     x, weight, centers, shift = problem(700, d, 90, dtype)
     copies = np.concatenate([centers, centers[::-1], centers, centers[:1]])
-    assert np.array_equal(lloyd_pass(x, weight, copies, shift)[0], lloyd_pass(x, weight, centers, shift)[0])
+    assert np.array_equal(
+        KERNELS.lloyd_pass(x, weight, copies, shift).label, KERNELS.lloyd_pass(x, weight, centers, shift).label
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -72,25 +75,25 @@ def test_ties_go_to_the_lowest_centre(d, dtype):
 def test_a_row_is_computed_alike_wherever_it_stands(d, dtype):
     """Its label and distance have the same bits alone, among other rows, and at other places of a tile."""
     x, weight, centers, shift = problem(600, d, 33, dtype)
-    label, score, *_ = lloyd_pass(x, weight, centers, shift)
+    label, score, *_ = KERNELS.lloyd_pass(x, weight, centers, shift)
     for start in (1, 100, 255, 256, 599):
-        part = lloyd_pass(np.ascontiguousarray(x[start:]), weight[start:], centers, shift)
-        assert np.array_equal(part[0], label[start:])
-        assert part[1].tobytes() == score[start:].tobytes()
+        part = KERNELS.lloyd_pass(np.ascontiguousarray(x[start:]), weight[start:], centers, shift)
+        assert np.array_equal(part.label, label[start:])
+        assert part.score.tobytes() == score[start:].tobytes()
 
 
 def test_no_weights_are_ones():
     """None and ones are the same, to the bit."""
     x, _, centers, shift = problem(600, 7, 9, np.float32)
-    plain, ones = (lloyd_pass(x, weight, centers, shift) for weight in (None, np.ones(600)))
+    plain, ones = (KERNELS.lloyd_pass(x, weight, centers, shift) for weight in (None, np.ones(600)))
     assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(plain, ones, strict=True))
 
 
 def test_rows_without_weight_add_nothing():
     """Their labels are known, but the sums and the key are those of the others."""
     x, weight, centers, shift = problem(300, 5, 7, np.float64)
-    label, _, sum_w, sum_x, inertia, _ = lloyd_pass(x, weight, centers, shift)
-    kept = lloyd_pass(x[weight > 0], weight[weight > 0], centers, shift)
+    label, _, sum_w, sum_x, inertia, _ = KERNELS.lloyd_pass(x, weight, centers, shift)
+    kept = KERNELS.lloyd_pass(x[weight > 0], weight[weight > 0], centers, shift)
     assert (label >= 0).all()
     for one, other in zip((sum_w, sum_x, inertia), kept[2:5], strict=True):
         assert np.allclose(one, other, rtol=1e-12, atol=1e-12)
@@ -99,7 +102,7 @@ def test_rows_without_weight_add_nothing():
 def test_a_row_at_its_centre_has_distance_0():
     """No rounding is left where a row is its centre, however far from the origin."""
     x = np.random.default_rng(0).normal(1e6, 1.0, size=(50, 9)).astype(np.float32)
-    label, score, *_ = lloyd_pass(x, None, x[:20].astype(np.float64), x.mean(axis=0, dtype=np.float64))
+    label, score, *_ = KERNELS.lloyd_pass(x, None, x[:20].astype(np.float64), x.mean(axis=0, dtype=np.float64))
     assert np.array_equal(label[:20], np.arange(20))
     assert (score[:20] == 0).all()
 

@@ -9,15 +9,14 @@ import pytest
 import xarray as xr
 import zarr
 
-from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
+from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.models.routes import KERNELS
 from pipeline.outputs import labels
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
-from pipeline.planning import memory_plan
 from tests.jobs import blobs, files, job, write_rows
 from tests.laws.common import gaussian_mixture
 
@@ -34,13 +33,12 @@ def small_blocks(monkeypatch):
 def chunks(tmp_path, monkeypatch):
     """Rows in ragged chunks, with two bad ones."""
     from pipeline.data import source
-    from pipeline.data.opening import open_source
 
     monkeypatch.setattr(source, "TARGET_BYTES", 1)
     x = blobs(N, D)
     x[17, 1], x[222, 0] = np.nan, np.inf
     path = write_rows(tmp_path / "x.zarr", x, rows=70)
-    return Chunks(open_source(job(path).data))
+    return job(path).data.open_chunks()
 
 
 def gaussian() -> tuple[Mixture, object]:
@@ -135,5 +133,6 @@ def test_a_bad_row_is_an_error_where_rows_are_not_dropped(tmp_path, chunks):
 
 def test_many_responsibilities_per_row_are_planned_for(chunks):
     """The memory plan grows with output.top_k."""
-    plans = [memory_plan(job(Path("x.zarr"), output={"top_k": k}), chunks) for k in (0, 1000)]
+    jobs = [plan_job(job(Path("x.zarr"), output={"top_k": k}), chunks) for k in (0, 1000)]
+    plans = [memory_plan(each, chunks) for each in jobs]
     assert plans[1].per_task > plans[0].per_task

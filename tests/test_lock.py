@@ -1,4 +1,4 @@
-"""The lock of a run directory: one holder at a time, whoever ends how."""
+"""The lock of a run directory: one process at a time, however it ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from pipeline.outputs import lock
-from pipeline.outputs.lock import Held, held
+from pipeline.outputs.lock import Locked, locked
 
-# Take the lock again and again; while it is held, nobody else may be seen at work. Then end, now and then without release.
+# Take the lock again and again; while it is locked, no other process may be at work. Then end, sometimes without release.
 CONTENDER = """
 import os, random, sys, time
 from pathlib import Path
-from pipeline.outputs.lock import Held, held
+from pipeline.outputs.lock import Locked, locked
 
 path, seed = Path(sys.argv[1]), int(sys.argv[2])
 rng, work = random.Random(seed), path.with_name("at-work")
@@ -28,7 +28,7 @@ while not path.with_name("go").exists():
     time.sleep(0.001)
 taken = 0
 while taken < int(sys.argv[3]):
-    child = os.fork()  # a process of its own each time: that it ends makes its lock a stale one
+    child = os.fork()  # a process of its own each time, whose end makes its lock stale
     if child:
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -36,13 +36,13 @@ while taken < int(sys.argv[3]):
         taken += code
         continue
     try:
-        with held(path):
-            os.close(os.open(work, os.O_CREAT | os.O_EXCL))  # fails where two are at work
+        with locked(path):
+            os.close(os.open(work, os.O_CREAT | os.O_EXCL))  # fails if two are at work
             time.sleep(0.002 * rng.random())
             work.unlink()
             if os.getpid() % 3:
                 os._exit(1)
-    except Held:
+    except Locked:
         os._exit(0)
     except BaseException as error:
         print(repr(error), flush=True)
@@ -51,8 +51,9 @@ while taken < int(sys.argv[3]):
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("times", [5, pytest.param(300, marks=pytest.mark.slow)])
-def test_of_many_processes_one_holds_it(tmp_path, times):
+def test_of_many_processes_one_has_it(tmp_path, times):
     """Eight processes take stale and released locks from each other: never two at work, and none is stuck."""
     program = [sys.executable, "-c", CONTENDER, tmp_path / ".lock"]
     started = [
@@ -65,7 +66,7 @@ def test_of_many_processes_one_holds_it(tmp_path, times):
     (tmp_path / "go").touch()
     said = [process.communicate(timeout=60 + times)[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(started), said
-    with held(tmp_path / ".lock"):
+    with locked(tmp_path / ".lock"):
         assert [path.name for path in tmp_path.glob(".lock*")] == [".lock"]
     assert not list(tmp_path.glob(".lock*"))
 
@@ -95,7 +96,7 @@ def test_a_stale_lock_is_taken_over(tmp_path, text):
     """Of a process that is no more, of another one with its number, or of nobody."""
     path = tmp_path / ".lock"
     path.write_text(text)
-    with held(path):
+    with locked(path):
         assert path.read_text().split()[1] == str(os.getpid())
     assert not list(tmp_path.iterdir())
 
@@ -105,22 +106,23 @@ def test_a_lock_that_may_be_live_is_left_alone(tmp_path, text):
     """That of a process here, or of any on a machine that cannot be looked at: host and number are named."""
     path = tmp_path / ".lock"
     path.write_text(text)
-    with pytest.raises(Held) as other, held(path):
+    with pytest.raises(Locked) as other, locked(path):
         pass
     assert [other.value.host, other.value.pid] == text.split()[:2]
     assert path.read_text() == text and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.full
 def test_a_killed_child_that_nobody_waited_for_holds_nothing(tmp_path):
     """A zombie has a number and a start, and writes no more."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     (tmp_path / ".lock").write_text(line(pid=child.pid, start=psutil.Process(child.pid).create_time()))
-    with pytest.raises(Held), held(tmp_path / ".lock"):
+    with pytest.raises(Locked), locked(tmp_path / ".lock"):
         pass
     child.kill()
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    with held(tmp_path / ".lock"):
+    with locked(tmp_path / ".lock"):
         pass
     child.wait()
 
@@ -138,7 +140,7 @@ def test_who_is_slow_does_not_replace_a_fresh_lock(tmp_path, monkeypatch):
         return live
 
     monkeypatch.setattr(lock, "_is_live", slow)
-    with pytest.raises(Held), held(path):
+    with pytest.raises(Locked), locked(path):
         pass
     assert path.read_text() == fresh
 
@@ -149,7 +151,7 @@ def test_a_lock_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    with pytest.raises(ZeroDivisionError), held(tmp_path / ".lock"):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / ".lock"):
         monkeypatch.setattr(Path, "unlink", refuse)
         raise ZeroDivisionError
     assert (tmp_path / ".lock").exists()
@@ -158,7 +160,7 @@ def test_a_lock_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
 def test_a_lock_that_was_removed_by_hand_is_not_taken_from_its_next_holder(tmp_path):
     """At its end a process removes its own lock only."""
     path: Path = tmp_path / ".lock"
-    with held(path):
+    with locked(path):
         path.unlink()
         path.write_text(line(host="another-machine"))
     assert "another-machine" in path.read_text()

@@ -42,7 +42,7 @@ def desk(tmp_path_factory) -> Path:
 MISTAKES: dict[str, tuple[list[str], Any]] = {
     # words
     "a command": (["rn", "job.yaml"], "No such command 'rn'. Did you mean 'run'?"),
-    "an option": (["run", "job.yaml", "--ouput", "there"], "No such option: --ouput"),
+    "an option": (["run", "job.yaml", "--ouput", "there"], ["No such option", "--ouput"]),
     "no config": (["run"], "Missing argument 'CONFIG'"),
     "a family": (["config", "gausian"], "expected one of gaussian, kmeans, multinomial; did you mean gaussian?"),
     # keys
@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     "keys not indented": (
         ["run", "data:\nsource: npy\npath: x.npy\n"],
         [
-            "data: came empty, expected keys of its own, indented below it",
+            "data: got nothing, expected keys of its own, indented below it",
             "source: there is no such key; it belongs to data.",
         ],
     ),
@@ -83,7 +83,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     ),
     "no space, alone": (
         ["run", "data:\n  source:npy\n"],
-        "data: came as 'source:npy', expected keys of its own, indented below it, such as data: {source: bundled}; a space is missing",
+        "data: got 'source:npy', expected keys of its own, indented below it, such as data: {source: bundled}; a space is missing",
     ),
     "no space in braces": (
         ["run", "data: {source:npy, path: x.npy}\n"],
@@ -111,48 +111,48 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     ),
     "only words": (
         ["run", "cluster my photos\n"],
-        "came as 'cluster my photos', expected sections such as data: and model:",
+        "got 'cluster my photos', expected sections such as data: and model:",
     ),
     # values
     "a family of others": (
         ["run", X + "model: {family: gmm}\n"],
-        "model.family: came as 'gmm', expected gaussian, kmeans or multinomial; did you mean gaussian?",
+        "model.family: got 'gmm', expected gaussian, kmeans, multinomial or python; did you mean gaussian?",
     ),
     "an init": (["run", X + "fit: {init: kmeans++}\n"], "did you mean k-means++?"),
     "a shape": (
         ["run", X + "model: {covariance_type: diagonal}\n"],
-        "model.covariance_type: came as 'diagonal', expected full, tied, diag or spherical; did you mean diag?",
+        "model.covariance_type: got 'diagonal', expected full, tied, diag or spherical; did you mean diag?",
     ),
     "a source": (["run", "data: {source: image, path: photo}\n"], "did you mean images?"),
     "words for a number": (
         ["run", X + "model: {n_components: ten}\n"],
-        "line 2: model.n_components: came as 'ten', expected a whole number, such as 8.",
+        "line 2: model.n_components: got 'ten', expected a whole number, such as 8.",
     ),
     "half a component": (
         ["run", X + "model: {n_components: 2.5}\n"],
-        "came as 2.5, expected a whole number, such as 8.",
+        "got 2.5, expected a whole number, such as 8.",
     ),
-    "a negative number": (["run", X + "fit: {max_iter: -3}\n"], "fit.max_iter: came as -3, expected at least 1."),
-    "neither yes nor no": (["run", X + "output: {labels: maybe}\n"], "came as 'maybe', expected true or false."),
+    "a negative number": (["run", X + "fit: {max_iter: -3}\n"], "fit.max_iter: got -3, expected at least 1."),
+    "neither yes nor no": (["run", X + "output: {labels: maybe}\n"], "got 'maybe', expected true or false."),
     "one side of a patch": (
         ["run", "data: {source: images, path: photo, patch: {size: 8}}\n"],
-        "data.patch.size: came as 8, expected a list such as [8, 8].",
+        "data.patch.size: got 8, expected a list such as [8, 8].",
     ),
     "three sides of a patch": (
         ["run", "data: {source: images, path: photo, patch: {size: [8, 8, 3]}}\n"],
-        "came as [8, 8, 3], expected a list such as [8, 8].",
+        "got [8, 8, 3], expected a list such as [8, 8].",
     ),
     "a value for a section": (
         ["run", "data: {source: npy, path: x.npy}\nmodel: kmeans\n"],
-        "model: came as 'kmeans', expected keys of its own, indented below it, such as model: {family: kmeans}.",
+        "model: got 'kmeans', expected keys of its own, indented below it, such as model: {family: kmeans}.",
     ),
     "a step that is no list": (
         ["run", X + "preprocess: {kind: pca}\n"],
-        "preprocess: came as {kind: pca}, expected a list, such as [{kind: pca}].",
+        "preprocess: got {kind: pca}, expected a list, such as [{kind: pca}].",
     ),
     "a step that is a word": (
         ["run", X + "preprocess: [pca]\n"],
-        "preprocess.0: came as 'pca', expected keys of its own, indented below it, such as {kind: pca}.",
+        "preprocess.0: got 'pca', expected keys of its own, indented below it, such as {kind: pca}.",
     ),
     "a size": (["run", X + "engine: {memory: 4 gigs}\n"], "'4 gigs' is not a size; write for example 1GiB"),
     "a scheduler": (["run", X + "engine: {scheduler: thread}\n"], "did you mean threads?"),
@@ -160,7 +160,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     "labels from nowhere": (["run", X + "fit: {init: labels}\n"], "fit.init_path: is missing"),
     "two mistakes": (
         ["run", X + "modle: {}\nfit: {tol: -1}\n"],
-        ["2 mistakes.", "line 2: modle", "line 3: fit.tol: came as -1, expected at least 0."],
+        ["2 mistakes.", "line 2: modle", "line 3: fit.tol: got -1, expected at least 0."],
     ),
     # files
     "a config's name": (["run", "jop.yaml"], "config jop.yaml: does not exist; did you mean job.yaml?"),
@@ -217,12 +217,15 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
         ["run", "data: {source: images, path: photo, patch: {size: [64, 64]}}\n"],
         "is 32 x 32 pixels, expected at least one patch of 64 x 64",
     ),
-    "an output below a file": (["run", "job.yaml", "--output", "x.npy/run"], ("output x.npy/run: cannot be used", 3)),
+    "an output below a file": (
+        ["run", "job.yaml", "--output", "x.npy/run"],
+        ("output x.npy/run: cannot be written", 3),
+    ),
     "an output that is a file": (
         ["run", "job.yaml", "--output", "x.npy"],
-        "output x.npy: exists and is not a run directory",
+        "output x.npy: got a path that exists and is not a run directory",
     ),
-    "an output with a run in it": (["run", "job.yaml"], "output runs/first: holds a finished run. Use --overwrite"),
+    "an output with a run in it": (["run", "job.yaml"], "output runs/first: contains a finished run. Use --overwrite"),
     # --set
     "no section": (["run", "job.yaml", "--set", "max_iter=3"], "did you mean fit.max_iter=3?"),
     "no equals sign": (
@@ -235,7 +238,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     ),
     "a value of --set": (
         ["run", "job.yaml", "--set", "fit.init=kmeans"],
-        "--set fit.init=kmeans: fit.init: came as 'kmeans'",
+        "--set fit.init=kmeans: fit.init: got 'kmeans'",
     ),
     "YAML of --set": (["run", "job.yaml", "--set", "fit.tol=[1"], "The [ of line 1 is not closed"),
     # runs
@@ -245,11 +248,11 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     ),
     "the folder of runs": (
         ["status", "runs"],
-        "runs: is not a run directory (no config.yaml of ours). runs/first is one.",
+        "runs: is not a run directory (it has no config.yaml of a run). runs/first is one.",
     ),
     "an empty folder": (
         ["status", "empty"],
-        "empty: is not a run directory (no config.yaml of ours). Give the folder that a run wrote",
+        "empty: is not a run directory (it has no config.yaml of a run). Give the folder of a run",
     ),
     "a config for a run": (["resume", "job.yaml"], "job.yaml: is not a run directory: it is a file."),
     "another model": (
@@ -286,11 +289,11 @@ def test_a_mistake_is_explained(desk, tmp_path, monkeypatch, name):
 
 def test_numbers_are_read_as_people_write_them(desk, monkeypatch):
     """1e-3 is a number, which YAML 1.1 takes for text, and so is 1e2 where a whole number is meant."""
-    from pipeline.config import load_config, validate
+    from pipeline.jobconfig import load_config, validate
 
     monkeypatch.chdir(desk)
     Path("n.yaml").write_text(
-        "fit: {tol: 1e-3, max_iter: 1e2}\ndata: {storage_options: {a: 1e-3, b: 1.5E+2, c: e5, d: 1e}}\n"
+        "fit: {tol: 1e-3, max_iter: 1e2}\ndata: {source: npy, path: x.npy, storage_options: {a: 1e-3, b: 1.5E+2, c: e5, d: 1e}}\n"
     )
     found = load_config("n.yaml", ["model.reg_covar=1e-5"])
     assert (found.fit.tol, found.fit.max_iter, found.model.reg_covar) == (1e-3, 100, 1e-5)

@@ -19,14 +19,16 @@ import zarr
 from moto.server import ThreadedMotoServer
 
 from pipeline import workflow
-from pipeline.config import validate
-from pipeline.data.opening import open_source
 from pipeline.errors import InputError, StorageError
+from pipeline.jobconfig import validate
 from tests.jobs import blobs, command, files, refused, results, settings
 
 SECRET = "open-sesame"
 # Clients of a server that has gone complain when they are collected, whenever that is.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+]
 DOCWORD = b"3\n4\n5\n1 1 2\n1 3 1\n2 2 4\n3 1 1\n3 4 2\n"
 
 
@@ -101,12 +103,12 @@ def test_every_kind_of_file_reads_as_it_does_from_a_disk(bucket, tmp_path):
     ):
         here = {**more, "vocabulary": str(tmp_path / "v.txt")} if "vocabulary" in more else more
         folder = tmp_path if name else tmp_path / "a.png"
-        remote = open_source(validate({"data": data(bucket, source, name, **more)}).data)
-        disk = open_source(validate({"data": {"source": source, "path": str(folder / name), **here}}).data)
+        remote = validate({"data": data(bucket, source, name, **more)}).data.open()
+        disk = validate({"data": {"source": source, "path": str(folder / name), **here}}).data.open()
         assert remote.object_sizes() == disk.object_sizes()
         a, b = remote.read(0), disk.read(0)
         assert (a != b).sum() == 0 and remote.vocabulary() == disk.vocabulary(), source
-    stored = open_source(validate({"data": data(bucket, "zarr", "x.zarr")}).data)
+    stored = validate({"data": data(bucket, "zarr", "x.zarr")}).data.open()
     assert np.array_equal(stored.read(0), x) and len(stored.object_sizes()) == 6
 
 
@@ -143,7 +145,7 @@ def test_what_is_missing_is_named_with_what_helps(bucket, tmp_path, source):
     ):
         section = {"source": source, "path": path, "storage_options": options, **cache}
         with pytest.raises((InputError, StorageError)) as error:
-            open_source(validate({"data": section}).data)
+            validate({"data": section}).data.open()
         assert path in str(error.value) and shown in str(error.value)
 
 
@@ -180,7 +182,7 @@ def test_a_server_that_goes_away_ends_the_run_with_the_name_of_what_was_read(buc
 def test_an_object_that_goes_away_is_named(bucket):
     """A chunk deleted after opening is an error that names its key, never fill values."""
     put_zarr(bucket, blobs())
-    source = open_source(validate({"data": data(bucket, "zarr", "x.zarr")}).data)
+    source = validate({"data": data(bucket, "zarr", "x.zarr")}).data.open()
     s3fs.S3FileSystem(**bucket.options).rm("rows/x.zarr/c/4/0")
     with pytest.raises(StorageError, match="c/4/0 is missing"):
         source.read(0)

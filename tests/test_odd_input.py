@@ -15,6 +15,8 @@ from pipeline.errors import InputError
 from pipeline.outputs.events import read_events
 from tests.jobs import blobs, job
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

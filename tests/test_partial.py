@@ -12,21 +12,23 @@ from hypothesis import strategies as st
 
 from pipeline.data import source
 from pipeline.data.chunks import Chunks
-from pipeline.engine import frontier
+from pipeline.engine import stored_sums
 from pipeline.engine.passes import Engine
-from pipeline.engine.tree import contains, halves, shards, tree_sum, uncovered
+from pipeline.engine.tree import contains, halves, tree_sum, uncovered
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.mixture import Mixture, MixtureParams
-from pipeline.models.routes import KERNELS
 from pipeline.outputs import labels, partial
 from pipeline.outputs.partial import PartialPass
 from tests.jobs import blobs, command, files, results, write_config, write_rows
-from tests.laws.common import ArraySource, examples, gaussian_mixture, same_bits
+from tests.laws.common import ArraySource, examples, gaussian_mixture, same_bits, shards
 from tests.laws.common import job as e_step_job
 from tests.problems import seeds
 
+pytestmark = pytest.mark.full
+
 
 class InMemory:
-    """A Keep without files."""
+    """A store without files."""
 
     def __init__(self, kept: dict[Any, Any] | None = None) -> None:
         self.kept = kept or {}
@@ -68,7 +70,7 @@ def test_a_start_that_changed_during_the_first_pass_is_refused(tmp_path, monkeyp
     np.save(given_labels, np.arange(2000) % 2)
     fit = {"init": "labels", "init_path": str(given_labels)}
     write_config(tmp_path / "c.yaml", store, fit=fit, model={"n_components": 2})
-    monkeypatch.setattr(frontier, "LONG", 0.0)
+    monkeypatch.setattr(stored_sums, "STORE_SECONDS", 0.0)
     left = stopped_after(75, monkeypatch)
     assert command("run", tmp_path / "c.yaml", "--output", tmp_path / "run").code == 75
     left[0] = 10**9
@@ -122,7 +124,7 @@ def test_any_finished_subtrees_leave_the_total_as_it_is(n, workers, seed):
     known = some_subtrees((0, n), np.random.default_rng(seed))
     job = Values(seed, n)
     keep = InMemory({span: [tree_sum(list(job.values[slice(*span)]), np.add)] for span in known})
-    [found] = Engine(workers=workers).sum_over(one_row_chunks(n), [job], keep=keep)
+    [found] = Engine(workers=workers).sum_over(one_row_chunks(n), [job], store=keep)
     assert found == tree_sum(list(job.values), np.add)
     assert sorted(job.seen) == [i for i in range(n) if not any(a <= i < b for a, b in known)]
 
@@ -132,15 +134,15 @@ def test_any_finished_subtrees_leave_the_total_as_it_is(n, workers, seed):
 def test_an_interrupted_pass_goes_on(n, before, after, seed, data):
     """Interrupted at any chunk, on any number of workers: what is stored is part of the tree, the total the same bits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frontier, "LONG", 0.0)
+        patch.setattr(stored_sums, "STORE_SECONDS", 0.0)
         keep, last = InMemory(), data.draw(st.integers(0, n - 1))
         with pytest.raises(KeyboardInterrupt):
-            Engine(workers=before).sum_over(one_row_chunks(n), [Values(seed, n, last)], keep=keep)
+            Engine(workers=before).sum_over(one_row_chunks(n), [Values(seed, n, last)], store=keep)
         job = Values(seed, n)
         done = sum(stop - first for first, stop in keep.kept)
         for (first, stop), [value] in keep.kept.items():
             assert value == tree_sum(list(job.values[first:stop]), np.add)
-        [found] = Engine(workers=after).sum_over(one_row_chunks(n), [job], keep=keep)
+        [found] = Engine(workers=after).sum_over(one_row_chunks(n), [job], store=keep)
     assert found == tree_sum(list(job.values), np.add)
     assert len(job.seen) == n - done
     assert set(keep.kept) == {(0, n)}
@@ -213,7 +215,7 @@ def test_a_job_whose_passes_do_not_end_goes_on_within_them(tmp_path, monkeypatch
     store = write_rows(tmp_path / "x.zarr", blobs(2000), rows=20)  # 100 chunks a pass, and 100 blocks of labels
     write_config(tmp_path / "c.yaml", store, fit={"max_iter": 2, "init": "random"}, engine={"workers": 2})
     assert command("run", tmp_path / "c.yaml", "--output", tmp_path / "alone").code == 0
-    monkeypatch.setattr(frontier, "LONG", 0.0)
+    monkeypatch.setattr(stored_sums, "STORE_SECONDS", 0.0)
     left = stopped_after(chunks_before, monkeypatch)
     out: Path = tmp_path / "stopped"
     code = command("run", tmp_path / "c.yaml", "--output", out).code

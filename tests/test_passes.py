@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 
 from pipeline.data.chunks import Chunks
-from pipeline.engine import frontier, passes
-from pipeline.engine.alike import about_me, refuse_here
+from pipeline.engine import memory_rows, passes, stored_sums
+from pipeline.engine.identity import identity, refuse_this_worker
 from pipeline.engine.passes import Engine
 from pipeline.engine.tree import contains, tree_sum
 from pipeline.engine.waiting import Cluster
 from pipeline.errors import ClusterLost, InputError, Stopped, StorageError
+from pipeline.kernels.cpu import KERNELS, CpuKernels
 from tests.laws.common import ArraySource
+
+pytestmark = pytest.mark.full
 
 N = 40
 
@@ -113,6 +117,27 @@ def test_sums_are_those_of_the_tree_and_nothing_is_left(client, engine):
     assert tasks_left(client) == 0 and not client.futures
 
 
+def test_the_kernels_of_an_engine_reach_every_chunk(client, monkeypatch):
+    """On threads, on workers, and for rows in memory: each call with a chunk is given the one object."""
+    mine, seen = CpuKernels(), []
+
+    def recording(chunk: Any, functions: Any, kernels: Any) -> list[Any]:
+        seen.append(kernels)
+        return [function(chunk) for function in functions]
+
+    monkeypatch.setattr(passes, "on_chunk", recording)
+    monkeypatch.setattr(memory_rows, "on_chunk", recording)
+    Engine(workers=2, kernels=mine).sum_over(one_row_chunks(), [value])
+    Engine(workers=2, kernels=mine).sum_over(one_row_chunks(), [value], [3])
+    with ThreadPoolExecutor(2) as threads:
+        rows = memory_rows.MemoryRows(np.zeros((2 * memory_rows.BLOCK_ROWS, 1)), None, threads, kernels=mine)
+        rows.head(memory_rows.BLOCK_ROWS + 1).sum_over([lambda chunk: chunk.x.sum()])
+    assert len(seen) == N + 1 + 2 and all(kernels is mine for kernels in seen)
+    seen.clear()
+    Engine(Cluster(client), workers=2, kernels=mine).sum_over(one_row_chunks(), [value])
+    assert len(seen) == N and {id(kernels) for kernels in seen} <= {id(mine), id(KERNELS)}  # sent, or not
+
+
 @pytest.mark.parametrize("error", [InputError, StorageError, ValueError, OSError])
 def test_what_a_task_raises_is_raised_at_once(client, engine, error):
     """Another worker would find the same: the chunk is met once, and the error is the one that was raised."""
@@ -124,14 +149,14 @@ def test_what_a_task_raises_is_raised_at_once(client, engine, error):
 
 def test_a_worker_unlike_the_driver_is_refused_when_it_takes_a_task(client):
     """One that joins later is looked at as well: versions and kernels are compared in the worker, before it computes."""
-    versions, kernels = about_me()
-    late = partial(refuse_here, versions, (*kernels, "openblas Prescott"))
+    mine = identity(KERNELS)
+    late = partial(refuse_this_worker, mine._replace(kernels=(*mine.kernels, "openblas Prescott")), KERNELS)
     SEEN.clear()
     with pytest.raises(InputError, match="export OPENBLAS_CORETYPE"):
-        Engine(Cluster(client), workers=2, same=late).sum_over(one_row_chunks(), [value])
+        Engine(Cluster(client), workers=2, check=late).sum_over(one_row_chunks(), [value])
     assert SEEN == []
-    like = partial(refuse_here, versions, tuple(kernels))
-    assert Engine(Cluster(client), workers=2, same=like).sum_over(one_row_chunks(), [value])
+    like = partial(refuse_this_worker, mine, KERNELS)
+    assert Engine(Cluster(client), workers=2, check=like).sum_over(one_row_chunks(), [value])
 
 
 @pytest.mark.parametrize(
@@ -152,43 +177,43 @@ def _found(what: Any, chunks: Chunks) -> Any:
 
 def test_waiting_ends_with_an_exception_and_what_is_finished_is_stored(client, engine, monkeypatch):
     """As a signal handler's would: within a second or two, with the finished subtrees stored and nothing left running."""
-    monkeypatch.setattr(frontier, "LONG", 0.0)
+    monkeypatch.setattr(stored_sums, "STORE_SECONDS", 0.0)
 
-    class Keep:
-        kept: dict[Any, Any] = {}
+    class Store:
+        sums: dict[Any, Any] = {}
 
         def spans(self) -> set[Any]:
-            return set(self.kept)
+            return set(self.sums)
 
         def read(self, span: Any) -> Any:
-            return self.kept[span]
+            return self.sums[span]
 
         def write(self, span: Any, value: Any) -> None:
-            Keep.kept = {s: v for s, v in self.kept.items() if not contains(span, s)} | {span: value}
+            Store.sums = {s: v for s, v in self.sums.items() if not contains(span, s)} | {span: value}
 
-    state = Cluster._tell
+    record = Cluster._record
     began = time.monotonic()
 
     def interrupted(*arguments: Any) -> None:
-        state(engine.cluster, *arguments)
+        record(engine.cluster, *arguments)
         if time.monotonic() - began > 2:
             raise Stopped("asked to stop")
 
-    monkeypatch.setattr(engine.cluster, "_tell", interrupted)
+    monkeypatch.setattr(engine.cluster, "_record", interrupted)
     with pytest.raises(Stopped):
-        engine.sum_over(one_row_chunks(), [slow_later], keep=Keep())
+        engine.sum_over(one_row_chunks(), [slow_later], store=Store())
     assert time.monotonic() - began < 8
     GATE.set()
     assert tasks_left(client) == 0
-    done = sum(stop - first for first, stop in Keep.kept)
+    done = sum(stop - first for first, stop in Store.sums)
     assert N // 4 <= done <= N // 2
     SEEN.clear()
-    again = Engine(workers=3).sum_over(one_row_chunks(), [value], keep=Keep())
+    again = Engine(workers=3).sum_over(one_row_chunks(), [value], store=Store())
     assert again == [tree_sum(list(VALUES), np.add)] and len(SEEN) == N - done
 
 
 def test_a_pass_in_which_nothing_ends_is_given_up(client, engine, monkeypatch):
-    """No task ends: exit 4 with what is under way, not a wait for ever."""
+    """No task ends: exit 4 with what is running, not a wait for ever."""
     from pipeline.engine import waiting
 
     monkeypatch.setattr(waiting, "CHECK", 0.2)

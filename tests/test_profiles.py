@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import validate
 from pipeline.config.profiles import profile_of, serves
-from pipeline.engine.alike import about_me, refuse_unlike
 from pipeline.engine.cluster import _within, open_engine
+from pipeline.engine.identity import Identity, identity, refuse_other
 from pipeline.errors import ClusterLost, InputError
+from pipeline.jobconfig import validate
+from pipeline.kernels.cpu import KERNELS
 from tests.clusters import ROOT, addresses, cluster, environment, eventually
 from tests.jobs import blobs, refused, results, write_config, write_rows
 
@@ -43,7 +44,7 @@ def test_a_profile_comes_from_the_config_or_from_the_users_file(tmp_path, monkey
     assert profile_of(engine(scheduler="local")).kind == "local"
     assert profile_of(engine()) is None and profile_of(engine(scheduler_address="tcp://a:1")) is None
     monkeypatch.setenv("EM_PIPELINE_PROFILES", str(tmp_path / "other.yaml"))
-    with pytest.raises(InputError, match=r"other\.yaml is not there"):
+    with pytest.raises(InputError, match=r"other\.yaml does not exist"):
         profile_of(engine(scheduler="big"))
 
 
@@ -52,7 +53,7 @@ def test_a_profile_comes_from_the_config_or_from_the_users_file(tmp_path, monkey
     [
         ("a: {kind: moon}", "'moon', expected local, ssh, slurm, slurm-runner or a dotted name"),
         ("a: {wrokers: 2}", "line 1: engine.profiles.a.wrokers: there is no such key; did you mean workers"),
-        ("- a", r"engine.profiles: came as \[a\], expected keys of its own"),
+        ("- a", r"engine.profiles: got \[a\], expected keys of its own"),
         ("a: !!python/object/apply:os.getcwd []", "It has a tag"),
     ],
 )
@@ -106,14 +107,14 @@ def test_one_of_an_srun_serves_and_one_drives(monkeypatch):
 
 def test_a_worker_with_other_versions_is_refused_with_the_line_to_run():
     """Each difference is named, and how to end it."""
-    mine = about_me()
-    refuse_unlike("w", mine, mine)
-    other = tuple((name, "0.1" if name in ("numpy", "python") else value) for name, value in mine[0])
-    numpy = dict(mine[0])["numpy"]
+    mine = identity(KERNELS)
+    refuse_other("w", mine, mine)
+    other = tuple((name, "0.1" if name in ("numpy", "python") else value) for name, value in mine.versions)
+    numpy = dict(mine.versions)["numpy"]
     with pytest.raises(InputError, match=rf"worker w has python 0.1 .* numpy 0.1 .*pip install numpy=={numpy}"):
-        refuse_unlike("w", mine, (other, mine[1]))
+        refuse_other("w", mine, mine._replace(versions=other))
     with pytest.raises(InputError, match="export OPENBLAS_CORETYPE"):
-        refuse_unlike("w", mine, (mine[0], ["openblas Prescott"]))
+        refuse_other("w", mine, Identity(mine.versions, ("openblas Prescott",)))
 
 
 def test_a_cluster_that_does_not_come_up_is_given_up():

@@ -6,13 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.config import validate
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
-from pipeline.engine.reading import Kept, in_turn
+from pipeline.engine.reading import ChunkCache, in_turn
 from pipeline.errors import InputError
+from pipeline.jobconfig import validate
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.lloyd import Lloyd
-from pipeline.models.routes import KERNELS
 from tests.laws.common import ArraySource
 
 
@@ -96,7 +96,7 @@ def counting(n_rows=1000, rows=100):
 def test_kept_chunks_are_read_once_and_sums_stay_the_same(limit, kept):
     """As many chunks as the limit holds are read in the first pass only; another set of rows begins anew."""
     x, source = counting()
-    chunks, engine = Chunks(source), Engine(workers=2, keep=limit)
+    chunks, engine = Chunks(source), Engine(workers=2, cache_bytes=limit)
     sums = [engine.sum_over(chunks, [ColumnSums()])[0] for _ in range(3)]
     assert all((total == sums[0]).all() for total in sums)
     np.testing.assert_allclose(sums[0], x.sum(axis=0))
@@ -116,14 +116,14 @@ class ColumnSums:
 def test_a_kept_chunk_is_the_chunk_itself():
     """The second load gives the very arrays of the first."""
     _, source = counting()
-    chunks, kept = Chunks(source), Kept(10**6)
+    chunks, kept = Chunks(source), ChunkCache(10**6)
     assert kept.load(chunks, 3) is kept.load(chunks, 3)
 
 
 def test_keeping_is_for_threads():
     """Processes do not share what they keep, so the option is refused there, not ignored."""
     engine = {"scheduler": "local", "keep_decoded": True}
-    with pytest.raises(InputError, match="only threads share what they keep"):
+    with pytest.raises(InputError, match="only threads share a cache"):
         validate({"data": {"source": "npy", "path": "x.npy"}, "model": {"n_components": 2}, "engine": engine})
 
 
@@ -133,8 +133,8 @@ def test_rows_that_a_pass_has_found_clean_are_not_looked_through_again():
     x[5, 1] = np.nan
     chunks = Chunks(source)
     assert chunks.load(0).bad.sum() == 1 and chunks.load(1).bad is None
-    assert chunks.known(None, 1).load(0).bad.sum() == 1
-    assert chunks.known(None, 0).load(0).bad is None  # told so
+    assert chunks.after_profile(None, 1).load(0).bad.sum() == 1
+    assert chunks.after_profile(None, 0).load(0).bad is None  # told so
 
 
 def test_a_row_that_turns_bad_after_the_profile_ends_kmeans_with_its_number():
@@ -143,6 +143,6 @@ def test_a_row_that_turns_bad_after_the_profile_ends_kmeans_with_its_number():
     model = Lloyd(2, np.zeros(3))
     params = model.params_from_arrays({"centers": x[:2].copy()})
     x[105, 1] = np.nan
-    rows = Chunks(source).known(None, 0).load(1)
+    rows = Chunks(source).after_profile(None, 0).load(1)
     with pytest.raises(InputError, match="row 105: its distance is NaN"):
         model.e_step(params, rows, KERNELS)

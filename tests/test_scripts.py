@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 

@@ -18,13 +18,13 @@ from scipy.sparse import csr_array, random_array
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.feature_extraction.image import extract_patches_2d
 
-from pipeline.config import Data
-from pipeline.data import counts, files, images, source, stores, synthetic
+from pipeline.data import csr, files, source, stores
 from pipeline.data.column import RowColumn
-from pipeline.data.images import patch_basis
-from pipeline.data.opening import open_source
 from pipeline.data.source import Source, even_bounds
+from pipeline.data.sources import csv, docword, images
+from pipeline.data.sources.images import patch_basis
 from pipeline.errors import InputError, StorageError
+from pipeline.jobconfig import validate
 
 rng = np.random.default_rng(0)
 
@@ -45,14 +45,14 @@ def read_all(rows: Source) -> np.ndarray:
 
 def opened(**options: Any) -> Source:
     """A source from the options of the config's data section."""
-    return open_source(Data(**{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}))
+    return validate({"data": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}}).data.open()
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of about a kilobyte, so that small tables have many."""
     monkeypatch.setattr(source, "TARGET_BYTES", 1024)
-    monkeypatch.setattr(counts, "TARGET_BYTES", 1024)
+    monkeypatch.setattr(csr, "TARGET_BYTES", 1024)
 
 
 # --- zarr
@@ -77,7 +77,6 @@ def test_zarr_reads_what_was_written(tmp_path: Path, zarr_format: Any, dtype: st
     np.testing.assert_array_equal(read_all(rows), x)
     assert rows.dtype.isnative and rows.dtype.kind != "b"
     assert (rows.bounds[:-1] % chunks[0] == 0).all()
-    np.testing.assert_array_equal(rows.to_dask().compute(scheduler="sync"), x)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -136,7 +135,7 @@ def test_the_next_chunk_is_asked_for_while_one_is_read(
     monkeypatch.setattr(
         stores.os, "posix_fadvise", lambda file, *_: asked.append(stores.os.readlink(f"/proc/self/fd/{file}"))
     )
-    rows = open_source(Data(source="zarr", path=str(tmp_path / "x.zarr")))
+    rows = opened(source="zarr", path=tmp_path / "x.zarr")
     step = 20 if sharded else 10
     for i in range(rows.n_chunks):
         asked.clear()
@@ -348,15 +347,13 @@ def test_text_in_any_pieces(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], rows_per_chunk: int, block: int, header: bool, end: str
 ) -> None:
     """Rows do not depend on how the file falls into blocks and chunks."""
-    from pipeline.data import text
-
     cells = [f"{i},{i * i}" if line == "row" else line for i, line in enumerate(lines)]
     expected = [[i, i * i] for i, line in enumerate(lines) if line == "row"]
     path = tmp_path_factory.getbasetemp() / "pieces.csv"
     path.write_bytes(((end or "\n").join(["a,b"] * header + cells) + end).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "TARGET_BYTES", 16 * rows_per_chunk)
-        patch.setattr(text, "_BLOCK", block)
+        patch.setattr(csv, "_BLOCK", block)
         if expected:
             np.testing.assert_array_equal(read_all(opened(source="csv", path=path)), expected)
         else:
@@ -367,10 +364,10 @@ def test_text_in_any_pieces(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("# c\n1,2\n3,x\n", "line 3, column 2: came as 'x'"),
+        ("# c\n1,2\n3,x\n", "line 3, column 2: got 'x'"),
         ("1,2\n3,4\n5\n", "line 3: has 1 columns, expected 2"),
         ("1024 32 0\n1 2\n", "first line has 3 columns, the next 2"),
-        ("1,NA\n3,4\n", "line 1, column 2: came as 'NA'"),
+        ("1,NA\n3,4\n", "line 1, column 2: got 'NA'"),
         ("a,b\n", "no rows"),
         ("", "no rows"),
     ],
@@ -398,7 +395,7 @@ def write_docword(path: Path, x: csr_array) -> None:
 @pytest.mark.parametrize("block", [1000, 10**6])
 def test_docword(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
     """Documents read as they were written, empty ones included, from a store that is made once and made anew."""
-    monkeypatch.setattr(counts, "_BLOCK", block)
+    monkeypatch.setattr(docword, "_BLOCK", block)
     for density in (0.1, 0.2):
         x = random_array((300, 40), density=density, rng=1, format="csr", data_sampler=lambda size: 1 + np.arange(size))
         x = csr_array(x * (np.arange(300) % 7 > 0)[:, None], dtype=np.int64)
@@ -419,15 +416,15 @@ def test_docword(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, blo
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("2\n3\n2\n1 1 1\n2 4 1\n", "line 5: came as '2 4 1'"),
-        ("2\n3\n2\n1 1 1\n3 1 1\n", "line 5: came as '3 1 1'"),
-        ("2\n3\n2\n2 1 1\n1 1 1\n", "line 5: came as '1 1 1', expected documents in increasing order"),
-        ("2\n3\n2\n1 1 1\n2 1 -1\n", "line 5: came as '2 1 -1'"),
-        ("2\n3\n2\n1 1 1\n2 1\n", "line 5: came as '2 1'"),
-        ("2\n3\n2\n1 1 1 2\n1 2\n", "line 4: came as '1 1 1 2'"),
+        ("2\n3\n2\n1 1 1\n2 4 1\n", "line 5: got '2 4 1'"),
+        ("2\n3\n2\n1 1 1\n3 1 1\n", "line 5: got '3 1 1'"),
+        ("2\n3\n2\n2 1 1\n1 1 1\n", "line 5: got '1 1 1', expected documents in increasing order"),
+        ("2\n3\n2\n1 1 1\n2 1 -1\n", "line 5: got '2 1 -1'"),
+        ("2\n3\n2\n1 1 1\n2 1\n", "line 5: got '2 1'"),
+        ("2\n3\n2\n1 1 1 2\n1 2\n", "line 4: got '1 1 1 2'"),
         ("2\n3\n2\n1 1 1\n", "ends after 1 counts, line 3 promises 2"),
         ("2\n3\n1\n1 1 1\n2 1 1\n", "line 5: there is more"),
-        ("2\nx\n1\n", "line 2: came as 'x'"),
+        ("2\nx\n1\n", "line 2: got 'x'"),
     ],
 )
 def test_bad_docword(tmp_path: Path, content: str, message: str) -> None:
@@ -443,7 +440,7 @@ def test_docword_beside_what_is_not_ours(tmp_path: Path) -> None:
     write_docword(tmp_path / "d.txt", csr_array(np.eye(3, dtype=int)))
     (tmp_path / "d.txt.csr.zarr").mkdir()
     (tmp_path / "d.txt.csr.zarr" / "thesis").write_text("mine")
-    with pytest.raises(InputError, match="in the way"):
+    with pytest.raises(InputError, match="is no converted store of ours"):
         opened(source="docword", path=tmp_path / "d.txt")
     (tmp_path / "folder").write_text("a file")
     with pytest.raises(InputError, match=r"Set data\.cache"):
@@ -466,8 +463,6 @@ def test_csr_zarr_in_anndata_layout(tmp_path: Path) -> None:
     expected = csr_array((data, indices, indptr), (300, 50)).toarray()
     np.testing.assert_allclose(read_all(rows), expected, rtol=1e-12, atol=1e-15)
     assert rows.n_chunks > 5 and rows.describe() == {"kind": "rows"}
-    with pytest.raises(InputError, match="sparse"):
-        rows.to_dask()
     (tmp_path / "words").write_text("a\nb\n")
     with pytest.raises(InputError, match="2 words, expected 50"):
         opened(source="zarr", path=tmp_path / "a.zarr", variable="X", vocabulary=tmp_path / "words")
@@ -522,12 +517,19 @@ def test_mean_free_patches(
     assert isinstance(rows, images.ImageSource)
     x = read_all(rows) @ patch_basis((4, 4)).T
     for row in range(0, rows.n_rows, 17):
-        picture, top, left = rows.patch_position(row)
-        pixels = list(pictures.values())[picture][top : top + 4, left : left + 4].ravel()
+        pixels = patch_of(row, rows, list(pictures.values()))
         scale = 1 if contrast is None else max(pixels.std(), contrast)
         np.testing.assert_allclose(x[row], (pixels - pixels.mean()) / scale, atol=1e-5)
     description = {"kind": "patch", "size": [4, 4], "channels": 1, "remove_mean": True, "contrast": contrast}
     assert rows.describe() == description
+
+
+def patch_of(row: int, rows: Source, pictures: list[np.ndarray]) -> np.ndarray:
+    """The pixels of a row: every third position of a 4 x 4 patch, across and then down."""
+    _, starts = rows.pictures() or ([], np.zeros(1))
+    picture = int(np.searchsorted(starts, row, side="right")) - 1
+    down, across = divmod(row - int(starts[picture]), (pictures[picture].shape[1] - 4) // 3 + 1)
+    return pictures[picture][3 * down : 3 * down + 4, 3 * across : 3 * across + 4].ravel()
 
 
 @pytest.mark.parametrize("size", [(1, 2), (3, 3), (8, 8), (4, 6)])
@@ -589,22 +591,26 @@ def test_bundled() -> None:
 # --- synthetic
 
 
-MIXTURE: dict[str, Any] = {
-    "weights": [2 / 3, 1 / 3],
-    "means": [[-2, 0], [2, 0]],
-    "covariances": [[[1, 0], [0, 9]], [[1, 0.8], [0.8, 1]]],
-}
+COVARIANCES = [[[1, 0], [0, 9]], [[1, 0.8], [0.8, 1]]]
+MIXTURE: dict[str, Any] = {"weights": [2 / 3, 1 / 3], "means": [[-2, 0], [2, 0]], "covariances": COVARIANCES}
 
 
 def test_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows have the moments of their components, and do not depend on chunks or on how many there are."""
     rows = opened(source="synthetic", n_rows=100_000, mixture=MIXTURE)
-    assert isinstance(rows, synthetic.SyntheticSource)
-    x, labels = read_all(rows), np.concatenate([rows.labels(i) for i in range(rows.n_chunks)])
-    for k in range(2):
-        assert abs((labels == k).mean() - MIXTURE["weights"][k]) < 0.01
-        np.testing.assert_allclose(x[labels == k].mean(axis=0), MIXTURE["means"][k], atol=0.05)
-        np.testing.assert_allclose(np.cov(x[labels == k].T), MIXTURE["covariances"][k], atol=0.15)
+    x, weights, means = read_all(rows), np.array(MIXTURE["weights"]), np.array(MIXTURE["means"], float)
+    mean = weights @ means
+    between = (means - mean).T @ (weights[:, None] * (means - mean))
+    np.testing.assert_allclose(x.mean(axis=0), mean, atol=0.05)
+    np.testing.assert_allclose(np.cov(x.T), np.tensordot(weights, MIXTURE["covariances"], axes=1) + between, atol=0.15)
+    apart = [
+        {"weights": [1.0], "means": [mean], "covariances": [c]}
+        for mean, c in zip(means.tolist(), COVARIANCES, strict=True)
+    ]
+    for mixture, covariance in zip(apart, COVARIANCES, strict=True):
+        alone = read_all(opened(source="synthetic", n_rows=100_000, mixture=mixture))
+        np.testing.assert_allclose(alone.mean(axis=0), mixture["means"][0], atol=0.05)
+        np.testing.assert_allclose(np.cov(alone.T), covariance, atol=0.15)
     monkeypatch.setattr(source, "TARGET_BYTES", 100)
     fewer = opened(source="synthetic", n_rows=5000, mixture=MIXTURE)
     assert fewer.n_chunks == 2
@@ -654,6 +660,57 @@ def test_row_column(tmp_path: Path, kind: str) -> None:
     if kind == "group":
         with pytest.raises(InputError, match="no array labels or label"):
             RowColumn.open(str(path), 100, "labels")
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i8", "u2", "f4", "?"])
+@pytest.mark.parametrize("kind", ["npy", "zarr"])
+@pytest.mark.usefixtures("small_chunks")
+def test_labels_come_with_the_rows(tmp_path: Path, kind: str, dtype: str) -> None:
+    """One int64 a row of each chunk, beside weights and bad rows; of any type that holds whole numbers."""
+    x = rng.normal(size=(300, 3))
+    x[7, 1] = np.nan
+    known = (np.arange(300) % 5 - (dtype in ("i1", "i8", "f4"))).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    (np.save if kind == "npy" else write_column)(tmp_path / f"y.{kind}", known)
+    data = {"source": "npy", "path": str(tmp_path / "x.npy"), "labels": str(tmp_path / f"y.{kind}")}
+    chunks = pickle.loads(pickle.dumps(validate({"data": data}).data.open_chunks()))
+    loaded = [chunks.load(i) for i in range(chunks.n_chunks)]
+    assert len(loaded) > 3 and all(each.label.dtype == np.int64 for each in loaded)
+    np.testing.assert_array_equal(np.concatenate([each.label for each in loaded]), known.astype(int))
+    assert loaded[0].label[7] == known[7] and loaded[0].weight[7] == 0
+    without = validate({"data": {**data, "labels": None}}).data.open_chunks()
+    assert without.load(0).label is None and without.load(0).nbytes == loaded[0].nbytes - 8 * len(loaded[0].label)
+    known[17] += 1
+    (np.save if kind == "npy" else write_column)(tmp_path / f"y.{kind}", known)
+    prints = [each.fingerprint()["sha256"] for each in (chunks, without, without.raw())]
+    assert prints[0] != prints[1] == prints[2]
+
+
+def write_column(path: Path, values: np.ndarray) -> None:
+    """A zarr array."""
+    zarr.create_array(path, data=values, chunks=(70,), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(-2, r"-2\.0"), (1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf"), (1e19, r"1e\+19")]
+)
+@pytest.mark.usefixtures("small_chunks")
+def test_labels_that_are_none_are_refused(tmp_path: Path, value: float, said: str) -> None:
+    """The first row that has no whole number from -1 is named."""
+    labels = np.zeros(300)
+    labels[[123, 200]] = value
+    np.save(tmp_path / "x.npy", np.zeros((300, 3)))
+    np.save(tmp_path / "y.npy", labels)
+    chunks = validate(
+        {"data": {"source": "npy", "path": str(tmp_path / "x.npy"), "labels": str(tmp_path / "y.npy")}}
+    ).data.open_chunks()
+    with pytest.raises(InputError, match=rf"data\.labels: row 123 has label {said}, expected an integer from 0, or -1"):
+        [chunks.load(i) for i in range(chunks.n_chunks)]
+    np.save(tmp_path / "y.npy", labels[1:])
+    with pytest.raises(InputError, match="as labels, expected one number for each of the 300 rows"):
+        validate(
+            {"data": {"source": "npy", "path": str(tmp_path / "x.npy"), "labels": str(tmp_path / "y.npy")}}
+        ).data.open_chunks()
 
 
 # --- real data

@@ -15,21 +15,24 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 import pipeline
-from pipeline import fitting, workflow
+from pipeline import workflow
 from pipeline.arrays.packing import unpack
 from pipeline.arrays.rows import Rows
-from pipeline.data import draw
+from pipeline.data import sample
 from pipeline.em.accumulate import method_of
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
-from pipeline.models.information import ScoreProducts, standard_errors
-from pipeline.models.routes import KERNELS
-from pipeline.outputs import checkpoint, disk, labels
+from pipeline.fit import driver
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.information import ScoreProducts
+from pipeline.outputs import checkpoint, disk, labels, run_sink
 from pipeline.outputs.disk import SLACK
 from pipeline.outputs.events import read_events
 from pipeline.outputs.model_store import load_model
 from tests.jobs import Interrupt, blobs, files, job, results, write_rows
 from tests.laws.common import e_step
+
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def often(monkeypatch):
     """A checkpoint after every pass."""
-    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_sink, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -184,7 +187,7 @@ def test_standard_errors_are_added_on_request(tmp_path, data):
     assert stored.weights_se.dims == ("component",) and stored.means_se.dims == ("component", "feature")
     model, params, affine = load_model(stored)
     asked = ScoreProducts(model, params, covariances=True)
-    for name, value in standard_errors(asked, asked(Rows(affine.apply(blobs())), KERNELS)).items():
+    for name, value in asked.errors(asked(Rows(affine.apply(blobs())), KERNELS)).items():
         np.testing.assert_allclose(stored[f"{name}_se"].values, value, 1e-8)
         assert (value > 0).all()
     workflow.resume(tmp_path / "later", ["output.standard_errors=given-covariances"])
@@ -207,7 +210,7 @@ def test_standard_errors_that_cannot_be_had_are_said_to_be_missing(tmp_path):
 @pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
 def test_a_run_stopped_during_an_extrapolated_epoch_is_resumed_to_the_same_bytes(tmp_path, data, monkeypatch, model):
     """What it was extrapolated from, and the blocks' statistics, come back from the checkpoint; the step rejected or not."""
-    monkeypatch.setattr(fitting, "method_of", partial(method_of, n_blocks=3))
+    monkeypatch.setattr(driver, "method_of", partial(method_of, n_blocks=3))
     rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
     np.save(tmp_path / "labels.npy", np.arange(len(blobs())) % 5)
     start = {"init": "labels", "init_path": str(tmp_path / "labels.npy")}
@@ -215,7 +218,7 @@ def test_a_run_stopped_during_an_extrapolated_epoch_is_resumed_to_the_same_bytes
     config = job(rows, fit=fit, model={"n_components": 5, **model})
     workflow.run(config, tmp_path / "whole")
     with monkeypatch.context() as often:
-        often.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+        often.setattr(run_sink, "CHECKPOINT_SECONDS", 0.0)
         interrupted(config, tmp_path / "run", "pass", 17)  # five epochs, and two blocks of the extrapolated one
     _, state = checkpoint.load(tmp_path / "run/checkpoints", print)
     [found] = unpack(state.facts["state"], state.arrays)["runs"]
@@ -231,7 +234,7 @@ def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
     tmp_path, data, monkeypatch, method, model
 ):
     """Blocks of several chunks, a run to its end; of the multinomial also the layout of its arrays comes back."""
-    monkeypatch.setattr(fitting, "method_of", partial(method_of, n_blocks=3))
+    monkeypatch.setattr(driver, "method_of", partial(method_of, n_blocks=3))
     rows = write_rows(tmp_path / "counts.zarr", np.floor(np.exp(blobs() / 3))) if model else data
     fit = {"method": method, "tol": 1e-2, "max_iter": 100}
     workflow.run(job(rows, fit=fit, model=model, engine={"workers": 1}), tmp_path / "one")
@@ -253,8 +256,8 @@ def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
 def test_too_few_drawn_rows_are_no_search(tmp_path, data, monkeypatch):
     """With fewer than one for each component the start is as asked, through a resume too."""
     fit = {"method": "auto", "tol": 1e-2, "max_iter": 40}
-    monkeypatch.setattr(draw, "HELD_ROWS", 1)
-    monkeypatch.setattr(draw, "HELD_ROWS_PER_COMPONENT", 0)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS", 1)
+    monkeypatch.setattr(sample, "SAMPLE_ROWS_PER_COMPONENT", 0)
     workflow.run(job(data, fit=fit), tmp_path / "few")
     assert workflow.open_run(tmp_path / "few").attrs["search"] == []
     interrupted(job(data, fit=fit), tmp_path / "run", "init")
@@ -441,7 +444,7 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, data, often):
     assert any(f"{found[-1].name} is damaged" in text for text in warnings_of(run))
     for path in (tmp_path / "all" / "checkpoints").glob("gen-*"):
         (path / "manifest.json").write_text("{}")
-    with pytest.raises(StorageError, match="none of them whole"):
+    with pytest.raises(StorageError, match="damaged checkpoints"):
         workflow.resume(tmp_path / "all")
 
 
@@ -488,7 +491,7 @@ def test_a_start_that_changed_before_it_was_used_is_refused(tmp_path, data, init
     interrupted(config, tmp_path / "late", "pass", 2)
     write(1)
     workflow.resume(tmp_path / "late")
-    with pytest.raises(InputError, match=r"fit\.init_path: came with SHA-256"):
+    with pytest.raises(InputError, match=r"fit\.init_path: got SHA-256"):
         workflow.resume(tmp_path / "run")
     write(0)
     workflow.resume(tmp_path / "run")
@@ -597,7 +600,7 @@ def test_a_directory_of_ours_starts_afresh_goes_on_or_is_refused(tmp_path, data)
     run, config = tmp_path / "run", job(data)
     interrupted(config, run, "profile")
     assert not (run / "checkpoints").exists()
-    with pytest.raises(InputError, match="no checkpoint yet"):
+    with pytest.raises(InputError, match="got no checkpoint"):
         workflow.resume(run)
     interrupted(config, run, "checkpoint")
     with pytest.raises(InputError, match="em-pipeline resume"):
@@ -826,7 +829,7 @@ def test_events_say_what_the_specification_asks(tmp_path, data):
     start = next(event for event in events if event["event"] == "start")
     assert {"versions", "host", "blas", "pss"} <= set(start)
     assert start["plan"]["fixed"] < start["plan"]["peak"] <= start["plan"]["limit"]
-    assert all(event["routes"] == {"lanes": [3, 3]} for event in passes)
+    assert all(event["implementations"] == {"SIMD": [3, 3]} for event in passes)
     end = next(event for event in events if event["event"] == "finished")
     assert end["peak_pss"] > 0
 

@@ -1,35 +1,23 @@
-"""The config: strict sections, how they are read from YAML, and the commented YAML made from them."""
+"""The machinery of configs: strict sections, how they are read from YAML, and the commented YAML made from them.
 
-from pipeline.config.engine import Engine, Profile
-from pipeline.config.loading import load_config, to_plain, validate
-from pipeline.config.section import Section, parse_bytes
-from pipeline.config.sections import (
-    Config,
-    Data,
-    MixtureSpec,
-    Model,
-    Patch,
-    Preprocess,
-    Prior,
-    Select,
-)
-from pipeline.config.template import template
+The config of a job is composed in `pipeline.jobconfig`, of these sections and those of data and models.
+"""
+
+from pipeline.config.engine import ClusterProfile, EngineSection
+from pipeline.config.section import OneOrMore, Section, parse_bytes
+from pipeline.config.sections import Fit, Output, Preprocess, Select
+from pipeline.config.variants import Variant, Variants
 
 __all__ = [
-    "Config",
-    "Data",
-    "Engine",
-    "MixtureSpec",
-    "Model",
-    "Patch",
+    "ClusterProfile",
+    "EngineSection",
+    "Fit",
+    "OneOrMore",
+    "Output",
     "Preprocess",
-    "Prior",
-    "Profile",
     "Section",
     "Select",
-    "load_config",
+    "Variant",
+    "Variants",
     "parse_bytes",
-    "template",
-    "to_plain",
-    "validate",
 ]

@@ -1,4 +1,4 @@
-"""The section of where to compute, and how a cluster is described."""
+"""The section of where to compute, and the description of a cluster."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipeline.config.section import Section, parse_bytes
 
 
 class Adapt(Section):
-    """How many workers a cluster may have, as the load asks for."""
+    """How many workers a cluster may have; the load decides."""
 
-    minimum: int = Field(0, ge=0, description="workers kept when there is nothing to do")
-    maximum: int = Field(ge=1, description="workers at most")
+    minimum: int = Field(0, ge=0, description="least workers, when there is nothing to do")
+    maximum: int = Field(ge=1, description="most workers")
 
 
 class Security(Section):
@@ -24,8 +24,8 @@ class Security(Section):
     key: str = Field(description="path of its key, PEM")
 
 
-class Profile(Section):
-    """A named cluster."""
+class ClusterProfile(Section):
+    """A cluster with a name."""
 
     kind: str = Field(
         "local",
@@ -33,22 +33,26 @@ class Profile(Section):
         "tasks of one srun; or the dotted name of a class of distributed's kind, such as dask_jobqueue.PBSCluster",
     )
     workers: int | None = Field(
-        None, ge=1, description="how many; null: local: one a core, others: as options or adapt say"
+        None, ge=1, description="how many; null: local: one a core, others: as in options or adapt"
     )
     threads_per_worker: int = Field(1, ge=1, description="local: threads in each process")
-    adapt: Adapt | None = Field(None, description="workers come and go with the load, between a minimum and a maximum")
-    wait: float = Field(60, gt=0, description="seconds to wait for workers, at the start and where all are gone")
+    adapt: Adapt | None = Field(
+        None, description="start and stop workers with the load, between a minimum and a maximum"
+    )
+    wait: float = Field(60, gt=0, description="seconds to wait for workers, at the start and when all are lost")
     options: dict[str, Any] = Field(default_factory=dict, description="passed on to the cluster's class")
 
     @model_validator(mode="after")
-    def _options_fit(self) -> Profile:
+    def _options_fit(self) -> ClusterProfile:
         kind = self.kind
         if kind not in ("local", "ssh", "slurm", "slurm-runner") and "." not in kind:
-            raise ValueError(f"kind: {kind!r}, expected local, ssh, slurm, slurm-runner or a dotted name of a class")
+            raise ValueError(
+                f"kind: got {kind!r}, expected local, ssh, slurm, slurm-runner or a dotted name of a class"
+            )
         if kind == "local" and (self.options or self.adapt):
             raise ValueError("local: takes workers and threads_per_worker; leave options and adapt out")
         if kind != "local" and "threads_per_worker" in self.model_fields_set:
-            raise ValueError(f"threads_per_worker: of kind local alone; say it in the options of {kind}")
+            raise ValueError(f"threads_per_worker: is for kind local; say it in the options of {kind}")
         if kind in ("ssh", "slurm-runner") and (self.workers or self.adapt):
             how = "hosts in its options" if kind == "ssh" else "srun"
             raise ValueError(f"workers: {kind} has as many as {how} says; leave workers and adapt out")
@@ -57,13 +61,13 @@ class Profile(Section):
         return self
 
 
-class Engine(Section):
+class EngineSection(Section):
     """Where to compute; nothing here changes a bit of the result."""
 
     scheduler: str = Field("threads", description="threads (in this process), or the name of a profile (local)")
     scheduler_address: str | None = Field(None, description="address of a running dask scheduler")
     scheduler_file: str | None = Field(None, description="scheduler file of a running dask scheduler")
-    profiles: dict[str, Profile] = Field(
+    profiles: dict[str, ClusterProfile] = Field(
         default_factory=dict, description="clusters by name, beside those of the user's own file (docs/clusters.md)"
     )
     security: Security | None = Field(None, description="TLS among driver, scheduler and workers; null: none")
@@ -75,21 +79,19 @@ class Engine(Section):
     )
 
     keep_decoded: bool = Field(
-        False, description="keep decoded chunks between passes, as far as memory allows; threads only"
+        False, description="cache decoded chunks between passes, as far as memory allows; threads only"
     )
 
     @model_validator(mode="after")
-    def _keeps_where_it_can(self) -> Engine:
+    def _caches_on_threads_only(self) -> EngineSection:
         if self.keep_decoded and (self.scheduler_address or self.scheduler_file or self.scheduler != "threads"):
-            raise ValueError(
-                "keep_decoded: only threads share what they keep; use scheduler: threads, or leave it false"
-            )
+            raise ValueError("keep_decoded: only threads share a cache; use scheduler: threads, or leave it false")
         return self
 
     @model_validator(mode="after")
-    def _one_place(self) -> Engine:
-        given = [self.scheduler_address, self.scheduler_file, None if self.scheduler == "threads" else self.scheduler]
-        if sum(value is not None for value in given) > 1:
-            names = ", ".join(repr(value) for value in given if value is not None)
+    def _one_place(self) -> EngineSection:
+        places = [self.scheduler_address, self.scheduler_file, None if self.scheduler == "threads" else self.scheduler]
+        if sum(value is not None for value in places) > 1:
+            names = ", ".join(repr(value) for value in places if value is not None)
             raise ValueError(f"{names}: give one of scheduler_address, scheduler_file and a scheduler by profile")
         return self

@@ -1,17 +1,19 @@
-"""What is wrong with a config, in words: what came, what was expected, and the nearest key or value."""
+"""What is wrong with a config, in words: what was found, what is valid, and the nearest key or value."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from pipeline.config.section import Section
-from pipeline.config.sections import Config
 from pipeline.config.syntax import GLUED, Place
+from pipeline.config.variants import OUTSIDE, Variants, sections_in, variants_in
 from pipeline.errors import did_you_mean
 
 # What other libraries and habits call our keys.
@@ -25,7 +27,6 @@ _ALIASES = {
     **dict.fromkeys(("file", "filename", "folder", "directory"), "data.path"),
     **dict.fromkeys(("n_workers", "n_jobs", "threads"), "engine.workers"),
 }
-_VALUES = {"gmm": "gaussian", "lda": "multinomial", "lloyd": "kmeans"}
 _EXPECTED = {
     "int": "a whole number",
     "float": "a number",
@@ -39,83 +40,223 @@ _EXPECTED = {
 }
 
 
-def explain(problems: Sequence[Any], raw: Any, of: Mapping[Place, str], name: str) -> str:
-    """The message for what pydantic found. of : where a key was given, such as `c.yaml, line 3`.  name : of the config."""
+def explain(problems: Sequence[Any], raw: Any, of: Mapping[Place, str], name: str, root: type[Section]) -> str:
+    """Put what pydantic found into words.
+
+    Parameters
+    ----------
+    problems : sequence
+        Of `ValidationError.errors()`.
+    raw : Any
+        What was validated.
+    of : mapping
+        Where a key was written, such as ``c.yaml, line 3``.
+    name : str
+        Of the config, for what has no place.
+    root : type
+        The section that validated it.
+    """
+    config = _Config(root, raw)
     found = []
-    for at, group in groupby(problems, key=lambda problem: _place(problem, raw)):
+    for at, group in groupby(problems, key=config.place_of):
         together = list(group)
         where = next((of[at[:i]] for i in range(len(at), 0, -1) if at[:i] in of), name)
-        found.append(f"{where}: {_explain(at, together, raw)}")
+        found.append(f"{where}: {config.explained(at, together)}")
     if len(found) > 1:
         found = [f"{name}: {len(found)} mistakes.", *(f"  {each}" for each in found)]
     return "\n".join([*found, "`em-pipeline config` prints every option and its meaning."])
 
 
-def _place(problem: Any, raw: Any) -> Place:
-    """Where it is in what was given: pydantic also names the type of a union that it tried, and an item of a lone value."""
-    at: list[str | int] = []
-    for i, part in enumerate(problem["loc"]):
-        if (isinstance(raw, dict) and part in raw) or (
-            isinstance(raw, (list, tuple)) and isinstance(part, int) and part < len(raw)
-        ):
-            raw = raw[part]
-        elif isinstance(raw, dict) and problem["type"] == "missing" and i == len(problem["loc"]) - 1:
-            pass
+def home_of(name: str, root: type[Section]) -> str | None:
+    """Return the dotted key of which this is the last name, or another name of the last; None where there is none."""
+    return _ALIASES.get(name) or next((path for path, last in _keys(root) if last == name), None)
+
+
+@dataclass(frozen=True)
+class _Config:
+    """A config that is wrong. root : the section that validates it.  raw : what was written."""
+
+    root: type[Section]
+    raw: Any
+
+    def place_of(self, problem: Any) -> Place:
+        """Where it was written: pydantic also names the type of a union that it tried, and an item of a lone value."""
+        at: list[str | int] = []
+        raw = self.raw
+        for i, part in enumerate(problem["loc"]):
+            if (isinstance(raw, dict) and part in raw) or (
+                isinstance(raw, (list, tuple)) and isinstance(part, int) and part < len(raw)
+            ):
+                raw = raw[part]
+            elif isinstance(raw, dict) and problem["type"] == "missing" and i == len(problem["loc"]) - 1:
+                pass
+            else:
+                continue
+            at.append(part)
+        return tuple(at)
+
+    def explained(self, at: Place, problems: Sequence[Any]) -> str:
+        """What is wrong at one place."""
+        key, first = ".".join(map(str, at)), problems[0]
+        if first["type"] == "extra_forbidden":
+            return f"{key}: there is no such key{self._nearest_key(at)}"
+        if first["type"] == "missing" and isinstance(self._at(at[:-1]), dict) and at[-1] not in self._at(at[:-1]):
+            return f"{key}: is missing{self._who_needs(at)}."
+        if first["type"] == "value_error":
+            return self._own_words(at, first["msg"].removeprefix("Value error, "))
+        expected = " or ".join(dict.fromkeys(self._expected(at, problem) for problem in problems))
+        got = self._at(at)
+        choices = [choice for problem in problems for choice in _choices(problem)]
+        if isinstance(got, str) and choices:
+            expected += did_you_mean(self._meant(at, got), choices, cutoff=0.5) or "."
+        elif isinstance(got, str) and GLUED.match(got):
+            expected += "; a space is missing after its colon."
         else:
-            continue
-        at.append(part)
-    return tuple(at)
+            expected += "."
+        return f"{key}: got {_shown(got)}, expected {expected}"
+
+    def _at(self, at: Place) -> Any:
+        raw = self.raw
+        for part in at:
+            raw = raw[part]
+        return raw
+
+    def _field(self, at: Place) -> Any:
+        """The field at a place, None where there is none."""
+        while at and not isinstance(at[-1], str):
+            at = at[:-1]
+        return self.section(at[:-1]).model_fields.get(str(at[-1])) if at else None
+
+    def section(self, at: Place) -> type[Section]:
+        """The section at or around a place: of several variants the one that its keys name."""
+        section, raw = self.root, self.raw
+        for part in at:
+            field = section.model_fields.get(str(part))
+            try:
+                raw = raw[part]
+            except (KeyError, IndexError, TypeError):
+                raw = None
+            if field is not None:
+                section = _chosen(variants, raw) if (variants := variants_in(field)) else _first(field) or section
+        return section
+
+    def _variants(self, at: Place) -> Variants[Any] | None:
+        """The variants of which the section at a place is one."""
+        field = self._field(at)
+        return None if field is None else variants_in(field)
+
+    def _meant(self, at: Place, got: str) -> str:
+        """The value that another name stands for: gmm for gaussian."""
+        variants = self._variants(at[:-1])
+        return variants.meant(got) if variants is not None and at[-1] == variants.key else got
+
+    def _who_needs(self, at: Place) -> str:
+        """Which variant needs a key that is missing, and what it is."""
+        variants, section = self._variants(at[:-1]), self.section(at[:-1])
+        if variants is None:
+            return ""
+        about = section.model_fields[str(at[-1])].description
+        return f"; {variants.key} {self._at(at[:-1]).get(variants.key, variants.default)} needs it: {about}"
+
+    def _own_words(self, at: Place, words: str) -> str:
+        """The message of a validator of ours, which may begin with a key of its section."""
+        key = ".".join(map(str, at))
+        if not key:
+            return words
+        section, begins = self.section(at), re.match(r"\w+", words)
+        inside = begins and begins[0] in section.model_fields and section is not self.section(at[:-1])
+        return f"{key}.{words}" if inside else f"{key}: {words}"
+
+    def _expected(self, at: Place, problem: Any) -> str:
+        kind, context = problem["type"], problem.get("ctx", {})
+        if choices := _choices(problem):
+            return f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
+        if kind == "dict_type":
+            return "keys of its own, indented below it"
+        if kind in ("model_type", "model_attributes_type"):
+            return f"keys of its own, indented below it, such as {self._example(at, problem['input'])}"
+        if kind.startswith(("tuple", "too_", "missing")):
+            example = self._default(at)
+            return "a list" if example is None else f"a list such as {example}"
+        if kind.startswith("list"):
+            return f"a list, such as [{_flow(problem['input'])}]"
+        words = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
+        if words is None:
+            return str(problem["msg"])
+        example = self._default(at) if kind.startswith(("int", "float")) else None
+        return words.format(**context) + (f", such as {example}" if example is not None else "")
+
+    def _nearest_key(self, at: Place) -> str:
+        """What was probably meant: a key of this section, one of another, or the whole list."""
+        section, word = self.section(at[:-1]), str(at[-1])
+        if ":" in word:
+            return "; a space is missing after its colon."
+        if word in _ALIASES:
+            key = _ALIASES[word]
+            here = section is self.section(tuple(key.split(".")[:-1]))
+            return f"; did you mean {key.split('.')[1] if here else key}?"
+        variants = self._variants(at[:-1])
+        if variants is not None and (owners := variants.owners(word)):
+            return f"; it belongs to {variants.key} {_or(owners)}."
+        elsewhere = dict(_keys(self.root))
+        homes = [path.rpartition(".")[0] for path, last in elsewhere.items() if last == word]
+        near = did_you_mean(word, section.model_fields)
+        if homes and not near:
+            return f"; it belongs to {_or(homes)}."
+        if not near and (far := did_you_mean(word, elsewhere.values(), cutoff=0.75)):
+            meant = far.removeprefix("; did you mean ").removesuffix("?")
+            return f"; did you mean {next(path for path, name in elsewhere.items() if name == meant)}?"
+        return near or f"; expected one of {', '.join(section.model_fields)}."
+
+    def _example(self, at: Place, got: Any) -> str:
+        """The section at a place with one key: a lone word is most often its first."""
+        section = self.section(at)
+        inner = next(iter(section.model_fields))
+        default = section.model_fields[inner].get_default(call_default_factory=True)
+        value = got if isinstance(got, str) and not GLUED.match(got) else default
+        example = f"{inner}: {value if isinstance(value, (str, int, float)) else '…'}"
+        return f"{at[-1]}: {{{example}}}" if isinstance(at[-1], str) else f"{{{example}}}"
+
+    def _default(self, at: Place) -> str | None:
+        """The default of the field at or around a place, as it would be written; None where that would not help."""
+        field = self._field(at)
+        if field is None or field.is_required():
+            return None
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, tuple) and len(default) == 1:
+            default = default[0]
+        if default is None or isinstance(default, (str, Section, dict)) or default == []:
+            return None
+        return _flow(list(default) if isinstance(default, tuple) else default)
 
 
-def _explain(at: Place, problems: Sequence[Any], raw: Any) -> str:
-    key, first = ".".join(map(str, at)), problems[0]
-    if first["type"] == "extra_forbidden":
-        return f"{key}: there is no such key{_nearest_key(at, raw)}"
-    if first["type"] == "missing" and isinstance(_at(raw, at[:-1]), dict) and at[-1] not in _at(raw, at[:-1]):
-        return f"{key}: is missing."
-    if first["type"] == "value_error":
-        return _own_words(at, first["msg"].removeprefix("Value error, "))
-    expected = " or ".join(dict.fromkeys(_expected(at, problem) for problem in problems))
-    came = _at(raw, at)
-    choices = [choice for problem in problems for choice in _choices(problem)]
-    if isinstance(came, str) and choices:
-        meant = _VALUES.get(came.lower(), came)
-        expected += did_you_mean(meant, choices, cutoff=0.5) or "."
-    elif isinstance(came, str) and GLUED.match(came):
-        expected += "; a space is missing after its colon."
-    else:
-        expected += "."
-    return f"{key}: came {_came(came)}, expected {expected}"
+def _first(field: Any) -> type[Section] | None:
+    return next(sections_in(field), None)
 
 
-def _own_words(at: Place, words: str) -> str:
-    """What a validator of ours says; it may begin with a key of its section."""
-    section = _section_at(at)
-    key = ".".join(map(str, at))
-    begins = re.match(r"\w+", words)
-    if not key:
-        return words
-    return f"{key}.{words}" if begins and begins[0] in section.model_fields and _is_section(at) else f"{key}: {words}"
+def _chosen(variants: Variants[Any], raw: Any) -> type[Section]:
+    """The variant that some keys name; what all have in common where they name none of ours."""
+    try:
+        return variants.section_of(raw) if isinstance(raw, Mapping) else variants.base
+    except ValidationError:
+        return variants.base
 
 
-def _expected(at: Place, problem: Any) -> str:
-    kind, context = problem["type"], problem.get("ctx", {})
-    if choices := _choices(problem):
-        return f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
-    if kind == "dict_type":
-        return "keys of its own, indented below it"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"keys of its own, indented below it, such as {_example(at, problem['input'])}"
-    if kind.startswith(("tuple", "too_", "missing")):
-        example = _default(at)
-        return "a list" if example is None else f"a list such as {example}"
-    if kind.startswith("list"):
-        return f"a list, such as [{_flow(problem['input'])}]"
-    words = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
-    if words is None:
-        return str(problem["msg"])
-    example = _default(at) if kind.startswith(("int", "float")) else None
-    return words.format(**context) + (f", such as {example}" if example is not None else "")
+def _keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of a section and those below, with their last names."""
+    for name, field in section.model_fields.items():
+        variants, inner = variants_in(field), _first(field)
+        if variants is not None:
+            for each in (variants.base, *(variants[own] for own in variants.own if own != OUTSIDE)):
+                yield from _keys(each, f"{prefix}{name}.")
+        elif inner is None:
+            yield prefix + name, name
+        elif isinstance(field.get_default(call_default_factory=True), Section):
+            yield from _keys(inner, f"{prefix}{name}.")
+
+
+def _or(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _choices(problem: Any) -> list[str]:
@@ -123,11 +264,11 @@ def _choices(problem: Any) -> list[str]:
     return re.findall(r"'([^']*)'", expected)
 
 
-def _came(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None:
-        return "empty"
+        return "nothing"
     text = repr(value) if isinstance(value, str) else _flow(value)
-    return f"as {text if len(text) <= 60 else text[:57] + '…'}"
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _flow(value: Any) -> str:
@@ -136,95 +277,3 @@ def _flow(value: Any) -> str:
         return str(yaml.safe_dump(value, default_flow_style=True, width=10_000)).removesuffix("\n...\n").strip()
     except yaml.YAMLError:
         return repr(value)
-
-
-def _nearest_key(at: Place, raw: Any) -> str:
-    """What was probably meant: a key of this section, one of another, or the whole list."""
-    section, word = _section_at(at[:-1]), str(at[-1])
-    if ":" in word:
-        return "; a space is missing after its colon."
-    known = list(section.model_fields)
-    if word in _ALIASES:
-        key = _ALIASES[word]
-        return f"; did you mean {key.split('.')[1] if section is _type_of(key) else key}?"
-    elsewhere = dict(_keys(Config, ""))
-    homes = [path for path, name in elsewhere.items() if name == word]
-    near = did_you_mean(word, known)
-    if homes and not near:
-        return f"; it belongs to {' or '.join(home.rpartition('.')[0] for home in homes)}."
-    if not near and (far := did_you_mean(word, elsewhere.values(), cutoff=0.75)):
-        meant = far.removeprefix("; did you mean ").removesuffix("?")
-        return f"; did you mean {next(path for path, name in elsewhere.items() if name == meant)}?"
-    return near or f"; expected one of {', '.join(known)}."
-
-
-def home_of(name: str) -> str | None:
-    """The dotted key of which this is the last name, or what others call it; None where there is none."""
-    return _ALIASES.get(name) or next((path for path, last in _keys(Config, "") if last == name), None)
-
-
-def _type_of(key: str) -> type[Section]:
-    """The section that a dotted key is of."""
-    return _section_at(tuple(key.split(".")[:-1]))
-
-
-def _keys(section: type[Section], prefix: str) -> Iterator[tuple[str, str]]:
-    """Dotted keys of a section and those below, with their last names."""
-    for name, field in section.model_fields.items():
-        inner = list(sections_in(field.annotation))
-        if not inner:
-            yield prefix + name, name
-        elif isinstance(field.get_default(call_default_factory=True), Section):
-            yield from _keys(inner[0], f"{prefix}{name}.")
-
-
-def _at(raw: Any, at: Place) -> Any:
-    for part in at:
-        raw = raw[part]
-    return raw
-
-
-def _section_at(at: Place) -> type[Section]:
-    section: type[Section] = Config
-    for part in at:
-        field = section.model_fields.get(str(part))
-        inner = list(sections_in(field.annotation)) if field else []
-        if inner:
-            section = inner[0]
-    return section
-
-
-def _is_section(at: Place) -> bool:
-    return _section_at(at) is not _section_at(at[:-1])
-
-
-def _example(at: Place, came: Any) -> str:
-    """The section at a place with one key: a lone word is most often its first."""
-    section = _section_at(at)
-    inner = next(iter(section.model_fields))
-    default = section.model_fields[inner].get_default(call_default_factory=True)
-    value = came if isinstance(came, str) and not GLUED.match(came) else default
-    example = f"{inner}: {value if isinstance(value, (str, int, float)) else '…'}"
-    return f"{at[-1]}: {{{example}}}" if isinstance(at[-1], str) else f"{{{example}}}"
-
-
-def _default(at: Place) -> str | None:
-    """The default of the field at or around a place, as it would be written; None where it says nothing."""
-    names = [part for part in at if isinstance(part, str)]
-    section, field = _section_at(tuple(names[:-1])), names[-1] if names else ""
-    if field not in section.model_fields or section.model_fields[field].is_required():
-        return None
-    default = section.model_fields[field].get_default(call_default_factory=True)
-    if isinstance(default, tuple) and len(default) == 1:
-        default = default[0]
-    if default is None or isinstance(default, (str, Section, dict)) or default == []:
-        return None
-    return _flow(list(default) if isinstance(default, tuple) else default)
-
-
-def sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that an annotation is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from sections_in(part)

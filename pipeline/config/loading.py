@@ -1,29 +1,43 @@
-"""From a YAML file and `section.key=value` strings to a Config, or to an error that names the nearest key."""
+"""From a YAML file and `section.key=value` strings to a validated section, or to an error that names the nearest key."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from pipeline.config.explaining import explain, home_of
-from pipeline.config.sections import Config
+from pipeline.config.section import Section
 from pipeline.config.syntax import Place, parse
 from pipeline.errors import InputError, does_not_exist
 
+S = TypeVar("S", bound=Section)
+
+# Keys that had another name in earlier versions, which goes on working.
+RENAMED = {("select", "annihilation"): "pruning"}
 _BEGIN = "`em-pipeline config > job.yaml` writes one to begin with."
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read and validate a YAML file; `overrides` are `section.key=value` strings.
+def read_yaml(path: str | Path) -> tuple[Any, dict[Place, int]]:
+    """Read a YAML file.
 
-    Raises InputError for anything that is not a valid config, naming the nearest key.
+    Returns
+    -------
+    raw : Any
+        Its content; an empty file is an empty mapping.
+    lines : dict
+        The line of each key.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is no YAML.
     """
     raw, lines = parse(_text(Path(path)), f"config {path}")
-    return validate({} if raw is None else raw, overrides or [], f"config {path}", lines)
+    return {} if raw is None else raw, lines
 
 
 def _text(path: Path) -> str:
@@ -40,34 +54,63 @@ def _text(path: Path) -> str:
 
 
 def validate(
-    raw: Any, overrides: list[str] | None = None, name: str = "config", lines: Mapping[Place, int] | None = None
-) -> Config:
-    """A Config from plain dicts and lists, or an InputError that names what is wrong. lines : where keys were given."""
+    root: type[S],
+    raw: Any,
+    overrides: Sequence[str] = (),
+    name: str = "config",
+    lines: Mapping[Place, int] | None = None,
+) -> S:
+    """Validate plain dicts and lists.
+
+    Parameters
+    ----------
+    root : type
+        The section of the whole.
+    raw : Any
+        What was written.
+    overrides : sequence of str
+        Of the form ``section.key=value``, in place of what was written.
+    name : str
+        Of the config, for messages.
+    lines : mapping, optional
+        Where keys were written.
+
+    Returns
+    -------
+    Section
+        An instance of `root`.
+
+    Raises
+    ------
+    InputError
+        Naming all that is wrong.
+    """
     if not isinstance(raw, dict):
-        came = f"{raw!r:.40}" if isinstance(raw, str) else f"a {type(raw).__name__}"
-        raise InputError(f"{name}: came as {came}, expected sections such as data: and model:. {_BEGIN}")
+        got = f"{raw!r:.40}" if isinstance(raw, str) else f"a {type(raw).__name__}"
+        raise InputError(f"{name}: got {got}, expected sections such as data: and model:. {_BEGIN}")
     of: dict[Place, str] = {place: f"{name}, line {line}" for place, line in (lines or {}).items()}
-    for override in overrides or []:
-        place, leaf = _override(override)
+    for override in overrides:
+        place, leaf = _override(override, root)
         for part in reversed(place[1:]):
             leaf = {part: leaf}
         raw = _merge(raw, {place[0]: leaf})
         for i in range(1, len(place)):
             of.setdefault(place[:i], f"--set {override}")
         of[place] = f"--set {override}"
+    raw = _with_new_names(raw, of, name)
     try:
-        return Config.model_validate(raw)
+        return root.model_validate(raw)
     except ValidationError as error:
-        raise InputError(explain(error.errors(), raw, of, name)) from None
+        raise InputError(explain(error.errors(), raw, of, name, root)) from None
 
 
-def _override(override: str) -> tuple[tuple[str, ...], Any]:
+def _override(override: str, root: type[Section]) -> tuple[tuple[str, ...], Any]:
     """The place and the value of `section.key=value`."""
     key, separator, value = override.partition("=")
     parts = tuple(key.strip().split("."))
     if not separator or not all(parts):
         raise InputError(f"--set {override!r}: expected section.key=value, such as fit.max_iter=50.")
-    if len(parts) == 1 and (home := home_of(parts[0])):
+    if len(parts) == 1 and (home := home_of(parts[0], root)):
         raise InputError(f"--set {override!r}: expected section.key=value; did you mean {home}={value}?")
     return parts, parse(value, f"--set {override!r}")[0]
 
@@ -80,6 +123,16 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def to_plain(config: Config) -> dict[str, Any]:
-    """The config as plain dicts and lists, without `storage_options`: credentials are never written."""
-    return config.model_dump(mode="json", exclude={"data": {"storage_options"}})
+def _with_new_names(raw: dict[str, Any], of: dict[Place, str], name: str) -> dict[str, Any]:
+    """Keys by the names that they have now. of : where keys were written, which goes with them."""
+    for (section, old), new in RENAMED.items():
+        inner = raw.get(section)
+        if isinstance(inner, dict) and old in inner:
+            if new in inner:
+                where = of.get((section, old), name)
+                raise InputError(
+                    f"{where}: {section}.{old}: is the old name of {section}.{new}, which is there too. Remove it."
+                )
+            raw = {**raw, section: {new if key == old else key: value for key, value in inner.items()}}
+            of[section, new] = of.get((section, old), name)
+    return raw

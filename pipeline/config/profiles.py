@@ -1,45 +1,83 @@
-"""Clusters by name: those of the config, and those that a user keeps for all jobs."""
+"""Clusters by name: those of the config, and those that a user has for all jobs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline.config.engine import Engine, Profile
+from pydantic import Field
+
+from pipeline.config.engine import ClusterProfile, EngineSection
 from pipeline.config.loading import validate
+from pipeline.config.section import Section
 from pipeline.config.syntax import parse
 from pipeline.errors import InputError, did_you_mean
 
 FILE_VARIABLE = "EM_PIPELINE_PROFILES"
 
 
+class _EngineAlone(Section):
+    """A config of which nothing but the engine is of interest."""
+
+    engine: EngineSection = Field(default_factory=EngineSection)
+
+
+def engine_alone(raw: Any, overrides: Sequence[str]) -> EngineSection | None:
+    """Return the engine section of a config without a look at the rest, which may need NumPy.
+
+    Parameters
+    ----------
+    raw : Any
+        The config as it was written.
+    overrides : sequence of str
+        ``section.key=value`` strings for any section.
+
+    Returns
+    -------
+    EngineSection or None
+        None where it is wrong: the validation of the whole config names the mistake.
+    """
+    plain = {"engine": raw["engine"]} if isinstance(raw, dict) and "engine" in raw else {}
+    try:
+        own = [override for override in overrides if override.startswith("engine.")]
+        return validate(_EngineAlone, plain, own).engine
+    except InputError:
+        return None
+
+
 def profiles_file() -> Path:
-    """The user's own profiles: what EM_PIPELINE_PROFILES names, else em-pipeline/profiles.yaml of the user's settings."""
+    """Return the path of the user's own profiles: what EM_PIPELINE_PROFILES names, else em-pipeline/profiles.yaml of the user's settings."""
     settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return Path(os.environ.get(FILE_VARIABLE) or settings / "em-pipeline" / "profiles.yaml")
 
 
-def profile_of(engine: Engine) -> Profile | None:
-    """The profile that a job runs on; None where it uses threads or a scheduler that others started.
+def profile_of(engine: EngineSection) -> ClusterProfile | None:
+    """Return the profile that a job runs on; None for threads, or a scheduler that others started.
 
-    Raises InputError for one that nobody described, and for a file that is not what it should be.
+    Raises
+    ------
+    InputError
+        If no profile has that name, or the user's file of profiles cannot be used.
     """
     if engine.scheduler == "threads" or engine.scheduler_address or engine.scheduler_file:
         return None
-    known = {"local": Profile(), **_users_own(), **engine.profiles}
-    if engine.scheduler not in known:
+    profiles = {"local": ClusterProfile(), **_users_own(), **engine.profiles}
+    if engine.scheduler not in profiles:
+        names = ", ".join(sorted(profiles))
         raise InputError(
-            f"engine.scheduler: {engine.scheduler!r}, expected threads or one of the profiles {', '.join(sorted(known))}"
-            f"{did_you_mean(engine.scheduler, ['threads', *known]) or '.'} Describe it in engine.profiles or in {profiles_file()}."
+            f"engine.scheduler: got {engine.scheduler!r}, expected threads or one of the profiles {names}"
+            f"{did_you_mean(engine.scheduler, ['threads', *profiles]) or '.'} Describe it in engine.profiles or in {profiles_file()}."
         )
-    return known[engine.scheduler]
+    return profiles[engine.scheduler]
 
 
-def _users_own() -> dict[str, Profile]:
+def _users_own() -> dict[str, ClusterProfile]:
     path = profiles_file()
     if not path.exists():
         if os.environ.get(FILE_VARIABLE):
-            raise InputError(f"{FILE_VARIABLE}: {path} is not there, expected a YAML file of profiles by name.")
+            raise InputError(f"{FILE_VARIABLE}: {path} does not exist, expected a YAML file of profiles by name.")
         return {}
     try:
         text = path.read_text(encoding="utf-8")
@@ -47,10 +85,10 @@ def _users_own() -> dict[str, Profile]:
         raise InputError(f"profiles {path}: cannot be read as text ({error}). See docs/clusters.md.") from error
     raw, lines = parse(text, f"profiles {path}")
     within = {("engine", "profiles", *place): line for place, line in lines.items()}
-    return validate({"engine": {"profiles": raw or {}}}, None, f"profiles {path}", within).engine.profiles
+    return validate(_EngineAlone, {"engine": {"profiles": raw or {}}}, (), f"profiles {path}", within).engine.profiles
 
 
-def serves(engine: Engine) -> bool:
+def serves(engine: EngineSection) -> bool:
     """Whether this process is one of an srun that is to be the scheduler or a worker: the second is the job's driver."""
     profile = profile_of(engine)
     return profile is not None and profile.kind == "slurm-runner" and os.environ.get("SLURM_PROCID", "1") != "1"

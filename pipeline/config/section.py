@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+T = TypeVar("T")
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
+class Section(BaseModel):
+    """A frozen part of the config that accepts its own keys and no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
 def parse_bytes(value: Any) -> Any:
-    """`1GiB`, `500 MB` or a plain number, in bytes; `auto` stays as it is."""
+    """Read a size in bytes.
+
+    Parameters
+    ----------
+    value : int or str
+        Such as ``1GiB``, ``500 MB``, a plain number, or ``auto``.
+
+    Returns
+    -------
+    int or str
+        The number of bytes; ``auto`` as it is.
+
+    Raises
+    ------
+    ValueError
+        If the text is not a size.
+    """
     if not isinstance(value, str) or value == "auto":
         return value
     match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", value)
@@ -21,7 +45,22 @@ def parse_bytes(value: Any) -> Any:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-class Section(BaseModel):
-    """A frozen part of the config that accepts its own keys and no others."""
+def _as_list(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and not value:
+        raise ValueError("got an empty list; give at least one value")
+    return value if isinstance(value, (list, tuple)) else [value]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+def _as_written(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(values) == 1 else list(values)
+
+
+_LISTED = BeforeValidator(_as_list)
+
+OneOrMore = Annotated[tuple[T, ...], _LISTED, PlainSerializer(_as_written)]
+"""One value or a list of values to choose from, read and written as either."""
+
+
+def lists_of(section: type[Section]) -> list[str]:
+    """Names of the fields of a section that are `OneOrMore`."""
+    return [name for name, field in section.model_fields.items() if any(item is _LISTED for item in field.metadata)]

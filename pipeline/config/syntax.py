@@ -1,4 +1,4 @@
-"""YAML as people write it: read safely, with the line of each key, and with errors that say what is usually wrong.
+"""YAML as people write it: read safely, with the line of each key, and with errors that name the usual causes.
 
 Numbers such as 1e-3 are numbers (YAML 1.2; to YAML 1.1 they are text), and a key that is given twice is an error.
 """
@@ -32,9 +32,24 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
-    """The content of a YAML text, and the line of each of its keys, from 1. name : of the text, for messages.
+    """Read a YAML text.
 
-    Raises InputError with line and column.
+    Parameters
+    ----------
+    text : str
+    name : str
+        Of the text, for messages.
+
+    Returns
+    -------
+    content : Any
+    lines : dict
+        The line of each key, from 1.
+
+    Raises
+    ------
+    InputError
+        With line and column, if it is not plain YAML.
     """
     try:
         loader = _Loader(text)
@@ -83,7 +98,7 @@ def _in_words(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
 def _usually(error: yaml.MarkedYAMLError, lines: list[str], mark: yaml.Mark) -> tuple[int, int, str]:
     """Line and column, from 0, of what is usually wrong there, and what to do about it."""
     number, column = min(mark.line, len(lines) - 1), mark.column
-    for i in range(number, max(number - 3, -1), -1):  # where it is noticed is at or after where it is
+    for i in range(number, max(number - 3, -1), -1):  # the error is at or before the line where it is noticed
         indent = lines[i][: len(lines[i]) - len(lines[i].lstrip())]
         if "\t" in indent:
             return i, indent.index("\t"), "A tab stands before it: YAML is indented with spaces, two for each level."
@@ -100,7 +115,7 @@ def _usually(error: yaml.MarkedYAMLError, lines: list[str], mark: yaml.Mark) -> 
         or "anchor" in str(error.context)
         or "cannot start any token" in str(error.problem)
     ):
-        return number, column, "Put the value in quotes: it begins with a character that YAML keeps for itself."
+        return number, column, "Put the value in quotes: it begins with a character that YAML reserves."
     above = next((line for line in reversed(lines[:number]) if line.strip() and not line.lstrip().startswith("#")), "")
     if "constructor" in str(error.problem):
         return number, column, "It has a tag, which may stand for anything: plain YAML has none."

@@ -1,115 +1,135 @@
-"""The commented YAML that `em-pipeline config` prints: every option, its default, bounds and meaning, from the config."""
+"""The commented YAML that `em-pipeline config` prints: every option, its default, bounds and meaning, from the sections."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import yaml
 
-from pipeline.config.explaining import sections_in
 from pipeline.config.section import Section
-from pipeline.config.sections import Config
-from pipeline.errors import InputError, did_you_mean
+from pipeline.config.variants import Variants, sections_in, variants_in
 
-# What a family's template sets beside the defaults: data that ship with a dependency.
-_TEMPLATES: dict[str, dict[str, Any]] = {
-    "gaussian": {"data": {"source": "images", "path": "photographs"}},
-    "kmeans": {"data": {"source": "bundled", "path": "digits"}, "model": {"family": "kmeans", "n_components": 10}},
-    "multinomial": {
-        "data": {"source": "docword", "path": "docword.txt.gz", "vocabulary": "vocab.txt"},
-        "model": {"family": "multinomial", "n_components": 20},
-    },
-}
-
-
-# What to do first, by family.
-_BEGIN = {
-    "gaussian": "Set data.source and data.path to your data, and model.n_components to how many components you look for. As it "
-    "is, it fits the 8 x 8 patches of two photographs that the installation brings along.",
-    "kmeans": "Set data.source and data.path to your data, and model.n_components to how many clusters you look for. As it is, "
-    "it clusters 1797 handwritten digits that the installation brings along.",
-    "multinomial": "Set data.path to your counts (UCI's docword format: D, W and NNZ on a line each, then `document word count` "
-    "lines), data.vocabulary to their words or null, and model.n_components to how many topics you look for.",
-}
-# What is looked at first; the rest of a section comes below it.
-_FIRST = {
-    "data": ("source", "path", "patch", "vocabulary", "weights", "bad_rows"),
-    "model": ("family", "n_components", "covariance_type"),
-    "fit": ("init", "n_init", "max_iter", "tol", "random_state"),
-    "engine": ("workers", "memory", "scheduler", "scheduler_file"),
-    "output": ("path", "labels", "top_k"),
-}
 COLUMN, WIDTH = 28, 120  # where comments begin, and lines end
-_HELD = "\N{NO-BREAK SPACE}"  # where no line may end
+_FIXED = "\N{NO-BREAK SPACE}"  # where no line may end
 
 
-def template(family: str) -> str:
-    """A commented YAML with every option, its default, bounds and meaning."""
-    if family not in _TEMPLATES:
-        near = did_you_mean(family, _TEMPLATES) or "."
-        raise InputError(f"config {family}: expected one of {', '.join(_TEMPLATES)}{near}")
-    config = Config.model_validate(_TEMPLATES[family])
-    about = [
-        f"A {family} job of em-pipeline. {_BEGIN[family]}",
-        "`em-pipeline check FILE` says what it would cost, `em-pipeline run FILE` runs it. Every other line may be left "
-        "out, but for model.family: what stands there is the default.",
-    ]
+def commented(
+    config: Section,
+    about: Sequence[str],
+    first: Mapping[str, Sequence[str]],
+    nulls: Mapping[str, Mapping[str, str]],
+    others: Sequence[str] = (),
+) -> str:
+    """Write a config as YAML with a comment on every option.
+
+    Parameters
+    ----------
+    config : Section
+        The whole config, whose values are written.
+    about : sequence of str
+        Paragraphs to begin with.
+    first : mapping
+        Names of the options that come first, by section; the others follow as seldom changed.
+    nulls : mapping
+        By section and option: what null stands for, after descriptions that end with it.
+    others : sequence of str
+        Sections of which the keys of all variants are written, as comments.
+    """
     lines = [f"# {line}" for text in about for line in textwrap.wrap(text, WIDTH - 2)]
-    for name, field in Config.model_fields.items():
+    for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         lines.append("#")
-        if isinstance(value, Section):
-            lines.append(f"{name}:  # {field.description}")
-            first = _FIRST.get(name, tuple(type(value).model_fields))
-            rest = [each for each in type(value).model_fields if each not in first]
-            lines += _commented(value, 1, first)
-            lines += ["  # seldom changed:", *_commented(value, 1, rest)] if rest else []
-        else:
+        if not isinstance(value, Section):
             lines += _option(config, name, 0)
+            continue
+        lines.append(f"{name}:  # {field.description}")
+        fields, variants = type(value).model_fields, variants_in(field)
+        names = [each for each in first.get(name, fields) if each in fields]
+        rest = [each for each in fields if each not in names]
+        ends = {key: f", {text}" for key, text in nulls.get(name, {}).items()}
+        if variants is not None:
+            ends[variants.key] = f"; {' | '.join(variants)}"
+        lines += _options(value, 1, names, ends)
+        lines += ["  # seldom changed:", *_options(value, 1, rest, ends)] if rest else []
+        lines += _others(variants, value) if variants is not None and name in others else []
     return "\n".join(lines) + "\n"
 
 
-def _commented(section: Section, indent: int, names: Iterable[str]) -> Iterator[str]:
+def _options(
+    section: Section, indent: int, names: Iterable[str], ends: Mapping[str, str] | None = None
+) -> Iterator[str]:
     for name in names:
         value = getattr(section, name)
         if isinstance(value, Section):
             yield from _beside(f"{'  ' * indent}{name}:", str(type(section).model_fields[name].description))
-            yield from _commented(value, indent + 1, type(value).model_fields)
+            yield from _options(value, indent + 1, type(value).model_fields)
         else:
-            yield from _option(section, name, indent)
+            yield from _option(section, name, indent, (ends or {}).get(name, ""))
 
 
-def _option(section: Section, name: str, indent: int) -> Iterator[str]:
-    """An option with its default, meaning, bounds and choices; and what it could hold where it is empty."""
-    field, pad = type(section).model_fields[name], "  " * indent
-    plain = section.model_dump(mode="json", include={name})[name]
-    said = field.description or ""
-    bounds = [_bound(constraint) for constraint in (*field.metadata, *_inner(field.annotation))]
-    choices = [choice for choice in _choices(field.annotation) if choice not in re.split(r"[ :;,|]+", said)]
-    several = " | ".join(_choices(field.annotation)) if len(_choices(field.annotation)) > 1 else "".join(choices)
-    notes = [said, *dict.fromkeys(bounds), several]
-    dumped = yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
-    yield from _beside(f"{pad}{name}: {dumped}", "; ".join(note for note in notes if note))
+def _option(section: Section, name: str, indent: int, end: str = "") -> Iterator[str]:
+    """An option with its value and what it means; and what it could hold where it is empty."""
+    field = type(section).model_fields[name]
+    value = section.model_dump(mode="json", include={name})[name]
+    yield from _beside(f"{'  ' * indent}{name}: {_flow(value)}", _meaning(field, end))
     if getattr(section, name) is None:
-        yield from (f"{pad}#   {line}" for line in _absent(field.annotation))
+        yield from (f"{'  ' * indent}#   {line}" for line in _absent(field))
+
+
+def _meaning(field: Any, end: str = "") -> str:
+    """The description of a field, its end, its bounds and its choices."""
+    said = (field.description or "") + end
+    bounds = [_bound(constraint) for constraint in (*field.metadata, *_inner(field.annotation))]
+    choices = _choices(field.annotation)
+    unsaid = [choice for choice in choices if choice not in re.split(r"[ :;,|]+", said)]
+    several = " | ".join(choices) if len(choices) > 1 else "".join(unsaid)
+    return "; ".join(note for note in (said, *dict.fromkeys(bounds), several) if note)
+
+
+def _others(variants: Variants[Any], chosen: Section) -> Iterator[str]:
+    """The keys of the other variants, as comments."""
+    fields = type(chosen).model_fields
+    yield f"  # the other values of {variants.key}, and the keys that come with each:"
+    for name in variants:
+        section = variants[name]
+        if isinstance(chosen, section):
+            continue
+        about = section.model_fields[variants.key].description
+        yield from (f"  # {line}" for line in _beside(f"{variants.key}: {name}", str(about)))
+        for key, field in section.model_fields.items():
+            if key not in fields:
+                value = "…" if field.is_required() else _flow(_plain(section, key))
+                yield from (f"  # {line}" for line in _beside(f"  {key}: {value}", _meaning(field)))
+
+
+def _plain(section: type[Section], name: str) -> Any:
+    """The default of a field, as it would be written."""
+    value = section.model_fields[name].get_default(call_default_factory=True)
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+
+def _flow(value: Any) -> str:
+    return str(yaml.safe_dump(value, default_flow_style=True, width=10_000)).strip().removesuffix("...").strip()
 
 
 def _beside(text: str, comment: str) -> Iterator[str]:
     """A line and its comment, which goes on below where it is long."""
     at = max(COLUMN, len(text) + 2)
-    first, *more = textwrap.wrap(comment, WIDTH - at - 2, break_long_words=False, break_on_hyphens=False)
-    yield f"{text:{at}}# {first}".replace(_HELD, " ")
-    yield from (f"{'':{at}}# {line}".replace(_HELD, " ") for line in more)
+    first, *more = textwrap.wrap(comment, max(40, WIDTH - at - 4), break_long_words=False, break_on_hyphens=False)
+    yield f"{text:{at}}# {first}".replace(_FIXED, " ")
+    yield from (f"{'':{at}}# {line}".replace(_FIXED, " ") for line in more)
 
 
-def _absent(annotation: Any) -> Iterator[str]:
+def _absent(field: Any) -> Iterator[str]:
     """What a section that may be given could say, where it has defaults."""
-    for section in sections_in(annotation):
-        if not any(field.is_required() for field in section.model_fields.values()):
-            yield from _commented(section(), 0, section.model_fields)
+    for section in sections_in(field):
+        if not any(inner.is_required() for inner in section.model_fields.values()):
+            yield from _options(section(), 0, section.model_fields)
 
 
 def _inner(annotation: Any) -> Iterator[Any]:
@@ -124,7 +144,7 @@ def _bound(constraint: Any) -> str:
     for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
         bound = getattr(constraint, attribute, None)
         if bound is not None:
-            return f"{sign}{_HELD}{bound}"
+            return f"{sign}{_FIXED}{bound}"
     return ""
 
 

@@ -1,7 +1,7 @@
 """Chunks: a source's rows as the models see them.
 
-Reads a chunk, sets bad rows aside (weight 0, so that row numbers keep their meaning), looks up weights and
-applies the preprocessing map. Small and picklable; what it returns does not depend on who asks.
+Reads a chunk, gives weight 0 to bad rows (so that row numbers keep their meaning), looks up weights and labels and applies
+the preprocessing. Small and picklable; what it returns does not depend on who asks.
 """
 
 from __future__ import annotations
@@ -26,15 +26,23 @@ N_HASHED = 16  # chunks whose bytes enter the fingerprint
 
 @dataclass(frozen=True)
 class Chunks:
-    """The rows of a source with their weights and preprocessing, chunk by chunk.
+    """The rows of a source with their columns and preprocessing, chunk by chunk.
 
-    clean : whether a pass has found no NaN and no inf; to look again would cost as much as some E-steps.
+    Attributes
+    ----------
+    source : Source
+    weights, labels : Column or None
+    affine : Affine or None
+        The preprocessing.
+    clean : bool
+        Whether a pass has found no NaN and no inf; to look again would cost as much as some E-steps.
     """
 
     source: Source
     weights: Column | None = None
     affine: Affine | None = None
     clean: bool = False
+    labels: Column | None = None
 
     @property
     def n_chunks(self) -> int:
@@ -51,54 +59,66 @@ class Chunks:
         """Columns that the models see."""
         return self.source.n_features if self.affine is None else self.affine.n_out
 
-    def known(self, affine: Affine | None, n_bad: int) -> Chunks:
-        """The same rows after a profiling pass: mapped, and looked through."""
+    def after_profile(self, affine: Affine | None, n_bad: int) -> Chunks:
+        """Return the same rows with the preprocessing that a profiling pass has fitted; n_bad : bad rows that it found."""
         return replace(self, affine=affine, clean=n_bad == 0)
 
     def raw(self) -> Chunks:
-        """The same rows without the preprocessing."""
+        """Return the same rows without the preprocessing."""
         return replace(self, affine=None)
 
     def load(self, i: int) -> Rows:
-        """Chunk i, ready for an E-step. Raises StorageError or InputError naming chunk or row."""
+        """Read chunk i, ready for an E-step.
+
+        Raises
+        ------
+        StorageError
+            If the chunk cannot be read.
+        InputError
+            If a weight or label is not valid; the message names the row.
+        """
         return self.prepared(i, self.source.read(i))
 
     def prepared(self, i: int, x: Matrix) -> Rows:
-        """Chunk i from its rows as they were read."""
+        """Return chunk i from its rows as they were read."""
         start, stop = self.rows(i)
-        weight = None if self.weights is None else self._checked(self.weights.read(start, stop), start)
+        weight = None if self.weights is None else _checked_weights(self.weights.read(start, stop), start)
+        label = None if self.labels is None else _checked_labels(self.labels.read(start, stop), start)
         bad = None if self.clean else _bad_rows(x)
         if bad is not None:
             weight = np.where(bad, 0.0, 1.0 if weight is None else weight)
             x = _zeroed(x, bad)
-        return Rows(x if self.affine is None else self.affine.apply(x), weight, start, bad)
+        return Rows(x if self.affine is None else self.affine.apply(x), weight, start, bad, label)
 
     def chunk_bytes(self) -> int:
-        """Bytes of the largest chunk in the dtype that it is computed in; for sparse rows what a chunk aims at."""
+        """Return the bytes of the largest chunk in the dtype that it is computed in; of sparse rows what a chunk aims at."""
         if self.source.sparse:
             return TARGET_BYTES
         rows = int(np.diff(self.source.bounds).max())
         return rows * self.source.n_features * compute_dtype(self.source.dtype).itemsize
 
     def pass_bytes(self) -> int:
-        """Decoded bytes of one pass; for sparse rows those stored."""
+        """Return the decoded bytes of one pass; of sparse rows those stored."""
         source = self.source
         if source.sparse:
             return sum(source.object_sizes())
         return source.n_rows * source.n_features * source.dtype.itemsize
 
     def rows(self, i: int) -> tuple[int, int]:
-        """The first row of chunk i, and the one after its last."""
+        """Return the first row of chunk i, and the one after its last."""
         return int(self.source.bounds[i]), int(self.source.bounds[i + 1])
 
     def hashed(self) -> list[int]:
-        """The evenly spaced chunks whose bytes enter the fingerprint."""
+        """Return the evenly spaced chunks whose bytes enter the fingerprint."""
         return [int(i) for i in np.unique(np.linspace(0, self.n_chunks - 1, N_HASHED).round())]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the input without its path or times: shape, dtype, grid, object sizes, bytes of 16 chunks.
+        """Return what identifies the input without its path or times.
 
-        Their weights count as bytes of theirs.
+        Returns
+        -------
+        dict
+            Shape, dtype, chunk grid, object sizes, and the SHA-256 of 16 chunks with their weights and labels.
         """
         source = self.source
         content = hashlib.sha256()
@@ -106,6 +126,8 @@ class Chunks:
             self._absorb(content, i)
             if self.weights is not None:
                 content.update(self.weights.read(*self.rows(i)).tobytes())
+            if self.labels is not None:
+                content.update(b"labels" + self.labels.read(*self.rows(i)).tobytes())
         return {
             "shape": [source.n_rows, source.n_features],
             "dtype": str(source.dtype),
@@ -116,7 +138,7 @@ class Chunks:
         }
 
     def digest(self, i: int) -> str:
-        """SHA-256 of the rows of chunk i: whether two machines read the same under one path."""
+        """Return the SHA-256 of the rows of chunk i: whether two machines read the same under one path."""
         content = hashlib.sha256()
         self._absorb(content, i)
         return content.hexdigest()
@@ -127,14 +149,30 @@ class Chunks:
         for part in (x,) if isinstance(x, np.ndarray) else (x.indptr, x.indices, x.data):
             content.update(np.ascontiguousarray(part).data)
 
-    def _checked(self, weight: Array, start: int) -> Array:
-        weight = weight.astype(np.float64)
-        wrong = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
-        if len(wrong):
-            raise InputError(
-                f"data.weights: row {start + wrong[0]} has weight {weight[wrong[0]]}; expected finite, non-negative weights."
-            )
-        return weight
+
+def _checked_weights(weight: Array, start: int) -> Array:
+    weight = weight.astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+    if len(wrong):
+        row = wrong[0]
+        raise InputError(
+            f"data.weights: row {start + row} has weight {weight[row]}, expected finite, non-negative weights. Correct it."
+        )
+    return weight
+
+
+def _checked_labels(label: Array, start: int) -> Array:
+    """(n,) int64. Of floats, which hold integers to 2**53, whole numbers are taken."""
+    with np.errstate(invalid="ignore"):  # of NaN, which is refused
+        found = label.astype(np.int64)
+    wrong = np.flatnonzero((found != label) | (found < -1))
+    if len(wrong):
+        row = wrong[0]
+        raise InputError(
+            f"data.labels: row {start + row} has label {label[row]}, expected an integer from 0, or -1 where it is unknown. "
+            "Correct it."
+        )
+    return found
 
 
 def _digest(numbers: Array) -> str:
@@ -158,8 +196,8 @@ def _bad_rows(x: Matrix) -> Array | None:
 
 def _zeroed(x: Matrix, bad: Array) -> Matrix:
     if sp.issparse(x):
-        keep = np.repeat(~bad, np.diff(x.indptr))
-        return sp.csr_array((np.where(keep, x.data, 0), x.indices, x.indptr), shape=x.shape)
+        good = np.repeat(~bad, np.diff(x.indptr))
+        return sp.csr_array((np.where(good, x.data, 0), x.indices, x.indptr), shape=x.shape)
     x = x.copy()
     x[bad] = 0
     return x

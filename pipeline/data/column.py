@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import zarr
 
-from pipeline.data.files import absolute, native, npy_header, open_binary, opening, read_exactly, reading
+from pipeline.data.files import absolute, native, open_binary, opening, read_exactly, reading
 from pipeline.data.stores import ZarrPlace, listing
+from pipeline.data.table import npy_header
 from pipeline.errors import InputError
 
 
@@ -18,25 +19,32 @@ class Column(Protocol):
     """One number a row."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The numbers of rows start:stop, (stop - start,)."""
+        """Return the numbers of rows start:stop, shape (stop - start,)."""
 
 
 @dataclass(frozen=True)
-class HeldColumn:
-    """A column in memory. values : (n,)."""
+class MemoryColumn:
+    """A column in memory. values : array, shape (n,)."""
 
     values: np.ndarray
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The numbers of rows start:stop, (stop - start,)."""
+        """Return the numbers of rows start:stop, shape (stop - start,)."""
         return self.values[start:stop]
 
 
 @dataclass(frozen=True)
 class RowColumn:
-    """One number a row, beside the rows: weights or labels. Small and picklable; reads only what is asked for.
+    """A column in a file or store: small and picklable, and reads only what is asked for. Made by `open`.
 
-    Made by `open`; place : where the zarr array is, or None for a `.npy` file at `path`.
+    Attributes
+    ----------
+    n_rows : int
+    place : ZarrPlace or None
+        Where the zarr array is; None for a `.npy` file at `path`.
+    path : str
+    options : dict
+        Of its file system.
     """
 
     n_rows: int
@@ -54,10 +62,24 @@ class RowColumn:
         storage_options: Mapping[str, Any] | None = None,
         missing_chunks: str = "error",
     ) -> RowColumn:
-        """The column in a `.npy` file, a zarr array, or a zarr group's `variable`.
+        """Open the column in a `.npy` file, a zarr array, or an array of a zarr group.
 
-        `what` names it in messages ("weights", "labels"); without `variable` a group's array is looked for by
-        that name, with or without its last s. Raises InputError unless it is n_rows real numbers.
+        Parameters
+        ----------
+        path : str
+        n_rows : int
+            How many numbers there must be.
+        what : str
+            What they are, for messages: "weights" or "labels".
+        variable : str, optional
+            The array of a group; by default the one named `what`, with or without its last s.
+        storage_options : mapping, optional
+        missing_chunks : {"error", "fill"}
+
+        Raises
+        ------
+        InputError
+            Unless there are `n_rows` real numbers.
         """
         path, options = absolute(path), dict(storage_options or {})
         place: ZarrPlace | None = None
@@ -79,13 +101,13 @@ class RowColumn:
             shape, dtype = getattr(node, "shape", ()), getattr(node, "dtype", None)
         if shape != (n_rows,) or getattr(dtype, "kind", "O") not in "biuf":
             raise InputError(
-                f"{place or path}: came with dtype {dtype} and shape {shape} as {what}, expected one number for each "
-                f"of the {n_rows} rows of the data, shape ({n_rows},)."
+                f"{place or path}: got dtype {dtype} and shape {shape} as {what}, expected one number for each of the "
+                f"{n_rows} rows of the data, shape ({n_rows},)."
             )
         return cls(n_rows, place, path, options)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The numbers of rows start:stop, (stop - start,), in native byte order."""
+        """Return the numbers of rows start:stop, shape (stop - start,), in native byte order."""
         if self.place is not None:
             x = self.place.read(start, stop)
         else:

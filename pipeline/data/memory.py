@@ -1,4 +1,4 @@
-"""Rows that a program holds: an array, a sparse matrix, or a Dask array, whose blocks are used where they lie."""
+"""Rows in the memory of a program: an array, a sparse matrix, or a Dask array, whose blocks are used where they are."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import scipy.sparse as sp
 from pipeline.data.source import TARGET_BYTES, Source, even_bounds, rows_per_target
 
 
-class HeldSource(Source):
-    """Rows in memory. x : (n, d), an array or CSR.  dense : whether chunks of CSR are made dense as they are read."""
+class MemorySource(Source):
+    """Rows in memory, which are not copied.
+
+    Parameters
+    ----------
+    x : array or csr_array, shape (n, d)
+    dense : bool
+        Whether chunks of a sparse matrix are made dense as they are read.
+    """
 
     def __init__(self, x: Any, dense: bool = False) -> None:
-        """Nothing is copied."""
         self.x, self.dtype, self.n_features = x, x.dtype, int(x.shape[1])
         self.sparse, self._dense = sp.issparse(x) and not dense, dense
         n = int(x.shape[0])
         if self.sparse:
-            per_chunk = max(
-                1, n * TARGET_BYTES // max(TARGET_BYTES, x.data.nbytes + x.indices.nbytes + x.indptr.nbytes)
-            )
+            stored = x.data.nbytes + x.indices.nbytes + x.indptr.nbytes
+            per_chunk = max(1, n * TARGET_BYTES // max(TARGET_BYTES, stored))
         else:
             per_chunk = rows_per_target(self.n_features, self.dtype.itemsize)
         self.bounds = even_bounds(n, per_chunk)
 
     def read(self, i: int) -> Any:
-        """Chunk i, see `Source.read`."""
         rows = self.x[int(self.bounds[i]) : int(self.bounds[i + 1])]
         if self._dense:
             return rows.toarray()
@@ -35,10 +39,12 @@ class HeldSource(Source):
 
 
 class DaskSource(Source):
-    """Rows of a two-dimensional Dask array, whose chunks have known sizes and all features. Made anew for each fit."""
+    """Rows of a two-dimensional Dask array whose chunks have known sizes and all features.
+
+    Tasks are given the blocks; what is sent to them of this source leaves these out.
+    """
 
     def __init__(self, x: Any) -> None:
-        """Tasks are given the blocks, and what is sent to them of the rest leaves these out."""
         self.dtype, self.n_features, self.sparse = x.dtype, int(x.shape[1]), sp.issparse(x._meta)
         filled = [i for i, rows in enumerate(x.chunks[0]) if rows]
         self.bounds = np.cumsum([0, *(x.chunks[0][i] for i in filled)], dtype=np.int64)
@@ -49,9 +55,7 @@ class DaskSource(Source):
         return {**self.__dict__, "_blocks": []}
 
     def blocks(self) -> list[Any]:
-        """A delayed block for each chunk."""
         return self._blocks
 
     def read(self, i: int) -> Any:
-        """Chunk i, computed."""
         return self._blocks[i].compute()

@@ -21,18 +21,35 @@ from pipeline.errors import InputError
 @stored
 @dataclass(frozen=True)
 class Affine:
-    """x -> (x - offset) @ matrix. offset : (D,).  matrix : (D, d), or (D,) for one factor a feature.  float64."""
+    """The map x -> (x - offset) @ matrix, in float64.
+
+    Attributes
+    ----------
+    offset : array, shape (D,)
+    matrix : array, shape (D, d) or (D,)
+        Of shape (D,) for one factor a feature.
+    """
 
     offset: Array
     matrix: Array
 
     @property
     def n_out(self) -> int:
-        """d, the columns of a mapped row."""
+        """The columns of a mapped row, d."""
         return self.matrix.shape[-1]
 
     def apply(self, x: Array) -> Array:
-        """Mapped rows in x's compute dtype. x : (n, D) -> (n, d)."""
+        """Map rows.
+
+        Parameters
+        ----------
+        x : array, shape (n, D)
+
+        Returns
+        -------
+        array, shape (n, d)
+            In the dtype that rows of x's dtype are computed in.
+        """
         dtype = compute_dtype(x.dtype)
         # The difference is formed in float64: the offset's rounding would shift every row of float32 data.
         centred = np.subtract(x, self.offset, dtype=np.float64).astype(dtype, copy=False)
@@ -40,17 +57,17 @@ class Affine:
         return centred * matrix if matrix.ndim == 1 else centred @ matrix
 
     def full_matrix(self) -> Array:
-        """(D, d)."""
+        """Return the matrix in shape (D, d)."""
         return np.diag(self.matrix) if self.matrix.ndim == 1 else self.matrix
 
     def inverse(self) -> Array:
-        """(d, D): mapped @ inverse + offset is the closest row of the data's space."""
+        """Return the pseudo-inverse, shape (d, D): mapped @ inverse + offset is the closest row of the data's space."""
         if self.matrix.ndim == 1:
             return np.diag(1.0 / self.matrix)
         return np.linalg.pinv(self.matrix)
 
     def log_jacobian(self) -> float:
-        """log |det matrix|: log-density in the data's space = log-density + this; NaN if dimensions were dropped."""
+        """Return log |det matrix|: log-density in the data's space = log-density + this; NaN if dimensions were dropped."""
         if self.matrix.ndim == 1:
             return float(np.log(np.abs(self.matrix)).sum())
         if self.matrix.shape[0] != self.matrix.shape[1]:
@@ -58,7 +75,7 @@ class Affine:
         return float(np.linalg.slogdet(self.matrix)[1])
 
     def then(self, offset: Array, matrix: Array) -> Affine:
-        """This map followed by x -> (x - offset) @ matrix, whose matrix may be (d,) for a diagonal."""
+        """Return this map followed by x -> (x - offset) @ matrix, whose matrix may have shape (d,) for a diagonal."""
         if self.matrix.ndim == 1:
             new_offset = self.offset + offset / self.matrix
             product = self.matrix * matrix if matrix.ndim == 1 else self.matrix[:, None] * matrix
@@ -69,9 +86,24 @@ class Affine:
 
 
 def fit_preprocess(steps: Sequence[Preprocess], mean: Array, covariance: Array) -> Affine | None:
-    """The chain of steps as one map. mean : (D,).  covariance : (D, D) or, where only scales matter, (D,).
+    """Fit a chain of steps as one map.
 
-    Raises InputError when a step asks for more dimensions than vary.
+    Parameters
+    ----------
+    steps : sequence of Preprocess
+    mean : array, shape (D,)
+    covariance : array, shape (D, D) or (D,)
+        Of shape (D,) where only scales matter.
+
+    Returns
+    -------
+    Affine or None
+        None where there are no steps.
+
+    Raises
+    ------
+    InputError
+        If a step asks for more dimensions than vary.
     """
     if not steps:
         return None
@@ -85,7 +117,7 @@ def fit_preprocess(steps: Sequence[Preprocess], mean: Array, covariance: Array) 
 
 
 def mapped_moments(affine: Affine, mean: Array, covariance: Array) -> tuple[Array, Array]:
-    """Mean and covariance of the mapped rows."""
+    """Return mean and covariance of the mapped rows."""
     centred = mean - affine.offset
     mapped = centred * affine.matrix if affine.matrix.ndim == 1 else centred @ affine.matrix
     return mapped, _mapped_covariance(covariance, affine.matrix)
@@ -117,11 +149,11 @@ def _fit_step(step: Preprocess, mean: Array, covariance: Array) -> tuple[Array, 
         return mean, (
             vectors / np.sqrt(np.where(widened > 0, widened, 1.0))
         ) @ vectors.T  # where nothing varies: as it is
-    kept = step.n_components or len(mean)
+    wanted = step.n_components or len(mean)
     varying = int((values > values[0] * 1e-14 * len(mean)).sum())
-    if kept > (varying if step.whiten else len(mean)):
+    if wanted > (varying if step.whiten else len(mean)):
         raise InputError(
-            f"preprocess pca: n_components {kept}, but only {varying} of {len(mean)} dimensions vary. "
+            f"preprocess pca: got n_components {wanted}, but only {varying} of {len(mean)} dimensions vary. "
             f"Set n_components to at most {varying}."
         )
-    return mean, vectors[:, :kept] / np.sqrt(values[:kept]) if step.whiten else vectors[:, :kept]
+    return mean, vectors[:, :wanted] / np.sqrt(values[:wanted]) if step.whiten else vectors[:, :wanted]

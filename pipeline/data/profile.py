@@ -29,12 +29,25 @@ SAMPLE_STREAM = 1
 @stored
 @dataclass(frozen=True)
 class Profile:
-    """What one pass learns of the rows; profiles of chunks merge by +.
+    """Statistics of the rows from one pass; profiles of chunks merge by +.
 
-    n_rows : rows in all.  n_bad, first_bad : rows with NaN or inf.  total : sum of weights.
-    mean : (d,).  scatter : (d, d), (d,) or (0,), weighted sums about the mean.  low, high : (d,) extremes, in the
-    dtype that models compute in.
-    sample : rows drawn without replacement in proportion to their weights.
+    Attributes
+    ----------
+    n_rows : int
+        Rows in all.
+    n_bad, first_bad : int
+        How many rows have NaN or inf, and the first of them.
+    total : float
+        Sum of weights.
+    mean : array, shape (d,)
+    scatter : array, shape (d, d), (d,) or (0,)
+        Weighted sums of squares and products about the mean.
+    low, high : array, shape (d,)
+        Extremes, in the dtype that models compute in.
+    sample : LowestRows
+        Rows drawn without replacement in proportion to their weights.
+    known : array, shape (m,)
+        Weight of the rows of each component that is known, as far as there are any.
     """
 
     n_rows: int
@@ -46,6 +59,7 @@ class Profile:
     low: Array
     high: Array
     sample: LowestRows
+    known: Array
 
     def __add__(self, other: Profile) -> Profile:
         total = self.total + other.total
@@ -64,20 +78,31 @@ class Profile:
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.sample + other.sample,
+            _added(self.known, other.known),
         )
 
     @property
     def covariance(self) -> Array:
-        """(d, d) or (d,), of the population (ddof 0), weighted."""
+        """Shape (d, d) or (d,), of the population (ddof 0), weighted."""
         return self.scatter / self.total
 
     @property
     def variance(self) -> Array:
-        """(d,), of the population."""
+        """Shape (d,), of the population."""
         return self.covariance if self.scatter.ndim == 1 else np.diagonal(self.covariance).copy()
 
     def check(self, bad_rows: str) -> None:
-        """Refuse what no model can use: bad rows (unless they are dropped), no weight at all, squares that overflow."""
+        """Check that models can use the rows.
+
+        Parameters
+        ----------
+        bad_rows : {"error", "drop"}
+
+        Raises
+        ------
+        InputError
+            For bad rows (unless they are dropped), no weight at all, and values whose squares overflow or underflow.
+        """
         if self.n_bad and bad_rows == "error":
             raise InputError(
                 f"{self.n_bad} of {self.n_rows} rows hold NaN or inf, the first is row {self.first_bad}. "
@@ -85,7 +110,7 @@ class Profile:
             )
         if not self.total > 0:
             raise InputError(
-                f"{self.n_rows} rows came, none with a positive weight and finite values; expected at least one."
+                f"got {self.n_rows} rows, none with a positive weight and finite values, expected at least one. Correct data.weights."
             )
         if not len(self.scatter):
             return
@@ -104,25 +129,34 @@ class Profile:
             )
 
     def constant_features(self) -> Array:
-        """Indices of features with one value only."""
+        """Return the indices of features with one value only."""
         return np.flatnonzero(self.low == self.high)
 
     def distinct_sample_rows(self) -> int:
-        """Distinct rows in the sample: fewer than K of them means that K components cannot all differ."""
+        """Count the distinct rows of the sample: with fewer than K of them, K components cannot all differ."""
         x = self.sample.x
         return len(np.unique(x.toarray() if sp.issparse(x) else x, axis=0))
 
 
 @dataclass(frozen=True)
 class ProfileJob:
-    """The job of the profiling pass. scatter : full, diag or none.  sample_size : rows kept."""
+    """The job of the profiling pass.
+
+    Attributes
+    ----------
+    scatter : {"matrix", "variances", "none"}
+        Which second moments are formed.
+    sample_size : int
+        Rows of the sample.
+    seed : int
+    """
 
     scatter: str
     sample_size: int
     seed: int
 
     def __call__(self, chunk: Rows, kernels: Any) -> Profile:
-        """The profile of one chunk, tile by tile."""
+        """Return the profile of one chunk, formed tile by tile."""
         total: Profile | None = None
         for rows in tiles(chunk.x.shape[0], PROFILE_TILE):
             tile = self._tile(chunk, rows)
@@ -142,7 +176,9 @@ class ProfileJob:
         first_bad = int(index[bad[0]]) if len(bad) else np.iinfo(np.int64).max
         moments = self._sparse_moments if sp.issparse(x) else self._dense_moments
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported by check()
-            return Profile(n, len(bad), first_bad, float(weight.sum()), *moments(x, weight), sample)
+            return Profile(
+                n, len(bad), first_bad, float(weight.sum()), *moments(x, weight), sample, _known(chunk, rows, weight)
+            )
 
     def _dense_moments(self, x: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
         live = x[weight > 0].astype(compute_dtype(x.dtype))
@@ -150,10 +186,10 @@ class ProfileJob:
         total = weight.sum()
         mean = weight @ x / total if total > 0 else np.zeros(x.shape[1])
         diff = x - mean
-        if self.scatter == "full":
+        if self.scatter == "matrix":
             scatter = (diff * weight[:, None]).T @ diff
         else:
-            scatter = weight @ (diff * diff) if self.scatter == "diag" else np.zeros(0)
+            scatter = weight @ (diff * diff) if self.scatter == "variances" else np.zeros(0)
         return mean, scatter, live.min(axis=0, initial=np.inf), live.max(axis=0, initial=-np.inf)
 
     def _sparse_moments(self, x: Any, weight: Array) -> tuple[Array, Array, Array, Array]:
@@ -161,6 +197,22 @@ class ProfileJob:
         mean = x.T @ weight / total if total > 0 else np.zeros(x.shape[1])
         extremes = x.min(axis=0).toarray().ravel(), x.max(axis=0).toarray().ravel()
         return mean, np.zeros(0), extremes[0].astype(np.float64), extremes[1].astype(np.float64)
+
+
+def _known(chunk: Rows, rows: slice, weight: Array) -> Array:
+    """Weights of the components that are known in some rows of a chunk."""
+    if chunk.label is None:
+        return np.zeros(0)
+    label = chunk.label[rows]
+    return np.bincount(label[label >= 0], weight[label >= 0])
+
+
+def _added(a: Array, b: Array) -> Array:
+    """The sum of two arrays, the shorter one filled up with zeros."""
+    total = np.zeros(max(len(a), len(b)))
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total
 
 
 def _square(apart: Array, ndim: int, size: int) -> Array:
@@ -171,11 +223,24 @@ def _square(apart: Array, ndim: int, size: int) -> Array:
 
 @stored
 @dataclass(frozen=True)
-class Known:
-    """What later steps need to know of the rows, in the space of the models.
+class DataSummary:
+    """Statistics of the rows in the space of the models: the profile after preprocessing.
 
-    affine : the preprocessing, or None.  mean : (d,).  covariance : (d, d), (d,) or (0,).  sample : rows, mapped.
-    n_rows, n_bad : rows in all, and those set aside.  total : sum of weights of the others.
+    Attributes
+    ----------
+    affine : Affine or None
+        The preprocessing.
+    mean : array, shape (d,)
+    covariance : array, shape (d, d), (d,) or (0,)
+        Of the population.
+    sample : LowestRows
+        Rows, after preprocessing.
+    n_rows, n_bad : int
+        Rows in all, and those of them that are left out.
+    total : float
+        Sum of weights of the others.
+    known : array of int
+        Components of which some rows are known (data.labels), ascending.
     """
 
     affine: Affine | None
@@ -185,22 +250,24 @@ class Known:
     n_rows: int
     n_bad: int
     total: float
+    known: Array
 
     @property
     def variance(self) -> Array:
-        """(d,), of the population."""
+        """Shape (d,), of the population."""
         return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance).copy()
 
-    def with_sample(self, size: int) -> Known:
-        """The same with the sample that a profile of that size draws: the first of these rows."""
+    def with_sample(self, size: int) -> DataSummary:
+        """Return the same with the sample that a profile of that size draws: the first of these rows."""
         return replace(self, sample=self.sample.first(size))
 
 
-def known_rows(profile: Profile, steps: Sequence[Preprocess]) -> Known:
-    """Fit the preprocessing to a profile and map the profile through it. Raises InputError as fit_preprocess does."""
+def summary_of(profile: Profile, steps: Sequence[Preprocess]) -> DataSummary:
+    """Fit the preprocessing to a profile and apply it to the profile. Raises InputError as `fit_preprocess` does."""
     affine = fit_preprocess(steps, profile.mean, profile.covariance)
     mean, covariance, sample = profile.mean, profile.covariance, profile.sample
     if affine is not None:
         mean, covariance = mapped_moments(affine, mean, covariance)
         sample = replace(sample, x=affine.apply(sample.x))
-    return Known(affine, mean, covariance, sample, profile.n_rows, profile.n_bad, profile.total)
+    known = np.flatnonzero(profile.known > 0)
+    return DataSummary(affine, mean, covariance, sample, profile.n_rows, profile.n_bad, profile.total, known)

@@ -1,8 +1,8 @@
-"""Where zarr arrays are, read so that nothing is ever filled in silently.
+"""Zarr arrays and where they are stored, read so that no absent chunk is replaced by fill values silently.
 
-zarr reads a chunk that is not there as fill values without a word, so that an unmounted disk looks like
-zeros. Here every chunk is fetched through a store that raises when the object is absent, unless the config
-says that absent chunks are meant (`missing_chunks: fill`).
+zarr reads a chunk that is not stored as fill values, without a warning, so that an unmounted disk looks like zeros. Here every
+chunk is read through a store that raises when the object is absent, unless the config says that absent chunks are intended
+(`missing_chunks: fill`).
 """
 
 from __future__ import annotations
@@ -41,9 +41,17 @@ class _WholeStore(WrapperStore[Any]):
 
 @dataclass
 class ZarrPlace:
-    """Where a zarr array or group is: a store, a path in it, and what an absent chunk means. Small, picklable.
+    """Where a zarr array or group is, and what an absent chunk means. Small and picklable.
 
-    name : the path of the node inside the store.
+    Attributes
+    ----------
+    path : str
+        Of the store.
+    options : dict
+        Of its file system.
+    missing_chunks : {"error", "fill"}
+    name : str
+        The path of the array or group inside the store.
     """
 
     path: str
@@ -58,12 +66,12 @@ class ZarrPlace:
         return f"{self.path}/{self.name}" if self.name else self.path
 
     def child(self, name: str) -> ZarrPlace:
-        """A node below this one."""
+        """Return the place of a node below this one."""
         below = f"{self.name}/{name}" if self.name else name
         return ZarrPlace(self.path, self.options, self.missing_chunks, below)
 
     def open(self) -> Any:
-        """The zarr Array or Group; whatever zarr raises when there is none."""
+        """Open the zarr Array or Group. Raises what zarr raises when there is none."""
         store: Any
         if is_url(self.path):
             store = FsspecStore.from_url(self.path, storage_options=self.options, read_only=True)
@@ -72,7 +80,7 @@ class ZarrPlace:
         return zarr.open(_WholeStore(store) if self.missing_chunks == "error" else store, path=self.name, mode="r")
 
     def open_first(self) -> Any:
-        """The zarr Array or Group, or an InputError that says that there is none."""
+        """Open the zarr Array or Group for the first time. Raises InputError when there is none."""
         refuse_absent(self.path)
         if not is_url(self.path) and os.path.isfile(self.path):
             raise InputError(
@@ -87,9 +95,18 @@ class ZarrPlace:
             ) from error
 
     def read(self, start: int, stop: int, then: int = 0) -> np.ndarray:
-        """Entries start:stop along the first axis; StorageError naming the stored chunk that is missing or damaged.
+        """Read entries start:stop along the first axis.
 
-        then : entries after these that are likely to be read next: the disk may fetch them while these are decoded.
+        Parameters
+        ----------
+        start, stop : int
+        then : int
+            How many entries after these are likely to be read next: the disk may read them while these are decoded.
+
+        Raises
+        ------
+        StorageError
+            Naming the stored chunk that is missing or damaged.
         """
         try:
             array = self.open()
@@ -106,11 +123,11 @@ class ZarrPlace:
             raise damaged(self._name_damage(array, start, stop), f"{type(error).__name__}: {error}") from error
 
     def _announce(self, array: Any, start: int, stop: int) -> None:
-        """Have the system fetch files into its cache, without waiting; nothing where it has no such call."""
+        """Ask the system to read files into its cache, without waiting; do nothing where it has no such call."""
         if start >= stop or is_url(self.path) or not hasattr(os, "posix_fadvise"):
             return
         for where in _stored(array, start, stop):
-            with suppress(OSError):  # absent or unreadable: that is for the one who reads it to say
+            with suppress(OSError):  # absent or unreadable: the read itself raises
                 file = os.open(os.path.join(self.path, self.name, array.metadata.encode_chunk_key(where)), os.O_RDONLY)
                 try:
                     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
@@ -118,7 +135,7 @@ class ZarrPlace:
                     os.close(file)
 
     def _name_damage(self, array: Any, start: int, stop: int) -> str:
-        """Which of the chunks under start:stop does not decode: the error of a whole read does not tell."""
+        """Name the chunk under start:stop that does not decode: the error of a whole read does not."""
         steps = array.shards or array.chunks
         for where in _stored(array, start, stop):
             try:
@@ -128,7 +145,7 @@ class ZarrPlace:
         return f"{self}, {start}:{stop}"
 
     def object_sizes(self) -> list[int]:
-        """Bytes of each stored chunk, by the order of the keys."""
+        """Return the bytes of each stored chunk, in the order of the keys."""
         with reading(str(self)):
             if is_url(self.path):
                 import fsspec
@@ -144,7 +161,7 @@ class ZarrPlace:
 
 
 def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:
-    """Where the stored chunks (or shards) under start:stop are in their grid."""
+    """Grid indices of the stored chunks (or shards) under start:stop."""
     steps = array.shards or array.chunks
     ranges = [range(start // steps[0], -(-stop // steps[0]))]
     ranges += [range(-(-size // step)) for size, step in zip(array.shape[1:], steps[1:], strict=True)]
@@ -152,7 +169,7 @@ def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:
 
 
 def unprotected(array: Any) -> str | None:
-    """The codecs of an array none of which would notice a flipped bit; None where one does."""
+    """Return the codecs of an array, none of which would notice a flipped bit; None where one does."""
     found = [codec.get_config() if hasattr(codec, "get_config") else codec.to_dict() for codec in _codecs(array)]
     names = [str(codec.get("id") or codec.get("name")).removeprefix("numcodecs.") for codec in found]
     sums = [codec.get("checksum") or dict(codec.get("configuration") or {}).get("checksum") for codec in found]

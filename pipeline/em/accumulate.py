@@ -90,9 +90,8 @@ class Accumulator(NamedTuple):
         if self.kind == "em":
             return self._replace(steps=self.steps + 1), totals
         if self.kind == "squarem":  # all rows are one block
-            epochs, total = (*self._earlier(), (totals,)), totals
-        else:
-            epochs, total = self._add_block(totals, n_blocks)
+            return self._replace(steps=self.steps + 1, epochs=(*self._earlier(), (totals,))), totals
+        epochs, total = self._add_block(totals, n_blocks)
         return self._replace(steps=self.steps + 1, epochs=epochs), total
 
     def _add_block(self, totals: Totals, n_blocks: int) -> tuple[tuple[Blocks, ...], Totals | None]:

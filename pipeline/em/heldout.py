@@ -92,6 +92,10 @@ class HeldOutRows:
         score = model.score_rows(params, rows.x[out], kernels)
         return HeldOut(float(weight[out].sum()), weighted_total(weight[out], score))
 
+    def nbytes(self, model: Any) -> int:
+        """Bytes of two numbers."""
+        return 16
+
 
 @dataclass(frozen=True)
 class OnTheOthers:

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pipeline.arrays.packing import stored
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary
 from pipeline.em.moves import MemoryRows, improve, merge_runs, refine_all
 from pipeline.em.principal import leading
 from pipeline.em.run import Run
@@ -76,14 +76,14 @@ class Search:
     init: str
     moves: bool
     seed: int
-    summary: Known
+    summary: DataSummary
     rows: MemoryRows
     of: int
     progress: Callable[[Level], None]
 
     def __call__(self, model: ClusterModel) -> Any:
         """Return parameters for the fit to start from."""
-        if isinstance(model, Lloyd):
+        if model.of_centers:
             return self._centers(model, self.rows)
         lowest = self.rows.head(levels(model, self.rows.n_rows)[0])
         if sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
@@ -94,13 +94,13 @@ class Search:
             starts = from_hard(model, lowest.sum_over([HardStart(model, centers)]))
         return self._refine(model, starts, self.rows)
 
-    def _centers(self, model: Lloyd, rows: MemoryRows) -> Centers:
+    def _centers(self, model: ClusterModel, rows: MemoryRows) -> Centers:
         """K-means on some rows; where they have many features, in the space of the leading principal components."""
         if model.n_features <= 2 * PRINCIPAL:
             found: Centers = self._refine(model, self._starts(model, rows, self.summary), rows)
             return found
         project, origin = leading(rows, model.shift, PRINCIPAL), np.zeros(PRINCIPAL)
-        flat, few = rows.mapped(project), replace(model, shift=origin)
+        flat, few = rows.mapped(project), replace(model, shift=origin)  # type: ignore[type-var]  # models are dataclasses
         x = project(self.summary.sample.x)
         sample = replace(self.summary.sample, x=x)
         summary = replace(self.summary, mean=origin, covariance=x.var(axis=0), sample=sample)
@@ -109,7 +109,7 @@ class Search:
         found = from_hard(model, rows.sum_over([HardStart(model, centers)]))[0]
         return found
 
-    def _starts(self, model: ClusterModel, rows: MemoryRows, summary: Known) -> list[Any]:
+    def _starts(self, model: ClusterModel, rows: MemoryRows, summary: DataSummary) -> list[Any]:
         """Candidate starts for the lowest level."""
         sizes = levels(model, rows.n_rows)
         many, lowest = candidate_starts(model, len(sizes))[0], rows.head(sizes[0])

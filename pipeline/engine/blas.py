@@ -1,7 +1,8 @@
-"""BLAS: one thread, and which kernels it runs; both decide bits.
+"""BLAS: one thread, and which kernels it has; both decide bits.
 
-Products change in the last digit between one and two threads and between kernel sets (Haswell, SkylakeX,
-Zen, ...), so every process computes under one thread, and the kernel set is recorded and compared.
+Products change in the last digit between one and two threads, and between kernels for different CPUs (Haswell,
+SkylakeX, Zen, ...). Every process of a job therefore computes under one BLAS thread, and kernels are recorded and
+compared (`Kernels.identity`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
-
-from pipeline.errors import InputError
 
 CORE_TYPE = "OPENBLAS_CORETYPE"
 _AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
@@ -26,9 +28,10 @@ _ASK = (
 def choose_kernels(cpu_info: Path = Path("/proc/cpuinfo")) -> None:
     """Give this process, and those that it starts, OpenBLAS's AVX-512 kernels where the CPU has the instructions.
 
-    On a CPU that it does not know OpenBLAS falls back to its Haswell kernels, at half the speed. Its choice is fixed
-    when NumPy loads, so this comes first, asks another process, and does nothing once NumPy is here, where
-    OPENBLAS_CORETYPE is set already, or where OpenBLAS chooses something else.
+    On a CPU that OpenBLAS does not know it falls back to its Haswell kernels, at half the speed. It chooses when NumPy
+    loads. So this comes before that, asks another process what OpenBLAS would choose, and does nothing once NumPy is
+    loaded, where OPENBLAS_CORETYPE is set, or where OpenBLAS chooses anything else. For the command alone: it sets an
+    environment variable.
     """
     if CORE_TYPE in os.environ or "numpy" in sys.modules or not cpu_info.exists():
         return
@@ -40,40 +43,75 @@ def choose_kernels(cpu_info: Path = Path("/proc/cpuinfo")) -> None:
         os.environ[CORE_TYPE] = "SkylakeX"
 
 
-def single_thread() -> Any:
-    """A context in which BLAS and OpenMP libraries of this process use one thread."""
-    return _libraries(len(sys.modules)).limit(limits=1)
+_LOCK = Lock()
+_blocks = 0  # of single_thread that are open, in all threads
+_before: list[tuple[Any, int]] = []  # what they will restore
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """One BLAS and OpenMP thread for the length of a block; afterwards as many as before.
+
+    Blocks of several threads may overlap. Most BLAS libraries have one limit in a process: the first block sets it, and
+    the last one to end restores it. Libraries on OpenMP have one in each thread: each block sets its own thread's.
+    Takes about 30 µs, and 5 inside of another block.
+    """
+    global _blocks, _before
+    shared, own = _libraries(len(sys.modules))
+    with _LOCK:
+        if not _blocks:
+            _before = _limited(shared)
+        _blocks += 1
+    mine = _limited(own)
+    try:
+        yield
+    finally:
+        _restore(mine)
+        with _LOCK:
+            _blocks -= 1
+            if not _blocks:
+                _restore(_before)
+
+
+def _limited(libraries: list[Any]) -> list[tuple[Any, int]]:
+    """Set libraries to one thread; each with the number that it had."""
+    before = [(library, library.num_threads) for library in libraries]
+    for library in libraries:
+        _set(library, 1)
+    return before
+
+
+def _restore(before: list[tuple[Any, int]]) -> None:
+    for library, threads in before:
+        _set(library, threads)
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread()
+
+
+def _set(library: Any, threads: int) -> None:
+    """Set a library's number of threads, from any thread.
+
+    threadpoolctl 3.8 and newer let only one thread of a process set OpenBLAS's, and ignore the others without a word:
+    then the limit would not be set in a fit beside it, nor restored where another thread's block ends last.
+    """
+    if library.num_threads == threads:
+        return
+    library.set_num_threads(threads)
+    if library.num_threads != threads and hasattr(library, "clear_controlling_thread"):
+        library.clear_controlling_thread(force=True)
+        library.set_num_threads(threads)
 
 
 @lru_cache(1)
-def _libraries(n_modules: int) -> Any:
-    """The libraries, looked for again only when something has been imported since: that takes longer than a small fit."""
+def _libraries(n_modules: int) -> tuple[list[Any], list[Any]]:
+    """Loaded libraries with one limit for the process, and with one for each thread.
+
+    Searched again only after an import: a search takes longer than a small fit.
+    """
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
-
-
-def kernel_set() -> list[str]:
-    """What this process computes with: BLAS kernels, and what compiled ones are compiled for.
-
-    Such as ["compiled znver3", "openblas Haswell"].
-    """
-    import numpy  # noqa: F401  both must be loaded, or threadpoolctl does not see their BLAS
-    import scipy.linalg  # noqa: F401
-    from llvmlite.binding import get_host_cpu_name
-    from threadpoolctl import threadpool_info
-
-    libraries = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
-    names = {f"{lib['internal_api']} {lib.get('architecture', 'unknown')}" for lib in libraries}
-    return sorted({f"compiled {get_host_cpu_name()}", *names})
-
-
-def check_same_kernels(mine: list[str], others: dict[str, list[str]]) -> None:
-    """Refuse a mixture of kernel sets: the same chunk would give other bits on another worker."""
-    for name, theirs in others.items():
-        if theirs != mine:
-            core = next((kernels.split()[1] for kernels in mine if kernels.startswith("openblas")), "Haswell")
-            raise InputError(
-                f"worker {name} computes with {theirs}, this process with {mine}; results would depend on who computes "
-                f"what. Start every process on the same kind of CPU with the same kernels: export OPENBLAS_CORETYPE={core}"
-            )
+    found: tuple[list[Any], list[Any]] = ([], [])
+    for library in ThreadpoolController().lib_controllers:
+        on_openmp = "openmp" in (library.user_api, getattr(library, "threading_layer", None))
+        found[on_openmp].append(library)
+    return found

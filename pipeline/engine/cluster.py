@@ -1,4 +1,8 @@
-"""Where tasks run: threads of this process, or a Dask cluster that is made, or that others have made."""
+"""Where tasks run: threads of this process, a Dask cluster that the job starts, or one that is there already.
+
+Worker processes that the job starts are its own, and are set up as it likes. A scheduler and workers that others have
+started keep their settings.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,23 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any, NoReturn, TypeVar, cast
 
-from pipeline.config import Engine as EngineConfig
-from pipeline.config import Profile
+from pipeline.config import ClusterProfile as Profile
+from pipeline.config import EngineSection as EngineConfig
 from pipeline.config.engine import Security as SecurityConfig
 from pipeline.config.profiles import profile_of
-from pipeline.engine.alike import about_me, refuse_here, refuse_unlike
+from pipeline.engine.identity import Identity, identity, refuse_other, refuse_this_worker
+from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.passes import Engine
 from pipeline.errors import ClusterLost, InputError
+from pipeline.kernels.base import Kernels
+from pipeline.kernels.cpu import KERNELS
+from pipeline.logs import get_logger
 
 T = TypeVar("T")
 CONNECT_SECONDS = 30
-_LOCAL = "127.0.0.1"  # a scheduler runs anyone's code, so embedded ones are not reachable from outside
+_LOCAL = "127.0.0.1"  # a scheduler runs anyone's code, so local ones are not reachable from outside
 _JOBQUEUE = "dask_jobqueue"
+_log = get_logger("cluster")
 
 
 def uses_processes(config: EngineConfig) -> bool:
@@ -37,17 +46,33 @@ def uses_processes(config: EngineConfig) -> bool:
 
 
 @contextmanager
-def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: int = 0) -> Iterator[Engine]:
-    """An engine for the length of a job. workers : tasks at a time, for threads and embedded clusters.
+def open_engine(
+    config: EngineConfig, workers: int, ahead: bool = True, spare: int = 0, kernels: Kernels = KERNELS
+) -> Iterator[Engine]:
+    """An engine for the length of a job.
 
-    ahead : read the next chunk while one computes.  spare : bytes for kept chunks, where the config wants them.
+    Parameters
+    ----------
+    config : the `engine` section
+    workers : int
+        Tasks at a time, for threads and local clusters.
+    ahead : bool
+        Whether a task reads its next chunk while one computes.
+    spare : int
+        Bytes for cached chunks, where the config wants them.
+    kernels : Kernels
+        The arithmetic of the passes.
 
-    Raises InputError for an unknown profile and for workers unlike this process, ClusterLost when a scheduler cannot be
-    reached or is lost.
+    Raises
+    ------
+    InputError
+        For an unknown profile, and for workers with other versions or kernels than this process.
+    ClusterLost
+        If a scheduler cannot be reached, or is lost.
     """
     profile = profile_of(config)
     if profile is None and not (config.scheduler_address or config.scheduler_file):
-        yield Engine(workers=workers, ahead=ahead, keep=spare if config.keep_decoded else 0)
+        yield Engine(workers=workers, ahead=ahead, cache_bytes=spare if config.keep_decoded else 0, kernels=kernels)
         return
     security = _security(config.security)
     with _silent_logs():
@@ -58,23 +83,23 @@ def open_engine(config: EngineConfig, workers: int, ahead: bool = True, spare: i
             opened, patience = _OPEN.get(profile.kind, _of_class)(profile, workers, security), profile.wait
         with opened as client:
             _wait_for_workers(client, patience, config)
-            yield _engine_of(client, ahead, patience, profile)
+            yield _engine_of(client, ahead, patience, profile, kernels)
 
 
 def current_engine() -> Engine | None:
-    """An engine on the client that is current in this process; None where there is none."""
+    """An engine on the Dask client that is current in this process; None where there is none."""
     distributed = sys.modules.get("distributed")
-    if distributed is None:  # nobody can have made a client
+    if distributed is None:  # then there is no client
         return None
     try:
         client = distributed.Client.current()
     except ValueError:
         return None
-    return _engine_of(client, ahead=False, patience=Profile().wait, profile=None)
+    return _engine_of(client, ahead=False, patience=Profile().wait, profile=None, kernels=KERNELS)
 
 
 def serve(config: EngineConfig) -> NoReturn:
-    """Be the scheduler or a worker of an srun (kind slurm-runner); ends the process when the job has ended."""
+    """Be the scheduler or a worker of an srun (kind slurm-runner); ends the process when the job ends."""
     profile = profile_of(config)
     assert profile is not None and profile.kind == "slurm-runner"
     for number in (signal.SIGUSR1, signal.SIGTERM):  # the batch system's: the driver answers, and ends the others
@@ -83,8 +108,8 @@ def serve(config: EngineConfig) -> NoReturn:
     try:
         with _runner(profile, 0, _security(config.security)):
             raise InputError(
-                "slurm-runner: this process found itself the driver, expected one with SLURM_PROCID other than 1. "
-                "Start it with srun."
+                "slurm-runner: this process is the driver, expected a scheduler or worker, with SLURM_PROCID other than "
+                "1. Start it with srun."
             )
     except KeyboardInterrupt:
         raise SystemExit(0) from None
@@ -106,7 +131,7 @@ def _local(profile: Profile, workers: int, security: Any) -> AbstractContextMana
             host=_LOCAL,
             dashboard_address=f"{_LOCAL}:0",
             preload="pipeline.engine.embedded",
-            silence_logs=logging.CRITICAL,  # what fails on a worker is raised here, and said once
+            silence_logs=logging.CRITICAL,  # what fails on a worker is raised here, and shown once
             memory_limit=None,  # the memory plan already bounds what runs at once
             protocol="tcp://" if security is None else "tls://",
             security=security,
@@ -123,7 +148,7 @@ def _ssh(profile: Profile, workers: int, security: Any) -> AbstractContextManage
 
 
 def _of_class(profile: Profile, workers: int, security: Any) -> AbstractContextManager[Any]:
-    """A cluster of any class like distributed's own: SLURMCluster, or a dotted name."""
+    """A cluster of a class derived from distributed's: SLURMCluster, or a dotted name."""
     from distributed.deploy.cluster import Cluster
 
     name = f"{_JOBQUEUE}.SLURMCluster" if profile.kind == "slurm" else profile.kind
@@ -134,7 +159,9 @@ def _of_class(profile: Profile, workers: int, security: Any) -> AbstractContextM
         extra = "pip install 'em-pipeline[slurm]'" if module == _JOBQUEUE else f"the package that has {module}"
         raise InputError(f"profile: no {name} here ({error}). Install {extra}.") from error
     if not (isinstance(found, type) and issubclass(found, Cluster)):
-        raise InputError(f"profile: {name} is {found!r}, expected a class derived from distributed's Cluster.")
+        raise InputError(
+            f"profile: got {name}, which is {found!r}, expected a class derived from distributed's Cluster. Change kind."
+        )
 
     def made() -> Any:
         cluster = found(**_secured(profile, security))
@@ -149,7 +176,7 @@ def _of_class(profile: Profile, workers: int, security: Any) -> AbstractContextM
 
 @contextmanager
 def _runner(profile: Profile, workers: int, security: Any) -> Iterator[Any]:
-    """The tasks of one srun: the first is the scheduler, the second this process, the others workers."""
+    """The processes of one srun: the first is the scheduler, the second this process, the others workers."""
     from distributed import Client
 
     if security is not None:
@@ -158,14 +185,14 @@ def _runner(profile: Profile, workers: int, security: Any) -> Iterator[Any]:
     try:
         from dask_jobqueue.slurm import SLURMRunner
 
-        signal.signal(signal.SIGINT, interrupt)  # loading it takes Ctrl-C away
+        signal.signal(signal.SIGINT, interrupt)  # loading dask_jobqueue.slurm replaces it
         made: Any = SLURMRunner
         runner = made(**profile.options)
     except ImportError as error:
         raise InputError(
             f"profile: no dask_jobqueue here ({error}). Install pip install 'em-pipeline[slurm]'."
         ) from error
-    except RuntimeError as error:  # it looks for what srun sets
+    except RuntimeError as error:  # the variables that srun sets are missing
         raise InputError(
             f"profile: kind slurm-runner works inside srun ({error}). Use kind slurm elsewhere."
         ) from error
@@ -193,13 +220,13 @@ def _client_of(make: Callable[[], Any], security: Any, patience: float) -> Itera
 
 
 def _within(seconds: float, make: Callable[[], T]) -> T:
-    """make(), with a deadline: some clusters wait for ever for a machine that does not answer."""
+    """make(), with a deadline: some clusters wait for ever for a machine that does not answer. Raises ClusterLost."""
     outcome: Queue[tuple[T | None, BaseException | None]] = Queue()
 
     def work() -> None:
         try:
             outcome.put((make(), None))
-        except BaseException as error:  # handed on
+        except BaseException as error:  # raised by the caller
             outcome.put((None, error))
 
     Thread(target=work, daemon=True).start()
@@ -207,7 +234,7 @@ def _within(seconds: float, make: Callable[[], T]) -> T:
         made, error = outcome.get(timeout=seconds)
     except Empty:
         raise ClusterLost(
-            f"profile: the cluster was not up after {seconds:g} s. Look whether its machines can be reached, or raise wait."
+            f"profile: the cluster was not up after {seconds:g} s. Check that its machines can be reached, or raise wait."
         ) from None
     if error is not None:
         raise error
@@ -221,7 +248,7 @@ def _attached(config: EngineConfig, security: Any) -> Iterator[Any]:
     where = _where(config)
     try:
         address = config.scheduler_address or _address_in(Path(str(config.scheduler_file)))
-        client = Client(address=address, timeout=CONNECT_SECONDS, security=security)
+        client = Client(address=address, timeout=CONNECT_SECONDS, security=security, set_as_default=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ClusterLost(
             f"{where}: no scheduler answered in {CONNECT_SECONDS} s ({error}). "
@@ -248,7 +275,7 @@ def _wait_for_workers(client: Any, patience: float, config: EngineConfig) -> Non
 
 
 def _address_in(file: Path) -> str:
-    """The scheduler's address from the file that it writes when it has started; distributed would wait for ever."""
+    """The scheduler's address, from the file that it writes when it starts; distributed would wait for ever."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -256,35 +283,46 @@ def _address_in(file: Path) -> str:
 
 
 def _security(config: SecurityConfig | None) -> Any:
-    """The same certificate in every role: all are this job's."""
+    """The same certificate for driver, scheduler and workers."""
     if config is None:
         return None
     from distributed import Security
 
     for path in (config.ca_file, config.cert, config.key):
         if not Path(path).is_file():
-            raise InputError(f"engine.security: {path} is not there, expected a PEM file. Give the paths of all three.")
+            raise InputError(
+                f"engine.security: {path} is not there, expected a PEM file. Give the paths of ca_file, cert and key."
+            )
     roles = {f"tls_{role}_cert": config.cert for role in ("client", "scheduler", "worker")}
     roles |= {f"tls_{role}_key": config.key for role in ("client", "scheduler", "worker")}
     return Security(tls_ca_file=config.ca_file, require_encryption=True, **roles)
 
 
-def _engine_of(client: Any, ahead: bool, patience: float, profile: Profile | None) -> Engine:
+def _engine_of(client: Any, ahead: bool, patience: float, profile: Profile | None, kernels: Kernels) -> Engine:
+    """An engine on a client's cluster. profile : by which the job has started it; None where it has not."""
     from pipeline.engine.waiting import Cluster
 
-    cluster, mine = Cluster(client, patience), about_me()
-    for address, theirs in cluster.on_workers(about_me).items():
-        refuse_unlike(address, mine, theirs)
+    cluster, mine = Cluster(client, patience), identity(kernels)
+    for address, theirs in cluster.on_workers(identity, kernels).items():
+        refuse_other(address, mine, theirs)
     workers = max(1, sum(client.nthreads().values()))
     if profile is not None and profile.adapt is not None:
         workers = max(workers, profile.adapt.maximum)
-    return Engine(cluster, workers, ahead, same=partial(refuse_here, mine[0], tuple(mine[1])))
+    _log.debug("cluster: %d workers, %d tasks at a time", len(client.nthreads()), workers)
+    check = partial(refuse_this_worker if profile is None else _set_up_worker, mine, kernels)
+    return Engine(cluster, workers, ahead, check=check, kernels=kernels)
+
+
+def _set_up_worker(expected: Identity, kernels: Kernels) -> None:
+    """In a worker process that the job has started, before each of its tasks."""
+    refuse_this_worker(expected, kernels)
+    keep_freed_memory()
 
 
 @contextmanager
 def _silent_logs() -> Iterator[None]:
-    """What happens to a cluster is raised, and said once."""
-    import distributed  # noqa: F401  its loggers get levels and handlers of their own when it loads
+    """Hide the logs of distributed: what happens to a cluster is raised as an error, and shown once."""
+    import distributed  # noqa: F401  its loggers get levels and handlers when it loads
 
     named = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("distributed", "tornado")]
     before = {name: logging.getLogger(name).level for name in named}

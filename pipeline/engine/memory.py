@@ -1,4 +1,4 @@
-"""How much memory a job takes, known before it runs; it decides how many tasks run at once and nothing else."""
+"""How much memory a job takes, predicted before it runs. It decides how many tasks run at once, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ import psutil
 from pipeline.errors import InputError
 
 MIB = 2**20
-# This process without data: libraries 265 MiB, the report's 45, a compiler that stays for the first job 95, what searches
-# and statistics leave behind the rest. Measured as resident size, which PSS is where nobody else maps the same libraries.
+# This process without data: libraries 265 MiB, the report's 45, the compiler of the first job 95; the rest is memory that
+# searches and statistics have freed. Measured as resident size, which is PSS where no other process maps the libraries.
 IMPORTS = 520 * MIB
-WORKER_IMPORTS = 230 * MIB  # one embedded worker process
-FREED_BYTES = 64 * MIB
+WORKER_IMPORTS = 230 * MIB  # of one local worker process
+FREED_BYTES = 64 * MIB  # that stay with the C library
+MAPPED_BYTES = 32 * MIB  # the smallest array with pages of its own; glibc allows no more
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Plan(NamedTuple):
-    """A predicted use of memory. All in bytes; workers : tasks at a time.
+    """A predicted use of memory, in bytes.
 
-    per_task : one task's peak.  fixed : what does not grow with workers.  limit : what the job may use.
-    ahead : whether a task reads its next chunk while one computes.  wanted : tasks at a time without the limit.
+    workers : tasks at a time.  per_task : peak of one task.  fixed : what does not grow with workers.  limit : what the
+    job may use.  ahead : whether a task reads its next chunk while one computes.  wanted : tasks at a time without the
+    limit.
     """
 
     workers: int
@@ -39,39 +41,70 @@ class Plan(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Predicted peak of the whole job on this machine, bytes; kept chunks come on top, up to the limit."""
+        """Predicted peak of the whole job on this machine, bytes; cached chunks come on top, up to the limit."""
         return self.fixed + self.workers * self.per_task
 
     @property
     def spare(self) -> int:
-        """What the limit leaves for kept chunks, bytes."""
+        """What the limit leaves for cached chunks, bytes."""
         return self.limit - self.peak
 
 
 def task_bytes(chunk_bytes: int, n_rows: int, stats_bytes: int, tile_bytes: int, n_partials: int) -> int:
-    """Peak of one task: a chunk while it is decoded, preprocessed and cut, tiles, and the statistics of a shard.
+    """Peak of one task, bytes: a chunk while it is decoded and preprocessed, tiles, and statistics.
 
-    Decoding holds the stored bytes, the decoded chunk and its copy; each of the chunk's n_rows has a label, a score and
-    a density; stats_bytes are those of all jobs, of which n_partials are held at a time.
+    Parameters
+    ----------
+    chunk_bytes : int
+        Of a decoded chunk. While it is decoded its stored bytes and a copy are in memory too: three times as much.
+    n_rows : int
+        Rows of a chunk; each has a label, a score and a density of 8 bytes.
+    stats_bytes : int
+        Statistics of all functions of a pass; n_partials of them are in memory at a time.
+    tile_bytes : int
+        Working arrays of a tile.
+    n_partials : int
     """
     return 3 * chunk_bytes + 24 * n_rows + 2 * tile_bytes + stats_bytes * n_partials
 
 
 def plan(
-    limit: int | str, workers: int | str, per_task: int, chunk_bytes: int, driver_bytes: int, processes: bool
+    limit: int | str,
+    workers: int | str,
+    per_task: int,
+    chunk_bytes: int,
+    driver_bytes: int,
+    processes: bool,
+    imports: int = IMPORTS,
 ) -> Plan:
-    """How many tasks may run at once within `limit` bytes, and whether there is room for one more chunk in each.
+    """How many tasks may run at once within a limit, and whether there is room for one more chunk in each.
 
-    Raises InputError, with advice, when not even one fits.
+    Parameters
+    ----------
+    limit : int or "auto"
+        Bytes that the job may use; "auto" is 0.6 of those available now.
+    workers : int or "auto"
+        Tasks at a time; "auto" is the number of cores.
+    per_task, chunk_bytes, driver_bytes : int
+        Bytes of a task, of a chunk, and of this process besides tasks.
+    processes : bool
+        Whether each task has a worker process of its own on this machine.
+    imports : int
+        Bytes of this process before it reads a row; 0 where it is the program of somebody else.
+
+    Raises
+    ------
+    InputError
+        With advice, when not even one task fits.
     """
     wanted = cores() if workers == "auto" else int(workers)
     allowed = int(0.6 * psutil.virtual_memory().available) if limit == "auto" else int(limit)
-    fixed = IMPORTS + driver_bytes
+    fixed = imports + driver_bytes
     each = per_task + (WORKER_IMPORTS if processes else 0)
     fitting = (allowed - fixed) // each
     if fitting < 1:
         raise InputError(
-            f"engine.memory: {allowed / MIB:.0f} MiB, but one task needs {each / MIB:.0f} MiB beside {fixed / MIB:.0f} MiB "
+            f"engine.memory: got {allowed / MIB:.0f} MiB, but one task needs {each / MIB:.0f} MiB beside {fixed / MIB:.0f} MiB "
             "for the job itself. Raise engine.memory, store the data in smaller chunks, or lower model.n_components."
         )
     running = min(wanted, fitting)
@@ -86,19 +119,20 @@ def cores() -> int:
 
 @cache
 def keep_freed_memory() -> None:
-    """Let the C library give freed arrays out again, up to FREED_BYTES a thread, instead of returning them to the system.
+    """Let the C library reuse freed arrays, up to FREED_BYTES a thread, instead of returning them to the system.
 
-    Statistics of (64, 200) and decoded chunks would otherwise be new pages for every chunk, whose first touch costs
-    more than adding them (glibc's mallopt; elsewhere nothing happens).
+    Statistics of d = 64, K = 200 and decoded chunks would otherwise be new pages for every chunk, whose first touch costs
+    more than adding them. It calls glibc's mallopt, a setting of the whole process: for the command, and for workers
+    that it started. Where the C library has no mallopt, nothing happens.
     """
     with suppress(OSError, AttributeError):
         c_library = ctypes.CDLL(None)
-        c_library.mallopt(M_MMAP_THRESHOLD, 32 * MIB)
+        c_library.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
         c_library.mallopt(M_TRIM_THRESHOLD, FREED_BYTES)
 
 
 def job_pss() -> int:
-    """Proportional set size of this process and its children now, bytes (Linux; resident size elsewhere)."""
+    """Proportional set size of this process and its children, bytes (Linux; resident size elsewhere)."""
     me = psutil.Process()
     return sum(_pss(process) for process in [me, *me.children(recursive=True)])
 
@@ -110,12 +144,12 @@ def _pss(process: psutil.Process) -> int:
     except (OSError, StopIteration):
         try:
             return int(process.memory_info().rss)
-        except psutil.Error:  # it ended while we looked
+        except psutil.Error:  # it has ended meanwhile
             return 0
 
 
 class PeakMemory:
-    """The highest job_pss() of a `with` block, looked at twice a second from a thread beside it."""
+    """The highest job_pss() of a `with` block, measured twice a second by a thread of its own."""
 
     def __init__(self) -> None:
         self.bytes = 0

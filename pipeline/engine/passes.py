@@ -1,16 +1,15 @@
-"""Passes over the chunks on Dask: the only graph code.
+"""Passes over chunks on Dask: the only graph code.
 
-A task is a shard, not a chunk: it streams its chunks one by one, the next read while one computes, gives each to every
-job (so one read feeds all restarts) and sums what they return along the canonical tree, in place. What is above the shards
-is summed by a few tasks more. Jobs reach the tasks as the result of one small task, never as an argument of each.
+A task is a shard: it reads its chunks one by one, the next while one computes, gives each to every function (so one read
+serves all restarts and candidates), and sums what they return along the canonical tree, in place. A few tasks more sum
+the shards. What all tasks need (chunks, functions, kernels) is the result of one small task, not an argument of each.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
-from functools import cache
+from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import islice
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,187 +21,253 @@ from dask.delayed import delayed
 
 from pipeline.arrays.rows import Rows
 from pipeline.data.chunks import Chunks
-from pipeline.engine.frontier import STORED, Frontier, Keep, total
-from pipeline.engine.memory import keep_freed_memory
-from pipeline.engine.reading import WORTH_BYTES, Kept, in_turn
+from pipeline.engine.blas import single_thread
+from pipeline.engine.reading import WORTH_BYTES, ChunkCache, in_turn
+from pipeline.engine.stored_sums import MOST_STORED, FinishedSums, SumStore, total
 from pipeline.engine.tree import Span, halves, shard_level, tree_sum, uncovered
 from pipeline.errors import InputError, PipelineError, Stopped, StorageError
-from pipeline.models.routes import KERNELS
+from pipeline.kernels.base import Kernels
+from pipeline.kernels.cpu import KERNELS
+from pipeline.logs import get_logger
 
 if TYPE_CHECKING:
     from pipeline.engine.waiting import Cluster
 
-Job = Callable[[Rows, Any], Any]
-SLOWEST = 8e6  # bytes of rows a second that a core gets through in costly jobs: for shards before one is timed
+ChunkFunction = Callable[[Rows, Kernels], Any]  # what it returns for two chunks adds
+SLOWEST = 8e6  # bytes of rows a second that one core processes in costly passes: for the first pass, not timed yet
+OURS = "em-"  # what the keys of our tasks begin with, on a scheduler that others may use too
+
+_log = get_logger("engine")
 
 
 class Engine:
-    """Threads of this process (cluster None), or a Dask cluster."""
+    """Runs passes: on threads of this process, or on a Dask cluster.
+
+    Parameters
+    ----------
+    cluster : Cluster or None
+        None for threads of this process.
+    workers : int
+        Tasks at a time.
+    ahead : bool
+        Whether a task reads its next chunk while one computes.
+    cache_bytes : int
+        Bytes of decoded chunks that stay in memory between passes (threads only).
+    check : callable or None
+        Called in a worker process before each of its tasks; raises where the worker would compute other bits.
+    kernels : Kernels
+        The arithmetic of the passes.
+    """
 
     def __init__(
         self,
         cluster: Cluster | None = None,
         workers: int = 1,
         ahead: bool = True,
-        keep: int = 0,
-        same: Callable[[], None] | None = None,
+        cache_bytes: int = 0,
+        check: Callable[[], None] | None = None,
+        kernels: Kernels = KERNELS,
     ) -> None:
-        """ahead : read the next chunk while one computes.  keep : bytes of decoded chunks kept between passes (threads).
-        same : raises where it is called in a worker that would compute other bits than this process.
-        """
         self.cluster = cluster
         self.workers = workers
+        self.kernels = kernels
         self._ahead = ahead
-        self._kept = Kept(keep) if keep else None
-        self._same = same
-        self._seconds: dict[tuple[type, ...], float] = {}  # of a chunk, by what was done with it
+        self._cache = ChunkCache(cache_bytes) if cache_bytes else None
+        self._check = check
+        self._seconds: dict[tuple[type, ...], float] = {}  # of a chunk, by the types of the functions
         self._stop: Event | None = None
         self._seen: Any = None
 
     @property
     def dashboard(self) -> str | None:
-        """Address of the cluster's dashboard, where there is one."""
+        """Address of the cluster's dashboard; None where there is none."""
         return None if self.cluster is None else self.cluster.dashboard
 
     def sum_over(
         self,
         chunks: Chunks,
-        jobs: Sequence[Job],
+        functions: Sequence[ChunkFunction],
         ids: Sequence[int] | None = None,
-        keep: Keep | None = None,
-        tell: Callable[[int, int], None] = lambda done, of: None,
+        store: SumStore | None = None,
+        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Any]:
-        """For each job, the sum of job(chunk) over all chunks, or those of `ids`: one read, the same bits on any workers.
+        """One pass: for each function, the sum of function(chunk) over chunks.
 
-        keep : where what is finished of a long pass is stored, and taken from when the same pass is done again.
-        tell : told now and then in a pass that is kept: chunks done, and of how many.
+        Parameters
+        ----------
+        chunks : Chunks
+        functions : sequence of callables
+            All are given each chunk that is read.
+        ids : sequence of int, or None
+            The chunks to read; None for all.
+        store : SumStore or None
+            Where sums of finished subtrees of a long pass are stored; those that it has already are not read again.
+        progress : callable
+            Called from time to time in a pass that has a store: chunks done, and of how many.
+
+        Returns
+        -------
+        list
+            The sums, in the order of the functions: the same bits on any workers.
+
+        Raises
+        ------
+        ClusterLost
+            If the scheduler or all workers are gone.
         """
         began = time.perf_counter()
         wanted, blocks = range(chunks.n_chunks) if ids is None else ids, chunks.source.blocks()
-        reading = _Reading(chunks, self._ahead and chunks.chunk_bytes() >= WORTH_BYTES, self._kept)
+        ahead = self._ahead and chunks.chunk_bytes() >= WORTH_BYTES
+        work = _Pass(chunks, list(functions), self.kernels, ahead, self._cache)
         if self.cluster is None:
-            keep_freed_memory()
-            if len(wanted) == 1 and blocks is None and keep is None:  # a graph would take longer than a few rows
-                return _on_chunk(reading.load(wanted[0]), list(jobs), Event())
+            if len(wanted) == 1 and blocks is None and store is None:  # a graph would take longer than a few rows
+                return on_chunk(work.load(wanted[0]), work.functions, work.kernels)
         elif chunks.source is not self._seen:
             if blocks is None:
                 _refuse_another_view(chunks, self.cluster)
             self._seen = chunks.source
-        kind, whole = tuple(map(type, jobs)), (0, len(wanted))
+        kind, whole = tuple(map(type, functions)), (0, len(wanted))
         seconds = self._seconds.get(kind, chunks.chunk_bytes() / SLOWEST)
-        known = set() if keep is None else keep.spans()
-        tasks = _Tasks(
-            self._shared(reading),
-            self._shared(list(jobs)),
-            wanted,
-            blocks,
-            self._new_stop(),
-            1 if blocks is not None else 1 << shard_level(len(wanted), self.workers, seconds),
-            len(wanted) if keep is None else max(1, 2 * len(wanted) // STORED),
-        )
-        roots = [tasks.subtree(span) for span in uncovered(whole, known)]
-        before = sum(stop - start for start, stop in known)
-        frontier = None if keep is None else Frontier(keep, tasks.spans, lambda done: tell(before + done, len(wanted)))
-        with closing(self._compute(roots, tasks.names, frontier, tasks.held)) as found:
-            value = total(whole, known, keep, lambda span: next(found), _add_lists)
-        if keep is not None and frontier is not None and (known or frontier.is_long):
-            keep.write(whole, value)  # the next passes may not live to be in a checkpoint with this one
-        if not known:
-            self._seconds[kind] = (time.perf_counter() - began) * self.workers / len(wanted)
+        width = 1 if blocks is not None else 1 << shard_level(len(wanted), self.workers, seconds)
+        grain = len(wanted) if store is None else max(1, 2 * len(wanted) // MOST_STORED)
+        stored = set() if store is None else store.spans()
+        tasks = _Tasks(self._shared(work), wanted, blocks, self._new_stop(), width, grain)
+        roots = [tasks.subtree(span) for span in uncovered(whole, stored)]
+        _log.debug("pass: %d chunks, %d tasks, %s", len(wanted), len(tasks.names), [one.__name__ for one in kind])
+        before = sum(stop - start for start, stop in stored)
+        finished = None
+        if store is not None:
+            finished = FinishedSums(store, tasks.spans, lambda done: progress(before + done, len(wanted)))
+        with closing(self._compute(roots, tasks.names, finished, tasks.storable)) as found:
+            value = total(whole, stored, store, lambda span: next(found), _add_lists)
+        if store is not None and finished is not None and (stored or finished.is_long):
+            store.write(whole, value)  # the job may end before this pass and the next ones are in a checkpoint
+        took = time.perf_counter() - began
+        if not stored:
+            self._seconds[kind] = took * self.workers / len(wanted)
+        _log.debug("pass: took %.3f s", took)
         return list(value)
 
     def map_in_order(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """function(*a) for each a, in order, a bounded number of results at a time."""
-        waiting = iter(arguments)
-        while wave := list(islice(waiting, 2 * self.workers)):
-            shared, stop, token = self._shared(function), self._new_stop(), uuid4().hex
+        """Yield function(*a, kernels) for each a, in order, with a bounded number of results in memory."""
+        remaining = iter(arguments)
+        while wave := list(islice(remaining, 2 * self.workers)):
+            shared, stop, token = self._shared((function, self.kernels)), self._new_stop(), uuid4().hex
             names: dict[Hashable, str] = {
-                (f"call-{token}", i): f"{type(function).__name__}{a}" for i, a in enumerate(wave)
+                (f"{OURS}call-{token}", i): f"{type(function).__name__}{a}" for i, a in enumerate(wave)
             }
             calls = [delayed(_call)(shared, a, stop, dask_key_name=key) for key, a in zip(names, wave, strict=True)]
             yield from self._compute(calls, names)
 
     def _shared(self, value: Any) -> Any:
-        """One small task that all others get a value from, with what a worker checks before it uses it."""
-        return delayed(_same, pure=False)(_Opaque(value, self._same))
+        """One small task that all others get a value from, with the check that a worker makes before it uses it."""
+        return delayed(_same)(_Opaque(value, self._check), dask_key_name=f"{OURS}shared-{uuid4().hex}")
 
     def _new_stop(self) -> _Opaque:
-        """How tasks learn that nobody waits for them any more: an event for threads, None for other processes."""
+        """How tasks learn that their results are no longer wanted: an event for threads, None for other processes."""
         self._stop = None if self.cluster is not None else Event()
         return _Opaque(self._stop)
 
     def _compute(
-        self, roots: list[Any], names: dict[Hashable, str], frontier: Frontier | None = None, others: Sequence[Any] = ()
+        self,
+        roots: list[Any],
+        names: dict[Hashable, str],
+        finished: FinishedSums | None = None,
+        storable: Sequence[Any] = (),
     ) -> Generator[Any]:
-        """The values of delayeds, in order. frontier : told of the tasks that finish; others : those it waits for."""
+        """The values of delayeds, in order. finished : records tasks as they finish; storable : those it may store."""
         if self.cluster is not None:
-            return self.cluster.compute(roots, names, others, frontier)
-        return self._on_threads(roots, frontier)
+            return self.cluster.compute(roots, names, storable, finished)
+        return self._on_threads(roots, finished)
 
-    def _on_threads(self, roots: list[Any], frontier: Frontier | None) -> Generator[Any]:
-        def tell(key: Hashable, value: Any, *_: Any) -> None:
-            if frontier is not None:
-                frontier.finished(key, value)
-                frontier.now_and_then(_itself)
+    def _on_threads(self, roots: list[Any], finished: FinishedSums | None) -> Generator[Any]:
+        def record(key: Hashable, value: Any, *_: Any) -> None:
+            if finished is not None:
+                finished.add(key, value)
+                finished.update(_itself)
 
         try:
-            with Callback(posttask=tell) if frontier is not None else nullcontext():
+            with Callback(posttask=record) if finished is not None else nullcontext():
                 values = dask.compute(*roots, scheduler="threads", num_workers=self.workers)
         except BaseException:
             if self._stop is not None:
                 self._stop.set()  # or Ctrl-C would wait for whole shards
-            if frontier is not None:
-                with suppress(StorageError):  # what is under way here says more
-                    frontier.store_at_the_end(_itself)
+            if finished is not None:
+                with suppress(StorageError):  # the error that is being raised says more
+                    finished.store_if_long(_itself)
             raise
         yield from values
 
 
-class _Tasks:
-    """The tasks of one pass: shards, and sums of two subtrees.
+class _Pass(NamedTuple):
+    """What all tasks of a pass need."""
 
-    blocks : of a Dask array, one for each chunk.  width : chunks of a shard.  grain : of the smallest subtree that is held.
-    held : tasks of subtrees that may be stored, and spans, what they are sums of, by key.  names : of shards, by key.
+    chunks: Chunks
+    functions: list[ChunkFunction]
+    kernels: Kernels
+    ahead: bool
+    cache: ChunkCache | None
+
+    def load(self, i: int) -> Rows:
+        """Chunk i, read or cached."""
+        return self.chunks.load(i) if self.cache is None else self.cache.load(self.chunks, i)
+
+
+class _Tasks:
+    """The graph of a pass: shards, and sums of two subtrees.
+
+    Parameters
+    ----------
+    work : delayed
+        The pass, from its small task.
+    ids : sequence of int
+        Chunks.
+    blocks : sequence of delayeds, or None
+        Those of a Dask array, one for each chunk.
+    stop : _Opaque
+    width : int
+        Chunks of a shard.
+    grain : int
+        Chunks of the smallest subtree that may be stored.
+
+    Attributes
+    ----------
+    storable : list of delayeds
+        Subtrees that may be stored; spans : which subtrees they are, by key.
+    names : dict
+        What messages call a shard, by key.
     """
 
     def __init__(
-        self,
-        reading: Any,
-        jobs: Any,
-        ids: Sequence[int],
-        blocks: Sequence[Any] | None,
-        stop: _Opaque,
-        width: int,
-        grain: int,
+        self, work: Any, ids: Sequence[int], blocks: Sequence[Any] | None, stop: _Opaque, width: int, grain: int
     ) -> None:
-        self._reading, self._jobs, self._ids, self._blocks, self._stop = reading, jobs, ids, blocks, stop
+        self._work, self._ids, self._blocks, self._stop = work, ids, blocks, stop
         self._width, self._grain, self._token = width, grain, uuid4().hex
-        self.held: list[Any] = []
+        self.storable: list[Any] = []
         self.spans: dict[Hashable, Span] = {}
         self.names: dict[Hashable, str] = {}
 
     def subtree(self, span: Span) -> Any:
-        """The sum over a subtree."""
+        """The task that sums a subtree."""
         start, stop = span
         if stop - start <= self._width:
-            ids, key = self._ids[start:stop], (f"shard-{self._token}", start, stop)
+            ids, key = self._ids[start:stop], (f"{OURS}shard-{self._token}", start, stop)
             self.names[key] = f"chunk {ids[0]}" if len(ids) == 1 else f"chunks {ids[0]} to {ids[-1]}"
             block = None if self._blocks is None else self._blocks[ids[0]]
-            task = delayed(_sum_shard)(self._reading, self._jobs, _Opaque(ids), self._stop, block, dask_key_name=key)
+            task = delayed(_sum_shard)(self._work, _Opaque(ids), self._stop, block, dask_key_name=key)
         else:
             parts = [self.subtree(half) for half in halves(span)]
-            task = delayed(_add_lists)(*parts, dask_key_name=(f"add-{self._token}", start, stop))
+            task = delayed(_add_lists)(*parts, dask_key_name=(f"{OURS}add-{self._token}", start, stop))
         if stop - start >= self._grain:
-            self.held.append(task)
+            self.storable.append(task)
             self.spans[task.key] = span
         return task
 
 
 class _Opaque:
-    """A value that Dask neither looks into nor copies into each task."""
+    """A value that Dask neither looks into nor copies into each task. check : called by tasks before they use it."""
 
     def __init__(self, value: Any, check: Callable[[], None] | None = None) -> None:
-        """check : called by each task before it uses the value."""
         self.value = value
         self.check = check
 
@@ -211,56 +276,51 @@ def _same(opaque: _Opaque) -> _Opaque:
     return opaque
 
 
-class _Reading(NamedTuple):
-    """How a shard gets its chunks."""
-
-    chunks: Chunks
-    ahead: bool
-    kept: Kept | None
-
-    def load(self, i: int) -> Rows:
-        """Chunk i, read or kept."""
-        return self.chunks.load(i) if self.kept is None else self.kept.load(self.chunks, i)
+def on_chunk(chunk: Rows, functions: Iterable[ChunkFunction], kernels: Kernels) -> list[Any]:
+    """What each function returns for a chunk: the one place where chunks, functions and kernels meet."""
+    return [function(chunk, kernels) for function in functions]
 
 
-def _sum_shard(source: _Opaque, jobs: _Opaque, ids: _Opaque, ended: _Opaque, block: Any = None) -> list[Any]:
-    """block : the rows of the one chunk of `ids`; None to read them."""
-    _settle(source, ended)
-    if block is not None:
-        return _on_chunk(source.value.chunks.prepared(ids.value[0], block), jobs.value, ended.value)
-    chunks = in_turn(source.value.load, ids.value, source.value.ahead)
-    return tree_sum((_on_chunk(chunk, jobs.value, ended.value) for chunk in chunks), _add_in_place)
+def _sum_shard(shared: _Opaque, ids: _Opaque, ended: _Opaque, block: Any = None) -> list[Any]:
+    """The sums over the chunks `ids`. block : the rows of the only one; None to read them."""
+    work: _Pass = shared.value
+
+    def results() -> Iterator[list[Any]]:
+        one = [] if block is None else [work.chunks.prepared(ids.value[0], block)]
+        for chunk in one or in_turn(work.load, ids.value, work.ahead):
+            _refuse_unwanted(ended.value)
+            yield on_chunk(chunk, work.functions, work.kernels)
+
+    with _in_task(shared, ended):
+        return tree_sum(results(), _add_in_place)
 
 
-def _on_chunk(chunk: Rows, jobs: list[Job], ended: Event | None) -> list[Any]:
-    _refuse_unwanted(ended)
-    return [job(chunk, KERNELS) for job in jobs]
+def _call(shared: _Opaque, arguments: tuple[Any, ...], ended: _Opaque) -> Any:
+    with _in_task(shared, ended):
+        _refuse_unwanted(ended.value)
+        function, kernels = shared.value
+        return function(*arguments, kernels)
 
 
-def _call(function: _Opaque, arguments: tuple[Any, ...], ended: _Opaque) -> Any:
-    _settle(function, ended)
-    _refuse_unwanted(ended.value)
-    return function.value(*arguments, KERNELS)
+@contextmanager
+def _in_task(shared: _Opaque, ended: _Opaque) -> Iterator[None]:
+    """The surroundings of a task: one BLAS thread, in a process that computes the same bits as the others."""
+    if ended.value is None and shared.check is not None:
+        shared.check()
+    with single_thread():
+        yield
 
 
 def _refuse_unwanted(ended: Event | None) -> None:
-    """Raise Stopped where nobody waits for this task any more."""
+    """Raise Stopped where the result of this task is no longer wanted."""
     if ended is not None:
         wanted = not ended.is_set()
     else:
-        from pipeline.engine.waiting import still_wanted  # on workers alone: threads need nothing of distributed
+        from pipeline.engine.waiting import still_wanted  # on workers only: threads do not need distributed
 
         wanted = still_wanted()
     if not wanted:
-        raise Stopped("the job has ended; nobody waits for this")
-
-
-def _settle(shared: _Opaque, ended: _Opaque) -> None:
-    """In a worker process: is it one of ours, whenever it came? Then one BLAS thread."""
-    if ended.value is None:
-        if shared.check is not None:
-            shared.check()
-        _one_thread()
+        raise Stopped("the job has ended; this result is no longer wanted")
 
 
 def _add_lists(a: list[Any], b: list[Any]) -> list[Any]:
@@ -268,20 +328,20 @@ def _add_lists(a: list[Any], b: list[Any]) -> list[Any]:
 
 
 def _add_in_place(a: list[Any], b: list[Any]) -> list[Any]:
-    """The same where nobody else holds `a`: between tasks Dask does, and may hand it to a task that it repeats."""
+    """_add_lists within a task. Between tasks Dask owns the lists, and may give them to a task that it repeats."""
     for i, y in enumerate(b):
         a[i] += y
     return a
 
 
 def _refuse_another_view(chunks: Chunks, cluster: Cluster) -> None:
-    """Raise what a worker raises that does not see the input; InputError where one sees another than this process."""
+    """Raise InputError where a worker cannot read the input, or reads other data than this process."""
     advice = "Workers must see the input where this process does: mount the same storage, or give a path that all have."
     mine = chunks.digest(0)
     for address, (seen, theirs) in cluster.on_workers(_first_chunk, chunks).items():
         if theirs != mine:
-            came = "sees other data" if seen else f"does not see the input ({theirs})"
-            raise InputError(f"worker {address}: {came}, expected the first chunk that this process reads. {advice}")
+            found = "sees other data" if seen else f"does not see the input ({theirs})"
+            raise InputError(f"worker {address}: {found}, expected the first chunk that this process reads. {advice}")
 
 
 def _first_chunk(chunks: Chunks) -> tuple[bool, str]:
@@ -294,12 +354,3 @@ def _first_chunk(chunks: Chunks) -> tuple[bool, str]:
 
 def _itself(value: Any) -> Any:
     return value
-
-
-@cache
-def _one_thread() -> None:
-    """In a worker process, for good: a limit that each task set and restored would race with its neighbours."""
-    from threadpoolctl import threadpool_limits
-
-    keep_freed_memory()
-    threadpool_limits(1)

@@ -1,4 +1,4 @@
-"""Chunks of a shard one after another: the next is read while one computes, and decoded ones may be kept between passes."""
+"""Chunks of a task one after another: the next is read while one computes, and decoded ones may be cached."""
 
 from __future__ import annotations
 
@@ -15,43 +15,47 @@ WORTH_BYTES = 2**18  # of a chunk; below, handing it from thread to thread costs
 
 
 def in_turn(load: Callable[[int], T], indices: Sequence[int], ahead: bool) -> Iterator[T]:
-    """load(i) for each i, in order. ahead : a thread beside the caller's loads the next one while the caller computes."""
+    """Yield load(i) for each i, in order. ahead : another thread loads the next one while the caller computes."""
     if not ahead:
         yield from map(load, indices)
         return
     reader = ThreadPoolExecutor(1)
     try:
-        waiting = reader.submit(load, indices[0])
+        pending = reader.submit(load, indices[0])
         for i in indices[1:]:
-            loaded = waiting.result()
-            waiting = reader.submit(load, i)
+            loaded = pending.result()
+            pending = reader.submit(load, i)
             yield loaded
-            del loaded
-        yield waiting.result()
+            del loaded  # or it would be in memory beside the next two
+        yield pending.result()
     finally:
         reader.shutdown(cancel_futures=True)
 
 
-class Kept:
-    """Decoded chunks of one set of rows, kept as far as a number of bytes allows. For threads of one process."""
+class ChunkCache:
+    """Decoded chunks of one set of rows, as many as fit in a number of bytes. For the threads of one process."""
 
     def __init__(self, limit: int) -> None:
+        """limit : bytes."""
         self._limit, self._lock = limit, Lock()
         self._of: Chunks | None = None
         self._chunks: dict[int, Rows] = {}
-        self._left = limit
+        self._free = limit
 
     def load(self, chunks: Chunks, i: int) -> Rows:
-        """chunks.load(i). Which are kept is decided once: a pass meets all in turn, so to replace one gains nothing."""
+        """Chunk i, from the cache or by chunks.load(i). A cached chunk stays until other rows are asked for.
+
+        A pass reads all chunks in turn, so replacing one by another would save no reads.
+        """
         with self._lock:
             if self._of is not chunks:
-                self._of, self._chunks, self._left = chunks, {}, self._limit
+                self._of, self._chunks, self._free = chunks, {}, self._limit
             found = self._chunks.get(i)
         if found is not None:
             return found
         chunk = chunks.load(i)
         with self._lock:
-            if self._of is chunks and i not in self._chunks and chunk.nbytes <= self._left:
+            if self._of is chunks and i not in self._chunks and chunk.nbytes <= self._free:
                 self._chunks[i] = chunk
-                self._left -= chunk.nbytes
+                self._free -= chunk.nbytes
         return chunk

@@ -1,8 +1,8 @@
-"""One canonical binary tree over chunk indices, along which everything is summed.
+"""The canonical binary tree over chunk indices, along which everything is summed.
 
-Floating-point sums depend on their order. Here the order is a function of the number of leaves alone: a
-sequence splits at the largest power of two below its length. Aligned runs of 2^j leaves are subtrees, so
-a task may sum any of them and the total keeps every bit.
+Floating-point sums depend on their order. Here the order depends on the number of leaves alone: a sequence splits at the
+largest power of two below its length. Aligned runs of 2^j leaves are subtrees, so tasks may be subtrees of any size, on
+any number of workers, and the total keeps every bit.
 
     7 leaves:  ((0 1) (2 3)) ((4 5) 6)
 """
@@ -17,10 +17,11 @@ Span = tuple[int, int]  # consecutive leaves from the first up to, not including
 
 
 def tree_sum(leaves: Iterable[T], add: Callable[[T, T], T]) -> T:
-    """The sum of the leaves along the canonical tree, holding at most log2(n) + 1 of them at a time.
+    """The sum of the leaves along the canonical tree, with at most log2(n) + 1 partial sums in memory.
 
-    A binary counter: equal subtrees merge as they complete, and what is left over is folded from the
-    smallest upward (largest first would give another tree).
+    A binary counter: the sums of two subtrees of one size are added as soon as both are complete. At the end the
+    remaining sums are added from the smallest up: 7 leaves leave 4, 2 and 1, and (4 + (2 + 1)) is the tree, while
+    ((4 + 2) + 1) is another one.
     """
     stack: list[tuple[int, T]] = []
     for leaf in leaves:
@@ -30,7 +31,7 @@ def tree_sum(leaves: Iterable[T], add: Callable[[T, T], T]) -> T:
             size *= 2
         stack.append((size, leaf))
     if not stack:
-        raise ValueError("tree_sum: nothing to sum, expected at least one leaf")
+        raise ValueError("tree_sum: got no leaves, expected at least one")
     total = stack.pop()[1]
     while stack:
         total = add(stack.pop()[1], total)
@@ -38,7 +39,7 @@ def tree_sum(leaves: Iterable[T], add: Callable[[T, T], T]) -> T:
 
 
 def halves(span: Span) -> tuple[Span, Span]:
-    """The two subtrees that a subtree of more than one leaf is the sum of.
+    """The two subtrees of a subtree of more than one leaf.
 
     >>> halves((0, 7))
     ((0, 4), (4, 7))
@@ -48,37 +49,37 @@ def halves(span: Span) -> tuple[Span, Span]:
     return (start, middle), (middle, stop)
 
 
-def shards(span: Span, level: int) -> Iterator[Span]:
-    """The subtrees of a subtree that have at most 2^level leaves, the largest such, in order."""
-    if span[1] - span[0] <= 1 << level:
-        yield span
-    else:
-        for half in halves(span):
-            yield from shards(half, level)
-
-
 def contains(outer: Span, inner: Span) -> bool:
     """Whether one subtree is part of another, or the same."""
     return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
-def uncovered(span: Span, known: Collection[Span]) -> Iterator[Span]:
-    """The largest subtrees of a subtree that hold nothing of those known, in order: what is left to sum.
+def uncovered(span: Span, stored: Collection[Span]) -> Iterator[Span]:
+    """The largest subtrees of a subtree that contain none of the stored ones, in order: what remains to be summed.
 
     >>> list(uncovered((0, 8), {(0, 2), (4, 8)}))
     [(2, 4)]
     """
-    if any(contains(one, span) for one in known):
+    if any(contains(one, span) for one in stored):
         return
-    if not any(contains(span, one) for one in known):
+    if not any(contains(span, one) for one in stored):
         yield span
         return
     for half in halves(span):
-        yield from uncovered(half, known)
+        yield from uncovered(half, stored)
 
 
 def shard_level(n_chunks: int, workers: int, chunk_seconds: float, per_worker: int = 8, longest: float = 20.0) -> int:
-    """How large shards may be: a few per worker, and none much longer than `longest` seconds.
+    """The level j of a pass's shards, which are subtrees of 2^j chunks, one task each.
+
+    The largest with at least `per_worker` shards a worker, none of which takes much longer than `longest` seconds: a
+    task that does nothing takes 2 to 3.5 ms on worker processes, and a lost worker's shards are computed again.
+
+    Parameters
+    ----------
+    n_chunks, workers : int
+    chunk_seconds : float
+        What one chunk takes.
 
     >>> shard_level(n_chunks=10_000, workers=2, chunk_seconds=0.0)
     9

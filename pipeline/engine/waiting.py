@@ -1,8 +1,8 @@
-"""Waiting for the tasks of a cluster: interruptible, and nothing waits for ever.
+"""Waiting for the tasks of a cluster, so that it can be interrupted and never lasts for ever.
 
-Dask recomputes what was on a worker that is gone. What it leaves to wait for is noticed here: a scheduler that does not
-answer, a client that connected again to a scheduler that knows nothing, a cluster without workers, workers that are
-frozen, and tasks none of which ends.
+Dask computes again what was on a lost worker. Other ways to wait for ever are noticed here: a scheduler that does not
+answer, a client that connected again to a scheduler that has lost its tasks, a cluster without workers, frozen workers,
+and tasks none of which ends.
 """
 
 from __future__ import annotations
@@ -12,45 +12,67 @@ import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from distributed import Client, futures_of, get_worker, wait
 from distributed.client import ClosedClientError, FutureCancelledError, FuturesCancelledError
 from distributed.comm import CommClosedError
-from distributed.scheduler import KilledWorker
+from distributed.scheduler import KilledWorker, heartbeat_interval
 from distributed.worker import thread_state
 
-from pipeline.engine.frontier import Frontier
+from pipeline.engine.passes import OURS
+from pipeline.engine.stored_sums import FinishedSums
 from pipeline.errors import ClusterLost, InputError, StorageError
+from pipeline.logs import get_logger
 
 T = TypeVar("T")
 TICK = 0.5  # seconds in which an exception of a signal handler, or a finished task, is acted upon
 CHECK = 5.0  # seconds between two questions to the scheduler
-ANSWER = 24.0  # seconds that it may take to answer one: a busy one takes some; with CHECK, what is dead is known in 30
-BACK = 15.0  # seconds that a scheduler which closed the connection may take to come back
-FROZEN = 30.0  # seconds without a heartbeat after which a worker is taken for dead
-FETCH = 60.0  # seconds that a result may take to arrive here; more than FROZEN, so that one lost with its worker is made again
+ANSWER = 24.0  # seconds in which it has to answer: with CHECK, a dead scheduler is known in 30, and a busy one has time
+BACK = 15.0  # seconds in which a scheduler that closed the connection may come back
+FROZEN = 30.0  # seconds without a heartbeat after which a worker counts as dead
+FETCH = (
+    60.0  # seconds in which a result should arrive; more than FROZEN, so that one lost with its worker is made again
+)
 STUCK = 1800.0  # seconds in which at least one task has to end
-TRIES = 3  # of a computation whose futures were lost
+TRIES = 3  # of a computation whose futures were lost, and of fetching a result
 
-Held = dict[Hashable, Any]  # futures by key
+Pending = dict[Hashable, Any]  # futures by key
 
 _GONE = (FutureCancelledError, FuturesCancelledError, ClosedClientError, CommClosedError)
 _ADVICE = "The last checkpoint is intact: bring the cluster up again and use `em-pipeline resume RUN`."
+_log = get_logger("cluster")
 
 
 class _Lost(Exception):
-    """What was submitted is known to nobody any more: submit it again."""
+    """The scheduler no longer has what was submitted: submit it again."""
+
+
+class _State(NamedTuple):
+    """Of a scheduler. workers : those that are not frozen.  ended : grows with every task that ends.
+    worker_ttl : seconds after which the scheduler itself takes a silent worker for dead; 0 for never.
+    """
+
+    workers: int
+    ended: int
+    worker_ttl: float
 
 
 class Cluster:
-    """A client's cluster, as passes use it. patience : seconds without any worker after which it counts as lost."""
+    """A Dask cluster, as passes use it.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    patience : float
+        Seconds without any worker after which the cluster counts as lost.
+    """
 
     def __init__(self, client: Client, patience: float = 60.0) -> None:
         self.client = client
         self.patience = patience
         self._seen_workers = time.monotonic()
-        self._told: set[Hashable] = set()
+        self._recorded: set[Hashable] = set()
 
     @property
     def dashboard(self) -> str | None:
@@ -64,23 +86,37 @@ class Cluster:
         self,
         roots: Sequence[Any],
         names: Mapping[Hashable, str],
-        others: Sequence[Any] = (),
-        frontier: Frontier | None = None,
+        storable: Sequence[Any] = (),
+        finished: FinishedSums | None = None,
     ) -> Generator[Any]:
-        """The values of delayeds, in order. Errors of tasks are raised at once: another worker would find the same.
+        """Yield the values of delayeds, in order.
 
-        names : what tasks are called in messages, by key.  others : delayeds on the way to them, whose futures are held
-        for the frontier, which is told of all that finish.  Raises ClusterLost.
+        Parameters
+        ----------
+        roots : sequence of delayeds
+        names : mapping
+            What messages call tasks, by key.
+        storable : sequence of delayeds
+            Tasks on the way to the roots whose sums may be stored: their futures are pending until then.
+        finished : FinishedSums or None
+            Records the tasks that finish.
+
+        Raises
+        ------
+        ClusterLost
+            If the scheduler or all workers are gone, or a chunk ends every worker that reads it.
+        Exception
+            What a task raises, at once: another worker would find the same.
         """
-        left = list(roots)
+        remaining = list(roots)
         for _ in range(TRIES):
-            self._seen_workers = time.monotonic()  # what was before nobody has looked at
+            self._seen_workers = time.monotonic()  # not looked at until now
             try:
-                with self._submitted(left, others, frontier) as held:
-                    self._told.clear()
-                    while left:
-                        value = self._result([root.key for root in left], held, names, frontier)
-                        left.pop(0)
+                with self._submitted(remaining, storable, finished) as pending:
+                    self._recorded.clear()
+                    while remaining:
+                        value = self._result([root.key for root in remaining], pending, names, finished)
+                        remaining.pop(0)
                         yield value
                 return
             except KilledWorker as error:
@@ -89,20 +125,22 @@ class Cluster:
                     f"{what}: {error.allowed_failures + 1} workers died while they worked on it, the last at "
                     f"{error.last_worker.address}; see its log (often its memory limit). {_ADVICE}"
                 ) from error
-            except (_Lost, *_GONE):
+            except (_Lost, *_GONE) as error:
+                _log.warning("the cluster lost what was submitted (%r); submitting it again", error)
                 self._wait_until_back()
-        raise ClusterLost(f"the cluster lost what it was given {TRIES} times, expected results. {_ADVICE}")
+        raise ClusterLost(f"the cluster lost what was submitted {TRIES} times, expected results. {_ADVICE}")
 
     def on_workers(self, function: Callable[..., T], *arguments: Any) -> dict[str, T]:
-        """function(*arguments) in every worker process there is, by address. Raises what it raises, and ClusterLost."""
+        """function(*arguments) in every worker process, by address. Raises what it raises, and ClusterLost."""
         try:
             found = self.client.sync(self.client._run, function, *arguments, on_error="return", callback_timeout=FETCH)
         except (TimeoutError, *_GONE) as error:
             raise ClusterLost(
                 f"the workers were asked and did not all answer in {FETCH:g} s ({type(error).__name__}). {_ADVICE}"
             ) from error
+        # Workers that died meanwhile are left out.
         answers = {at: answer for at, answer in found.items() if not isinstance(answer, (OSError, *_GONE))}
-        for at, answer in answers.items():  # those that died meanwhile are left out
+        for at, answer in answers.items():
             if isinstance(answer, ImportError):
                 raise InputError(
                     f"worker {at}: cannot load this package ({answer}), expected the driver's version. "
@@ -113,135 +151,149 @@ class Cluster:
         return answers
 
     @contextmanager
-    def _submitted(self, roots: Sequence[Any], others: Sequence[Any], frontier: Frontier | None) -> Iterator[Held]:
-        """Their futures by key; what is still held at the end is released, which cancels what is under way."""
+    def _submitted(
+        self, roots: Sequence[Any], storable: Sequence[Any], finished: FinishedSums | None
+    ) -> Iterator[Pending]:
+        """Submit, and yield the futures by key. Those still pending at the end are released, which cancels their tasks."""
         persisted = self.client.persist(
-            list({one.key: one for one in (*roots, *others)}.values()), optimize_graph=False
+            list({one.key: one for one in (*roots, *storable)}.values()), optimize_graph=False
         )
-        held = {one.key: futures_of(one)[0] for one in persisted}
+        pending = {one.key: futures_of(one)[0] for one in persisted}
         del persisted
         try:
-            yield held
+            yield pending
         except (GeneratorExit, ClusterLost, _Lost, *_GONE):  # nothing to store, or nobody to get it from
             raise
         except BaseException:
-            if frontier is not None:
-                with suppress(ClusterLost, StorageError, *_GONE):  # what is under way here says more
-                    frontier.store_at_the_end(self.fetch)
+            if finished is not None:
+                with suppress(ClusterLost, StorageError, *_GONE):  # the error that is being raised says more
+                    finished.store_if_long(self.fetch)
             raise
         finally:
-            for future in held.values():
+            for future in pending.values():
                 future.release()
 
     def _result(
-        self,
-        keys: Sequence[Hashable],
-        held: Held,
-        names: Mapping[Hashable, str],
-        frontier: Frontier | None,
+        self, keys: Sequence[Hashable], pending: Pending, names: Mapping[Hashable, str], finished: FinishedSums | None
     ) -> Any:
         """The value of the first of these keys, or the error of any."""
-        wanted = [held[key] for key in keys]
+        wanted = [pending[key] for key in keys]
         checked = moved = time.monotonic()
         before = None
         while not wanted[0].done():
-            with suppress(TimeoutError):
+            with suppress(TimeoutError), self.client.as_current():
                 wait(wanted[:1], timeout=TICK)
-            if frontier is not None:
-                self._tell(frontier, held, keys)
+            if finished is not None:
+                self._record(finished, pending, keys)
             now = time.monotonic()
             if now - checked < CHECK or wanted[0].done():
                 continue
             failed = next((future for future in wanted if future.status == "error"), None)
             if failed is not None:
                 return self.fetch(failed)
-            state, checked = self._state(), now
-            before, moved = state, (now if state != before else moved)
+            ended, checked = self._state().ended, now
+            before, moved = ended, (now if ended != before else moved)
             if now - moved > STUCK:
-                waiting = [names[key] for key, future in held.items() if key in names and not future.done()]
+                running = [names[key] for key, future in pending.items() if key in names and not future.done()]
                 raise ClusterLost(
-                    f"no task ended in {STUCK:g} s, expected one at least ({', '.join(waiting[:3]) or 'all'} under way). "
+                    f"no task ended in {STUCK:g} s, expected at least one ({', '.join(running[:3]) or 'all'} running). "
                     f"Look at what the workers wait for, their storage first. {_ADVICE}"
                 )
         return self.fetch(wanted[0])
 
-    def _tell(self, frontier: Frontier, held: Held, roots: Sequence[Hashable]) -> None:
-        for key, future in list(held.items()):
-            if future.status == "finished" and key not in self._told:
-                self._told.add(key)
-                for spare in frontier.finished(key, future):
+    def _record(self, finished: FinishedSums, pending: Pending, roots: Sequence[Hashable]) -> None:
+        """Record the tasks that finished since the last call, and release the futures that are of no more use."""
+        for key, future in list(pending.items()):
+            if future.status == "finished" and key not in self._recorded:
+                self._recorded.add(key)
+                for spare in finished.add(key, future):
                     if spare not in roots:
-                        held.pop(spare).release()
-        frontier.now_and_then(self.fetch)
+                        pending.pop(spare).release()
+        finished.update(self.fetch)
 
     def fetch(self, future: Any) -> Any:
-        """The value of a finished future; made again where its worker is gone meanwhile."""
-        for _ in range(TRIES):
+        """The value of a finished future; computed again where its worker is gone. Raises ClusterLost."""
+        began = time.monotonic()
+        while True:
             try:
                 return future.result(timeout=FETCH)
             except TimeoutError:
                 if future.status == "error":  # it is the task's own
                     raise
-            self._state()
-        raise ClusterLost(f"a result did not arrive in {TRIES * FETCH:g} s, expected it in {FETCH:g}. {_ADVICE}")
+            # A frozen worker that others use too is gone only after the scheduler's worker-ttl.
+            patience = max(TRIES * FETCH, self._state().worker_ttl + FETCH)
+            if time.monotonic() - began > patience:
+                raise ClusterLost(f"a result did not arrive in {patience:g} s, expected it in {FETCH:g}. {_ADVICE}")
 
-    def _state(self) -> Any:
-        """What changes when tasks end. Raises ClusterLost without a scheduler or workers; has frozen ones removed."""
+    def _state(self) -> _State:
+        """The scheduler's state; frozen workers are ended. Raises ClusterLost without a scheduler or workers."""
         if self.client.status != "running":
-            raise _Lost
+            raise _Lost(self.client.status)
         try:
-            workers, state = self.client.sync(self.client._run_on_scheduler, _look, FROZEN, callback_timeout=ANSWER)
+            state: _State = self.client.sync(self.client._run_on_scheduler, _look, FROZEN, callback_timeout=ANSWER)
         except TimeoutError as error:
             raise ClusterLost(f"the scheduler did not answer in {ANSWER:g} s. {_ADVICE}") from error
         except (OSError, AttributeError) as error:  # AttributeError: the client has closed meanwhile
-            raise _Lost from error
-        self._see(workers)
-        return state
-
-    def _see(self, workers: int) -> None:
-        if workers:
+            raise _Lost(repr(error)) from error
+        if state.workers:
             self._seen_workers = time.monotonic()
         elif time.monotonic() - self._seen_workers > self.patience:
             raise ClusterLost(f"all workers are gone, and none came back in {self.patience:g} s. {_ADVICE}")
+        return state
 
     def _wait_until_back(self) -> None:
-        """Until the client, which connects again by itself, has a scheduler with workers. Raises ClusterLost."""
-        self._seen_workers = deadline = time.monotonic()
+        """Wait until the client, which connects again by itself, has a scheduler with workers. Raises ClusterLost."""
+        self._seen_workers = began = time.monotonic()
         while True:
             if self.client.status == "running":
                 with suppress(_Lost, *_GONE):
                     self._state()
-                    if self._seen_workers > deadline:
+                    if self._seen_workers > began:
                         return
-            if self.client.status == "closed" or (
-                self.client.status != "running" and time.monotonic() - deadline > BACK
-            ):
+            if self.client.status == "closed" or (self.client.status != "running" and time.monotonic() - began > BACK):
                 raise ClusterLost(f"the scheduler is gone, and was not back in {BACK:g} s. {_ADVICE}")
             time.sleep(TICK)
 
 
-async def _look(frozen: float, dask_scheduler: Any) -> tuple[int, int]:
-    """On the scheduler: its workers that are not frozen, and a number that changes with every task that ends.
+_ending: dict[str, asyncio.Future[Any]] = {}  # in the scheduler's process: frozen workers that are being ended
 
-    Frozen ones are restarted or removed as it would do by itself after worker-ttl, which may be minutes.
+
+async def _look(frozen: float, dask_scheduler: Any) -> _State:
+    """On the scheduler: its state. Frozen workers that have nothing but our tasks are ended.
+
+    They are restarted (where they have a nanny) or removed, as the scheduler does by itself after its worker-ttl, 300 s
+    by default. Its settings stay as they are; so does a worker with tasks or data of anyone else, which may only be
+    busy in code that does not let its heartbeat through.
     """
-    dask_scheduler.worker_ttl = min(dask_scheduler.worker_ttl or frozen, frozen)
-    now = time.time()
-    live = [worker for worker in dask_scheduler.workers.values() if now - worker.last_seen <= frozen]
-    if len(live) < len(dask_scheduler.workers) and not getattr(dask_scheduler, _REMOVING, None):
+    now, workers = time.time(), dask_scheduler.workers.values()
+    # With many workers heartbeats are rare: every 6 s for 1000. The scheduler's own rule.
+    limit = max(frozen, 10 * heartbeat_interval(len(workers)))
+    silent = [worker for worker in workers if now - worker.last_seen > limit]
+    ended = [
+        worker.address
+        for worker in silent
+        if worker.address not in _ending and all(map(_is_ours, (*worker.processing, *worker.has_what)))
+    ]
+    if ended:
         # Beside this answer: it takes as long as a nanny takes to end a process that does not listen.
-        task = asyncio.ensure_future(dask_scheduler.check_worker_ttl())
-        setattr(dask_scheduler, _REMOVING, task)
-        task.add_done_callback(lambda done: setattr(dask_scheduler, _REMOVING, None))
-    ended = sum(group.states["memory"] + group.states["released"] for group in dask_scheduler.task_groups.values())
-    return len(live), ended
+        stimulus = f"em-pipeline-frozen-{now}"
+        ending = asyncio.ensure_future(
+            dask_scheduler.restart_workers(ended, wait_for_workers=False, on_error="return", stimulus_id=stimulus)
+        )
+        _ending.update(dict.fromkeys(ended, ending))
+        ending.add_done_callback(lambda done: [_ending.pop(address) for address in ended])
+    tasks = sum(group.states["memory"] + group.states["released"] for group in dask_scheduler.task_groups.values())
+    return _State(len(workers) - len(silent), tasks, float(dask_scheduler.worker_ttl or 0.0))
 
 
-_REMOVING = "em_pipeline_removing"
+def _is_ours(task: Any) -> bool:
+    """Whether a task of a scheduler is one of a pass."""
+    name = task.key[0] if isinstance(task.key, tuple) else task.key
+    return str(name).startswith(OURS)
 
 
 def still_wanted() -> bool:
-    """In a task: whether anybody waits for it; after the driver has gone on or ended, nobody does."""
+    """In a task: whether its result is still wanted. It is not once the driver has gone on or ended."""
     try:
         task = get_worker().state.tasks.get(thread_state.key)
     except (ValueError, AttributeError):  # not on a worker

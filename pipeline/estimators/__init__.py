@@ -1,7 +1,19 @@
-"""The Python face: scikit-learn's estimators over the same loop, for rows that a program holds."""
+"""The Python API: scikit-learn's estimators over the same loop, for rows that a program has in memory, in Dask or in xarray."""
 
 from pipeline.estimators.gaussian import GaussianMixture
 from pipeline.estimators.kmeans import KMeans
+from pipeline.estimators.mixture import MixtureEstimator, estimator_of, mixture_class
 from pipeline.estimators.multinomial import MultinomialMixture
 
-__all__ = ["GaussianMixture", "KMeans", "MultinomialMixture"]
+# Classes of families that have more than what every class has; of any other family one is made.
+OWN = {"gaussian": GaussianMixture, "kmeans": KMeans, "multinomial": MultinomialMixture}
+
+__all__ = [
+    "OWN",
+    "GaussianMixture",
+    "KMeans",
+    "MixtureEstimator",
+    "MultinomialMixture",
+    "estimator_of",
+    "mixture_class",
+]

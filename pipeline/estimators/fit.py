@@ -1,4 +1,4 @@
-"""The fit of an estimator: a job's own profile, start and loop, without a directory."""
+"""The fit of a Python class: the driver's own profile, starts and iterations, without a run directory."""
 
 from __future__ import annotations
 
@@ -10,69 +10,81 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from pipeline.arrays.dtypes import Array
-from pipeline.config import Config
 from pipeline.data.chunks import Chunks
-from pipeline.data.column import HeldColumn
-from pipeline.data.given import Given
+from pipeline.data.column import MemoryColumn
+from pipeline.data.user_start import UserStart
+from pipeline.em.choice import best_run
 from pipeline.em.run import Run
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import current_engine
-from pipeline.engine.memory import cores
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
-from pipeline.fitting import iterations
-from pipeline.job import Work
-from pipeline.models.clusters import ClusterModel as Model
+from pipeline.fit.driver import Driver
+from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.fit.sink import NoSink
+from pipeline.jobconfig import Config
+from pipeline.models.base import LatentModel
+from pipeline.models.clusters import ClusterModel
 from pipeline.models.starts import HardStart, from_hard
-from pipeline.outputs.model_store import best_run
-from pipeline.starting import models_of, profiled, starts
 
-Tell = Callable[[list[Run]], None]  # told of the runs after each pass
+OnPass = Callable[[Sequence[Run]], None]  # called with the runs after each pass
 
 
 class Start(NamedTuple):
-    """What is given of the starts. labels : (n,) of all rows, for each restart.
+    """What the user, or a class itself, supplies of the starts.
 
-    arrays : parameters by name, for each restart, or once for all; those that are missing come from labels, or as fit.init says.
+    Attributes
+    ----------
+    arrays : sequence of mapping
+        Parameters by name, for each restart, or once for all; those that are missing come from labels, or as fit.init says.
+    labels : sequence of array, shape (n,)
+        Of all rows, for each restart.
     """
 
     arrays: Sequence[Mapping[str, Array]] = ()
     labels: Sequence[Array] = ()
 
 
-def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, tell: Tell) -> Run:
-    """The best of the restarts.
+def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, on_pass: OnPass) -> Run:
+    """Return the best of the restarts.
 
-    iterate : whether there are iterations; without them the run is the first start.
-    Rows that are a Dask array are read by the current client's workers; all others on threads of this process.
+    Rows that are a Dask array are read by the current client's workers; all others on threads of this process, as many as the
+    memory plan allows.
+
+    Parameters
+    ----------
+    config : Config
+    chunks : Chunks
+    start : Start
+    iterate : bool
+        Whether there are iterations; without them the run is the first start.
+    on_pass : callable
     """
+    plan = plan_job(config, chunks)
     engine = None if chunks.source.blocks() is None else current_engine()
     with single_thread():
-        engine = engine or Engine(workers=min(cores(), chunks.n_chunks))
-        work, known, drawn = profiled(Work(config, chunks, engine, None))
-        [model] = models_of(config, known)
-        if start.labels:
-            jobs = [HardStart(model, None, HeldColumn(labels)) for labels in start.labels]
-            params = from_hard(model, work.sums()(jobs))
+        if engine is None:
+            planned = memory_plan(plan, chunks, imports=0)
+            engine = Engine(workers=min(planned.workers, chunks.n_chunks), ahead=planned.ahead)
+        driver, summary, sample = Driver(config, chunks, engine, plan, NoSink(on_pass)).profiled()
+        [model] = config.models(summary)
+        if start.labels and isinstance(model, ClusterModel):
+            jobs = [HardStart(model, None, MemoryColumn(labels)) for labels in start.labels]
+            params = from_hard(model, driver.sums()(jobs))
         elif start.arrays and set(start.arrays[0]) == set(model.fields):
             params = [None] * len(start.arrays)
         else:
-            params = [run.params for run in starts(work, known, Given(), drawn)]
+            params = [run.params for run in driver.starts(summary, UserStart(), sample)]
         runs = [Run(i, model, _with(model, each, start.arrays, i)) for i, each in enumerate(params)]
-        if not iterate:
-            return runs[0]
-        for current, _ in iterations(work, known, runs, [0], exemplars=False):
-            runs = current
-            tell(runs)
-    return best_run(runs)
+        return best_run(driver.advance(summary, runs)) if iterate else runs[0]
 
 
-def _with(model: Model, params: Any, given: Sequence[Mapping[str, Array]], restart: int) -> Any:
-    """Parameters in which those that are given for the restart are as given. params : None where all are."""
-    if not given:
+def _with(model: LatentModel, params: Any, supplied: Sequence[Mapping[str, Array]], restart: int) -> Any:
+    """Parameters in which those that are supplied for the restart are as supplied. params : None where all are."""
+    if not supplied:
         return params
     own = {} if params is None else model.arrays(params)
-    return model.params_from_arrays({**own, **given[restart % len(given)]})
+    return model.params_from_arrays({**own, **supplied[restart % len(supplied)]})
 
 
 def copied(names: Sequence[str], source: Any, target: Any) -> Any:

@@ -10,8 +10,9 @@ from sklearn.mixture import GaussianMixture as Peer
 from pipeline.arrays.dtypes import Array
 from pipeline.estimators.fit import copied
 from pipeline.estimators.mixture import MixtureEstimator, shaped
-from pipeline.models.covariance import SHAPES
-from pipeline.models.gaussian import Gaussian
+from pipeline.models.base import LatentModel
+from pipeline.models.covariance import SHAPES, Shape
+from pipeline.models.families.gaussian import Gaussian, GaussianSection
 from pipeline.models.mixture import Mixture, MixtureParams
 
 FITTED = (
@@ -28,7 +29,7 @@ class GaussianMixture(MixtureEstimator):
     init_params : kmeans (K-means to its end), k-means++, k-means||, random_from_data or random (rows of X), near-mean.
     method : em, the textbook's loop, which from equal starts gives scikit-learn's result to rounding; auto, what the command
         does by default: a search for a better start on up to 256 MiB of rows, and accelerated iterations;
-        incremental or stepwise, by blocks of rows first.
+        incremental, by blocks of rows first.
     prior : None, "auto" for Fraley and Raftery's (2007), or a mapping as in the config.
 
     Fitted attributes are scikit-learn's, in float64: weights_ (k,), means_ (k, d), covariances_, precisions_ and
@@ -36,6 +37,8 @@ class GaussianMixture(MixtureEstimator):
     parameters), lower_bounds_; and stop_reason_, a sentence. Components that collapse are reset, as in the command.
     [Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
     """
+
+    section = GaussianSection
 
     def __init__(
         self,
@@ -74,19 +77,6 @@ class GaussianMixture(MixtureEstimator):
         self.method = method
         self.prior = prior
 
-    def sample(self, n_samples: int = 1) -> tuple[Array, Array]:
-        """Rows drawn from the fitted mixture, (n_samples, d), and their components, (n_samples,)."""
-        counts, rng = self._labels_of(n_samples)
-        shape, d = SHAPES[self.covariance_type], self.means_.shape[1]
-        parts = []
-        for k, count in enumerate(counts):
-            covariance = self.covariances_[k] if shape.per_component else self.covariances_
-            if self.covariance_type in ("full", "tied"):
-                parts.append(rng.multivariate_normal(self.means_[k], covariance, int(count)))
-            else:
-                parts.append(self.means_[k] + rng.standard_normal((count, d)) * np.sqrt(covariance))
-        return np.vstack(parts), np.repeat(np.arange(len(counts)), counts)
-
     def to_sklearn(self) -> Peer:
         """The same as scikit-learn's own estimator; fitted if this one is."""
         names = set(Peer().get_params())
@@ -102,11 +92,7 @@ class GaussianMixture(MixtureEstimator):
         estimator: Self = copied(FITTED, peer, cls(**peer.get_params(deep=False)))
         return estimator
 
-    def _section(self) -> dict[str, Any]:
-        names = ("n_components", "covariance_type", "reg_covar", "prior")
-        return {"family": "gaussian", **{name: getattr(self, name) for name in names}}
-
-    def _given(self, n_features: int) -> dict[str, Array]:
+    def _supplied(self, n_features: int) -> dict[str, Array]:
         k, d = self.n_components, n_features
         found = {}
         if self.weights_init is not None:
@@ -129,9 +115,9 @@ class GaussianMixture(MixtureEstimator):
 
     def _covariances_init(self, k: int, d: int) -> Array:
         """Inverses of precisions_init, which have to be positive definite."""
-        kind = self.covariance_type
-        precisions = shaped(f"{kind} precision", self.precisions_init, SHAPES[kind].array_shape(k, d))
-        if kind in ("diag", "spherical"):
+        kind, shape = self.covariance_type, self._shape()
+        precisions = shaped(f"{kind} precision", self.precisions_init, shape.array_shape(k, d))
+        if not shape.is_matrix:
             if not (precisions > 0).all():
                 raise ValueError(f"'{kind} precision' should be positive")
             return 1.0 / precisions
@@ -140,20 +126,20 @@ class GaussianMixture(MixtureEstimator):
             raise ValueError(f"'{kind} precision' should be symmetric, positive-definite")
         return np.linalg.inv(precisions)
 
-    def _take(self, params: MixtureParams) -> None:
-        theta = params.theta
-        self.weights_, self.means_, self.covariances_ = params.weights, theta.means, theta.covariances
-        self.precisions_cholesky_ = theta.factors
-        if self.covariance_type in ("full", "tied"):
-            self.precisions_ = theta.factors @ np.swapaxes(theta.factors, -1, -2)
+    def _take(self, model: LatentModel, params: MixtureParams) -> None:
+        super()._take(model, params)
+        factors = params.theta.factors
+        self.precisions_cholesky_ = factors
+        if self._shape().is_matrix:
+            self.precisions_ = factors @ np.swapaxes(factors, -1, -2)
         else:
-            self.precisions_ = theta.factors**2
+            self.precisions_ = factors**2
 
-    def _kept(self) -> dict[str, Array]:
-        return {"weights": self.weights_, "means": self.means_, "covariances": self.covariances_}
-
-    def _model(self) -> tuple[Mixture, MixtureParams]:
-        mean = np.asarray(self.weights_ @ self.means_, dtype=np.float64)  # that of the rows, where the fit has ended
-        model = Mixture(Gaussian(len(self.weights_), mean, self.covariance_type, self.reg_covar))
-        arrays = {name: np.asarray(value, dtype=np.float64) for name, value in self._kept().items()}
+    def _model(self) -> tuple[LatentModel, Any]:
+        arrays = self._stored()
+        mean = arrays["weights"] @ arrays["means"]  # that of the rows, where the fit has ended
+        model = Mixture(Gaussian(len(arrays["weights"]), mean, self.covariance_type, self.reg_covar))
         return model, model.params(**arrays)
+
+    def _shape(self) -> Shape:
+        return SHAPES[self.covariance_type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,13 +18,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.arrays.dtypes import Array
-from pipeline.config import validate
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
-from pipeline.models.routes import KERNELS
+from pipeline.jobconfig import validate
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.clusters import ClusterModel
 
 FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
 
@@ -88,6 +90,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.copy_x = copy_x
         self.algorithm = algorithm
         self.method = method
+
+    @classmethod
+    def of_model(cls, model: ClusterModel, params: Any, attrs: Mapping[str, Any]) -> Self:
+        """Return a fitted estimator. attrs : of model.zarr."""
+        estimator = cls(model.n_components)
+        estimator.cluster_centers_, estimator.inertia_ = params.centers, attrs["final_inertia"]
+        return estimator
+
+    def _stored(self) -> dict[str, Array]:
+        """Fitted attributes by the names of the schema."""
+        return {"centers": np.asarray(self.cluster_centers_)}
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit to all rows of X.
@@ -246,11 +259,11 @@ def _checked(centers: Array, k: int, d: int) -> Array:
     return centers
 
 
-def _silent(runs: list[Run]) -> None:
+def _silent(runs: Sequence[Run]) -> None:
     """Nothing is told."""
 
 
-def _told(runs: list[Run]) -> None:
+def _told(runs: Sequence[Run]) -> None:
     """Prints the inertia of each restart after each pass, and how it ended."""
     for run in runs:
         if run.final is not None:

@@ -1,12 +1,14 @@
-"""What the two mixtures share: scikit-learn's methods of a density over the rows of X."""
+"""A class with scikit-learn's methods for any family: made from its config section and the schema of its parameters."""
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
-from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cache
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, DensityMixin
@@ -15,102 +17,181 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.arrays.dtypes import Array
-from pipeline.config import Config, validate
+from pipeline.config.variants import OUTSIDE
 from pipeline.data.chunks import Chunks
+from pipeline.data.column import MemoryColumn
 from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, fitted, seed_of, value_errors
-from pipeline.estimators.kmeans import KMeans
 from pipeline.estimators.rows import Table, table_of
 from pipeline.estimators.weights import column_of
+from pipeline.jobconfig import Config, validate
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.base import LatentModel
+from pipeline.models.clusters import ClusterModel
+from pipeline.models.families import FAMILIES
+from pipeline.models.family import FamilySection
 from pipeline.models.mixture import Mixture
-from pipeline.models.routes import KERNELS
+
+# What every class takes beside the options of its family, with defaults: scikit-learn's names wherever it has one.
+FIT_OPTIONS: dict[str, Any] = {
+    "tol": 1e-3,
+    "max_iter": 100,
+    "n_init": 1,
+    "init_params": "k-means||",
+    "random_state": None,
+    "warm_start": False,
+    "verbose": 0,
+    "verbose_interval": 10,
+    "method": "em",
+}
 
 
 @dataclass(frozen=True)
-class Assigned:
-    """A function of rows: their `label`, `score` or `log_resp` under a model."""
+class Predicted:
+    """A function of rows: one array of what a model says of them, such as their labels."""
 
-    model: Mixture
+    model: LatentModel
     params: Any
     what: str
 
     def __call__(self, x: Any) -> Array:
-        """(n,), or (n, k) for log_resp. x : (n, d)."""
-        return np.concatenate([getattr(labels, self.what) for _, labels in self.model.assign(self.params, x, KERNELS)])
+        """Return (n,), or (n, k) for log_resp. x : (n, d)."""
+        if self.what == "score":
+            return self.model.score_rows(self.params, x, KERNELS)
+        assert isinstance(self.model, ClusterModel)
+        return np.concatenate([getattr(found, self.what) for _, found in self.model.assign(self.params, x, KERNELS)])
 
 
 class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """fit, predict and scores of a mixture; a subclass says which model its parameters are of."""
+    """fit, predict and scores of a model of any family; a subclass says which.
+
+    Attributes
+    ----------
+    section : type of FamilySection
+        The config section of the family.
+    attributes : mapping of str to str
+        Fields of the parameters whose fitted attributes have other names than the field and an underscore.
+    """
+
+    section: ClassVar[type[FamilySection]]
+    attributes: ClassVar[Mapping[str, str]] = {}
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit to all rows of X.
 
-        X : (n, d), an array, a Dask array, an xarray.DataArray of either; counts may be sparse too.  y : ignored.
-        sample_weight : (n,) non-negative, or None for ones; 2 counts as the row twice.
-        Raises ValueError for parameters or rows that cannot be used.
+        Parameters
+        ----------
+        X : array, Dask array or xarray.DataArray, shape (n, d)
+            Counts may be sparse too.
+        y : array of int, shape (n,), optional
+            The component of each row that is known, -1 for the others: these rows keep their component. Without a -1, y is
+            ignored, as by scikit-learn's mixtures.
+        sample_weight : array, shape (n,), optional
+            Non-negative weights of the rows; 2 counts as the row twice.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For parameters or rows that cannot be used.
         """
-        self._fit(X, sample_weight)
+        self._fit(X, y, sample_weight)
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Fit, and the component of each row, (n,)."""
-        table = self._fit(X, sample_weight)
-        return self._assigned(table, "label")
+        """Fit, and return the component of each row, shape (n,). Parameters as for `fit`."""
+        table = self._fit(X, y, sample_weight)
+        return self._predicted(table, "label")
 
     def predict(self, X: Any) -> Any:
-        """The component that each row most probably belongs to, (n,) int64."""
-        return self._assigned(self._table(X), "label")
+        """Return the component that each row most probably belongs to, shape (n,), int64."""
+        return self._predicted(self._table(X), "label")
 
     def predict_proba(self, X: Any) -> Any:
-        """Responsibilities, (n, k) float64: the probability of each component given the row."""
-        return np.exp(self._assigned(self._table(X), "log_resp"))
+        """Return the probability of each component given the row, shape (n, k), float64."""
+        return np.exp(self._predicted(self._table(X), "log_resp"))
 
     def score_samples(self, X: Any) -> Any:
-        """log p(x) of each row, (n,) float64, nats."""
-        return self._assigned(self._table(X), "score")
+        """Return log p(x) of each row, shape (n,), float64, nats."""
+        return self._predicted(self._table(X), "score")
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """The mean of log p(x) over the rows, nats; weighted where weights are given."""
+        """Return the mean of log p(x) over the rows, nats; weighted where weights are given."""
         table = self._table(X)
-        scores, weight = self._assigned(table, "score"), column_of(sample_weight, table)
+        scores, weight = self._predicted(table, "score"), column_of(sample_weight, table)
         return float(scores.mean() if weight is None else (scores * weight.values).sum() / weight.values.sum())
 
     def aic(self, X: Any) -> float:
-        """2 p - 2 log L on the rows of X, for p free parameters; lower is better. [Akaike 1974]."""
+        """Return 2 p - 2 log L on the rows of X, for p free parameters; lower is better. [Akaike 1974]."""
         log_likelihood, _ = self._total(X)
         return 2.0 * self._n_parameters() - 2.0 * log_likelihood
 
     def bic(self, X: Any) -> float:
-        """p log n - 2 log L on the n rows of X; lower is better. [Schwarz 1978]."""
+        """Return p log n - 2 log L on the n rows of X; lower is better. [Schwarz 1978]."""
         log_likelihood, n = self._total(X)
         return self._n_parameters() * float(np.log(n)) - 2.0 * log_likelihood
+
+    def sample(self, n_samples: int = 1) -> tuple[Any, Array]:
+        """Return rows drawn from the fitted model, shape (n_samples, d), and their components, shape (n_samples,)."""
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
+        model, params = self._model()
+        if not isinstance(model, Mixture):
+            raise ValueError(f"sample: a {model.words.name} cannot be sampled from.")
+        return model.sample(params, n_samples, check_random_state(self.random_state))
 
     def _n_parameters(self) -> int:
         """How many numbers are learned; scikit-learn's name for it."""
         return self._model()[0].n_free_parameters()
 
-    @abstractmethod
     def _section(self) -> dict[str, Any]:
         """The config's model section."""
+        given = {name: getattr(self, name) for name in self.section.model_fields if hasattr(self, name)}
+        return {"family": self.section.model_fields["family"].default, **given}
 
-    @abstractmethod
-    def _given(self, n_features: int) -> dict[str, Array]:
-        """Initial parameters that the user gave, by the names that the models have for them; checked."""
+    def _supplied(self, n_features: int) -> dict[str, Array]:
+        """Initial parameters that the user supplied, by the names of the schema."""
+        names = {name: getattr(self, f"{self._attribute(name)[:-1]}_init", None) for name in self._fields()}
+        return {name: np.asarray(value, dtype=np.float64) for name, value in names.items() if value is not None}
 
-    @abstractmethod
-    def _take(self, params: Any) -> None:
+    def _attribute(self, field: str) -> str:
+        """The fitted attribute of a field."""
+        return self.attributes.get(field, f"{field}_")
+
+    def _fields(self) -> list[str]:
+        return self.section.parameter_names()
+
+    @classmethod
+    def of_model(cls, model: LatentModel, params: Any, attrs: Mapping[str, Any]) -> Self:
+        """Return a fitted estimator. attrs : of model.zarr."""
+        options = set(inspect.signature(cls).parameters)
+        estimator = cls(**{name: value for name, value in model.facts().items() if name in options})
+        estimator._take(model, params)
+        estimator.converged_ = attrs["converged"]
+        estimator.lower_bound_ = attrs["final_log_likelihood"] / attrs["total_weight"]
+        return estimator
+
+    def _take(self, model: LatentModel, params: Any) -> None:
         """Set the fitted attributes."""
+        self.model_ = model
+        for name, value in model.arrays(params).items():
+            setattr(self, self._attribute(name), value)
 
-    @abstractmethod
-    def _kept(self) -> dict[str, Array]:
-        """Fitted attributes by the names that the models have for them."""
+    def _stored(self) -> dict[str, Array]:
+        """Fitted attributes by the names of the schema."""
+        return {name: np.asarray(getattr(self, self._attribute(name)), np.float64) for name in self._fields()}
 
-    @abstractmethod
-    def _model(self) -> tuple[Mixture, Any]:
+    def _model(self) -> tuple[LatentModel, Any]:
         """The model of the fitted attributes, and its parameters."""
+        model: LatentModel = self.model_
+        return model, model.params(**self._stored())
 
     @property
-    def _starts_by_kmeans(self) -> bool:
+    def _starts_as_peer(self) -> bool:
         """Whether each restart begins with the labels of a K-means of its own, as scikit-learn's do."""
         return bool(self.init_params == "kmeans" and self.method == "em")
 
@@ -118,24 +199,24 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         init = {"kmeans": "k-means||", "random_from_data": "random"}.get(self.init_params, self.init_params)
         fit = {name: getattr(self, name) for name in ("method", "n_init", "tol")}
         # Where the start is scikit-learn's, its generator goes there untouched.
-        seed = 0 if self._starts_by_kmeans else seed_of(self.random_state)
+        seed = 0 if self._starts_as_peer else seed_of(self.random_state)
         fit |= {"init": init, "max_iter": self.max_iter or 1, "random_state": seed}
-        plain = {"model": self._section(), "fit": fit}
-        return validate(plain, name=type(self).__name__).resolved()
+        return validate({"model": self._section(), "fit": fit}, name=type(self).__name__).resolved()
 
-    def _fit(self, X: Any, sample_weight: Any) -> Table:
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Table:
         table = self._table(X, reset=True, least=2)
         with value_errors():
             config = self._config()
             column = column_of(sample_weight, table)
-            weight, chunks = None if column is None else column.values, Chunks(table.source(), column)
-            if self.n_components > chunks.n_rows:
+            chunks = Chunks(table.source(), column, labels=_labels(y, table))
+            k = max(config.model.n_components)
+            if k > chunks.n_rows:
                 raise ValueError(
-                    f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
-                    f"n_samples = {chunks.n_rows}"
+                    f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {chunks.n_rows}"
                 )
-            run = fitted(config, chunks, self._start(table, weight), self.max_iter > 0, _Told(self))
-        self._take(run.params)
+            start = self._start(table, None if column is None else column.values)
+            run = fitted(config, chunks, start, self.max_iter > 0, _Progress(self))
+        self._take(run.model, run.params)
         total = 1.0 if run.final is None else run.final.evidence.weight
         self.lower_bounds_ = [entry.objective / total for entry in run.history]
         self.lower_bound_ = run.objective / total
@@ -154,26 +235,34 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return table
 
     def _start(self, table: Table, weight: Array | None) -> Start:
-        """Where the restarts begin: at the last fit, or at what is given, the rest from K-means if that is asked for."""
+        """Where the restarts begin: at the last fit, or at what is supplied, the rest from K-means if that is asked for."""
         if self.warm_start and hasattr(self, "converged_"):
-            return Start([self._kept()])
-        given = self._given(table.x.shape[1])
-        arrays = [given] if given else []
-        if not self._starts_by_kmeans:
+            return Start([self._stored()])
+        supplied = self._supplied(table.x.shape[1])
+        arrays = [supplied] if supplied else []
+        if not self._starts_as_peer:
             return Start(arrays)
+        from pipeline.estimators.kmeans import KMeans
+
         rng = check_random_state(self.random_state)
         peers = [KMeans(self.n_components, n_init=1, random_state=rng) for _ in range(self.n_init)]
         return Start(arrays, [np.asarray(peer.fit(table.x, sample_weight=weight).labels_) for peer in peers])
 
-    def _table(self, X: Any, reset: bool = False, least: int = 1, dense: bool = True) -> Table:
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = self.section.sparse
+        tags.input_tags.positive_only = self.section.counts
+        return tags
+
+    def _table(self, X: Any, reset: bool = False, least: int = 1) -> Table:
         if not reset:
             check_is_fitted(self)
-        return table_of(self, X, reset, least, dense)
+        return table_of(self, X, reset, least, dense=False, counts=self.section.counts)
 
-    def _assigned(self, table: Table, what: str) -> Any:
+    def _predicted(self, table: Table, what: str) -> Any:
         columns = self.n_components if what == "log_resp" else None
         with value_errors():
-            function = Assigned(*self._model(), what)
+            function = Predicted(*self._model(), what)
         found = table.map(function, columns, np.int32 if what == "label" else np.float64, "component")
         return found.astype(np.int64) if what == "label" else found
 
@@ -181,31 +270,98 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         scores = self.score_samples(X)
         return float(scores.sum()), scores.shape[0]
 
-    def _labels_of(self, n_samples: int) -> tuple[Array, np.random.RandomState]:
-        """How many rows of each component a sample has, (k,), and where further draws come from."""
-        check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
-        rng = check_random_state(self.random_state)
-        return rng.multinomial(n_samples, self.weights_ / self.weights_.sum()), rng
+
+def estimator_of(family: str) -> Any:
+    """Return the Python class of a family, by the name that `model.family` has for it.
+
+    Families of this package with a class of their own give that; for any other one is made, whose arguments are the options of
+    the family's section, initial values of its parameters, and what all classes take.
+    """
+    from pipeline.estimators import OWN
+
+    return OWN.get(family) or _made(family)
+
+
+def mixture_class(name: str) -> type[MixtureEstimator] | None:
+    """Return the Python class of the family whose class has this name, such as PoissonMixture; None where there is none."""
+    families = (each for each in FAMILIES if each != OUTSIDE and _class_name(each) == name)
+    return next((estimator_of(each) for each in families if FAMILIES[each].has_likelihood), None)
+
+
+def _class_name(family: str) -> str:
+    return f"{''.join(part.capitalize() for part in family.split('_'))}Mixture"
+
+
+@cache
+def _made(family: str) -> type[MixtureEstimator]:
+    section = FAMILIES[family]
+    own = [name for name in section.model_fields if name not in ("family", "path")]
+    defaults = {name: _default(section, name) for name in own} | dict(FIT_OPTIONS)
+    defaults |= {f"{name}_init": None for name in section.parameter_names()}
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        bound = signature.bind(self, *args, **options)
+        bound.apply_defaults()
+        for name in defaults:
+            setattr(self, name, bound.arguments[name])
+
+    first, *rest = defaults
+    kinds = {first: inspect.Parameter.POSITIONAL_OR_KEYWORD, **dict.fromkeys(rest, inspect.Parameter.KEYWORD_ONLY)}
+    parameters = [inspect.Parameter(name, kinds[name], default=value) for name, value in defaults.items()]
+    signature = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters])
+    __init__.__signature__ = signature  # type: ignore[attr-defined]  # scikit-learn reads the arguments from it
+    return type(
+        _class_name(family),
+        (MixtureEstimator,),
+        {"__init__": __init__, "section": section, "__doc__": _doc(section, own)},
+    )
+
+
+def _default(section: type[FamilySection], name: str) -> Any:
+    default = section.model_fields[name].get_default(call_default_factory=True)
+    if name == "n_components":
+        return 1
+    return default[0] if isinstance(default, tuple) and len(default) == 1 else default
+
+
+def _doc(section: type[FamilySection], own: Sequence[str]) -> str:
+    options = "\n".join(f"{name} : {section.model_fields[name].description}" for name in own)
+    fitted_ = ", ".join(f"{name}_" for name in section.parameter_names())
+    return (
+        f"{section.words.name[0].upper()}{section.words.name[1:]} by EM, with scikit-learn's methods.\n\n{options}\n"
+        f"{', '.join(FIT_OPTIONS)} : as in the other classes.\n\nFitted attributes: {fitted_}; converged_, n_iter_, lower_bound_ "
+        "(nats per row), lower_bounds_, stop_reason_."
+    )
+
+
+def _labels(y: Any, table: Table) -> MemoryColumn | None:
+    """Known components, where y has a -1 for those that are not; else y means nothing to a mixture."""
+    if y is None:
+        return None
+    labels = np.asarray(y)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not (labels == -1).any():
+        return None
+    if len(labels) != table.x.shape[0]:
+        raise ValueError(f"y: got {len(labels)} labels, expected one for each of the {table.x.shape[0]} rows.")
+    return MemoryColumn(labels.astype(np.int64))
 
 
 def shaped(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    """The array, float64; ValueError, in scikit-learn's words, unless it has that shape."""
+    """Return the array, float64. Raises ValueError, in scikit-learn's words, unless it has that shape."""
     array = np.array(value, dtype=np.float64)
     if array.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
     return array
 
 
-class _Told:
+class _Progress:
     """Prints what `verbose` asks for, every `verbose_interval` iterations."""
 
     def __init__(self, estimator: Any) -> None:
         self._verbose, self._every = estimator.verbose, estimator.verbose_interval
         self._began = time.perf_counter()
 
-    def __call__(self, runs: list[Run]) -> None:
+    def __call__(self, runs: Sequence[Run]) -> None:
         if not self._verbose:
             return
         for run in runs:
@@ -213,7 +369,6 @@ class _Told:
             if run.final is not None:
                 print(f"Initialization {run.restart}: {run.stop_reason}")
             elif t % self._every == 0:
-                entry = run.history[-1]
-                gained = entry.objective / entry.weight
+                objective = run.history[-1].objective / run.history[-1].weight
                 seconds = time.perf_counter() - self._began
-                print(f"Initialization {run.restart}, iteration {t}: {gained:.6f} nats per row  {seconds:.2f} s")
+                print(f"Initialization {run.restart}, iteration {t}: {objective:.6f} nats per row  {seconds:.2f} s")

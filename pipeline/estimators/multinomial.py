@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
-import scipy.sparse as sp
 from sklearn.naive_bayes import MultinomialNB
-from sklearn.utils.validation import check_is_fitted, check_non_negative
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from pipeline.arrays.dtypes import Array
-from pipeline.estimators.mixture import MixtureEstimator, shaped
-from pipeline.estimators.rows import Table
-from pipeline.models.mixture import Mixture, MixtureParams
-from pipeline.models.multinomial import Multinomial
+from pipeline.estimators.mixture import MixtureEstimator
+from pipeline.models.families.multinomial import WORDS, MultinomialSection
+from pipeline.models.mixture import Mixture
 
 
 class MultinomialMixture(MixtureEstimator):
@@ -28,6 +28,9 @@ class MultinomialMixture(MixtureEstimator):
     n_iter_, lower_bound_ (nats per row, with the log prior), lower_bounds_, stop_reason_.
     [Nigam, McCallum, Thrun and Mitchell 2000]
     """
+
+    section = MultinomialSection
+    attributes: ClassVar[Mapping[str, str]] = {"log_prob": "feature_log_prob_"}
 
     def __init__(
         self,
@@ -60,18 +63,15 @@ class MultinomialMixture(MixtureEstimator):
         self.verbose_interval = verbose_interval
         self.method = method
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        tags.input_tags.positive_only = True
-        return tags
-
-    def sample(self, n_samples: int = 1, n_counts: int = 100) -> tuple[sp.csr_array, Array]:
-        """Rows of n_counts counts each, (n_samples, d) CSR, and their components, (n_samples,)."""
-        counts, rng = self._labels_of(n_samples)
-        theta = np.exp(self.feature_log_prob_)
-        rows = [rng.multinomial(n_counts, p / p.sum(), int(count)) for p, count in zip(theta, counts, strict=True)]
-        return sp.csr_array(np.vstack(rows)), np.repeat(np.arange(len(counts)), counts)
+    def sample(self, n_samples: int = 1, n_counts: int = 100) -> tuple[Any, Array]:
+        """Return rows of n_counts counts each, CSR of shape (n_samples, d), and their components, shape (n_samples,)."""
+        counts, labels = super().sample(n_samples)
+        if n_counts == WORDS:
+            return counts, labels
+        model, params = self._model()
+        assert isinstance(model, Mixture)
+        rng = check_random_state(self.random_state)
+        return model.component.sample(params.theta, labels, rng, n_counts), labels
 
     def to_sklearn(self) -> MultinomialNB:
         """The classifier of scikit-learn with the same rule: its classes are the components, its probabilities their
@@ -85,32 +85,3 @@ class MultinomialMixture(MixtureEstimator):
         peer.classes_ = np.arange(len(self.weights_))
         peer.n_features_in_ = self.n_features_in_
         return peer
-
-    def _table(self, X: Any, reset: bool = False, least: int = 1, dense: bool = False) -> Table:
-        table = super()._table(X, reset, least, dense)
-        if not table.lazy:
-            check_non_negative(table.x, type(self).__name__)
-        return table
-
-    def _section(self) -> dict[str, Any]:
-        return {"family": "multinomial", "n_components": self.n_components, "concentration": self.concentration}
-
-    def _given(self, n_features: int) -> dict[str, Array]:
-        found = {}
-        if self.weights_init is not None:
-            found["weights"] = shaped("weights", self.weights_init, (self.n_components,))
-        if self.feature_log_prob_init is not None:
-            shape = (self.n_components, n_features)
-            found["log_prob"] = shaped("feature_log_prob", self.feature_log_prob_init, shape)
-        return found
-
-    def _take(self, params: MixtureParams) -> None:
-        self.weights_, self.feature_log_prob_ = params.weights, np.ascontiguousarray(params.theta.log_prob)
-
-    def _kept(self) -> dict[str, Array]:
-        return {"weights": self.weights_, "log_prob": self.feature_log_prob_}
-
-    def _model(self) -> tuple[Mixture, MixtureParams]:
-        k, d = self.feature_log_prob_.shape
-        model = Mixture(Multinomial(k, d, self.concentration))
-        return model, model.params_from_arrays(self._kept())

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.utils.validation import check_array, validate_data
+from sklearn.utils.validation import check_array, check_non_negative, validate_data
 
-from pipeline.data.memory import DaskSource, HeldSource
+from pipeline.data.memory import DaskSource
+from pipeline.data.memory import MemorySource as HeldSource
 from pipeline.data.source import Source, rows_per_target
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import cores
@@ -88,11 +89,11 @@ class Table:
         return xr.DataArray(found, dims=(row,) if found.ndim == 1 else (row, name), coords=coordinates)
 
 
-def table_of(estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = True) -> Table:
+def table_of(estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = True, counts: bool = False) -> Table:
     """The rows of X, checked as scikit-learn checks them; of a Dask array as far as its metadata tell.
 
     reset : whether n_features_in_ and feature_names_in_ are set, or compared.  least : rows that there have to be.
-    dense : whether sparse rows are made dense, some at a time.
+    dense : whether sparse rows are made dense, some at a time.  counts : whether values below 0 are refused.
     Raises ValueError or TypeError as sklearn.utils.validation.validate_data does.
     """
     named = x if _is_named(x) else None
@@ -112,6 +113,8 @@ def table_of(estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = 
         checked = check_array(x, estimator=estimator, input_name="X", **checks)
     else:
         checked = validate_data(estimator, x, reset=reset, **checks)
+    if counts:
+        check_non_negative(checked, type(estimator).__name__)
     if not sp.issparse(checked):
         return Table(checked, named)
     return Table(sp.csr_array(checked), named, dense)

@@ -9,43 +9,30 @@ import numpy as np
 
 from pipeline.data.preprocess import Affine
 from pipeline.errors import InputError
-from pipeline.estimators.gaussian import GaussianMixture
-from pipeline.estimators.kmeans import KMeans
-from pipeline.estimators.mixture import MixtureEstimator
-from pipeline.estimators.multinomial import MultinomialMixture
-from pipeline.models.gaussian import Gaussian
-from pipeline.models.lloyd import Lloyd
-from pipeline.models.multinomial import Multinomial
+from pipeline.estimators import estimator_of
 from pipeline.outputs.model_store import load_model, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
 
 
 def open_estimator(path: str | Path) -> Any:
-    """The fitted estimator of a run, for rows as the run read them.
+    """Return the fitted estimator of a run, for rows as the run read them.
 
-    Where the run preprocessed its rows, a scikit-learn Pipeline of two steps, `preprocess` (an affine map, as a PCA) and
-    `model`. Raises InputError when the run is not finished, StorageError if it is damaged.
+    Where the run preprocessed its rows, it is a scikit-learn Pipeline of two steps, `preprocess` (an affine map, as a PCA) and
+    `model`.
+
+    Raises
+    ------
+    InputError
+        When the run is not finished.
+    StorageError
+        If it is damaged.
     """
     dataset = read_dataset(RunDirectory(path).model)
     model, params, affine = load_model(dataset)
-    estimator: GaussianMixture | KMeans | MultinomialMixture
-    k = model.n_components
-    if isinstance(model, Lloyd):
-        estimator = KMeans(k)
-        estimator.cluster_centers_ = params.centers
-        estimator.inertia_ = dataset.attrs["final_inertia"]
-    else:
-        part = model.component
-        if isinstance(part, Gaussian):
-            estimator = GaussianMixture(k, covariance_type=part.covariance_type, reg_covar=part.reg_covar)
-        else:
-            assert isinstance(part, Multinomial)
-            estimator = MultinomialMixture(k, concentration=part.concentration)
-        estimator._take(params)
-        estimator.converged_ = dataset.attrs["converged"]
-        estimator.lower_bound_ = dataset.attrs["final_log_likelihood"] / dataset.attrs["total_weight"]
-    estimator.n_iter_, estimator.stop_reason_ = dataset.attrs["n_iter"], dataset.attrs["stop_reason"]
-    estimator.n_features_in_ = model.n_features
+    attrs = dataset.attrs
+    estimator = estimator_of(attrs["family"]).of_model(model, params, attrs)
+    estimator.n_iter_, estimator.stop_reason_ = attrs["n_iter"], attrs["stop_reason"]
+    estimator.n_features_in_ = model.sizes["feature"]
     return estimator if affine is None else _after(affine, estimator)
 
 
@@ -73,13 +60,12 @@ def as_sklearn(estimator: Any) -> Any:
     return estimator.to_sklearn()
 
 
-def to_numpy(estimator: MixtureEstimator | KMeans) -> dict[str, np.ndarray]:
+def to_numpy(estimator: Any) -> dict[str, np.ndarray]:
     """The parameters by the names that fit.init: explicit reads, for numpy.savez: weights, means and covariances, or
     centers, or weights and log_prob.
     """
-    if isinstance(estimator, KMeans):
-        return {"centers": np.asarray(estimator.cluster_centers_)}
-    return estimator._kept()
+    arrays: dict[str, np.ndarray] = estimator._stored()
+    return arrays
 
 
 def _after(affine: Affine, estimator: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.column import HeldColumn
+from pipeline.data.column import MemoryColumn as HeldColumn
 from pipeline.estimators.rows import Table
 
 

@@ -1,1 +1,1 @@
-"""Compiled tile kernels: arithmetic only, no knowledge of models."""
+"""The arithmetic of passes over rows: a protocol (base.py), and its implementation for CPUs (cpu.py). Knows no models."""

@@ -1,8 +1,7 @@
-"""Two innermost steps with their vectors spelled out: a transposed square, and rows against a block of centres.
+"""Two innermost steps of K-means, written as vector instructions: transposing a square, and rows against six centres.
 
-From loops no compiler keeps a block of sums in registers while features go by. Here a step loads one feature of
-many rows, multiplies it with six centres and waits for no memory: it runs at the speed of a large matrix product,
-comparisons included.
+From loops over arrays a compiler does not keep a block of sums in registers. Here a step loads one feature of many rows
+and multiplies it with six centres, so that arithmetic, not memory, limits the speed: as in a large matrix product.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-BLOCK = 6  # centres: with vectors of two registers, 12 sums; there are 16 registers (32 with AVX-512)
-SQUARE_BYTES = 32  # a side of a transposed square: one register
-VECTOR_BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64
+BLOCK = 6  # centres: with vectors of two registers 12 sums, of 16 registers (32 with AVX-512)
+SQUARE_BYTES = 32  # side of a transposed square: one AVX register
+VECTOR_BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64  # two registers
 
 
 def _data(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
@@ -26,7 +25,7 @@ def _data(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
 
 
 def _transpose_square(typing: Any, x: Any, s: Any, i: Any, reference: Any, rows: Any, t: Any) -> tuple[Any, Any]:
-    """rows[i + j, t + r] <- x[s + r, i + j] - reference[i + j] for a square of SQUARE_BYTES. x : (n, d).  rows : (d, v)."""
+    """rows[i + j, t + r] <- x[s + r, i + j] - reference[i + j] for r, j in a square. x : (n, d).  rows : (d, v)."""
     side, align = 8 * SQUARE_BYTES // x.dtype.bitwidth, x.dtype.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -63,13 +62,14 @@ def _transpose_square(typing: Any, x: Any, s: Any, i: Any, reference: Any, rows:
     return types.void(x, types.intp, types.intp, reference, rows, types.intp), generate
 
 
-def _keep_nearest(
+def _update_nearest(
     typing: Any, rows: Any, coefficients: Any, constant: Any, first: Any, best: Any, index: Any
 ) -> tuple[Any, Any]:
-    """Compare constant_j + sum_i coefficients[i, j] rows[i] with the best so far; the first of equal ones stays.
+    """Compare constant_j + sum_i coefficients[i, j] rows[i] with the lowest so far; of equal ones the first stays.
 
-    rows : (d, v), a feature of v rows a line.  coefficients : (d, BLOCK).  constant : (BLOCK,).  first : the first
-    centre's number.  best, index : (v,), updated; index holds whole numbers in the dtype of all others.
+    rows : (d, v), line i is feature i of v rows.  coefficients : (d, BLOCK).  constant : (BLOCK,).  first : number of the
+    block's first centre.  best, index : (v,), updated. index holds whole numbers in the dtype of the others, exact up to
+    2^24 centres in float32.
     """
     v = 8 * VECTOR_BYTES // rows.dtype.bitwidth
 
@@ -114,4 +114,4 @@ def _keep_nearest(
 
 # Not by decorator: numba's types would show the code generators' arguments to callers.
 transpose_square: Any = intrinsic(_transpose_square)
-keep_nearest: Any = intrinsic(_keep_nearest)
+update_nearest: Any = intrinsic(_update_nearest)

@@ -2,26 +2,82 @@
 
     log p(x, k) = log_weight_k + log n! - sum_v log x_v! + sum_v x_v log_prob[v, k]
 
-Probabilities and expected counts lie word by word, so that a word's components are contiguous and fill the vector
-lanes. All in float64: log-densities of long documents are thousands of nats. [Nigam et al. 2000]
+Probabilities and expected counts lie word by word, (v, k), so that a word's components are contiguous and fill vectors.
+All in float64: log-densities of long documents are thousands of nats. [Nigam et al. 2000]
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.special import gammaln
 
+from pipeline.arrays.dtypes import Array
+from pipeline.kernels.base import CountsProblem, CountsSums
 from pipeline.kernels.compiling import kernel
 from pipeline.kernels.softmax import padded, softmax_rows
 
 TILE = 64  # documents; their log joint densities stay in the first-level cache
-LOG_FACTORIAL = gammaln(np.arange(1024) + 1.0)  # of small counts, which nearly all are
+LOG_FACTORIAL = gammaln(np.arange(1024) + 1.0)  # of small counts, as nearly all are: a look-up in place of lgamma
+
+
+def counts_pass(problem: CountsProblem, x: Any, weight: Array | None) -> CountsSums:
+    """See `Kernels.counts_pass`."""
+    counts = stored(x)
+    coefficient = _coefficients_of(*counts)
+    (k, v), n = problem.log_prob.shape, len(coefficient)
+    log_norm, sum_w, sum_x = np.empty(n), np.zeros(k), np.zeros((v, k))
+    weights = np.ones(n) if weight is None else weight
+    by_word = np.ascontiguousarray(problem.log_prob.T)
+    entropy = _pass(
+        *counts,
+        weights,
+        coefficient,
+        problem.log_weights,
+        by_word,
+        problem.hard,
+        problem.least,
+        log_norm,
+        sum_w,
+        sum_x,
+    )
+    return CountsSums(log_norm, sum_w, sum_x.T, entropy, float(weights @ coefficient))
+
+
+def counts_log_joint(problem: CountsProblem, x: Any) -> Array:
+    """See `Kernels.counts_log_joint`."""
+    counts = stored(x)
+    out = np.empty((x.shape[0], len(problem.log_weights)))
+    by_word = np.ascontiguousarray(problem.log_prob.T)
+    _log_joint(*counts, _coefficients_of(*counts), problem.log_weights, by_word, out)
+    return out
+
+
+def log_coefficients(x: Any) -> Array:
+    """(n,) log multinomial coefficient of each row. x : (n, v) counts, CSR or dense."""
+    return _coefficients_of(*stored(x))
+
+
+def stored(x: Any) -> tuple[Array, Array, Array]:
+    """data, indices and indptr of counts in CSR form, without stored zeros: 0 log 0 is 0."""
+    x = sp.csr_array(x)
+    if not x.data.all():
+        x = x.copy()
+        x.eliminate_zeros()
+    return x.data, x.indices, x.indptr
+
+
+def _coefficients_of(data: Array, indices: Array, indptr: Array) -> Array:
+    out = np.empty(len(indptr) - 1)
+    _log_coefficients(data, indptr, LOG_FACTORIAL, out)
+    return out
 
 
 @kernel
-def log_coefficients(data: np.ndarray, indptr: np.ndarray, log_factorial: np.ndarray, out: np.ndarray) -> None:
+def _log_coefficients(data: np.ndarray, indptr: np.ndarray, log_factorial: np.ndarray, out: np.ndarray) -> None:
     """Log multinomial coefficient of each row. data, indptr : of a CSR matrix.  out : (n,), written."""
     for t in range(out.size):
         total, logs = 0.0, 0.0
@@ -37,7 +93,7 @@ def log_coefficients(data: np.ndarray, indptr: np.ndarray, log_factorial: np.nda
 
 
 @kernel
-def log_joint_counts(
+def _log_joint(
     data: np.ndarray,
     indices: np.ndarray,
     indptr: np.ndarray,
@@ -71,7 +127,7 @@ def log_joint_counts(
 
 
 @kernel
-def counts_pass(
+def _pass(
     data: np.ndarray,
     indices: np.ndarray,
     indptr: np.ndarray,
@@ -87,7 +143,7 @@ def counts_pass(
 ) -> float:
     """Add soft counts and expected counts of the documents; return the total weighted entropy, nats.
 
-    data, indices, indptr, constant, log_weights, log_prob : as for log_joint_counts.  weight : (n,) float64.
+    data, indices, indptr, constant, log_weights, log_prob : as for _log_joint.  weight : (n,) float64.
     hard : one-hot responsibilities.  least : weight x responsibility below this may be left out of sum_x.
     log_norm : (n,), written; -inf for a document that no component can produce, which adds nothing.
     sum_w : (k,) and sum_x : (v, k), float64, added to.
@@ -99,9 +155,9 @@ def counts_pass(
     entropy = 0.0
     for start in range(0, n, TILE):
         stop = min(start + TILE, n)
-        joint = tile[: stop - start]  # whole lines: contiguous, so that loops are vectors
+        joint = tile[: stop - start]  # whole lines: contiguous, so that loops over k become vectors
         ends = indptr[start : stop + 1]
-        log_joint_counts(data, indices, ends, constant[start:stop], log_weights, log_prob, joint)
+        _log_joint(data, indices, ends, constant[start:stop], log_weights, log_prob, joint)
         for t in range(stop - start):
             possible[t] = joint[t, :k_total].max() > -np.inf
             w[t] = weight[start + t] if possible[t] else 0.0
@@ -128,7 +184,10 @@ def _add_expected(
     chosen: np.ndarray,
     sum_x: np.ndarray,
 ) -> None:
-    """sum_x[v] += count x resp for one document. Most documents belong to few components, and only those are visited."""
+    """sum_x[v] += count x resp for one document.
+
+    Most documents belong to few components. Below a quarter of all, adding to the few is faster than to all in vectors.
+    """
     n_chosen, k_total = 0, sum_x.shape[1]
     for k in range(k_total):
         if resp[k] > least:

@@ -1,4 +1,4 @@
-"""exp and log of vectors in registers (libm's stay scalar); both err by little more than their rounding."""
+"""exp and log of vectors: those of libm take one number at a time. Their errors are little more than rounding."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pipeline.kernels.compiling import exact_kernel
 from pipeline.kernels.vectors import exponent, fma, is_single, power_of_two, significand, spread, where_less
 
 _LOG2E = 1.4426950408889634
-_LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.4286068203094172e-06  # the first has 15 bits: m times it is exact
+_LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.4286068203094172e-06  # the first has 15 bits: its product with m is exact
 _LN2, _ROOT2 = 0.6931471805599453, 1.4142135623730951
 
 
 @exact_kernel
 def lowest(like: Any) -> Any:
-    """What exp takes at least, in all lanes: the smallest normal number is not far."""
+    """The lowest argument of exp, in all lanes: e^-87 is the smallest power that is a normal float32, e^-708 float64."""
     return spread(-87.0 if is_single(like) else -708.0, like)
 
 
 @exact_kernel
 def at_least_lowest(v: Any) -> Any:
-    """v, or the lowest that exp takes where it is less or NaN (as -inf minus -inf is)."""
+    """v, or the lowest argument of exp where v is less, or NaN (which -inf minus -inf is)."""
     floor = lowest(v)
     return where_less(floor, v, v, floor)
 
@@ -33,7 +33,7 @@ def exp(v: Any) -> Any:
     [Cody and Waite 1980: the reduction in two steps]
     """
     single = is_single(v)
-    # Adding 1.5 x 2^(bits of the significand) rounds to a whole number and leaves it in the low bits.
+    # Adding 1.5 x 2^23 (float64: 2^52) rounds to a whole number, and leaves it in the low bits of the significand.
     magic = spread(12582912.0 if single else 6755399441055744.0, v)
     rounded = fma(v, spread(_LOG2E, v), magic)
     m = rounded - magic

@@ -1,8 +1,8 @@
-"""Features in which a Gaussian's log-density is linear, so that E-step and moments are matrix products.
+"""Features in which a Gaussian log-density is linear, so that E-step and moments are matrix products (kernels/gemm.py).
 
     full: [y_i y_j for j <= i, y, 1]    diag: [y_i², y, 1]    spherical: [|y|², y, 1]    tied: [y, 1]
 
-with y = x - reference. The linear part comes last, so that the quadratic part starts on a boundary.
+with y = x - reference. The linear part comes last, so that the quadratic part starts at a cache line.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 from pipeline.kernels.compiling import kernel
 from pipeline.kernels.vectors import NARROW_BYTES, element, narrow, narrow_lanes, put, view
 
-NONE, SPHERE, DIAGONAL, PAIRS = 0, 1, 2, 3
+NONE, SPHERE, DIAGONAL, PAIRS = 0, 1, 2, 3  # kinds of quadratic features: tied, spherical, diag, full
 NARROW_NUMBERS = NARROW_BYTES // 4  # in a narrow vector, at most
 
 
 def n_features(kind: int, d: int) -> int:
-    """How many columns the features of d columns have."""
+    """Columns p of the features of d columns."""
     return (0, 1, d, d * (d + 1) // 2)[kind] + d + 1
 
 
@@ -36,7 +36,7 @@ def fill_features(x: np.ndarray, reference: np.ndarray, kind: int, out: np.ndarr
             q = t * p
             for i in range(d):
                 factor = element(y, i, narrow(y, 0))
-                for j in range(i // lanes + 1):  # whole vectors: what is too much, the next line overwrites
+                for j in range(i // lanes + 1):  # whole vectors: the excess is overwritten by the next line
                     put(features, q + j * lanes, factor * narrow(y, j * lanes))
                 q += i + 1
         elif kind == PAIRS:

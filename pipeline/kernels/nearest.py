@@ -1,45 +1,55 @@
 """One pass of Lloyd's algorithm: nearest centres, exact distances to them, and sums of residuals, tile by tile.
 
-argmin_k |x - c_k|² = argmin_k (|c_k|² - 2 x.c_k), in the rows' dtype about a reference point, with rows in the vector
-lanes. The distance to the chosen centre is formed from the difference, in float64, and so are the sums. [Lloyd 1982]
+    argmin_k |x - c_k|² = argmin_k (|c_k|² - 2 x·c_k)
+
+in the rows' dtype about a reference point, a row in each lane of a vector. The distance to the chosen centre is computed
+from the difference, in float64, and so are the sums. [Lloyd 1982]
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, keep_nearest, transpose_square
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.kernels.base import LloydSums
+from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, transpose_square, update_nearest
 from pipeline.kernels.compiling import exact_kernel, kernel
 
-TILE = 256  # rows, transposed; a block of centres is read once for all of them
+TILE = 256  # rows, transposed: a block of centres is read once for all of them
 
 
-def lloyd_pass(
-    x: np.ndarray, weight: np.ndarray | None, centers: np.ndarray, shift: np.ndarray, first: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, np.uint64]:
-    """Nearest centre of each row, ties to the lowest, and what they sum up to.
-
-    x : (n, d), float32 or float64.  weight : (n,) float64, or None for ones.  centers : (k, d) float64.
-    shift : (d,) float64, near the rows.  first : global index of the first row.
-    Returns label : (n,) int32;  score : (n,), minus the squared distance, inf where the weight is 0;  sum_w : (k,);
-    sum_x : (k, d), about the shift;  the weighted sum of squared distances;  the sum modulo 2^64 of hashes of
-    (row, label) where weights are positive.
-    """
+def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
+    """See `Kernels.lloyd_pass`."""
+    x = np.ascontiguousarray(x, compute_dtype(x.dtype))
     (k, d), n = centers.shape, len(x)
     reference = shift.astype(x.dtype)
     points = centers - reference
-    # A block of centres is stored feature by feature; those that fill up the last block are at infinity.
+    # A block of centres is stored feature by feature. Those that fill up the last block are infinitely far away.
     blocks = -(-k // BLOCK)
     coefficients, square = np.zeros((blocks * BLOCK, d), x.dtype), np.full(blocks * BLOCK, np.inf, x.dtype)
     coefficients[:k], square[:k] = -2.0 * points, np.einsum("kd,kd->k", points, points)
     coefficients = np.ascontiguousarray(coefficients.reshape(blocks, BLOCK, d).swapaxes(1, 2))
     label, score = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
-    given = np.empty(0) if weight is None else weight
+    weights = np.empty(0) if weight is None else weight
     inertia, key = _pass(
-        x, given, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
+        x, weights, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
     )
-    return label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key
+    return LloydSums(label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key)
+
+
+def nearest(x: Any, centers: Array, shift: Array) -> tuple[Array, Array]:
+    """See `Kernels.nearest`. Sparse rows are compared by a sparse product."""
+    if sp.issparse(x):
+        score = np.einsum("kd,kd->k", centers, centers) - 2.0 * (x @ centers.T)
+        label = score.argmin(axis=1)
+        squared = score[np.arange(len(label)), label] + x.multiply(x).sum(axis=1)
+        return label.astype(np.int32), np.maximum(squared, 0.0)
+    found = lloyd_pass(x, None, centers, shift)
+    return found.label, -found.score
 
 
 @exact_kernel
@@ -73,7 +83,7 @@ def _pass(
         chosen[:] = 0
         for b in range(len(coefficients)):
             for g in range(len(rows)):
-                keep_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
+                update_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
         own, stop = label[start : start + m], start + m
         for t in range(m):
             own[t] = np.int32(chosen[t])
@@ -86,7 +96,7 @@ def _pass(
 
 @exact_kernel
 def _load(tile: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> None:
-    """rows <- tile - reference, transposed in groups of one vector. tile : (TILE, d)."""
+    """rows <- tile - reference, transposed in groups of one vector. tile : (TILE, d).  rows : (groups, d, lanes)."""
     groups, d, lanes = rows.shape
     side = SQUARE_BYTES // tile.itemsize
     squares = d - d % side
@@ -110,10 +120,24 @@ def add_residuals(
     sum_w: np.ndarray,
     sum_x: np.ndarray,
 ) -> float:
-    """Add weights and weight x (x - centre) to the sums of each row's centre; return the weighted sum of their squares.
+    """Add weights and weight x (x - centre) to the sums of each row's centre.
 
-    x : (n, d).  weight : (n,).  label : (n,) int32.  centers, sum_x : (k, d).  sum_w : (k,).
-    score : (n,), written: minus the squared distance, inf where the weight is 0.
+    Parameters
+    ----------
+    x : array, shape (n, d)
+    weight : array, shape (n,), float64
+    label : array, shape (n,), int32
+        The centre of each row.
+    centers : array, shape (k, d), float64
+    score : array, shape (n,), float64
+        Written: minus the squared distance, inf where the weight is 0.
+    sum_w, sum_x : arrays, shapes (k,) and (k, d), float64
+        Added to.
+
+    Returns
+    -------
+    float
+        Weighted sum of squared distances.
     """
     total = 0.0
     for t in range(x.shape[0]):
@@ -131,7 +155,7 @@ def add_residuals(
 
 @exact_kernel
 def _key(label: np.ndarray, weight: np.ndarray, first: int, k_total: int) -> np.uint64:
-    """Sum of hashes of row x k + label: SplitMix64, as in pipeline/keyed.py. [Steele, Lea and Flood 2014]."""
+    """Sum modulo 2^64 of SplitMix64 hashes of row x k + label, as in pipeline/keyed.py. [Steele, Lea and Flood 2014]."""
     key = np.uint64(0)
     for t in range(len(label)):
         z = np.uint64((first + t) * k_total + label[t] + 1) * np.uint64(0x9E3779B97F4A7C15)

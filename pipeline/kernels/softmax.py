@@ -1,4 +1,4 @@
-"""Log-sum-exp, responsibilities and entropy of a tile, fused: each row of log joint densities is read once, in cache."""
+"""Log-sum-exp, responsibilities and entropy of a tile in one loop, while each row of log joint densities is in cache."""
 
 from __future__ import annotations
 
@@ -11,17 +11,30 @@ from pipeline.kernels.vectors import WIDE_BYTES, fma, highest, put, spread, tota
 
 @exact_kernel
 def padded(k: int, itemsize: int) -> int:
-    """Columns of an array whose rows of k numbers are made of whole vectors."""
+    """k, rounded up to whole vectors: the columns of an array whose rows are read in vectors. itemsize : bytes."""
     lanes = WIDE_BYTES // itemsize
     return -(-k // lanes) * lanes
 
 
 @exact_kernel
 def softmax_rows(joint: np.ndarray, k_total: int, weight: np.ndarray, hard: bool, log_norm: np.ndarray) -> float:
-    """Turn log joint densities into weight x responsibility, in place; return the total weighted entropy, nats.
+    """Replace log joint densities by weight x responsibility.
 
-    joint : (n, padded(k)), of which k_total columns count; the others become 0.  weight : (n,).
-    hard : all weight to the first of the largest.  log_norm : (n,) float64, written: log of the sum.
+    Parameters
+    ----------
+    joint : array, shape (n, padded(k)), float32 or float64
+        Log joint densities in its first k_total columns; the others become 0.
+    k_total : int
+    weight : array, shape (n,), float64
+    hard : bool
+        Whether all weight goes to the first of the largest.
+    log_norm : array, shape (n,), float64
+        Written: log of the sum of exponentials, nats.
+
+    Returns
+    -------
+    float
+        Weighted entropy of the responsibilities, total nats.
     """
     rows, step = view(joint), wide_lanes(joint)
     entropy = 0.0

@@ -1,8 +1,8 @@
-"""Vectors in registers: a type for kernels, with loads, stores, arithmetic, fused products and sums.
+"""Vectors as values of compiled functions: a numba type with loads, stores, arithmetic, fused products and sums.
 
-From loops over arrays no compiler keeps a block of sums in registers while features go by; with vectors as values a
-kernel says what stays in registers, and in which order sums are formed. A wide vector fills two registers (two chains
-of products hide each other's latency), a narrow one fills one.
+From loops over arrays a compiler does not keep a block of sums in registers. With vectors as values, a kernel decides
+what stays in registers and in which order sums are computed. A wide vector fills two registers, so that two chains of
+products hide each other's latency; a narrow one fills one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 class View(types.Type):
-    """Where the numbers of a C-contiguous array are. It owns nothing: passing it on costs no counting of references."""
+    """The address and shape of a C-contiguous array. It owns nothing, so passing it on counts no references."""
 
     def __init__(self, dtype: Any, ndim: int) -> None:
         self.dtype, self.ndim = dtype, ndim
@@ -53,9 +53,9 @@ class _ViewModel(models.StructModel):
 
 
 def _view(typing: Any, array: Any) -> Any:
-    """The numbers of an array that outlives the view: an argument of the kernel, or a part of one."""
+    """A view of an array, which must outlive it: an argument of the kernel, or a part of one."""
     if array.layout != "C":
-        raise TypingError(f"view: came with {array}, expected a C-contiguous array")
+        raise TypingError(f"view: got {array}, expected a C-contiguous array. Make it one before the call.")
     kind = View(array.dtype, array.ndim)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -101,7 +101,7 @@ _arithmetic(operator.truediv, "fdiv")
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, index_kind: Any, index: Any) -> Any:
-    """Where an element is. The index is not checked and does not count from the end."""
+    """The address of an element. The index is not checked, and a negative one does not count from the end."""
     struct = cgutils.create_struct_proxy(kind)(context, builder, value=array)
     indices = [index] if isinstance(index_kind, types.Integer) else cgutils.unpack_tuple(builder, index)
     widths = cgutils.unpack_tuple(builder, struct.shape)
@@ -112,6 +112,7 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, index_kind: Any,
 
 
 def _everywhere(builder: Any, value: Any, lanes: int) -> Any:
+    """A number in all lanes of a vector."""
     vector = ir.VectorType(value.type, lanes)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
@@ -224,7 +225,7 @@ def _total(typing: Any, a: Any) -> Any:
         real = context.get_value_type(a.dtype)
         name = f"llvm.vector.reduce.fadd.v{a.lanes}f{a.dtype.bitwidth}"
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(real, [real, args[0].type]), name)
-        # Reassociated means pairwise here, halves onto halves; in order it would be scalar.
+        # Reassociation makes it pairwise, halves onto halves; in order it would be one number at a time.
         return builder.call(function, [ir.Constant(real, 0.0), args[0]], fastmath=("reassoc",))
 
     return signature(a.dtype, a), generate
@@ -248,7 +249,7 @@ def _layout(bits: int) -> tuple[int, int]:
 
 
 def _power_of_two(typing: Any, rounded: Any) -> Any:
-    """2^m in each lane, where `rounded` is the whole number m + 1.5 x 2^(bits of the significand)."""
+    """2^m in each lane, where `rounded` is m + 1.5 x 2^(bits of the significand), m a whole number."""
     bias, significand = _layout(rounded.dtype.bitwidth)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -266,7 +267,7 @@ def _exponent(typing: Any, a: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         whole = ir.VectorType(ir.IntType(a.dtype.bitwidth), a.lanes)
         number = builder.lshr(builder.bitcast(args[0], whole), ir.Constant(whole, [significand] * a.lanes))
-        # The difference is small: through 32 bits every CPU converts it in one step.
+        # The difference fits in 32 bits, which every CPU converts in one instruction.
         small = ir.VectorType(ir.IntType(32), a.lanes)
         number = builder.sub(number, ir.Constant(whole, [bias] * a.lanes))
         return builder.sitofp(number if a.dtype.bitwidth == 32 else builder.trunc(number, small), args[0].type)
@@ -292,9 +293,9 @@ view: Any = intrinsic(_view)
 lines: Any = _length_along(0)
 columns: Any = _length_along(1)
 wide: Any = _loader(WIDE_BYTES)
-"""wide(view, index): the vector of two registers that starts there; index : an integer or a tuple."""
+"""wide(view, index): the vector of two registers at an index, an integer or a tuple."""
 narrow: Any = _loader(NARROW_BYTES)
-"""narrow(view, index): the same, of one register."""
+"""narrow(view, index): the vector of one register at an index."""
 wide_lanes: Any = _lanes_of(WIDE_BYTES)
 """wide_lanes(view): numbers in a wide vector, known to the compiler."""
 narrow_lanes: Any = _lanes_of(NARROW_BYTES)

@@ -18,6 +18,7 @@ from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Rows
+from pipeline.errors import InputError
 from pipeline.models import schema
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
@@ -85,6 +86,9 @@ class Attachment(Protocol):
     def of(self, model: Any, params: Any, rows: Rows, found: Expectation, kernels: Any) -> Any:
         """Return that of one chunk; those of two chunks merge by +."""
 
+    def nbytes(self, model: Any) -> int:
+        """Bytes of that of one chunk, about."""
+
 
 @stored
 @dataclass(frozen=True)
@@ -129,6 +133,14 @@ class Reset(NamedTuple):
     done: bool
 
 
+class RowArray(NamedTuple):
+    """An array of labels.zarr. fill : for rows that are dropped.  ranked : whether it has a second dimension, rank."""
+
+    dtype: str
+    fill: float
+    ranked: bool = False
+
+
 class LatentModel(ABC):
     """A model with latent variables.
 
@@ -170,6 +182,15 @@ class LatentModel(ABC):
     @abstractmethod
     def sizes(self) -> Mapping[str, int]:
         """Sizes of the schema's dimensions."""
+
+    @property
+    def label(self) -> str:
+        """A short name that tells candidates apart, such as k10-full."""
+        return self.family
+
+    def facts(self) -> dict[str, Any]:
+        """Hyperparameters that people read, by name: numbers and text."""
+        return {}
 
     @property
     def exact(self) -> bool:
@@ -238,6 +259,18 @@ class LatentModel(ABC):
         """(n,) the score of each row, as in `Expectation`, of new rows: log p(x), nats."""
         return self.e_step(params, Rows(x), kernels).score
 
+    def row_arrays(self, top_k: int) -> dict[str, RowArray]:
+        """What `predict` returns: by default the score of each row. top_k : ranks of arrays that have ranks."""
+        return {self.words.score: RowArray("float64", np.nan)}
+
+    def predict(self, params: Any, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
+        """What the model says of each row, by the names of `row_arrays`, each (n,) or (n, top_k)."""
+        return {self.words.score: self.score_rows(params, rows.x, kernels)}
+
+    def start(self, summary: Any, rng: np.random.Generator) -> Any:
+        """Parameters of a start. summary : statistics of the rows, see `clusters.Summary`."""
+        raise InputError(f"fit.init: {self.family} has no start of its own; give parameters (init: explicit).")
+
     def reset(
         self, new: Any, old: Any, stats: Any, attached: Mapping[str, Any], resets: tuple[int, ...]
     ) -> tuple[Any, list[Reset]]:
@@ -293,7 +326,7 @@ class LatentModel(ABC):
         """
         return None
 
-    def implementations(self, params: Any, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+    def implementations(self, params: Any, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
         """How an E-step on rows of this dtype is computed: by implementation, components' densities and moments."""
         return {}
 
@@ -310,6 +343,21 @@ class LatentModel(ABC):
             If an array is missing or not as the schema says.
         """
         return self.params(**schema.checked(self.fields, self.sizes, arrays))
+
+    def statistics_bytes(self) -> int:
+        """Bytes of the statistics of one chunk: by default as many as of the parameters."""
+        return schema.n_bytes(self.fields, self.sizes)
+
+    def e_step_bytes(self) -> int:
+        """Bytes of what an E-step returns for one chunk: statistics and attachments."""
+        return self.statistics_bytes() + sum(attachment.nbytes(self) for attachment in self.attachments)
+
+    def score_products(self, params: Any, fully: bool) -> Any:
+        """The job whose sum gives standard errors (models/information.py). A family says whether it has them.
+
+        params : None to ask for its bytes alone.  fully : whether all that was learned counts, not locations and weights alone.
+        """
+        raise InputError(f"output.standard_errors: family {self.family} has none; set it to false.")
 
     def n_free_parameters(self) -> int:
         """How many numbers are learned, for BIC and AIC."""

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.rows import LowestRows, Representatives, Rows
 from pipeline.errors import InputError
-from pipeline.models.base import Expectation, LatentModel
+from pipeline.models.base import Expectation, LatentModel, RowArray
 
 MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
 
@@ -54,6 +54,15 @@ class Summary(Protocol):
         """Rows drawn in proportion to their weights."""
 
 
+class NoRows:
+    """Statistics of no rows: zeros and ones, to make a model that is only asked how large things are. d : features."""
+
+    def __init__(self, d: int) -> None:
+        none = np.empty(0)
+        self.mean, self.covariance, self.variance = np.zeros(d), np.ones(d), np.ones(d)
+        self.sample = LowestRows(0, none, none.astype(np.int64), np.empty((0, d)), none, none)
+
+
 class SearchEffort(NamedTuple):
     """How a search for a start treats a model.
 
@@ -81,6 +90,10 @@ class WorstRows:
         """Return those of one chunk."""
         return LowestRows.of(self.limit, found.score, rows.start, rows.x, rows.weight, found.label)
 
+    def nbytes(self, model: Any) -> int:
+        """Bytes of the rows."""
+        return 8 * self.limit * (4 + int(model.sizes["feature"]))
+
 
 @dataclass(frozen=True)
 class BestRows:
@@ -93,6 +106,10 @@ class BestRows:
         """Return those of one chunk."""
         return model.representatives(params, rows, found, self.limit, kernels)
 
+    def nbytes(self, model: ClusterModel) -> int:
+        """Bytes of the rows."""
+        return 8 * model.n_components * self.limit * (3 + model.n_features)
+
 
 class ClusterModel(LatentModel):
     """A model of K components, of which each row belongs to one.
@@ -104,11 +121,14 @@ class ClusterModel(LatentModel):
         The reference point of distances, near the rows: about one that is far away they would cancel.
     location : str
         The field that says where a component is, shape (k, d).
+    of_centers : bool
+        Whether the centres are all its parameters, so that they alone are a start.
     search : SearchEffort
     """
 
     shift: Array
     location: ClassVar[str]
+    of_centers: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort()
     traced: ClassVar[Mapping[str, tuple[str, ...]]] = {"n_effective": ("component",)}
 
@@ -121,6 +141,13 @@ class ClusterModel(LatentModel):
     def n_features(self) -> int:
         """d, the columns of a row."""
         return len(self.shift)
+
+    @property
+    def label(self) -> str:
+        return f"k{self.n_components}"
+
+    def facts(self) -> dict[str, Any]:
+        return {"n_components": self.n_components, "n_features": self.n_features}
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -150,6 +177,30 @@ class ClusterModel(LatentModel):
     @abstractmethod
     def assign(self, params: Any, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
         """Labels and scores of rows, tile by tile."""
+
+    def row_arrays(self, top_k: int) -> dict[str, RowArray]:
+        ranked = {
+            "top_component": RowArray("int32", -1, ranked=True),
+            "top_responsibility": RowArray("float32", np.nan, ranked=True),
+        }
+        label = {"label": RowArray("int32", -1)}
+        return {**super().row_arrays(top_k), **(ranked if top_k else {}), **label}
+
+    def predict(self, params: Any, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
+        """Labels, scores and the highest responsibilities; a row whose component is known has its own label."""
+        parts: dict[str, list[Array]] = {name: [] for name in self.row_arrays(top_k)}
+        for _, found in self.assign(params, rows.x, kernels):
+            parts[self.words.score].append(found.score)
+            parts["label"].append(found.label)
+            if top_k:
+                top = np.argsort(-found.log_resp, axis=1, kind="stable")[:, :top_k]
+                parts["top_component"].append(top.astype(np.int32))
+                share = np.exp(np.take_along_axis(found.log_resp, top, axis=1))
+                parts["top_responsibility"].append(share.astype(np.float32))
+        arrays = {name: np.concatenate(part) for name, part in parts.items()}
+        if (known := self.checked_labels(rows)) is not None:
+            arrays["label"] = np.where(known >= 0, known, arrays["label"]).astype(np.int32)
+        return arrays
 
     @abstractmethod
     def representatives(self, params: Any, rows: Rows, found: Expectation, limit: int, kernels: Any) -> Representatives:

@@ -20,7 +20,7 @@ from scipy.linalg.lapack import dpotrf, dtrtri
 
 from pipeline.arrays.dtypes import Array
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
-from pipeline.kernels.lanes import packed
+from pipeline.kernels.simd import packed
 from pipeline.models.schema import POSITIVE, POSITIVE_DEFINITE, Field
 
 
@@ -70,9 +70,19 @@ class Shape(NamedTuple):
     prior_rows: Callable[[float, int], float]
     draw: Callable[[Array, Array, int, Any], Array]
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a covariance is stored whole: for a diagonal of it, or one variance, its inverse is by element."""
+        return "feature_2" in self.field.dims
+
     def array_shape(self, k: int, d: int) -> tuple[int, ...]:
         """The shape of the covariances array."""
         return self.field.shape({"component": k, "feature": d})
+
+    def moved(self, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:
+        """First and second moments about points that lie `by` further on. counts : (k,).  sum_x, by : (k, d)."""
+        cross = self.outer(by, sum_x) + self.outer(sum_x, by)
+        return sum_x - counts[:, None] * by, sum_xx - cross + self.outer(by * counts[:, None], by)
 
 
 def _cholesky_factor(covariance: Array) -> Array:

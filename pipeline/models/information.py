@@ -38,18 +38,6 @@ _SQUARES: dict[int, Callable[[Array, Array], Array]] = {
 }
 
 
-def information_bytes(k: int, d: int, shape: Shape, covariances: bool) -> int:
-    """Bytes of the matrix, with or without learned covariances. Raises InputError where it is more than MOST_BYTES."""
-    size = k * (d + 1) + (shape.field.support.n_free(shape.array_shape(k, d)) if covariances else 0)
-    if 8 * size**2 > MOST_BYTES:
-        raise InputError(
-            f"output.standard_errors: {k} components of {d} features need a matrix of {size} x {size}, "
-            f"{8 * size**2 / 2**20:.0f} MiB, more than {MOST_BYTES / 2**20:.0f} MiB. Lower model.n_components, reduce the "
-            "features (preprocess: pca), choose given-covariances, whose errors are too small, or false."
-        )
-    return 8 * size**2
-
-
 @dataclass(frozen=True)
 class ScoreProducts:
     """Job: (p, p) sum over rows of w u uᵀ. u : the k of r, then r y of each component in turn, then r y yᵀ likewise.
@@ -60,6 +48,20 @@ class ScoreProducts:
     model: Mixture
     params: MixtureParams
     covariances: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix. Raises InputError where it is more than MOST_BYTES."""
+        model, shape = self.model, self.model.component.shape
+        k, d = model.n_components, model.n_features
+        size = k * (d + 1) + (shape.field.support.n_free(shape.array_shape(k, d)) if self.covariances else 0)
+        if 8 * size**2 > MOST_BYTES:
+            raise InputError(
+                f"output.standard_errors: {k} components of {d} features need a matrix of {size} x {size}, "
+                f"{8 * size**2 / 2**20:.0f} MiB, more than {MOST_BYTES / 2**20:.0f} MiB. Lower model.n_components, reduce the "
+                "features (preprocess: pca), choose given-covariances, whose errors are too small, or false."
+            )
+        return 8 * size**2
 
     def __call__(self, chunk: Rows, kernels: Any) -> Array:
         """Return the sum over one chunk."""
@@ -73,6 +75,10 @@ class ScoreProducts:
         assert total is not None, "a chunk has at least one row"
         return total
 
+    def errors(self, products: Array) -> dict[str, Array]:
+        """Standard errors of the fields that are learned, weights (k,) and means (k, d). products : the sum over all rows."""
+        return _standard_errors(self, products)
+
     def _linear(self, x: Array, resp: Array) -> Array:
         """(n, p) of u. x : (n, d).  resp : (n, k)."""
         shape = self.model.component.shape
@@ -84,7 +90,7 @@ class ScoreProducts:
         return np.concatenate([resp, *first, *(second if shape.per_component else [sum(second)])], axis=1)
 
 
-def standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
+def _standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
     """Standard errors of the fields that are learned, weights (k,) and means (k, d); NaN where the information is singular.
 
     products : the job's sum over all rows. Components of weight 0, at the edge of what weights can be, have no errors either.

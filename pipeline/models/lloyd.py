@@ -19,6 +19,7 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Representatives, Rows
 from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
+from pipeline.kernels.base import LloydSums
 from pipeline.kernels.nearest import add_residuals
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals
 from pipeline.models.clusters import ClusterModel, Labels, SearchEffort, Summary, WorstRows
@@ -65,6 +66,10 @@ class HashedLabels:
         assert found.label_hash is not None
         return LabelHash(found.label_hash)
 
+    def nbytes(self, model: Any) -> int:
+        """Bytes of one number."""
+        return 8
+
 
 @stored
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Lloyd(ClusterModel):
 
     family: ClassVar[str] = "kmeans"
     location: ClassVar[str] = "centers"
+    of_centers: ClassVar[bool] = True
     has_bound: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, principal=True)
     words: ClassVar[Words] = Words(
@@ -90,6 +96,7 @@ class Lloyd(ClusterModel):
         sign=-1,
         score="squared_distance",
         score_text="squared distance",
+        until="no label changes, or the centres move by at most {tol} × the mean variance of the features, squared",
     )
 
     @property
@@ -118,32 +125,39 @@ class Lloyd(ClusterModel):
         return Centers(arrays["centers"])
 
     def e_step(self, params: Centers, rows: Rows, kernels: Any) -> Expectation:
-        x, known = np.ascontiguousarray(rows.x, compute_dtype(rows.x.dtype)), self.checked_labels(rows)
+        known = self.checked_labels(rows)
         if known is None:
-            found = kernels.lloyd_pass(x, rows.weight, params.centers, self.shift, rows.start)
+            found = kernels.lloyd_pass(rows.x, rows.weight, params.centers, self.shift, rows.start)
         else:
-            found = self._with_known(params, x, rows, known, kernels)
-        label, score, sum_w, sum_x, inertia, key = found
+            found = self._with_known(params, rows, known, kernels)
+        label, score, sum_w, sum_x, inertia, label_hash = found
         if np.isnan(inertia):  # NaN that came after the profiling pass: bad rows are set aside before they get here
             row = rows.start + int(np.isnan(score).argmax())
             raise InputError(
                 f"row {row}: its distance is NaN. The data have changed since the job began: start it again."
             )
-        return Expectation(LloydStats(sum_w, sum_x, inertia), Evidence(rows.total_weight, 0.0), score, label, key)
+        evidence = Evidence(rows.total_weight, 0.0)
+        return Expectation(LloydStats(sum_w, sum_x, inertia), evidence, score, label, label_hash)
 
-    def _with_known(self, params: Centers, x: Array, rows: Rows, known: Array, kernels: Any) -> tuple[Any, ...]:
+    def _with_known(self, params: Centers, rows: Rows, known: Array, kernels: Any) -> LloydSums:
         """As `lloyd_pass`. Rows whose cluster is known keep it, and are no places for empty centres: their score is inf."""
         label, score = known.astype(np.int32), np.full(rows.n, np.inf)
-        sum_w, sum_x, inertia, key = np.zeros(self.k), np.zeros_like(params.centers), 0.0, np.uint64(0)
-        weight = np.ones(rows.n) if rows.weight is None else rows.weight
+        sums = LloydSums(label, score, np.zeros(self.k), np.zeros_like(params.centers), 0.0, np.uint64(0))
         free, own = np.flatnonzero(known < 0), np.flatnonzero(known >= 0)
+        weight = np.ones(rows.n) if rows.weight is None else rows.weight
         if len(free):
-            found = kernels.lloyd_pass(x[free], weight[free], params.centers, self.shift, rows.start)
-            label[free], score[free], sum_w, sum_x, inertia, key = found
-        more_w, more_x = np.zeros_like(sum_w), np.zeros_like(sum_x)
-        inertia += add_residuals(x[own], weight[own], label[own], params.centers, np.empty(len(own)), more_w, more_x)
-        sum_x = sum_x + more_x + more_w[:, None] * (params.centers - self.shift)
-        return label, score, sum_w + more_w, sum_x, inertia, key
+            sums = kernels.lloyd_pass(rows.x[free], weight[free], params.centers, self.shift, rows.start)
+            label[free], score[free] = sums.label, sums.score
+        of_known = self.label_statistics(rows.x[own], known[own], weight[own])
+        squares = np.square(np.subtract(rows.x[own], params.centers[known[own]], dtype=np.float64)).sum(axis=1)
+        return LloydSums(
+            label,
+            score,
+            sums.sum_w + of_known.sum_w,
+            sums.sum_x + of_known.sum_x,
+            sums.inertia + float(weight[own] @ squares),
+            sums.label_key,
+        )
 
     def m_step(self, stats: LloydStats, params: Centers | None) -> Centers:
         live = stats.sum_w > 0
@@ -217,6 +231,9 @@ class Lloyd(ClusterModel):
         own = np.maximum(labels, 0).astype(np.int32)
         add_residuals(rows, weights, own, origin, np.empty(len(rows)), sum_w, sum_x)
         return LloydStats(sum_w, sum_x, 0.0)
+
+    def statistics_bytes(self) -> int:
+        return 8 * self.k * (1 + self.n_features)
 
     def start_at(self, rows: Array, summary: Summary) -> Centers:
         return Centers(np.asarray(rows, dtype=np.float64))

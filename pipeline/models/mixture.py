@@ -6,10 +6,9 @@ a step that belongs to the weights. [Dempster, Laird and Rubin 1977; McLachlan a
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,188 +19,12 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Representatives, Rows
 from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
-from pipeline.kernels.softmax import log_sum_exp_rows, padded, softmax_rows
+from pipeline.kernels.softmax import log_sum_exp_rows, padded
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals, weighted_total
 from pipeline.models.clusters import MAX_RESETS, ClusterModel, Labels, SearchEffort, Summary, WorstRows
-from pipeline.models.schema import SIMPLEX, Field, Fields, n_free
+from pipeline.models.component import Pass
+from pipeline.models.schema import SIMPLEX, Field, Fields
 from pipeline.models.words import Words
-
-
-class Pass(NamedTuple):
-    """What one pass over rows gives. sum_w : (k,) soft counts.  stats : the component's.  entropy : total nats."""
-
-    sum_w: Array
-    stats: Any
-    entropy: float
-
-
-class Component(ABC):
-    """K distributions p(x | theta_k) side by side: what a family of mixtures has of its own.
-
-    Attributes
-    ----------
-    n_components, n_features : int
-    shift : array, shape (d,), float64
-        The reference point of distances between rows.
-    fields : mapping of str to Field
-        The schema of theta.
-    fixed : tuple of str
-        Fields of theta that keep their initial values.
-    location : str
-        The field that says where a component is, shape (k, d).
-    search : SearchEffort
-    impossible_advice : str
-        What to do about a row that no component can produce.
-    """
-
-    n_components: int
-    shift: Array
-    fixed: tuple[str, ...]
-    family: ClassVar[str]
-    words: ClassVar[Words]
-    location: ClassVar[str]
-    search: ClassVar[SearchEffort] = SearchEffort()
-    impossible_advice: ClassVar[str] = ""
-
-    @property
-    def n_features(self) -> int:
-        """d."""
-        return len(self.shift)
-
-    @property
-    def least_rows(self) -> int:
-        """A component with fewer effective rows than this is collapsed."""
-        return 1
-
-    @property
-    @abstractmethod
-    def fields(self) -> Fields:
-        """The schema of theta."""
-
-    @abstractmethod
-    def theta(self, **arrays: Array) -> Any:
-        """Parameters from the arrays of the schema, with what is derived from them once."""
-
-    @abstractmethod
-    def log_joint(self, theta: Any, log_weights: Array, x: Matrix, kernels: Any) -> Array:
-        """(n, k) float64: log pi_k + log p(x | theta_k), nats. log_weights : (k,), may hold -inf."""
-
-    @abstractmethod
-    def statistics(self, theta: Any, x: Matrix, resp: Array) -> Any:
-        """Sums over rows by component. theta : None where there is none yet.  resp : (n, k), weights multiplied in."""
-
-    @abstractmethod
-    def m_step(self, stats: Any, sum_w: Array, theta: Any | None) -> Any:
-        """Parameters that maximize the expected log density + log prior. sum_w : (k,).  theta : as in a model's m_step."""
-
-    @abstractmethod
-    def expected_log_joint(self, theta: Any, weights: Array, sum_w: Array, stats: Any) -> float:
-        """sum_n sum_k r_nk (log pi_k + log p(x_n | theta_k)), total nats, where 0 log 0 = 0."""
-
-    @abstractmethod
-    def start_at(self, rows: Array, summary: Summary | None) -> Any:
-        """Parameters of components at given rows. rows : (k, d).  summary : of all rows, None at a reset."""
-
-    @abstractmethod
-    def sample(self, theta: Any, labels: Array, rng: np.random.Generator) -> Matrix:
-        """Rows drawn from the components that labels name, (n, d)."""
-
-    def start_near_mean(self, summary: Summary, draws: Array) -> Any:
-        """Parameters of components near the mean of the rows. draws : (k, d), standard normal."""
-        return self.start_at(summary.mean + 0.01 * np.sqrt(summary.variance) * draws, summary)
-
-    def log_prior(self, theta: Any) -> float:
-        """Log of the prior density, up to a constant."""
-        return 0.0
-
-    def statistics_bytes(self) -> int:
-        """Bytes of the statistics: by default of one row."""
-        x = np.zeros((1, self.n_features))
-        return int(self.statistics(None, x, np.zeros((1, self.n_components))).nbytes)
-
-    def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> Any:
-        """Statistics of given labels. labels : (n,) int, all components' own.  weight : (n,)."""
-        total: Any = None
-        for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
-            resp = np.where(labels[rows, None] == np.arange(self.n_components), weight[rows, None], 0.0)
-            part = self.statistics(None, x[rows], resp)
-            total = part if total is None else total + part
-        return total
-
-    def e_step(
-        self,
-        theta: Any,
-        log_weights: Array,
-        x: Matrix,
-        weight: Array | None,
-        hard: bool,
-        log_norm: Array,
-        kernels: Any,
-    ) -> Pass:
-        """Responsibilities and their statistics, tile by tile. log_norm : (n,), written: log p(x).
-
-        A family may have a compiled one in its place.
-        """
-        k = self.n_components
-        sum_w, stats, entropy = np.zeros(k), None, 0.0
-        for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
-            tile = x[rows]
-            w = np.ones(tile.shape[0]) if weight is None else weight[rows]
-            resp = np.empty((tile.shape[0], padded(k, 8)))
-            resp[:, :k] = self.log_joint(theta, log_weights, tile, kernels)
-            entropy += softmax_rows(resp, k, w, hard, log_norm[rows])
-            part = self.statistics(theta, tile, resp[:, :k])
-            sum_w += resp[:, :k].sum(axis=0)
-            stats = part if stats is None else stats + part
-        return Pass(sum_w, stats, entropy)
-
-    def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
-        """Terms of the squared Fisher norm of a step: sum_k N_k/N Δᵀ I_k Δ. By default twice the gain of the step."""
-        one = np.ones(self.n_components)
-        gain = self.expected_log_joint(new, one, sum_w, stats) - self.expected_log_joint(theta, one, sum_w, stats)
-        return (max(0.0, 2.0 * gain / float(sum_w.sum())),)
-
-    def change_squares(
-        self, change: Any, change_w: Array, stats: Any, sum_w: Array, theta: Any
-    ) -> tuple[float, ...] | None:
-        """Terms of the same for what a small change of the statistics does; None where only differences say it."""
-        return None
-
-    def feasible(self, stats: Any, known: Any) -> Any:
-        """Extrapolated statistics as some rows could have them. known : statistics that rows do have."""
-        return stats
-
-    def collapsed(self, theta: Any, sum_w: Array) -> list[tuple[int, str]]:
-        """Components that are collapsed, and why."""
-        few = np.flatnonzero(sum_w < self.least_rows)
-        return [(int(k), f"{sum_w[k]:.3g} effective rows, fewer than {self.least_rows}") for k in few]
-
-    def reset(self, new: Any, old: Any, stats: Any, sum_w: Array, collapsed: Array, places: Mapping[int, Array]) -> Any:
-        """Parameters in which collapsed components start again at a row each; those without a place stay.
-
-        new, old : after and before the M-step.  collapsed : (m,) int.  places : row (d,) by component.
-        """
-        if not places:
-            return new
-        at = np.array(list(places))
-        fresh = self.arrays(replace(self, n_components=len(at)).start_at(np.stack(list(places.values())), None))  # type: ignore[type-var]
-        arrays = {name: value.copy() for name, value in self.arrays(new).items()}
-        for name, value in arrays.items():
-            if self.fields[name].component_axes and name not in self.fixed:
-                value[at] = fresh[name]
-        return self.theta(**arrays)
-
-    def arrays(self, theta: Any) -> dict[str, Array]:
-        """Theta by the names of the schema."""
-        return {name: getattr(theta, name) for name in self.fields}
-
-    def implementations(self, theta: Any, dtype: np.dtype[Any]) -> dict[str, list[int]]:
-        """As `LatentModel.implementations`."""
-        return {}
-
-    def broken(self, theta: Any) -> Array:
-        """(k,) bool: components whose density cannot be computed."""
-        return np.zeros(self.n_components, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -287,6 +110,13 @@ class Mixture(ClusterModel):
         return (*(("weights",) if self.fixed_weights else ()), *self.component.fixed)
 
     @property
+    def label(self) -> str:
+        return "-".join([super().label, *(fact for fact in self.component.facts().values() if isinstance(fact, str))])
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), **self.component.facts(), "assignment": self.assignment, "fixed": list(self.fixed)}
+
+    @property
     def hard(self) -> bool:
         """Whether each row counts for one component alone."""
         return self.assignment == "hard"
@@ -330,31 +160,31 @@ class Mixture(ClusterModel):
         return self.component.log_joint(params.theta, _log(params.weights), x, kernels)
 
     def e_step(self, params: MixtureParams, rows: Rows, kernels: Any) -> Expectation:
-        log_norm = np.empty(rows.n)
-        found = self._by_label(params, rows, log_norm, kernels)
-        log_likelihood = weighted_total(rows.weight, log_norm)
-        score = log_norm if rows.weight is None else np.where(rows.weight > 0, log_norm, np.inf)
+        found = self._by_label(params, rows, kernels)
+        log_likelihood = weighted_total(rows.weight, found.log_norm)
+        score = found.log_norm if rows.weight is None else np.where(rows.weight > 0, found.log_norm, np.inf)
         if not np.isfinite(log_likelihood):
             self._refuse_impossible(score, rows.start)
         evidence = Evidence(rows.total_weight, found.entropy, log_likelihood, found.entropy)
         return Expectation(MixtureStats(found.sum_w, found.stats), evidence, score)
 
-    def _by_label(self, params: MixtureParams, rows: Rows, log_norm: Array, kernels: Any) -> Pass:
+    def _by_label(self, params: MixtureParams, rows: Rows, kernels: Any) -> Pass:
         """The pass over a chunk; rows whose component is known are passed with the weights of all others at 0."""
         log_weights, labels = _log(params.weights), self.checked_labels(rows)
         e_step = self.component.e_step
         if labels is None:
-            return e_step(params.theta, log_weights, rows.x, rows.weight, self.hard, log_norm, kernels)
-        total: Pass | None = None
+            found: Pass = e_step(params.theta, log_weights, rows.x, rows.weight, self.hard, kernels)
+            return found
+        total, log_norm = None, np.empty(rows.n)
         for label in np.unique(labels):
             chosen = np.flatnonzero(labels == label)
             own = log_weights if label < 0 else np.where(np.arange(self.n_components) == label, log_weights, -np.inf)
-            weight, part_norm = None if rows.weight is None else rows.weight[chosen], np.empty(len(chosen))
-            part = e_step(params.theta, own, rows.x[chosen], weight, self.hard, part_norm, kernels)
-            log_norm[chosen] = part_norm
-            total = part if total is None else Pass(*(a + b for a, b in zip(total, part, strict=True)))
+            weight = None if rows.weight is None else rows.weight[chosen]
+            part = e_step(params.theta, own, rows.x[chosen], weight, self.hard, kernels)
+            log_norm[chosen] = part.log_norm
+            total = part[1:] if total is None else tuple(a + b for a, b in zip(total, part[1:], strict=True))
         assert total is not None, "a chunk has at least one row"
-        return total
+        return Pass(log_norm, *total)
 
     def _refuse_impossible(self, score: Array, start: int) -> None:
         """score : (n,) log-densities, inf for rows of weight 0."""
@@ -433,7 +263,7 @@ class Mixture(ClusterModel):
         collapsed = self.collapsed(new, stats.sum_w)
         if not collapsed:
             return new, []
-        rows = attached["outliers"].x if self.location not in self.fixed else np.empty((0, 0))
+        rows: Matrix = attached["outliers"].x if self.location not in self.fixed else np.empty((0, 0))
         worst = iter(np.asarray(rows.toarray() if sp.issparse(rows) else rows, dtype=np.float64))
         places: dict[int, Array] = {}
         for k, _ in collapsed:
@@ -515,8 +345,8 @@ class Mixture(ClusterModel):
             parts.append(sp.csr_array(shares))
         return sp.csr_array(sp.vstack(parts))
 
-    def implementations(self, params: MixtureParams, dtype: np.dtype[Any]) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = self.component.implementations(params.theta, dtype)
+    def implementations(self, params: MixtureParams, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = self.component.implementations(params.theta, dtype, kernels)
         return found
 
     def sample(self, params: MixtureParams, n: int, rng: np.random.Generator) -> tuple[Matrix, Array]:
@@ -525,8 +355,11 @@ class Mixture(ClusterModel):
         labels = np.repeat(np.arange(len(counts)), counts)
         return self.component.sample(params.theta, labels, rng), labels
 
-    def n_free_parameters(self) -> int:
-        return n_free(self.fields, self.sizes, self.fixed)
+    def statistics_bytes(self) -> int:
+        return 8 * self.n_components + int(self.component.statistics_bytes())
+
+    def score_products(self, params: MixtureParams | None, fully: bool) -> Any:
+        return self.component.score_products(self, params, fully)
 
     def _tiles(self, x: Matrix) -> Iterator[slice]:
         return tiles(x.shape[0], tile_height(self.n_features, self.n_components))

@@ -16,12 +16,16 @@ M-step then maximizes free energy + log prior in closed form: kappa rows at m jo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, model_validator
+from pydantic import Field as Option
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import stored
-from pipeline.models.covariance import Shape, from_covariance
+from pipeline.config import Section
+from pipeline.models.covariance import Shape, from_covariance, full_matrix
 
 SHRINKAGE = 0.01  # rows: Fraley and Raftery's, found to make the BIC curve smooth and to change little else
 
@@ -69,3 +73,55 @@ class Prior:
             return 0.0
         own = from_covariance(shape, self.scale, 1)
         return shape.packed(own) if shape.per_component else own
+
+
+def _auto(value: Any) -> Any:
+    """`auto` is the prior of which every part is left out."""
+    if isinstance(value, str):
+        if value != "auto":
+            raise ValueError("write null for none, auto, or a mapping such as {shrinkage: 0.01}")
+        return {}
+    return value
+
+
+class PriorSection(Section):
+    """Conjugate priors, as rows that are imagined beside the data's; what is left out is Fraley and Raftery's (2007)."""
+
+    weights: float = Option(1.0, ge=1, description="Dirichlet concentration of the weights; 1: none")
+    shrinkage: float | None = Option(
+        None, ge=0, description="how many rows the pull of each mean to the data's mean counts as; 0: none; null: 0.01"
+    )
+    dof: float | None = Option(
+        None, gt=0, description="degrees of freedom of the covariances' inverse Wishart; null: features + 2"
+    )
+    scale: float | None = Option(
+        None,
+        ge=0,
+        description="its scale, as a share of the data's covariance; 0: none; null: n_components^(-2/features)",
+    )
+
+    @model_validator(mode="after")
+    def _no_dof_without_scale(self) -> PriorSection:
+        if self.scale == 0 and self.dof is not None:
+            raise ValueError(f"scale: 0 means no prior of covariances, but dof is {self.dof:g}; leave one out")
+        return self
+
+    def of(self, mean: Array, covariance: Array, k: int, floor: float) -> Prior:
+        """Return the prior; what is left out is as in Fraley and Raftery (2007, sec. 4.2).
+
+        Parameters
+        ----------
+        mean, covariance : array, shape (d,), (d, d) or (d,)
+            Of the rows.
+        k : int
+            Components.
+        floor : float
+            Added to the variances: it keeps features that never vary from a scale of 0.
+        """
+        d = len(mean)
+        factor = k ** (-2.0 / d) if self.scale is None else self.scale
+        scale = factor * (full_matrix(covariance) + floor * np.eye(d)) if factor > 0 else None
+        return Prior(mean, SHRINKAGE if self.shrinkage is None else self.shrinkage, self.dof or d + 2.0, scale)
+
+
+PriorOption = Annotated[PriorSection | None, BeforeValidator(_auto)]

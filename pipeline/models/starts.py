@@ -21,7 +21,7 @@ from pipeline.arrays.rows import LowestRows, Rows, stack
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.keyed import race
-from pipeline.models.base import EStep
+from pipeline.models.base import EStep, LatentModel
 from pipeline.models.clusters import ClusterModel, Summary
 from pipeline.models.lloyd import Lloyd
 
@@ -91,17 +91,18 @@ class LabelSums(Additive):
 class SumKnown:
     """Job: weights and sums of the rows of each component that is known."""
 
-    k: int
-    shift: Array
+    model: ClusterModel
 
     def __call__(self, chunk: Rows, kernels: Any) -> LabelSums:
         """Return those of one chunk."""
-        known = np.flatnonzero(chunk.label >= 0) if chunk.label is not None else np.empty(0, dtype=np.int64)
-        label = chunk.label[known] if chunk.label is not None else known
+        k, labels = self.model.n_components, self.model.checked_labels(chunk)
+        assert labels is not None, "asked for where labels of some rows are known"
+        known = np.flatnonzero(labels >= 0)
+        label = labels[known]
         weight = np.ones(len(known)) if chunk.weight is None else chunk.weight[known]
-        member = sp.csr_array((weight, (label, np.arange(len(known)))), shape=(self.k, len(known)))
+        member = sp.csr_array((weight, (label, np.arange(len(known)))), shape=(k, len(known)))
         x = _unit(chunk.x[known])
-        return LabelSums(np.bincount(label, weight, self.k), np.asarray(member @ (_dense(x) - self.shift)))
+        return LabelSums(np.bincount(label, weight, k), np.asarray(member @ (_dense(x) - self.model.shift)))
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def in_step(startings: Sequence[Starting], sum_jobs: SumJobs) -> list[list[Any]]
 
 
 def starting(
-    model: ClusterModel,
+    model: LatentModel,
     init: str,
     n_init: int,
     seed: int,
@@ -172,9 +173,9 @@ def starting(
 
     Parameters
     ----------
-    model : ClusterModel
+    model : LatentModel
     init : str
-        As fit.init.
+        As fit.init; a model without components has only its own start, and explicit parameters.
     n_init, seed : int
     summary : Summary
         Moments and a sample of the rows.
@@ -191,10 +192,12 @@ def starting(
     if init == "explicit":
         assert arrays is not None
         return [model.params_from_arrays(arrays)] * n_init
+    generators = [np.random.default_rng([seed, restart]) for restart in range(n_init)]
+    if not isinstance(model, ClusterModel):
+        return [model.start(summary, rng) for rng in generators]
     if init == "labels":
         return from_hard(model, (yield [HardStart(model, None, labels)])) * n_init
-    known = (yield [SumKnown(model.n_components, model.shift)])[0] if some_known else None
-    generators = [np.random.default_rng([seed, restart]) for restart in range(n_init)]
+    known = (yield [SumKnown(model)])[0] if some_known else None
     k = model.n_components
     if init == "near-mean":
         draws = [rng.standard_normal((model.n_features, k)).T for rng in generators]
@@ -210,7 +213,7 @@ def starting(
     else:
         centers = yield from _parallel(model, summary, seed, generators, kernels)
     centers = [_at_known(c, known, model.shift) for c in centers]
-    if isinstance(model, Lloyd):
+    if model.of_centers:
         return [model.start_at(c, summary) for c in centers]
     return from_hard(model, (yield [HardStart(model, c) for c in centers]))
 

@@ -1,8 +1,8 @@
 """Checkpoints: immutable, checksummed generations of the state between two passes.
 
-A generation is written to a temporary directory, flushed, described by a manifest of SHA-256 sums, and renamed:
-whoever dies at any instant leaves the old ones or the new one, never half of it. Loading verifies every byte and
-falls back to the one before.
+A generation is written to a temporary directory, flushed, described by a manifest of SHA-256 sums, and renamed. If the
+process ends at any time, there are the old generations or the new one, never half of it. Loading verifies every byte and
+falls back to the generation before.
 """
 
 from __future__ import annotations
@@ -29,19 +29,27 @@ _MANIFEST = "manifest.json"
 
 
 class State(NamedTuple):
-    """What a checkpoint holds: arrays by path, and JSON-able facts."""
+    """The content of a checkpoint: arrays by path, and facts that JSON can store."""
 
     arrays: Mapping[str, Array]
     facts: Mapping[str, Any]
 
 
 def save(folder: Path, generation: int, state: State, keep: int | None = KEPT) -> Path:
-    """Write one generation; then remove the older ones but for the newest `keep` (None: none), and damaged newer ones.
+    """Write one generation; then remove all but the newest `keep` up to it (None: no one), and any newer ones.
 
-    Raises StorageError when the disk does not take it.
+    Returns
+    -------
+    Path
+        Of the generation.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be written.
     """
     final = folder / f"gen-{generation:06d}"
-    # A name of its own: of a save that a stop has ended in the middle, a thread may still write the last file.
+    # A unique name: a save that was stopped in the middle may still be writing its last file in a thread.
     temporary = folder / f".gen-{generation:06d}.{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,13 +67,13 @@ def save(folder: Path, generation: int, state: State, keep: int | None = KEPT) -
         _prune(folder, generation, keep)
     except OSError as error:
         raise StorageError(
-            f"checkpoint {final}: cannot be written ({error}). Earlier checkpoints are intact: make room, then `resume`."
+            f"checkpoint {final}: cannot be written ({error}). Earlier checkpoints are intact. Free some space, then `resume`."
         ) from error
     return final
 
 
 def _prune(folder: Path, newest: int, keep: int | None) -> None:
-    """Remove all but the newest `keep` up to `newest`. What is newer was passed over as damaged when the run went on."""
+    """Remove all but the newest `keep` up to `newest`. Newer ones were damaged when the run was resumed."""
     found = generations(folder)
     older = [path for path in found if number(path) <= newest]
     for path in found:
@@ -79,32 +87,50 @@ def generations(folder: Path) -> list[Path]:
 
 
 def number(path: Path) -> int:
-    """Of a generation."""
+    """The number of a generation."""
     return int(path.name.removeprefix("gen-"))
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
-    """The newest generation that is whole, and its number. warn : told of each damaged one.
+    """The newest generation that is not damaged.
 
-    Raises InputError when there is none yet, StorageError when none is whole.
+    Parameters
+    ----------
+    folder : Path
+        Of the generations.
+    warn : callable
+        Called with a sentence about each damaged one.
+
+    Returns
+    -------
+    int, State
+        Its number and its content.
+
+    Raises
+    ------
+    InputError
+        When there is no generation yet.
+    StorageError
+        When all are damaged.
     """
     found = generations(folder)
     if not found:
         raise InputError(
-            f"{folder}: the run had no checkpoint yet, expected one to go on from. Start again with `em-pipeline run`."
+            f"{folder}: got no checkpoint, expected one to resume from. Start again with `em-pipeline run`."
         )
     for path in reversed(found):
         try:
             return number(path), read(path)
         except StorageError as error:
-            warn(f"{error} Falling back to the one before.")
+            warn(f"{error} The one before is used.")
     raise StorageError(
-        f"{folder}: {len(found)} checkpoints, none of them whole. Start again with `em-pipeline run --overwrite`."
+        f"{folder}: got {len(found)} damaged checkpoints, expected one that is not. Start again with "
+        "`em-pipeline run --overwrite`."
     )
 
 
 def read(path: Path) -> State:
-    """What one generation holds. Raises StorageError unless every byte of it is as it was written."""
+    """The content of one generation. Raises StorageError unless every byte is as it was written."""
     try:
         if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != sums(path):
             raise ValueError("its bytes do not match their checksums")

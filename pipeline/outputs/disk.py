@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config import Config
-from pipeline.data.chunks import Chunks
+from pipeline.config import Output
 from pipeline.em.accumulate import STORED
 from pipeline.errors import StorageError
+from pipeline.models import schema
+from pipeline.models.base import LatentModel
+from pipeline.outputs.labels import row_bytes
 from pipeline.outputs.run_directory import RunDirectory
 
 SLACK = 16 * 2**20  # the report, the log, and what a file takes beyond its bytes
+SERIES = 9  # numbers that the history has of every iteration
 
 
 class Disk(NamedTuple):
-    """Bytes before compression. checkpoints : all that are kept, and one that is being written."""
+    """Bytes before compression. checkpoints : all that are stored, and one that is being written."""
 
     checkpoints: int
     iterations: int
@@ -29,21 +33,29 @@ class Disk(NamedTuple):
         return sum(self) + SLACK
 
 
-def disk_plan(config: Config, chunks: Chunks, sample_rows: int) -> Disk:
-    """What a run will write. sample_rows : rows that its profile keeps."""
-    model, output, d = config.model, config.output, chunks.n_features
-    runs, limit = config.fit.n_init, config.fit.max_iter or 0
-    sizes = [_parameter_bytes(model.family, shape, k, d) for k, shape in model.candidates]
-    history = sum(8 * limit * (k + 9) for k, _ in model.candidates)
-    known = 8 * (2 * d * d if config.preprocess or model.family == "gaussian" else 2 * d) + 8 * sample_rows * (d + 4)
-    state = known + runs * ((1 + STORED[config.fit.method]) * sum(sizes) + history)
-    kept = limit + 1 if output.keep_iterations == "all" else sum(t <= limit for t in set(output.keep_iterations))
-    refit = 2 if config.select.heldout else 1
+def disk_plan(
+    models: Sequence[LatentModel],
+    output: Output,
+    method: str,
+    max_iter: int,
+    n_init: int,
+    refits: bool,
+    summary_bytes: int,
+    n_rows: int,
+) -> Disk:
+    """What a run will write. models : one for each candidate.  summary_bytes : of the profile's statistics and its sample."""
+    parameters = [schema.n_bytes(model.fields, model.sizes) for model in models]
+    traced = [sum(model.sizes[dim] for dims in model.traced.values() for dim in dims) for model in models]
+    history = sum(8 * max_iter * (SERIES + each) for each in traced)
+    state = summary_bytes + n_init * ((1 + STORED[method]) * sum(parameters) + history)
+    wanted = output.keep_iterations
+    iterations = max_iter + 1 if wanted == "all" else sum(t <= max_iter for t in set(wanted))
+    labels = n_rows * max(row_bytes(model, output.top_k) for model in models)
     return Disk(
         checkpoints=(output.keep_checkpoints + 1) * state,
-        iterations=kept * refit * runs * sum(sizes),
-        models=2 * (sum(sizes) + history + len(sizes) * known),  # whole under one name before another is given up
-        labels=chunks.n_rows * (12 + 8 * output.top_k) if output.labels else 0,
+        iterations=iterations * (2 if refits else 1) * n_init * sum(parameters),
+        models=2 * (sum(parameters) + history + len(parameters) * summary_bytes),  # whole before another is given up
+        labels=labels if output.labels else 0,
     )
 
 
@@ -59,11 +71,6 @@ def refuse_full(directory: RunDirectory, planned: Disk) -> None:
             f"({parts}). Make room, choose another --output, or lower output.keep_checkpoints, output.keep_iterations or "
             "output.top_k."
         )
-
-
-def _parameter_bytes(family: str, shape: str, k: int, d: int) -> int:
-    second = {"full": k * d * d, "tied": d * d, "diag": k * d, "spherical": k}[shape] if family == "gaussian" else 0
-    return 8 * (k + k * d + second)
 
 
 def _stored(path: Path) -> int:

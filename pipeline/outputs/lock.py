@@ -1,9 +1,9 @@
-"""One writer at a time: a lock file that names its holder, on local and shared file systems.
+"""One writer at a time: a lock file that names its owner, on local and shared file systems.
 
-A lock is a hard link to a file that already says whose it is, so nobody sees half of one. To link is atomic on network
-file systems too, where flock may be missing or mean one machine only. The lock of a process that has ended is replaced by
-whoever holds the lock on replacing that very one (its name is a digest of what the stale one says) and finds it
-unchanged: of many that meet a stale lock one takes it over, and none that was slow replaces a fresh one.
+A lock is a hard link to a file that is complete already, so nobody reads half of one. Linking is atomic on network file
+systems too, where flock may be missing or cover one machine only. The lock of a process that has ended is stale. To
+replace it, a process first takes a second lock, whose name is a digest of the stale one's content, and checks that the
+stale one is unchanged: of many processes that find it exactly one takes it over, and a slow one never replaces a new lock.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import psutil
 
-# The start of a process is known to a fraction of a second, but by a clock that may be set anew meanwhile. To take a
-# stranger with our number for the holder is a refusal; to take the holder for a stranger would be two writers.
+# The start of a process is known to a fraction of a second, but its clock may be reset. Mistaking another process of the
+# same number for the owner refuses a run; mistaking the owner for another process would let two write.
 SAME_START_SECONDS = 10.0
 
 
-class Held(Exception):
-    """Somebody else has the lock. host, pid : who."""
+class Locked(Exception):
+    """Another process has the lock. host, pid : where it runs, and its number."""
 
     def __init__(self, text: str) -> None:
         self.host, self.pid, *_ = text.split()
@@ -32,27 +32,27 @@ class Held(Exception):
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the lock at `path` for the length of a block. Raises Held where somebody has it, and what the disk raises."""
+def locked(path: Path) -> Iterator[None]:
+    """Lock `path` for the length of a block. Raises Locked where another process has the lock, and OSError from the disk."""
     text = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()} {uuid.uuid4().hex}"
     mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         mine.write_text(text, encoding="utf-8")
         _acquire(path, mine)
     finally:
-        with suppress(OSError, ValueError):  # there is none where nothing can be written
+        with suppress(OSError, ValueError):  # it is not there if nothing can be written
             mine.unlink()
     try:
-        _sweep(path)
+        _remove_stale(path)
         yield
     finally:
-        with suppress(OSError):  # on a disk that takes nothing any more the lock stays, and is a stale one
-            if _content(path) == text:  # else somebody removed it by hand, and it is another's now
+        with suppress(OSError):  # on a disk that has become read-only the lock stays and is stale
+            if _content(path) == text:  # else it was removed by hand and is another process's now
                 path.unlink()
 
 
-def is_held(path: Path) -> bool:
-    """Whether somebody has the lock at `path`, as far as that can be known from here."""
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock at `path`, as far as this machine can know."""
     found = _content(path)
     return found is not None and _is_live(found)
 
@@ -60,11 +60,11 @@ def is_held(path: Path) -> bool:
 def _acquire(path: Path, mine: Path) -> None:
     while not _linked(mine, path):
         found = _content(path)
-        if found is None:  # released meanwhile
+        if found is None:  # it was released in the meantime
             continue
         if _is_live(found):
-            raise Held(found)
-        with held(path.with_name(f"{path.name}.{hashlib.sha256(found.encode()).hexdigest()[:16]}")):
+            raise Locked(found)
+        with locked(path.with_name(f"{path.name}.{hashlib.sha256(found.encode()).hexdigest()[:16]}")):
             if _content(path) == found:
                 os.replace(mine, path)
                 return
@@ -75,7 +75,7 @@ def _linked(whole: Path, name: Path) -> bool:
     try:
         os.link(whole, name)
     except FileExistsError:
-        return os.stat(whole).st_nlink == 2  # a network file system may have answered a repeated request
+        return os.stat(whole).st_nlink == 2  # a network file system may have repeated the request
     return True
 
 
@@ -92,9 +92,9 @@ def _is_live(text: str) -> bool:
         host, pid, created, _ = text.split()
         number, start = int(pid), float(created)
     except ValueError:
-        return False  # no lock is ever seen before all of it is written
+        return False  # a lock is complete as soon as it is there
     if host != socket.gethostname():
-        return True  # another machine's process cannot be looked at
+        return True  # a process of another machine cannot be checked
     try:
         process = psutil.Process(number)
         ended = process.status() == psutil.STATUS_ZOMBIE
@@ -103,9 +103,9 @@ def _is_live(text: str) -> bool:
         return False
 
 
-def _sweep(path: Path) -> None:
-    """Remove what processes left that ended while they waited for this lock, which is ours now."""
+def _remove_stale(path: Path) -> None:
+    """Remove files of processes that ended while they waited for this lock."""
     for other in path.parent.glob(f"{path.name}.*"):
         text = _content(other)
-        if text and not _is_live(text):  # an empty one is being written
+        if text and not _is_live(text):  # an empty file is being written
             other.unlink(missing_ok=True)

@@ -20,14 +20,15 @@ from zarr.codecs import ZstdCodec
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import Packed, pack, unpack
 from pipeline.data.preprocess import Affine
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary
 from pipeline.data.source import Source
-from pipeline.em.heldout import HeldOut
+from pipeline.em.choice import criteria, held_out, restarts
 from pipeline.em.run import Run
 from pipeline.errors import InputError, StorageError
 from pipeline.models import schema
-from pipeline.models.base import Evidence, LatentModel
+from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
+from pipeline.models.families import FAMILIES
 from pipeline.outputs.run_directory import publish, remove
 
 if TYPE_CHECKING:
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS, SAMPLE_BYTES = 2000, 2**20  # for the report's pictures
 OUTLIERS, OUTLIER_WORDS = 10, 8  # at most
-
-
-def best_run(runs: Sequence[Run]) -> Run:
-    """The restart with the highest final objective; ties go to the first."""
-    return max(runs, key=lambda run: run.objective)
 
 
 def canonical_order(run: Run) -> Array:
@@ -51,37 +47,47 @@ def canonical_order(run: Run) -> Array:
     return np.lexsort([*positions.T[::-1], -weight]).astype(np.int64)
 
 
-def build_dataset(run: Run, runs: Sequence[Run], order: Array, known: Known, source: Source) -> xr.Dataset:
-    """The dataset of a finished run, with components in the given order. runs : all restarts of its candidate."""
+def build_dataset(
+    run: Run, runs: Sequence[Run], order: Array | None, summary: DataSummary, source: Source
+) -> xr.Dataset:
+    """The dataset of a finished run.
+
+    Parameters
+    ----------
+    run : Run
+    runs : sequence of Run
+        All restarts of its candidate.
+    order : array of int, shape (k,), or None
+        Components in the order in which they are stored; None where there are none.
+    summary : DataSummary
+    source : Source
+    """
     import xarray as xr
 
-    run = _reordered(run, order)
-    variables = (
-        _parameters(run, order)
-        | _history(run)
-        | _representatives(run)
-        | _outliers(run)
-        | _preprocessing(known.affine)
-        | _hyperparameters(run.model)
-    )
+    run = run if order is None else _reordered(run, order)
+    variables = _parameters(run, order) | _history(run) | _outliers(run)
+    if order is not None:
+        variables |= _representatives(run)
+    variables |= _preprocessing(summary.affine) | _hyperparameters(run.model)
     if not source.sparse:
-        size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(known.mean))))
-        variables["sample"] = (("sample_row", "feature"), np.asarray(known.sample.x[:size], dtype=np.float64))
-    return xr.Dataset(variables, attrs=_attributes(run, runs, order, known, source))
+        size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(summary.mean))))
+        variables["sample"] = (("sample_row", "feature"), np.asarray(summary.sample.x[:size], dtype=np.float64))
+    return xr.Dataset(variables, attrs=_attributes(run, runs, order, summary, source))
 
 
 def _reordered(run: Run, order: Array) -> Run:
     final, model = run.final, run.model
-    assert final is not None and isinstance(model, ClusterModel)
+    assert final is not None
     found = final.attached["representatives"]
     fields = {name: getattr(found, name)[order] for name in ("row", "log_resp", "log_joint", "x")}
     attached = {**final.attached, "representatives": replace(found, **fields)}
-    history = tuple(entry._replace(traced={n: v[order] for n, v in entry.traced.items()}) for entry in run.history)
+    traced = {name: schema.Field(dims) for name, dims in model.traced.items()}
+    history = tuple(entry._replace(traced=schema.taken(traced, entry.traced, order)) for entry in run.history)
     params = model.params(**schema.taken(model.fields, model.arrays(run.params), order))
     return replace(run, params=params, history=history, final=replace(final, attached=attached))
 
 
-def _parameters(run: Run, order: Array) -> dict[str, Any]:
+def _parameters(run: Run, order: Array | None) -> dict[str, Any]:
     model = run.model
     named = {name: (model.fields[name].dims, value) for name, value in model.arrays(run.params).items()}
     if isinstance(model, ClusterModel) and "weights" not in named:
@@ -97,7 +103,8 @@ def _history(run: Run) -> dict[str, Any]:
         name: (("iteration",), np.array([getattr(entry, name) for entry in run.history])) for name in names
     }
     if not run.model.has_bound:
-        series["inertia"] = (("iteration",), np.array([-entry.objective for entry in run.history]))
+        words = run.model.words
+        series[words.series] = (("iteration",), np.array([words.sign * entry.objective for entry in run.history]))
     for name, dims in run.model.traced.items():
         series[name] = (("iteration", *dims), np.array([entry.traced[name] for entry in run.history]))
     series["rows"] = (("iteration",), np.array([entry.rows for entry in run.history], dtype=np.int64))
@@ -158,81 +165,42 @@ def _packed(model: LatentModel) -> Packed:
     return pack(model, "model", separator=".", inline=True)
 
 
-def _attributes(run: Run, runs: Sequence[Run], order: Array, known: Known, source: Source) -> dict[str, Any]:
+def _attributes(
+    run: Run, runs: Sequence[Run], order: Array | None, summary: DataSummary, source: Source
+) -> dict[str, Any]:
     assert run.final is not None
     model, final = run.model, run.final
     attributes: dict[str, Any] = {
         "family": model.family,
+        "name": model.label,
+        "words": model.words._asdict(),
+        "parameters": list(model.fields),
         "model": _packed(model).structure,
-        "n_rows": known.n_rows,
-        "dropped_rows": known.n_bad,
-        "total_weight": known.total,
+        "n_rows": summary.n_rows,
+        "dropped_rows": summary.n_bad,
+        "total_weight": summary.total,
         "stop_reason": run.stop_reason,
         "converged": str(run.stop_reason).startswith("converged"),
         "n_iter": len(run.history),
         "search": [level._asdict() for level in run.levels],
         **({"message_lengths": [list(length) for length in run.lengths]} if run.lengths else {}),
-        "order": order.tolist(),
+        "order": [] if order is None else order.tolist(),
         "data": source.describe(),
-        "data_mean": known.mean.tolist(),
-        "log_jacobian": 0.0 if known.affine is None else known.affine.log_jacobian(),
+        "data_mean": summary.mean.tolist(),
+        "log_jacobian": 0.0 if summary.affine is None else summary.affine.log_jacobian(),
         "restarts": restarts(runs, run),
         "versions": {name: version(name) for name in ("em-pipeline", "numpy", "scipy", "zarr")},
     }
+    attributes |= model.facts() | criteria(model, final.evidence, summary.total)
+    if not model.has_bound:
+        attributes[f"final_{model.words.series}"] = model.words.sign * run.objective
     if isinstance(model, ClusterModel):
-        attributes |= {"n_components": model.n_components, "n_features": model.n_features}
-    attributes |= criteria(model, final.evidence, known.total)
-    for owner in (model, getattr(model, "component", None)):
-        for name in ("assignment", "covariance_type", "reg_covar", "concentration"):
-            if hasattr(owner, name):
-                attributes[name] = getattr(owner, name)
-    if model.has_bound:
-        attributes["fixed"] = list(model.fixed)
-    else:
-        attributes["final_inertia"] = -run.objective
+        attributes["collapsed"] = len(model.collapsed(run.params, model.counts(final.stats)[order]))
     if "held_out" in final.attached:
         attributes |= held_out(final.attached["held_out"])
     if (words := source.vocabulary()) is not None:
         attributes["vocabulary"] = words
     return attributes
-
-
-def restarts(runs: Sequence[Run], chosen: Run) -> list[dict[str, Any]]:
-    """How each restart ended."""
-    return [
-        {
-            "restart": run.restart,
-            "objective": run.objective,
-            "n_iter": len(run.history),
-            "stop_reason": run.stop_reason,
-            "chosen": run.restart == chosen.restart,
-        }
-        for run in runs
-    ]
-
-
-def criteria(model: LatentModel, evidence: Evidence, total: float) -> dict[str, float]:
-    """Information criteria in nats, lower is better; n is the sum of weights. Empty where there is no likelihood.
-
-    BIC = p log n - 2 log L [Schwarz 1978]; AIC = 2p - 2 log L [Akaike 1974]; ICL = BIC + 2 entropy of the labels [Biernacki
-    et al. 2000]
-    """
-    if evidence.log_likelihood is None:
-        return {}
-    p, log_likelihood = model.n_free_parameters(), float(evidence.log_likelihood)
-    bic = p * float(np.log(total)) - 2.0 * log_likelihood
-    found = {"final_log_likelihood": log_likelihood, "aic": 2.0 * p - 2.0 * log_likelihood, "bic": bic}
-    if evidence.label_entropy is not None:
-        found["icl"] = bic + 2.0 * float(evidence.label_entropy)
-    return {**found, "n_free_parameters": p}
-
-
-def held_out(rows: HeldOut) -> dict[str, float]:
-    """What the rows that a fit left out say of it. heldout : log-likelihood, nats per row; higher is better."""
-    return {
-        "heldout": rows.log_likelihood / rows.weight if rows.weight else float("nan"),
-        "heldout_weight": rows.weight,
-    }
 
 
 def write_dataset(path: Path, dataset: xr.Dataset) -> None:
@@ -283,7 +251,14 @@ def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
             "run the job again."
         )
     arrays = {str(name): variable.values for name, variable in dataset.data_vars.items()}
-    model = unpack(dataset.attrs["model"], arrays)
+    if dataset.attrs.get("family") in FAMILIES:
+        FAMILIES[dataset.attrs["family"]]  # its module registers the classes that are stored
+    try:
+        model = unpack(dataset.attrs["model"], arrays)
+    except ValueError as error:
+        raise InputError(
+            f"model.zarr: the model cannot be read ({error}). Name the file of its family again."
+        ) from error
     affine = None
     if "preprocess_matrix" in dataset:
         matrix = arrays["preprocess_matrix"]

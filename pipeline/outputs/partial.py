@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import NUMERICS
 from pipeline.arrays.packing import digest, pack, unpack
 from pipeline.data.chunks import Chunks
-from pipeline.engine.blas import kernel_set
 from pipeline.engine.tree import Span, contains
 from pipeline.errors import StorageError
+from pipeline.kernels.cpu import KERNELS
+from pipeline.numerics import NUMERICS
 from pipeline.outputs.run_directory import remove, sync
 
 _STRUCTURE = "structure"
 
 
 class PartialPass:
-    """Where one pass keeps what it has finished: the Keep of engine/frontier.py. warn : told of damaged files."""
+    """Where one pass stores its finished sums: the SumStore of engine/stored_sums.py. warn : called with a text for each damaged file."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class PartialPass:
 
     @cached_property
     def _folder(self) -> Path:
-        return self._checkpoints / f"partial-{digest((*self._computed, NUMERICS, kernel_set()))[:32]}"
+        return self._checkpoints / f"partial-{digest((*self._computed, NUMERICS, KERNELS.identity()))[:32]}"
 
     @cached_property
     def _can_be_kept(self) -> bool:

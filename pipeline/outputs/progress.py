@@ -5,73 +5,96 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.models.families import words_of
+from pipeline.models.words import Words
+
 
 def describe(event: dict[str, Any]) -> str | None:
-    """An event in a few words, or None for one that only machines need."""
+    """An event in a few words; None for one that only machines need, and for one that lacks what its words are made of."""
     describer = _DESCRIBERS.get(event["event"])
-    return None if describer is None else describer(event)
+    try:
+        return None if describer is None else describer(event)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
+        return None
+
+
+def words_in(event: dict[str, Any]) -> Words:
+    """What the model of a job is called, as its `start` event says; else as its family is called in this version."""
+    stored = event.get("words")
+    if isinstance(stored, dict) and {"name", "title"} <= stored.keys():
+        return Words(**{key: value for key, value in stored.items() if key in Words._fields})
+    asked_for = event.get("asked")
+    return words_of(str(asked_for.get("family")) if isinstance(asked_for, dict) else "mixture")
 
 
 def _start(e: dict[str, Any]) -> str:
-    said = f"{count(e['rows'])} rows in {count(e['chunks'])} chunks, {e['workers']} at a time; {', '.join(e['blas'])}"
+    text = f"{rows_in_chunks(e)}, {e['workers']} at a time; {', '.join(e['blas'])}"
     if "plan" not in e:
-        return said
+        return text
     plan = e["plan"]
-    return f"{said}; each pass reads {size(plan['pass_bytes'])}; memory {memory(plan)}"
-
-
-_FIGURES: dict[str, Callable[[float | None], str]] = {
-    "inertia": lambda value: f"inertia per row {value:.6g}",
-    "log_likelihood": lambda value: f"log-likelihood per row {value:.6f} nats",
-    "free_energy": lambda value: "blocks" if value is None else f"free energy per row {value:.6f} nats",
-}
+    return f"{text}; each pass reads {size(plan['pass_bytes'])}; memory {memory(plan)}"
 
 
 def figure_of(e: dict[str, Any]) -> tuple[str, float | None]:
-    """The name of what a pass raises or lowers, and how much of it a row has, None where that is not known."""
-    name = next(name for name in _FIGURES if f"{name}_per_row" in e)
-    return name, e[f"{name}_per_row"]
+    """The name of the objective of a pass, and its value per row, None where that is not known."""
+    key = next(key for key in e if key.endswith("_per_row"))
+    return key.removesuffix("_per_row"), None if e[key] is None else float(e[key])
 
 
 def _pass(e: dict[str, Any]) -> str:
     name, value = figure_of(e)
-    figure = _FIGURES[name](value)
+    text = {"log_likelihood": "log-likelihood"}.get(name, name.replace("_", " "))
+    figure = "" if value is None else f"  {text} per row {value:.8g}"
     speed = f"{count(e['rows'] / max(e['seconds'], 1e-9))} rows/s"
     refit = "refit, " if e.get("refit") else ""
     if e["final"]:
-        return f"{refit}final pass  {figure}  {speed}"
-    if name == "free_energy":  # one block of a sweep: its seconds say little of those of a pass
-        return f"iteration {e['iteration'] + 1:3d}  {figure}  {speed}"
-    left = f"at most {roughly((e['max_iter'] - e['iteration']) * e['seconds'])} left"  # with the final pass
+        return f"{refit}final pass{figure}  {speed}"
+    if name == "free_energy":  # one block: its seconds say little about those of a pass over all rows
+        return f"iteration {e['iteration'] + 1:3d}{figure}  {speed}"
+    rest = f"at most {roughly((e['max_iter'] - e['iteration']) * e['seconds'])} left"  # with the final pass
     if e.get("running") == 0:
-        left = "the final pass is left"
-    going = f"  {e['running']} of {e['restarts']} fits go on" if e.get("restarts", 1) > 1 and "running" in e else ""
-    return f"{refit}iteration {e['iteration'] + 1:3d}  {figure}  {speed}  {left}{going}"
+        rest = "only the final pass is left"
+    several = e.get("restarts", 1) > 1 and "running" in e
+    running = f"  {e['running']} of {e['restarts']} fits are running" if several else ""
+    return f"{refit}iteration {e['iteration'] + 1:3d}{figure}  {speed}  {rest}{running}"
 
 
 def _reset(e: dict[str, Any]) -> str:
-    what = "reset" if e["done"] else "left as it is"
+    done = "reset" if e["done"] else "collapsed, not reset again"
     of = f" of {e['name']}" if "name" in e else ""
-    return f"component {e['component']}{of} {what}: {e['reason']}"
+    return f"component {e['component']}{of} {done}: {e['reason']}"
 
 
-def _refused(e: dict[str, Any]) -> str:
-    lost = "a component would have collapsed"
+def _rejected(e: dict[str, Any]) -> str:
+    reason = "a component would have collapsed"
     if e["objective"] is not None:
-        lost = f"it would have lost {e['least'] - e['objective']:.3g} nats"
-    return f"a leap was refused: {lost}"
+        reason = f"the objective would have been {e['least'] - e['objective']:.3g} nats too low"
+    return f"extrapolation step rejected: {reason}"
 
 
-def _rung(e: dict[str, Any]) -> str:
-    moved = f", moved {' + '.join(map(str, e['moved']))} components" if e["moved"] else ""
-    figure = f"inertia {-e['objective']:.6g}" if e["family"] == "kmeans" else f"objective {e['objective']:.6f} nats"
-    starts = f", {e['starts']} climb" if e["starts"] > 1 else ""
+def _level(e: dict[str, Any]) -> str:
+    words = words_of(e["family"])
+    moved = f", moved {' + '.join(map(str, e['moved']))} {words.components}" if e["moved"] else ""
+    starts = f", {e['starts']} candidate starts" if e["starts"] > 1 else ""
     where = f"{count(e['rows'])} of {count(e['of'])} rows, {e['features']} features"
-    return f"search on {where}: {e['family']}{starts}{moved}, {figure} a row"
+    objective = words.objective if words.sign < 0 else "objective"
+    return f"search on {where}: {words.name}{starts}{moved}, {objective} {words.sign * e['objective']:.8g} a row"
+
+
+def _pruning(e: dict[str, Any]) -> str:
+    return (
+        f"pruning: the message is shortest with {e['n_components']} of {e['lengths'][0][0]} components  "
+        f"{duration(e['seconds'])}"
+    )
+
+
+def _resume(e: dict[str, Any]) -> str:
+    where = "the first pass" if e["generation"] is None else f"checkpoint {e['generation']}"
+    return f"resumed from {where}"
 
 
 def _candidate(e: dict[str, Any]) -> str:
-    found = [f"{name.upper()} {e[name]:.8g}" for name in ("bic", "aic", "icl")]
+    found = [f"{name.upper()} {e[name]:.8g}" for name in ("bic", "aic", "icl") if name in e]
     if "heldout" in e:
         found.append(f"held out {e['heldout']:.6f} nats per row")
     found += [f"{e['collapsed']} collapsed"] if e["collapsed"] else []
@@ -81,18 +104,16 @@ def _candidate(e: dict[str, Any]) -> str:
 
 _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "start": _start,
-    "resume": lambda e: f"resumed from checkpoint {e['generation']}",
+    "resume": _resume,
     "profile": lambda e: f"profile of {count(e['rows'])} rows  {duration(e['seconds'])}",
-    "level": _rung,
-    "pruning": lambda e: (
-        f"annihilation: {e['n_components']} of {e['lengths'][0][0]} components make the shortest message  {duration(e['seconds'])}"
-    ),
+    "level": _level,
+    "pruning": _pruning,
     "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
     "pass": _pass,
-    "underway": lambda e: f"this pass: {count(e['chunks'])} of {count(e['of'])} chunks",
+    "progress": lambda e: f"this pass: {count(e['chunks'])} of {count(e['of'])} chunks",
     "reset": _reset,
     "candidate": _candidate,
-    "rejected": _refused,
+    "rejected": _rejected,
     "warning": lambda e: f"warning: {e['message']}",
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
     "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",
@@ -100,6 +121,11 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "labels": lambda e: f"labels of {count(e['rows'])} rows  {duration(e['seconds'])}",
     "finished": lambda e: f"finished in {duration(e['seconds'])}, peak memory {e['peak_pss'] / 2**20:.0f} MiB",
 }
+
+
+def rows_in_chunks(e: dict[str, Any]) -> str:
+    """`200k rows in 5 chunks`."""
+    return f"{count(e['rows'])} rows in {count(e['chunks'])} chunk{'s' if e['chunks'] != 1 else ''}"
 
 
 def count(number: float) -> str:
@@ -120,7 +146,7 @@ def duration(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """3 s, 42 s, 4:05 or 1:02:03: of estimates, and of clocks that go."""
+    """3 s, 42 s, 4:05 or 1:02:03: for estimates and running clocks."""
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(max(seconds, 60.0))
 
 
@@ -142,13 +168,16 @@ def memory(plan: dict[str, Any]) -> str:
     )
 
 
-def asked(model: dict[str, Any]) -> str:
-    """The family and its components: `gaussian, 5, 10 or 20 components, full`."""
-    k, shape = (_either(model.get(name)) for name in ("n_components", "covariance_type"))
-    return f"{model.get('family')}, {k} components" + (f", {shape}" if model.get("family") == "gaussian" else "")
+def asked(facts: dict[str, Any]) -> str:
+    """The model that a `start` event asks for: `Gaussian mixture, 5, 10 or 20 components, full`."""
+    words, model = words_in(facts), facts["asked"]
+    text = f"{words.name[:1].upper()}{words.name[1:]}"
+    if "n_components" in model:
+        text += f", {_either(model['n_components'])} {words.components}"
+    return f"{text}, {_either(model['covariance_type'])}" if "covariance_type" in model else text
 
 
 def _either(value: Any) -> str:
     if not isinstance(value, list):
         return str(value)
-    return f"{', '.join(map(str, value[:-1]))} or {value[-1]}"
+    return f"{', '.join(map(str, value[:-1]))} or {value[-1]}" if len(value) > 1 else str(value[0])

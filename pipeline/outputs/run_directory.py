@@ -1,6 +1,6 @@
-"""The run directory: whose it is, who is writing to it, and how things appear in it whole.
+"""The run directory: its files, its lock, and how files appear in it complete or not at all.
 
-Only directories that we made are ever changed, and in them only the names that are ours.
+Only directories that this package made are changed, and in them only the names listed here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import InputError, StorageError, does_not_exist
-from pipeline.outputs.lock import Held, held, is_held
+from pipeline.outputs.lock import Locked, is_locked, locked
 
 MARK = "# em-pipeline run directory"
 _OURS = (
@@ -42,12 +42,12 @@ class RunDirectory:
 
     @property
     def parts(self) -> list[Path]:
-        """All that a run writes, whether it is there or not."""
+        """Everything that a run may write, whether it exists or not."""
         return [self.path / name for name in _OURS]
 
     @property
     def is_ours(self) -> bool:
-        """Whether a run of ours made it."""
+        """Whether em-pipeline made it."""
         try:
             with self.config.open(encoding="utf-8") as file:
                 return file.readline().startswith(MARK)
@@ -56,13 +56,13 @@ class RunDirectory:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is something to resume."""
+        """Whether the run can be resumed."""
         return any(any(self.checkpoints.glob(kind)) for kind in ("gen-*", "partial-*"))
 
     @property
-    def is_held(self) -> bool:
-        """Whether a process may be writing here: one of another machine cannot be looked at, and is believed its lock."""
-        return is_held(self.path / ".lock")
+    def is_locked(self) -> bool:
+        """Whether a process may be writing here. A lock of another machine always counts: its process cannot be checked."""
+        return is_locked(self.path / ".lock")
 
     def refuse_unless_free(self, overwrite: bool) -> None:
         """Raise InputError if a run may not start here; changes nothing."""
@@ -73,22 +73,23 @@ class RunDirectory:
             raise _unwritable(self.path, error) from error
         if not self.is_ours:
             raise InputError(
-                f"output {self.path}: exists and is not a run directory; it is left alone. Choose another --output."
+                f"output {self.path}: got a path that exists and is not a run directory, expected a new path or a run directory. "
+                "Nothing was changed. Choose another --output."
             )
         if overwrite:
             return
         if self.model.exists() or self.labels.exists():
             what = "a finished run" if self.model.exists() else "the labels of other data"
-            raise InputError(f"output {self.path}: holds {what}. Use --overwrite, or choose another --output.")
+            raise InputError(f"output {self.path}: contains {what}. Use --overwrite, or choose another --output.")
         if self.has_checkpoint:
             raise InputError(
-                f"output {self.path}: holds a run that can go on. Use `em-pipeline resume {self.path}`, or --overwrite."
+                f"output {self.path}: contains an unfinished run. Use `em-pipeline resume {self.path}`, or --overwrite."
             )
 
     def create(self, content: Mapping[str, Any]) -> None:
-        """Begin a run here: without what an earlier one of ours left, and with a config.yaml of this content.
+        """Start a run here: remove the files of an earlier run, and write a config.yaml of this content.
 
-        At no instant is there half a model, or something of ours without the config.yaml that says so.
+        At no time is there half a model, or a file of a run without its config.yaml.
         """
         try:
             for name in _OURS[1:]:
@@ -98,7 +99,7 @@ class RunDirectory:
             raise _unwritable(self.path, error) from error
 
     def discard(self, name: str) -> None:
-        """Remove one of our names and what was on its way to become it: gone from its place at once."""
+        """Remove one of a run's files and the temporary ones of its name. It disappears at once, by a rename."""
         if (self.path / name).exists():
             remove(self.path / f".{name}.old")
             os.replace(self.path / name, self.path / f".{name}.old")
@@ -106,14 +107,14 @@ class RunDirectory:
             remove(old)
 
     def write_config(self, content: Mapping[str, Any]) -> None:
-        """Write config.yaml, whose first line marks the directory as ours."""
+        """Write config.yaml, whose first line marks a run directory."""
         text = f"{MARK}\n{yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)}"
         temporary = self.path / ".config.yaml.partial"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.config)
 
     def read_config(self) -> dict[str, Any]:
-        """What write_config wrote. Raises InputError when this is no run directory."""
+        """What write_config wrote. Raises InputError when this is not a run directory, StorageError when it is damaged."""
         if not self.is_ours:
             raise InputError(f"{self.path}: {self._what_else()}")
         try:
@@ -122,32 +123,33 @@ class RunDirectory:
             content = error
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise StorageError(
-                f"{self.config}: damaged (it came as {str(content)[:200]!r}), expected what the run wrote. "
+                f"{self.config}: damaged: got {str(content)[:200]!r}, expected the config that the run wrote. "
                 "Start again with `em-pipeline run --overwrite`."
             )
         return content
 
     def _what_else(self) -> str:
-        """What this is, if not a run directory, and which may have been meant."""
+        """What this path is instead of a run directory, and which one may have been meant."""
         if not os.path.lexists(self.path):
             return f"is not a run directory: it {does_not_exist(self.path)}"
         if self.path.is_file():
-            return "is not a run directory: it is a file. Give the folder that a run wrote, its output.path."
+            return "is not a run directory: it is a file. Give the folder of a run, its output.path."
         runs = sorted(str(path) for path in self.path.iterdir() if RunDirectory(path).is_ours)
-        inside = f"{runs[0]} is one." if runs else "Give the folder that a run wrote, its output.path."
-        return f"is not a run directory (no config.yaml of ours). {inside}"
+        inside = f"{runs[0]} is one." if runs else "Give the folder of a run, its output.path."
+        return f"is not a run directory (it has no config.yaml of a run). {inside}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the directory and hold it; a second run is refused, a lock whose process has ended is taken over."""
+        """Make the directory and lock it. Raises InputError if another process has locked it; a stale lock is taken over."""
         path = self.path / ".lock"
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(held(path))
-            except Held as other:
+                stack.enter_context(locked(path))
+            except Locked as other:
                 raise InputError(
-                    f"{self.path}: in use by process {other.pid} on {other.host}. Wait for it; if it is gone, remove {path}."
+                    f"{self.path}: in use by process {other.pid} on {other.host}. Wait until it ends. If it does not exist any more, "
+                    f"remove {path}."
                 ) from None
             except (OSError, ValueError) as error:  # ValueError: a name with a null byte
                 raise _unwritable(self.path, error) from error
@@ -155,12 +157,14 @@ class RunDirectory:
 
 
 def _is_leftover(path: Path) -> bool:
-    """What a run that died before its config.yaml was there can leave."""
+    """Whether it may be left from a run that ended before it wrote config.yaml."""
     return path.name.startswith((".lock", ".config.yaml."))
 
 
 def _unwritable(path: Path, error: Exception) -> StorageError:
-    return StorageError(f"output {path}: cannot be used ({error}). Make it writable, or choose another --output.")
+    return StorageError(
+        f"output {path}: cannot be written ({error}). Change its permissions, or choose another --output."
+    )
 
 
 def remove(path: Path) -> None:
@@ -172,7 +176,7 @@ def remove(path: Path) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Make a finished temporary file or directory appear whole under its name, on disk before it is seen."""
+    """Rename a complete temporary file or directory to its final name, after it is on disk."""
     sync_tree(temporary)
     aside = final.with_name(f".{final.name}.old")
     if final.exists():
@@ -184,7 +188,7 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Flush a file, or a directory with all that is in it, to disk."""
+    """Flush a file, or a directory with everything in it, to disk."""
     if path.is_dir():
         for entry in path.iterdir():
             sync_tree(entry)

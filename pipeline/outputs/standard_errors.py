@@ -1,4 +1,4 @@
-"""weights_se and means_se in model.zarr: one more pass after the fit, on request."""
+"""Standard errors in model.zarr, such as weights_se and means_se: one more pass after the fit, on request."""
 
 from __future__ import annotations
 
@@ -8,34 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import Output
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
-from pipeline.models.information import ScoreProducts, standard_errors
 from pipeline.outputs.model_store import load_model, read_dataset, write_dataset
 
 
-def lacks_errors(path: Path, config: Config) -> bool:
+def lacks_errors(path: Path, output: Output) -> bool:
     """Whether standard errors are wanted, and the stored model has none of that kind."""
-    wanted = config.output.standard_errors
+    wanted = output.standard_errors
     return wanted is not False and read_dataset(path).attrs.get("standard_errors") != wanted
 
 
-def learns_covariances(config: Config) -> bool:
-    """Whether errors are to allow for covariances that were learned with the means."""
-    return config.output.standard_errors is True and "covariances" not in config.model.fixed
-
-
-def write_errors(path: Path, config: Config, chunks: Chunks, engine: Engine, log: Callable[..., None]) -> None:
+def write_errors(path: Path, output: Output, chunks: Chunks, engine: Engine, log: Callable[..., None]) -> None:
     """Add the errors to a stored model, which appears whole again. chunks : its rows, before preprocessing."""
     began = time.perf_counter()
     dataset = read_dataset(path)
     model, params, affine = load_model(dataset)
-    rows = chunks.known(affine, int(dataset.attrs["dropped_rows"]))
-    job = ScoreProducts(model, params, learns_covariances(config))
-    errors = standard_errors(job, engine.sum_over(rows, [job])[0])
+    rows = chunks.after_profile(affine, int(dataset.attrs["dropped_rows"]))
+    job = model.score_products(params, output.standard_errors is True)
+    errors = job.errors(engine.sum_over(rows, [job])[0])
     variables = {f"{name}_se": (model.fields[name].dims, value) for name, value in errors.items()}
-    found = dataset.assign(variables).assign_attrs(standard_errors=config.output.standard_errors)
+    found = dataset.assign(variables).assign_attrs(standard_errors=output.standard_errors)
     write_dataset(path, found.drop_encoding())
     for name in (name for name, value in errors.items() if np.isnan(value).any()):
         message = "a component is empty, rows are too few, or features follow from others: those are NaN"

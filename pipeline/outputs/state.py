@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.arrays.packing import pack, unpack
-from pipeline.data.profile import Known
+from pipeline.data.profile import DataSummary
 from pipeline.em.run import Run
 from pipeline.errors import StorageError
 from pipeline.models.base import LatentModel
@@ -16,9 +16,9 @@ from pipeline.outputs.checkpoint import State
 LAYOUT = 2  # of checkpoints; raised when what they hold is laid out in another way
 
 
-def pack_state(known: Known, runs: Sequence[Run]) -> State:
+def pack_state(summary: DataSummary, runs: Sequence[Run]) -> State:
     """Everything that resuming needs; nothing that depends on when or where it ran."""
-    packed = pack({"known": known, "runs": [_plain(run) for run in runs]})
+    packed = pack({"summary": summary, "runs": [_plain(run) for run in runs]})
     return State(packed.arrays, {"layout": LAYOUT, "state": packed.structure})
 
 
@@ -28,7 +28,7 @@ def _plain(run: Run) -> dict[str, Any]:
     return {**fields, "params": run.model.arrays(run.params)}
 
 
-def unpack_state(state: State, models: Any) -> tuple[Known, list[Run]]:
+def unpack_state(state: State, models: Any) -> tuple[DataSummary, list[Run]]:
     """The profile's statistics and the restarts of all candidates, ready to go on; finished ones are evaluated again.
 
     models : function of the statistics that returns the model of each candidate.
@@ -40,9 +40,9 @@ def unpack_state(state: State, models: Any) -> tuple[Known, list[Run]]:
             "it. Resume with that version, or start again with `em-pipeline run --overwrite`."
         )
     found = unpack(state.facts["state"], state.arrays)
-    known: Known = found["known"]
-    by_candidate: Sequence[LatentModel] = models(known) if found["runs"] else []
-    return known, [_run(fields, by_candidate[fields["candidate"]]) for fields in found["runs"]]
+    summary: DataSummary = found["summary"]
+    by_candidate: Sequence[LatentModel] = models(summary) if found["runs"] else []
+    return summary, [_run(fields, by_candidate[fields["candidate"]]) for fields in found["runs"]]
 
 
 def _run(fields: dict[str, Any], model: LatentModel) -> Run:

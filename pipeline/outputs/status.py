@@ -1,4 +1,4 @@
-"""How far a run is, from its files alone: works with no cluster, during and after the run, from another machine."""
+"""How far a run is, from its files alone: needs no cluster, during and after the run, on any machine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.outputs.display import FINISHED, JobDisplay
 from pipeline.outputs.events import Tail
-from pipeline.outputs.picture import FINISHED, Picture
-from pipeline.outputs.progress import describe
 from pipeline.outputs.run_directory import RunDirectory
-from pipeline.outputs.screen import following, latest, said
+from pipeline.outputs.screen import following, latest
 
 WATCH_SECONDS = 0.5
 LATEST = 5
@@ -33,20 +32,20 @@ def show(run: Path, watch: bool) -> None:
                     follower(event)
             follower.end(ended)
     else:
-        picture = Picture(str(run))
+        display = JobDisplay(str(run), console)
         for event in events:
-            picture.add(event)
-        picture.ended = ended
+            display.add(event)
+        display.ended = ended
         for event in latest(events, LATEST):
-            console.print(said(event, str(describe(event))))
-        console.print(picture)
+            display.write(event)
+        console.print(display.draw())
     if advice := _advice(directory, ended):
         console.print(advice, markup=False, soft_wrap=True)  # a line to copy is one line
 
 
 def _ended(directory: RunDirectory) -> str:
-    """Why nothing more will happen; empty while somebody holds the run."""
-    if directory.is_held:
+    """Why nothing more will happen; empty while a process has locked the run."""
+    if directory.is_locked:
         return ""
     whole = directory.report if directory.has_checkpoint or directory.model.exists() else directory.labels
     return FINISHED if whole.exists() else "stopped"

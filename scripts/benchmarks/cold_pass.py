@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.stores import drop_cache, read_all
-from pipeline.config import validate
-from pipeline.em.loop import EStep
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory
-from pipeline.models.gaussian import Gaussian
-from pipeline.models.kmeans import KMeans
-from pipeline.planning import memory_plan, refuse_impossible
-from pipeline.workflow import _engine, _open_chunks
+from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.jobconfig import validate
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.base import EStep
+from pipeline.models.families.gaussian import Gaussian
+from pipeline.models.lloyd import Lloyd
+from pipeline.models.mixture import Mixture
+from pipeline.workflow import _engine
 
 SAMPLE = 16  # chunks whose CPU time stands for all
 
@@ -34,10 +36,10 @@ def job_of(family: str, arrays: dict[str, np.ndarray]) -> EStep:
     """The E-step of a model about the mean of its centres."""
     model: Any
     if family == "kmeans":
-        model = KMeans(len(arrays["centers"]), arrays["centers"].mean(axis=0))
+        model = Lloyd(len(arrays["centers"]), arrays["centers"].mean(axis=0))
     else:
-        model = Gaussian(len(arrays["weights"]), arrays["weights"] @ arrays["means"])
-    return EStep(model, model.params_from_arrays(arrays))
+        model = Mixture(Gaussian(len(arrays["weights"]), arrays["weights"] @ arrays["means"]))
+    return EStep(model, model.params_from_arrays(arrays), model.attachments)
 
 
 def cpu_seconds(function: Callable[[Any], Any], arguments: list[Any]) -> float:
@@ -51,22 +53,21 @@ def cpu_seconds(function: Callable[[Any], Any], arguments: list[Any]) -> float:
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Seconds: cold passes, cold reading alone, CPU of arithmetic and of reading and decoding warm chunks."""
     config = validate(spec["config"]).resolved()
-    store = Path(str(config.data.path))
+    store = Path(spec["config"]["data"]["path"])
     with np.load(spec["arrays"]) as stored:
         job = job_of(config.model.family, dict(stored))
-    chunks = _open_chunks(config).known(affine=None, n_bad=0)  # as after the profiling pass
-    refuse_impossible(config, chunks)
-    plan = memory_plan(config, chunks)
+    chunks = config.data.open_chunks().after_profile(affine=None, n_bad=0)  # as after the profiling pass
+    plan = memory_plan(plan_job(config, chunks), chunks)
     sample = [int(i) for i in np.linspace(0, chunks.n_chunks - 1, min(SAMPLE, chunks.n_chunks))]
     peak, cpu = 0, 0.0
     passes: list[float] = []
     reads: list[float] = []
     with single_thread(), _engine(config, plan) as engine:
-        job(chunks.load(0))  # compiles
+        job(chunks.load(0), KERNELS)  # compiles
         for i in sample:
             chunks.load(i)  # into the page cache
         decode = cpu_seconds(chunks.source.read, sample)
-        arithmetic = float(np.mean([cpu_seconds(job, [chunks.load(i)]) for i in sample]))
+        arithmetic = float(np.mean([cpu_seconds(lambda rows: job(rows, KERNELS), [chunks.load(i)]) for i in sample]))
         for _ in range(spec["rounds"]):
             drop_cache(store)
             began = time.perf_counter()

@@ -16,8 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.data.chunks import Chunks
 from pipeline.data.source import TARGET_BYTES, Source
-from pipeline.em.loop import EStep
 from pipeline.engine.passes import Engine
+from pipeline.models.base import EStep
 
 THREADS = 2  # of ours and of every peer
 MIN_CHUNKS = 8
@@ -157,13 +157,13 @@ class InMemory(Source):
 
 
 def one_pass(chunks: Chunks, model: Any, params: Any, engine: Engine | None = None) -> Way:
-    """E-step over all chunks, as a job runs it, and M-step; returns the statistics. On THREADS threads by default."""
+    """E-step over all chunks, as a job runs it, and M-step; returns the sums. On THREADS threads by default."""
     chosen = engine or Engine(workers=THREADS)
 
     def run() -> Any:
-        stats = chosen.sum_over(chunks, [EStep(model, params)])[0].stats
-        model.m_step(stats, params)
-        return stats
+        partial = chosen.sum_over(chunks, [EStep(model, params, model.attachments)])[0]
+        model.m_step(partial.stats, params)
+        return partial
 
     return Way(run)
 

@@ -11,10 +11,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from benchmarks.common import THREADS, InMemory, Record, Setting, Way, compared, interleaved, one_pass, relative
-from pipeline.config import Data
+from pipeline.arrays.rows import Rows
 from pipeline.data.chunks import Chunks
-from pipeline.data.opening import open_source
-from pipeline.models.multinomial import Multinomial
+from pipeline.data.sources.docword import DocwordSection
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.families.multinomial import Multinomial
+from pipeline.models.mixture import Mixture
 
 K, DOCUMENTS, WARM_ITERATIONS, TARGET = 50, 200_000, 10, 3.0
 Sums = tuple[np.ndarray, np.ndarray, float]
@@ -22,7 +24,7 @@ Sums = tuple[np.ndarray, np.ndarray, float]
 
 def kos(path: Path, cache: Path) -> sp.csr_array:
     """The counts of KOS, as a job reads them. cache : where the converted copy goes."""
-    source = open_source(Data(source="docword", path=str(path), cache=str(cache)))
+    source = DocwordSection(path=str(path), cache=str(cache)).open()
     return sp.csr_array(sp.vstack([source.read(i) for i in range(source.n_chunks)], format="csr"))
 
 
@@ -42,20 +44,20 @@ def counts(setting: Setting) -> Iterator[Record]:
     once = kos(setting.real("bow/docword.kos.txt.gz"), setting.folder / "kos")
     n, v = setting.pick(DOCUMENTS, 7_000), once.shape[1]
     x = sp.csr_array(sp.vstack([once] * -(-n // once.shape[0]), format="csr")[:n])
-    model = Multinomial(K, np.zeros(v))
+    model = Mixture(Multinomial(K, v))
     labels = np.random.default_rng(0).integers(0, K, once.shape[0])
-    params = model.m_step(model.stats_of_labels(once, labels), None)
+    params = model.m_step(model.label_statistics(once, labels, None), None)
     for _ in range(WARM_ITERATIONS):  # responsibilities as they are in the middle of a fit
-        params = model.m_step(model.e_step(params, once).stats, params)
+        params = model.m_step(model.e_step(params, Rows(once), KERNELS).stats, params)
     real = x.astype(np.float64)  # what the reference would hold
     parts = [real[part] for part in np.array_split(np.arange(n), THREADS)]
     log_weights, pool = np.log(params.weights), ThreadPoolExecutor(THREADS)
 
     def plain() -> Sums:
-        return e_step(real, log_weights, params.log_prob)
+        return e_step(real, log_weights, params.theta.log_prob)
 
     def threaded() -> Sums:
-        found = pool.map(lambda part: e_step(part, log_weights, params.log_prob), parts)
+        found = pool.map(lambda part: e_step(part, log_weights, params.theta.log_prob), parts)
         return reduce(lambda a, b: (a[0] + b[0], a[1] + b[1], a[2] + b[2]), found)
 
     ways = {
@@ -64,8 +66,10 @@ def counts(setting: Setting) -> Iterator[Record]:
         "scipy, 2 threads": Way(threaded),
     }
     times = interleaved(ways, setting.rounds)
-    stats = times["ours"].result
-    apart = relative(stats.log_likelihood - stats.log_coefficient, times["scipy, 1 thread"].result[2])
+    found = times["ours"].result
+    apart = relative(
+        found.evidence.log_likelihood - found.stats.component.log_coefficient, times["scipy, 1 thread"].result[2]
+    )
     for peer, target in (("scipy, 1 thread", TARGET), ("scipy, 2 threads", None)):
         yield compared(
             "counts",

@@ -56,8 +56,8 @@ def scikit_learn(x: np.ndarray, covariance_type: str, params: Any) -> Way:
     from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
     peer = GaussianMixture(len(params.weights), covariance_type=covariance_type)
-    precisions = _compute_precision_cholesky(params.covariances, covariance_type)
-    arrays = [params.weights, params.means, params.covariances, precisions]
+    precisions = _compute_precision_cholesky(params.theta.covariances, covariance_type)
+    arrays = [params.weights, params.theta.means, params.theta.covariances, precisions]
     weights, means, covariances, precisions = (np.asarray(array, x.dtype) for array in arrays)
 
     def run() -> float:
@@ -90,7 +90,7 @@ def per_row(times: dict[str, Any], n: int, k: int) -> Record:
         "n": n,
         "ours_ns": ours.median / n / k * 1e9,
         "peer_ns": peer.median / n / k * 1e9,
-        "log_likelihoods_apart": relative(ours.result.log_likelihood / n, peer.result),
+        "log_likelihoods_apart": relative(ours.result.evidence.log_likelihood / n, peer.result),
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.common import THREADS, InMemory, Record, Setting, Way, compared, faster_blas, interleaved, one_pass
 from pipeline.data.chunks import Chunks
-from pipeline.models.kmeans import KMeans
+from pipeline.models.lloyd import Lloyd
 
 # d, K, rows: at least so many times faster than the fastest peer
 CASES = {(64, 200, 2**20): 1.3, (64, 1000, 2**19): 1.3, (8, 20, 2**23): 1.5}
@@ -18,7 +18,7 @@ QUICK_ROWS = 2**15
 
 def ours(x: np.ndarray, centers: np.ndarray) -> Way:
     """E-step and M-step through the engine."""
-    model = KMeans(len(centers), x.mean(axis=0, dtype=np.float64))
+    model = Lloyd(len(centers), x.mean(axis=0, dtype=np.float64))
     params = model.params_from_arrays({"centers": centers.astype(np.float64)})
     return one_pass(Chunks(InMemory(x), clean=True), model, params)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import THREADS
-from pipeline.engine.blas import kernel_set
+from pipeline.kernels.cpu import KERNELS
 
 OURS = ["em-pipeline", "numpy", "scipy", "numba", "dask", "distributed", "zarr", "numcodecs"]
 PEERS = ["scikit-learn", "faiss-cpu", "dask-ml", "pyspark"]
@@ -29,7 +29,7 @@ def header(root: Path) -> dict[str, Any]:
         "caches": dict(_caches()),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "threads": THREADS,
-        "kernels": kernel_set(),
+        "kernels": KERNELS.identity(),
         "versions": {"python": platform.python_version(), **dict(_versions())},
     }
 

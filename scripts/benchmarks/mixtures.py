@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.models.gaussian import Gaussian
+from pipeline.models.families.gaussian import Gaussian
+from pipeline.models.mixture import Mixture
 
 SPREAD = 1.5  # deviation of the means, in units of about a component's own
 
 
-class Mixture(NamedTuple):
+class RandomMixture(NamedTuple):
     """weights : (k,).  means : (k, d).  covariances : (k, d, d).  float64."""
 
     weights: np.ndarray
@@ -29,23 +30,24 @@ class Mixture(NamedTuple):
         }
         return shapes[covariance_type]
 
-    def model(self, covariance_type: str = "full", shift: np.ndarray | None = None) -> tuple[Gaussian, Any]:
+    def model(self, covariance_type: str = "full", shift: np.ndarray | None = None) -> tuple[Mixture, Any]:
         """Our model about the mixture's mean (or `shift`), and these parameters."""
         about = self.weights @ self.means if shift is None else shift
-        model = Gaussian(len(self.weights), about, covariance_type)
-        return model, model.params(self.weights, self.means, self.of_type(covariance_type))
+        model = Mixture(Gaussian(len(self.weights), about, covariance_type))
+        covariances = self.of_type(covariance_type)
+        return model, model.params(weights=self.weights, means=self.means, covariances=covariances)
 
 
-def random_mixture(d: int, k: int, seed: int = 0) -> Mixture:
+def random_mixture(d: int, k: int, seed: int = 0) -> RandomMixture:
     """k equal components with means about SPREAD from the origin along each of d features."""
     rng = np.random.default_rng([seed, d, k])
     means = SPREAD * rng.standard_normal((k, d))
     mixing = rng.standard_normal((k, d, d))
     covariances = 0.7 / d * mixing @ np.swapaxes(mixing, 1, 2) + 0.3 * np.eye(d)
-    return Mixture(np.full(k, 1.0 / k), means, covariances)
+    return RandomMixture(np.full(k, 1.0 / k), means, covariances)
 
 
-def draw(mixture: Mixture, n: int, dtype: str = "float32", seed: int = 1) -> np.ndarray:
+def draw(mixture: RandomMixture, n: int, dtype: str = "float32", seed: int = 1) -> np.ndarray:
     """Rows of a mixture, (n, d)."""
     rng = np.random.default_rng(seed)
     label = rng.choice(len(mixture.weights), size=n, p=mixture.weights)

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import THREADS, Record, Setting, Timed, child_environment, record
-from benchmarks.mixtures import Mixture, draw, random_mixture
+from benchmarks.mixtures import RandomMixture, draw, random_mixture
 from benchmarks.stores import WHAT, disk_bytes, drop_cache, write_store
-from pipeline.config import Data
 from pipeline.data.chunks import Chunks
-from pipeline.data.opening import open_source
-from pipeline.em.loop import EStep
+from pipeline.data.sources.zarr import ZarrSection
 from pipeline.engine.blas import single_thread
 from pipeline.engine.passes import Engine
-from pipeline.models.kmeans import KMeans
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.base import EStep
+from pipeline.models.lloyd import Lloyd
 
 MEMORY = "1GiB"
 MEMORY_MIB = 1024.0
@@ -44,7 +44,7 @@ def out_of_core(setting: Setting) -> Iterator[Record]:
         shutil.rmtree(store)
 
 
-def _measured(setting: Setting, store: Path, family: str, mixture: Mixture) -> Iterator[Record]:
+def _measured(setting: Setting, store: Path, family: str, mixture: RandomMixture) -> Iterator[Record]:
     k, d = mixture.means.shape
     case = f"{family} d={d} K={k} float32, {setting.gib:g} GiB, memory {MEMORY}"
     config = _config(store, family, k)
@@ -82,7 +82,7 @@ def _measured(setting: Setting, store: Path, family: str, mixture: Mixture) -> I
     )
 
 
-def _arrays(family: str, mixture: Mixture) -> dict[str, np.ndarray]:
+def _arrays(family: str, mixture: RandomMixture) -> dict[str, np.ndarray]:
     return {"centers": mixture.means} if family == "kmeans" else mixture._asdict()
 
 
@@ -125,7 +125,7 @@ def restarts(setting: Setting) -> Iterator[Record]:
     """Passes of K-means over a cold store: one read feeds all restarts."""
     d, k = RESTARTS_CASE
     mixture, gib = random_mixture(d, k), min(setting.gib, SHARED_GIB)
-    model = KMeans(k, mixture.weights @ mixture.means)
+    model = Lloyd(k, mixture.weights @ mixture.means)
     starts = [draw(mixture, k, "float64", seed) for seed in range(RESTARTS)]
     jobs = [EStep(model, model.params_from_arrays({"centers": centers})) for centers in starts]
     case = f"K-means d={d} K={k} float32, {gib:g} GiB, {RESTARTS} restarts against 1"
@@ -142,15 +142,15 @@ def candidates(setting: Setting) -> Iterator[Record]:
 
 
 def _one_read(
-    setting: Setting, row: str, case: str, mixture: Mixture, jobs: list[EStep], limit: float | None
+    setting: Setting, row: str, case: str, mixture: RandomMixture, jobs: list[EStep], limit: float | None
 ) -> Iterator[Record]:
     """Cold passes with all jobs and with the first alone, over a store of the mixture's rows."""
     store = setting.folder / f"{row}.zarr"
     write_store(store, mixture, min(setting.gib, SHARED_GIB))
-    chunks = Chunks(open_source(Data(source="zarr", path=str(store))), clean=True)  # as after the profiling pass
+    chunks = Chunks(ZarrSection(path=str(store)).open(), clean=True)  # as after the profiling pass
     engine = Engine(workers=THREADS)
     for job in jobs:
-        job(chunks.load(0))  # compiles
+        job(chunks.load(0), KERNELS)  # compiles
     seconds: dict[int, list[float]] = {1: [], len(jobs): []}
     read: dict[int, int] = {}
     with single_thread():

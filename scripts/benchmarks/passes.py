@@ -12,14 +12,16 @@ import numpy as np
 
 from benchmarks.common import THREADS, Record, Setting, Way, interleaved, one_pass, record
 from benchmarks.mixtures import draw, random_mixture
-from pipeline.config import Engine as EngineConfig
+from pipeline.arrays.rows import LowestRows
+from pipeline.config import EngineSection as EngineConfig
 from pipeline.data.chunks import Chunks
 from pipeline.data.source import Source, even_bounds, rows_per_target
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.passes import Engine
-from pipeline.models.gaussian import GaussianStats
-from pipeline.models.stats import LowestRows, Partial
+from pipeline.models.base import Evidence, Partial
+from pipeline.models.families.gaussian import GaussianStats
+from pipeline.models.mixture import MixtureStats
 
 SCHEDULERS = {"threads": "threads", "processes": "local"}  # as in engine.scheduler
 EMPTY_CHUNKS = 10_000
@@ -68,10 +70,11 @@ class Nothing(Source):
 def _partial(d: int, k: int) -> Partial:
     """What an E-step of a full Gaussian mixture returns, without meaning; its own arrays, which sums are formed in."""
     zeros = [np.zeros(shape) for shape in [(k,), (k, d), (k, d * (d + 1) // 2)]]
-    stats = GaussianStats(zeros[0], 0.0, 0.0, zeros[1], zeros[2])
+    stats = MixtureStats(zeros[0], GaussianStats(zeros[1], zeros[2]))
     n_worst = min(k, 8)
     row = np.arange(n_worst)
-    return Partial(stats, LowestRows(n_worst, row / 1.0, row, np.full((n_worst, d), 0.0), np.ones(n_worst), row))
+    worst = LowestRows(n_worst, row / 1.0, row, np.full((n_worst, d), 0.0), np.ones(n_worst), row)
+    return Partial(stats, Evidence(0.0, 0.0, 0.0, 0.0), {"worst_rows": worst})
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class EmptyHanded:
     d: int
     k: int
 
-    def __call__(self, chunk: Any) -> Partial:
+    def __call__(self, chunk: Any, kernels: Any) -> Partial:
         """New for every chunk."""
         return _partial(self.d, self.k)
 

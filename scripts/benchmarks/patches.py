@@ -23,15 +23,17 @@ from benchmarks.common import (
     relative,
 )
 from benchmarks.gaussian import per_row, scikit_learn
-from pipeline.config import Data, Patch, Preprocess
+from pipeline.config import Preprocess
 from pipeline.data.chunks import Chunks
-from pipeline.data.opening import open_source
-from pipeline.data.profile import Known, ProfileJob, known_rows
+from pipeline.data.profile import DataSummary, ProfileJob, summary_of
+from pipeline.data.section import DataSection
+from pipeline.data.sources.images import ImagesSection, Patch
 from pipeline.engine.blas import single_thread
 from pipeline.engine.passes import Engine
-from pipeline.models import routes
-from pipeline.models.gaussian import Gaussian
-from pipeline.models.init import initial_params
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.families.gaussian import Gaussian
+from pipeline.models.mixture import Mixture
+from pipeline.models.starts import in_step, starting
 
 PICTURES = "images/train400"
 STRIDE = 11  # of 400 pictures of 180 x 180 pixels: 102,400 patches
@@ -41,18 +43,18 @@ SAME_FIT = 1e-6  # of the log-likelihoods at the end of both fits, relative
 SAMPLE = 20_000
 
 
-def prepared(data: Data, steps: list[Preprocess], k: int) -> tuple[Chunks, Gaussian, Any]:
+def prepared(data: DataSection, steps: list[Preprocess], k: int) -> tuple[Chunks, Mixture, Any]:
     """Preprocessed rows in memory, a model of k components, and a start from random rows.
 
     Components so begin wide: those of a k-means start may hold a few rows, which we reset and scikit-learn does not.
     """
     engine = Engine(workers=THREADS)
-    stored = Chunks(open_source(data))
-    known: Known = known_rows(engine.sum_over(stored, [ProfileJob("full", SAMPLE, 0)])[0], steps)
-    stored = replace(stored, affine=known.affine)
+    stored = data.open_chunks()
+    summary: DataSummary = summary_of(engine.sum_over(stored, [ProfileJob("matrix", SAMPLE, 0)])[0], steps)
+    stored = replace(stored, affine=summary.affine)
     chunks = Chunks(InMemory(np.concatenate([stored.load(i).x for i in range(stored.n_chunks)])), clean=True)
-    model = Gaussian(k, known.mean.astype(np.float32).astype(np.float64))  # as a job rounds it
-    start = initial_params(model, "random", 1, 0, known, lambda jobs: engine.sum_over(chunks, jobs), None, None)
+    model = Mixture(Gaussian(k, summary.mean.astype(np.float32).astype(np.float64)))  # as a job rounds it
+    (start,) = in_step([starting(model, "random", 1, 0, summary, KERNELS)], lambda jobs: engine.sum_over(chunks, jobs))
     return chunks, model, start[0]
 
 
@@ -63,8 +65,7 @@ def all_rows(chunks: Chunks) -> np.ndarray:
 
 def patches(setting: Setting) -> Iterator[Record]:
     """A pass from the parameters of a few iterations, where components are as ill-conditioned as they become."""
-    data = Data(
-        source="images",
+    data = ImagesSection(
         path=str(setting.real(PICTURES)),
         patch=Patch(size=(8, 8), stride=setting.pick(STRIDE, 40), remove_mean=True),
     )
@@ -83,17 +84,17 @@ def patches(setting: Setting) -> Iterator[Record]:
         "scikit-learn",
         PASS_TARGET,
         **per_row(times, len(x), k),
-        **route_shares(model, params, x.dtype),
+        **implementation_shares(model, params, x.dtype),
         peer_blas_threads=peer.blas,
     )
 
 
-def route_shares(model: Gaussian, params: Any, dtype: Any) -> Record:
-    """Percent of the components whose densities, and whose moments, are matrix products; the rest goes by Cholesky."""
-    found, k = {}, model.n_components
-    for precision, densities, moments in routes.on_products(model._problem(params), np.dtype(dtype)):
-        found[f"densities_by_{precision}_products_%"] = 100 * (densities.stop - densities.start) / k
-        found[f"moments_by_{precision}_products_%"] = 100 * (moments.stop - moments.start) / k
+def implementation_shares(model: Mixture, params: Any, dtype: Any) -> Record:
+    """Percent of the components whose densities, and whose moments, each implementation computes."""
+    found = {}
+    for name, (densities, moments) in model.implementations(params, np.dtype(dtype), KERNELS).items():
+        found[f"densities_by_{name}_%"] = 100 * densities / model.n_components
+        found[f"moments_by_{name}_%"] = 100 * moments / model.n_components
     return found
 
 
@@ -105,19 +106,22 @@ def fit(setting: Setting) -> Iterator[Record]:
     patch = Patch(size=(8, 8), stride=setting.pick(1, 3), remove_mean=True)
     steps = [Preprocess(kind="pca", n_components=FIT_FEATURES)]
     with single_thread():
-        chunks, model, start = prepared(Data(source="images", path="photographs", patch=patch), steps, K_FIT)
+        chunks, model, start = prepared(ImagesSection(path="photographs", patch=patch), steps, K_FIT)
         one_pass(chunks, model, start).run()  # compiles the kernels: no fit is run twice for that
     n, n_iter = chunks.n_rows, setting.pick(FIT_ITERATIONS, 3)
     ours = Way(lambda: fitted(Engine(workers=THREADS), chunks, model, start, n_iter))
     x = all_rows(chunks)
     blas = faster_blas(scikit_learn(x, "full", start)).blas
-    ways = {"ours": ours, "scikit-learn": _scikit_learn_fit(x, start, model.reg_covar, n_iter)._replace(blas=blas)}
+    ways = {
+        "ours": ours,
+        "scikit-learn": _scikit_learn_fit(x, start, model.component.reg_covar, n_iter)._replace(blas=blas),
+    }
     times = interleaved(ways, min(setting.rounds, FIT_ROUNDS), warm=False)
     run, judge = times["ours"].result, Chunks(InMemory(x.astype(np.float64)), clean=True)
     with single_thread():
         reached = [
-            one_pass(judge, model, params).run().log_likelihood / n
-            for params in (run.params, model.params(*times["scikit-learn"].result))
+            one_pass(judge, model, params).run().evidence.log_likelihood / n
+            for params in (run.params, model.params(**times["scikit-learn"].result))
         ]
     apart = relative(*reached)
     yield compared(
@@ -131,7 +135,7 @@ def fit(setting: Setting) -> Iterator[Record]:
         peer_log_likelihood_per_row=reached[1],
         log_likelihoods_apart=apart,
         peer_blas_threads=blas,
-        resets=int(run.resets.sum()),  # of collapsed components, which no peer does: 0, or the fits are not the same
+        resets=len(run.resets),  # of collapsed components, which no peer does: 0, or the fits are not the same
         same_fit=bool(apart <= SAME_FIT),
         reaches_peer=bool(reached[0] >= reached[1] - SAME_FIT * abs(reached[1])),
     )
@@ -143,10 +147,10 @@ def _scikit_learn_fit(x: np.ndarray, start: Any, reg_covar: float, n_iter: int) 
     from sklearn.mixture import GaussianMixture
 
     weights, means, precisions = (
-        array.astype(x.dtype) for array in (start.weights, start.means, np.linalg.inv(start.covariances))
+        array.astype(x.dtype) for array in (start.weights, start.theta.means, np.linalg.inv(start.theta.covariances))
     )
 
-    def run() -> list[np.ndarray]:
+    def run() -> dict[str, np.ndarray]:
         peer = GaussianMixture(
             len(weights),
             max_iter=n_iter,
@@ -159,6 +163,7 @@ def _scikit_learn_fit(x: np.ndarray, start: Any, reg_covar: float, n_iter: int) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # tol = 0 never converges
             peer.fit(x)
-        return [array.astype(np.float64) for array in (peer.weights_, peer.means_, peer.covariances_)]
+        fitted_ = {"weights": peer.weights_, "means": peer.means_, "covariances": peer.covariances_}
+        return {name: array.astype(np.float64) for name, array in fitted_.items()}
 
     return Way(run, openmp=THREADS)

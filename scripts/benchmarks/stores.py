@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import THREADS
-from benchmarks.mixtures import Mixture, draw
+from benchmarks.mixtures import RandomMixture, draw
 from pipeline.data.source import TARGET_BYTES, rows_per_target
 
 WHAT = "Gaussian float32 noise, zstd with checksum"  # hardly compresses: the sign and exponent bits alone
 BLOCKS = 4
 
 
-def write_store(path: Path, mixture: Mixture, gib: float) -> int:
+def write_store(path: Path, mixture: RandomMixture, gib: float) -> int:
     """A zarr store of `gib` GiB of float32 rows of a mixture, in chunks of the project's size; the number of rows.
 
     Its chunks are BLOCKS drawn ones, each time stretched and moved by about a percent: drawing all would take longer

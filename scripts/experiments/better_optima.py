@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import pipeline
-from pipeline.config import validate
+from pipeline.jobconfig import validate
 
 NEAR = 1e-3  # nats a row
 SETS = {"s1": 15, "s2": 15, "a1": 20, "a2": 35, "dim032": 16, "birch1": 100}
@@ -115,10 +115,9 @@ def principal(x: np.ndarray, d: int) -> np.ndarray:
 
 def patches() -> np.ndarray:
     """531,720 patches of 8 x 8 pixels without their means, (n, 63) float32."""
-    from pipeline.config import Data
-    from pipeline.data.opening import open_source
+    from pipeline.data.sources.images import ImagesSection
 
-    source = open_source(Data(source="images", path="photographs"))
+    source = ImagesSection(path="photographs").open()
     return np.concatenate([source.read(i) for i in range(source.n_chunks)])
 
 

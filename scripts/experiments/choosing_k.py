@@ -3,7 +3,7 @@
 
     scripts/experiments/choosing_k.py                          K = 2 … 12 on rows of 7 Gaussians, 20 seeds
     scripts/experiments/choosing_k.py --seeds 3 --rows 20000   fewer and smaller
-    scripts/experiments/choosing_k.py --annihilation           one fit that begins with 12 components, by message length
+    scripts/experiments/choosing_k.py --pruning                one fit that begins with 12 components, by message length
     scripts/experiments/choosing_k.py --set fit.n_init=3       any setting of the config; repeatable
 
 Random full covariances; each mean lies 3 deviations from one mean and at least so far from all others, a deviation
@@ -104,28 +104,26 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--rows", type=int, default=100_000, help="rows of each (default 100,000)")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", dest="settings")
-    parser.add_argument(
-        "--annihilation", action="store_true", help="the most components, of which some are annihilated"
-    )
-    given = parser.parse_args()
-    if given.annihilation:
-        given.settings += [f"model.n_components={CANDIDATES[-1]}", "select.annihilation=true"]
+    parser.add_argument("--pruning", action="store_true", help="the most components, of which some are pruned")
+    options = parser.parse_args()
+    if options.pruning:
+        options.settings += [f"model.n_components={CANDIDATES[-1]}", "select.pruning=true"]
     hits = 0
-    for seed in range(given.first, given.first + given.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         rng = np.random.default_rng(seed)
         of = truth(rng)
-        x = drawn(rng, of, given.rows)
+        x = drawn(rng, of, options.rows)
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            attrs = chosen(Path(folder), x, [*given.settings, f"fit.random_state={seed}"])
+            attrs = chosen(Path(folder), x, [*options.settings, f"fit.random_state={seed}"])
         seconds = time.perf_counter() - began
         k, limit = attrs["n_components"], true_bic(of, x)
         hits += k == K
         entries = attrs.get("candidates", [attrs])
         table = "  ".join(f"{entry['n_components']}:{entry['bic'] - limit:+.0f}" for entry in entries)
         print(f"seed {seed}: K = {k}{'' if k == K else '  MISS'}  {seconds:.1f} s  BIC - BIC of the truth  {table}")
-    print(f"K = {K} in {hits} of {given.seeds}")
-    return 0 if hits >= ENOUGH * given.seeds else 1
+    print(f"K = {K} in {hits} of {options.seeds}")
+    return 0 if hits >= ENOUGH * options.seeds else 1
 
 
 if __name__ == "__main__":

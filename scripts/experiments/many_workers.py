@@ -25,7 +25,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from distributed import Client, LocalCluster
 
-from pipeline.data.chunks import Chunk
+from pipeline.arrays.rows import Rows
 from pipeline.engine import waiting
 from pipeline.engine.passes import Engine
 from pipeline.engine.waiting import Cluster
@@ -53,12 +53,12 @@ class Nothing:
 
         return int(self.seconds * SLOWEST)
 
-    def load(self, i: int) -> Chunk:
+    def load(self, i: int) -> Rows:
         """No rows."""
         return _EMPTY
 
 
-_EMPTY = Chunk(np.empty((0, 1)), None, 0)
+_EMPTY = Rows(np.empty((0, 1)))
 
 
 class Statistics:
@@ -67,7 +67,7 @@ class Statistics:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, chunk: Any) -> Any:
+    def __call__(self, chunk: Any, kernels: Any) -> Any:
         """Zeros."""
         return _zeros(self.size)
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import importlib
 import json
+import pkgutil
 import shutil
 import struct
 import sys
@@ -188,16 +190,12 @@ def jobs(at: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 def run(folder: Path, only: str | None) -> int:
     """Run the jobs into folder/<name>; how many failed."""
-    from pipeline import data
-    from pipeline.data import source
+    import pipeline.data
 
-    del data
-    source.TARGET_BYTES = CHUNK_BYTES  # small chunks: what is compared is also the order of sums
-    for name in ("counts", "draw", "memory"):
-        module = __import__(f"pipeline.data.{name}", fromlist=["TARGET_BYTES"])
+    names = [module.name for module in pkgutil.walk_packages(pipeline.data.__path__, "pipeline.data.")]
+    for module in map(importlib.import_module, names):  # small chunks: what is compared is also the order of sums
         if hasattr(module, "TARGET_BYTES"):
             module.TARGET_BYTES = CHUNK_BYTES
-    import pipeline
 
     failed = 0
     every = jobs(make_data(folder / "data"))

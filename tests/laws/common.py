@@ -1,7 +1,7 @@
 """What the laws share: rows in memory as chunks, a loop over them, and comparison by size.
 
-A law is tested on many random problems, each a function of one seed (tests/problems.py), drawn by hypothesis
-without a deadline (two cores are shared) and without randomness (a failure shows up again).
+A law is tested on many random problems, each a function of one seed (tests/problems.py), which hypothesis draws by the
+profile of the tier (tests/conftest.py).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from pipeline.arrays.rows import Rows
 from pipeline.data.source import Source
@@ -18,14 +18,14 @@ from pipeline.em.accumulate import Method, method_of
 from pipeline.em.loop import TEXTBOOK, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
-from pipeline.engine.tree import tree_sum
+from pipeline.engine.tree import Span, halves, tree_sum
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep
 from pipeline.models.clusters import BestRows, ClusterModel, Labels
-from pipeline.models.gaussian import Gaussian
+from pipeline.models.families.gaussian import Gaussian
+from pipeline.models.families.multinomial import Multinomial
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.models.multinomial import Multinomial
-from pipeline.models.routes import KERNELS
 from pipeline.models.starts import in_step, starting
 from tests.reference import full_covariances
 
@@ -34,10 +34,8 @@ EPS = np.finfo(np.float64).eps
 
 
 def examples(count: int) -> settings:
-    """That many problems, the same ones each time; laws leave out problems in which a component collapses."""
-    return settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
-    )
+    """`count` problems in the full tier; fewer in the fast tier, more in the slow one (tests/conftest.py)."""
+    return settings(max_examples=max(2, count * settings.default.max_examples // 100))
 
 
 def chunks_of(x: Any, bounds: Sequence[int] | None = None, weight: Any = None) -> list[Rows]:
@@ -193,6 +191,15 @@ def close_fields(a: Any, b: Any, tolerance: float) -> None:
             close_fields(getattr(a, name), value, tolerance)
         elif value is not None:
             close(getattr(a, name), value, tolerance, name)
+
+
+def shards(span: Span, level: int) -> Iterator[Span]:
+    """The subtrees of a subtree that have at most 2^level leaves, the largest such, in order."""
+    if span[1] - span[0] <= 1 << level:
+        yield span
+    else:
+        for half in halves(span):
+            yield from shards(half, level)
 
 
 class ArraySource(Source):

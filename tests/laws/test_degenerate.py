@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from pipeline.arrays.rows import Rows
 from pipeline.config import Preprocess
 from pipeline.data.chunks import Chunks
-from pipeline.data.profile import ProfileJob, known_rows
+from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.errors import InputError
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.clusters import MAX_RESETS
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.models.routes import KERNELS
 from tests.laws.common import (
     EPS,
     TYPES,
@@ -44,7 +44,7 @@ def profiled(x, weight=None):
 
 def whole_job(make, x, init, weight=None, n_iter=15):
     """Profile, start and fit, as the workflow does; the run and its events."""
-    known = known_rows(profiled(x, weight), [])
+    known = summary_of(profiled(x, weight), [])
     model = make(known)
     chunks = chunks_of(x, None, weight)
     [params] = start(model, init, 1, 0, known, chunks)
@@ -284,7 +284,7 @@ def test_preprocessing_of_odd_rows_is_finite_or_refused(seed, kind, whiten):
     x, _ = odd_rows(seed)
     options = {"whiten": whiten} if kind == "pca" else {}
     try:
-        known = known_rows(profiled(x), [Preprocess.model_validate({"kind": kind, **options})])
+        known = summary_of(profiled(x), [Preprocess.model_validate({"kind": kind, **options})])
     except InputError as error:
         assert "vary" in str(error)
         return

@@ -6,11 +6,11 @@ import scipy.sparse as sp
 from hypothesis import given
 from scipy.stats import chisquare
 
-from pipeline.data.profile import ProfileJob, known_rows
+from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.errors import InputError
+from pipeline.kernels.cpu import KERNELS
 from pipeline.keyed import race, uniform
 from pipeline.models.lloyd import Lloyd
-from pipeline.models.routes import KERNELS
 from pipeline.models.starts import DistanceSample, in_step, starting
 from tests.laws.common import (
     TYPES,
@@ -52,7 +52,7 @@ def rows_of(family, seed, k=3):
 def known_of(x, weight=None, seed=0, size=5000):
     """What the profiling pass knows of the rows."""
     scatter = "none" if sp.issparse(x) else "full"
-    return known_rows(sum_over(chunks_of(x, None, weight), [ProfileJob(scatter, size, seed)])[0], [])
+    return summary_of(sum_over(chunks_of(x, None, weight), [ProfileJob(scatter, size, seed)])[0], [])
 
 
 def model_of(family, known, k, **options):

@@ -6,8 +6,8 @@ import scipy.sparse as sp
 from hypothesis import assume, given
 
 from pipeline.arrays.packing import pack
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models import schema
-from pipeline.models.routes import KERNELS
 from tests.laws.common import (
     EPS,
     FAMILIES,

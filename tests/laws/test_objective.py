@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from pipeline.em.loop import em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
-from pipeline.models.routes import KERNELS
+from pipeline.kernels.cpu import KERNELS
 from tests.laws.common import (
     FAMILIES,
     TYPES,

@@ -6,10 +6,9 @@ from hypothesis import assume, given
 from scipy import stats
 from scipy.optimize import minimize
 
-from pipeline.config import validate
-from pipeline.data.profile import ProfileJob, known_rows
-from pipeline.models.families import build_model
-from pipeline.models.gaussian import GaussianStats
+from pipeline.data.profile import ProfileJob, summary_of
+from pipeline.jobconfig import validate
+from pipeline.models.families.gaussian import GaussianStats
 from pipeline.models.mixture import MixtureStats
 from tests.laws.common import (
     TYPES,
@@ -40,7 +39,7 @@ PRIORS = [
 
 def known_of(x, weight=None):
     """What a profiling pass learns of rows in memory."""
-    return known_rows(sum_over(chunks_of(x, None, weight), [ProfileJob("full", 100, 0)])[0], [])
+    return summary_of(sum_over(chunks_of(x, None, weight), [ProfileJob("full", 100, 0)])[0], [])
 
 
 def with_prior(problem, covariance_type, prior, weight=None, **options):
@@ -48,7 +47,7 @@ def with_prior(problem, covariance_type, prior, weight=None, **options):
     options = {"reg_covar": 0.0, **options}
     assignment = options.pop("assignment", "soft")
     asked = {"n_components": problem["k"], "covariance_type": covariance_type, "prior": prior, **options}
-    model = build_model(validate({"model": asked, "fit": {"assignment": assignment}}), known_of(problem["x"], weight))
+    [model] = validate({"model": asked, "fit": {"assignment": assignment}}).models(known_of(problem["x"], weight))
     start = {name: problem[name] for name in ("weights", "means")}
     return model, model.params_from_arrays({**start, "covariances": problem["covariances"][covariance_type]})
 
@@ -344,7 +343,7 @@ def test_odd_rows_end_in_a_sound_mixture(covariance_type, seed):
     x, k = odd_rows(seed)
     asked = {"n_components": k, "covariance_type": covariance_type, "prior": PRIORS[[0, 1, 4][seed % 3]]}
     config = validate({"model": asked, "fit": {"assignment": ["soft", "hard"][seed % 2]}})
-    run, events = whole_job(lambda known: build_model(config, known), x, INITS[seed % 4])
+    run, events = whole_job(lambda known: config.models(known)[0], x, INITS[seed % 4])
     is_sound(run, events, k)
     assert np.isfinite(run.params.theta.factors).all()
     assert all("fewer than 1" in event.reset.reason or "rounding" in event.reset.reason for event in events)

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from pipeline.arrays.rows import Rows
-from pipeline.data.draw import Draw
-from pipeline.data.profile import ProfileJob, known_rows
+from pipeline.data.profile import ProfileJob, summary_of
+from pipeline.data.sample import SampleRows
 from pipeline.em.moves import improve, merge_runs, near_empty, refine
 from pipeline.em.principal import leading
 from pipeline.em.search import Search, most_reads
 from pipeline.em.stopping import Limits
-from pipeline.engine.held import BLOCK_ROWS, MemoryRows
+from pipeline.engine.memory_rows import BLOCK_ROWS, MemoryRows
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models.clusters import SearchEffort
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.models.routes import KERNELS
 from tests.laws.common import examples, gaussian, gaussian_mixture, multinomial_mixture, same_bits
 from tests.problems import covariance_types, gaussian_problem, seeds
 from tests.reference import gaussian_log_joint
@@ -31,13 +31,13 @@ ALONE = SimpleNamespace(map=map)  # stands for a pool of threads
 
 def in_memory(x, weight=None):
     """Rows in memory, on this thread."""
-    return MemoryRows(x, weight, ALONE, KERNELS)
+    return MemoryRows(x, weight, ALONE)
 
 
 def known_of(x):
     """What the profiling pass would know of the rows."""
     scatter = "none" if sp.issparse(x) else "full"
-    return known_rows(ProfileJob(scatter, 500, 0)(Rows(x), KERNELS), [])
+    return summary_of(ProfileJob(scatter, 500, 0)(Rows(x), KERNELS), [])
 
 
 def grid_of_clusters(side, rows, seed):
@@ -192,7 +192,7 @@ def test_threads_do_not_change_a_bit(family):
     answers = []
     for threads in (1, 3):
         with ThreadPoolExecutor(threads) as pool:
-            rows = MemoryRows(x, None, pool, KERNELS)
+            rows = MemoryRows(x, None, pool)
             found = Search("k-means||", True, 0, known_of(x), rows, n, lambda level: None)(model)
         answers.append(model.arrays(found))
     same_bits(*answers)
@@ -204,7 +204,7 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
     """Other chunks draw the same rows in the same order, weights go with them, and rows of no weight are left out."""
     rng = np.random.default_rng(seed)
     x, weight = rng.normal(size=(400, 2)), rng.integers(0, 3, size=400).astype(np.float64)
-    draw = Draw(share, seed)
+    draw = SampleRows(share, seed)
     parts = [Rows(x[a:b], weight[a:b], a) for a, b in ((0, cut), (cut, 400)) if b > a]
     together, apart = draw(Rows(x, weight), KERNELS), draw(parts[0], KERNELS)
     for part in parts[1:]:
@@ -224,7 +224,7 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
 def test_a_smaller_share_is_the_head_of_a_larger_one():
     """So levels are nested."""
     x = np.arange(1000.0)[:, None]
-    small, large = (Draw(share, 3)(Rows(x), KERNELS).rows(None)[0] for share in (0.2, 0.7))
+    small, large = (SampleRows(share, 3)(Rows(x), KERNELS).rows(None)[0] for share in (0.2, 0.7))
     np.testing.assert_array_equal(small, large[: len(small)])
     assert 150 < len(small) < 250
 

@@ -7,10 +7,10 @@ from scipy.linalg import helmert
 from scipy.special import logsumexp
 
 from pipeline.errors import InputError
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models import information, schema
-from pipeline.models.covariance import FULL, from_covariance
-from pipeline.models.information import ScoreProducts, information_bytes, standard_errors
-from pipeline.models.routes import KERNELS
+from pipeline.models.covariance import from_covariance
+from pipeline.models.information import ScoreProducts
 from tests.laws.common import EPS, TYPES, chunks_of, close, examples, fit, gaussian, gaussian_mixture, sum_over
 from tests.problems import gaussian_problem, ragged_bounds, seeds
 
@@ -23,7 +23,8 @@ def products(model, params, x, weight=None, bounds=None, covariances=True):
 
 def errors(model, params, x, weight=None, covariances=True):
     """Standard errors by name."""
-    return standard_errors(*products(model, params, x, weight, None, covariances))
+    asked, found = products(model, params, x, weight, None, covariances)
+    return asked.errors(found)
 
 
 def log_density(model, x, weights, means, covariances):
@@ -173,12 +174,16 @@ def test_without_information_there_is_no_error():
 def test_a_matrix_too_large_is_refused_before_the_run():
     """The bound is stated in the error, with what to do; just below, the bytes are those of the matrix."""
     k = int(np.sqrt(information.MOST_BYTES / 8)) // 16
-    assert information_bytes(k, 15, FULL, False) == 8 * (16 * k) ** 2
-    assert information_bytes(2, 3, FULL, True) == 8 * (2 * (1 + 3 + 6)) ** 2
+
+    def nbytes(n_components, d, fully):
+        return gaussian_mixture(n_components, np.zeros(d)).score_products(None, fully).nbytes
+
+    assert nbytes(k, 15, False) == 8 * (16 * k) ** 2
+    assert nbytes(2, 3, True) == 8 * (2 * (1 + 3 + 6)) ** 2
     with pytest.raises(InputError, match=r"standard_errors.*MiB.*n_components"):
-        information_bytes(k + 1, 15, FULL, False)
+        nbytes(k + 1, 15, False)
     with pytest.raises(InputError, match="given-covariances"):
-        information_bytes(k, 15, FULL, True)
+        nbytes(k, 15, True)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.config import validate
+from pipeline.jobconfig import validate
 from pipeline.workflow import open_run
 from pipeline.workflow import run as run_job
 from tests.laws.common import TYPES, chunks_of, close, e_step, fit, gaussian_mixture
@@ -38,6 +38,7 @@ def test_the_table_is_reproduced(covariance_type, bounds):
     assert np.ptp(run.params.weights) > 0.001
 
 
+@pytest.mark.full
 def test_the_table_is_reproduced_from_a_config(tmp_path):
     """The same through the job: rows in a file, an explicit start in another, model.zarr's history to 1e-8."""
     x, means = textbook_rows()

@@ -1,4 +1,4 @@
-"""The choice among candidates: a line for each, and how the criteria go with the number of components.
+"""The choice among candidates: a line for each, and the criteria by number of components.
 
 Per row, BIC/n, AIC/n, ICL/n and -2 times the held-out log-likelihood are on one scale, on which lower is better:
 AIC was made as an estimate of the last (Akaike 1974).
@@ -11,42 +11,53 @@ from typing import Any
 import numpy as np
 
 from pipeline.outputs.report import svg
-from pipeline.outputs.report.figures import Chart
+from pipeline.outputs.report.formatting import number
 from pipeline.outputs.report.record import Record
-from pipeline.outputs.report.words import number
+from pipeline.outputs.report.svg import Chart, Plot
 
 NAMES = {"bic": "BIC", "aic": "AIC", "icl": "ICL", "heldout": "held-out log-likelihood"}
 _COLOURS = {"bic": svg.BLUE, "aic": svg.ORANGE, "icl": svg.GREEN, "heldout": svg.RED}
+# What an entry says of every model. The rest are options of the model.
+_COMMON = {
+    *("name", "n_components", "n_free_parameters", "total_weight", "collapsed", "n_iter", "stop_reason", "restarts"),
+    *("criterion", "chosen", "heldout_weight", "bic", "aic", "icl", "heldout"),
+}
 
 
 def choice(record: Record) -> dict[str, Any] | None:
-    """The table, the chart and what is to be said of them; None where there was one candidate and nothing held out."""
+    """The table, the chart and the note above them; None where there was one candidate and nothing held out."""
     table: list[dict[str, Any]] = record.attrs.get("candidates") or []
     if not table:
         return None
-    held_out = "heldout" in table[0]
+    held_out, options = "heldout" in table[0], _options(table)
     return {
         "criterion": NAMES[table[0]["criterion"]],
-        "typed": "covariance_type" in table[0],
+        "options": [option.replace("_", " ") for option in options],
         "held_out": held_out,
         "collapsed": any(entry["collapsed"] for entry in table),
-        "lines": [_line(entry) for entry in table],
-        "chart": _chart(table) if len(table) > 1 else None,
-        "refitted": f"Fitted without {number(table[0]['heldout_weight'])} held-out rows; the chosen model was then refitted "
-        "to all rows, so its final figures are not those of this table."
+        "lines": [_line(entry, options, record.words.series) for entry in table],
+        "chart": _chart(table, options, record.words.components) if len(table) > 1 else None,
+        "refitted": f"These models were fitted without {number(table[0]['heldout_weight'])} held-out rows. The chosen one "
+        "was then fitted again to all rows, so its final figures differ from this table."
         if held_out
         else "",
     }
 
 
-def _line(entry: dict[str, Any]) -> dict[str, Any]:
-    per_row = entry["final_log_likelihood"] / entry["total_weight"]
+def _options(table: list[dict[str, Any]]) -> list[str]:
+    """Names of the options beside the number of components that the candidates differ in, such as covariance_type."""
+    others = [key for key in table[0] if key not in _COMMON and not key.startswith("final_")]
+    return [key for key in others if len({str(entry.get(key)) for entry in table}) > 1]
+
+
+def _line(entry: dict[str, Any], options: list[str], series: str) -> dict[str, Any]:
+    value = entry.get(f"final_{series}")
     return {
         "k": number(entry["n_components"]),
-        "shape": entry.get("covariance_type", ""),
-        "parameters": number(entry["n_free_parameters"]),
-        "log_likelihood": number(per_row, 8),
-        **{name: number(entry[name]) for name in ("bic", "aic", "icl")},
+        "options": [str(entry.get(option)) for option in options],
+        "parameters": number(entry.get("n_free_parameters")),
+        "objective": number(None if value is None else value / entry["total_weight"], 8),
+        **{name: number(entry.get(name)) for name in ("bic", "aic", "icl")},
         "heldout": number(entry.get("heldout"), 8),
         "n_iter": number(entry["n_iter"]),
         "ended": entry["stop_reason"].partition(":")[0]
@@ -60,66 +71,56 @@ def _per_row(entry: dict[str, Any], name: str) -> float:
     return float(-2 * entry[name] if name == "heldout" else entry[name] / entry["total_weight"])
 
 
-def _chart(table: list[dict[str, Any]]) -> Chart:
-    """Criteria over the number of components; of several covariance types the deciding criterion, a line for each."""
+def _chart(table: list[dict[str, Any]], options: list[str], components: str) -> Chart:
+    """Criteria by number of components; where options differ too, the deciding criterion, with a line for each of them."""
     decides = table[0]["criterion"]
-    shapes = list(dict.fromkeys(entry.get("covariance_type", "") for entry in table))
-    if len(shapes) == 1:
-        lines = {name: (table, name, _COLOURS[name]) for name in _COLOURS if name in table[0]}
+    kinds = {id(entry): ", ".join(str(entry.get(option)) for option in options) for entry in table}
+    several = len(set(kinds.values())) > 1
+    if several:
+        each = dict.fromkeys(kinds.values())
+        lines = [
+            ([entry for entry in table if kinds[id(entry)] == kind], decides, colour, kind)
+            for kind, colour in zip(each, svg.CYCLE, strict=False)
+        ]
     else:
-        of = {shape: [entry for entry in table if entry["covariance_type"] == shape] for shape in shapes}
-        lines = {shape: (of[shape], decides, colour) for shape, colour in zip(shapes, svg.CYCLE, strict=False)}
-    figure, axes = svg.new_figure()
-    for label, (entries, name, colour) in lines.items():
-        k = [entry["n_components"] for entry in entries]
-        order = np.argsort(k)
-        value = [_per_row(entry, name) for entry in entries]
-        axes.plot(
-            np.array(k)[order],
-            np.array(value)[order],
-            "o-",
-            color=colour,
-            linewidth=1.8,
-            markersize=4,
-            label=NAMES.get(label, label).removesuffix(" log-likelihood"),
-        )
+        lines = [
+            (table, name, colour, NAMES[name].removesuffix(" log-likelihood"))
+            for name, colour in _COLOURS.items()
+            if name in table[0]
+        ]
+    plot = Plot(components, f"{NAMES[decides] if several else 'criteria'} per row, lower is better", whole_x=True)
+    for entries, name, colour, label in lines:
+        entries = sorted(entries, key=lambda entry: entry["n_components"])
+        k, value = [entry["n_components"] for entry in entries], [_per_row(entry, name) for entry in entries]
+        plot.line(k, value, colour, label, 1.8, dots=True)
     chosen = next(entry for entry in table if entry["chosen"])
     at = chosen["n_components"], _per_row(chosen, decides)
-    axes.plot(*at, "o", markersize=11, markerfacecolor="none", markeredgecolor=svg.INK, label="chosen")
-    svg.label_axes(axes, "components", f"{'criteria' if len(shapes) == 1 else NAMES[decides]} per row, lower is better")
-    svg.count_ticks(axes)
-    svg.number_ticks(axes)
-    svg.legend(axes, loc="best")
+    plot.ring(*at, "chosen")
     alt = (
-        f"Line chart of the criteria of {len(table)} candidates; {NAMES[decides]} is best at {number(at[0])} components"
-        f"{' (' + chosen['covariance_type'] + ')' if len(shapes) > 1 else ''}, {number(at[1])} per row."
+        f"Line chart of the criteria of {len(table)} candidates; {NAMES[decides]} is best at {number(at[0])} {components}"
+        f"{f' ({kinds[id(chosen)]})' if several else ''}, {number(at[1])} per row."
     )
-    shown = {name for _, name, _ in lines.values()}
-    sign = " The held-out log-likelihood is shown times −2." if "heldout" in shown else ""
+    sign = " The held-out log-likelihood is shown times −2." if "heldout" in {name for _, name, _, _ in lines} else ""
     caption = f"The circle is the model that {NAMES[decides]} chose.{sign}"
-    return Chart("The criteria", svg.to_svg(figure, "choice", alt), caption)
+    return Chart("The criteria", plot.svg(alt), caption)
 
 
 def message_lengths(record: Record) -> Chart | None:
-    """The message length of each number of components that annihilation came by; None where there was none."""
+    """The message length of each number of components that pruning reached; None where there was none."""
     lengths: list[tuple[int, float]] = sorted(
         (int(k), float(nats)) for k, nats in record.attrs.get("message_lengths") or []
     )
     if len(lengths) < 2:
         return None
+    components = record.words.components
     k, nats = (np.array(side) for side in zip(*lengths, strict=True))
     best = int(nats.argmin())
-    figure, axes = svg.new_figure()
-    axes.plot(k, nats / record.total_weight, "o-", color=svg.BLUE, linewidth=1.8, markersize=4, label="message length")
-    at = k[best], nats[best] / record.total_weight
-    axes.plot(*at, "o", markersize=11, markerfacecolor="none", markeredgecolor=svg.INK, label="chosen")
-    svg.label_axes(axes, "components", "nats per row, lower is better")
-    svg.count_ticks(axes)
-    svg.number_ticks(axes)
-    svg.legend(axes, loc="best")
-    alt = f"Line chart of the message length from {k[0]} to {k[-1]} components; it is shortest at {k[best]}."
+    plot = Plot(components, "message length per row, nats; lower is better", whole_x=True)
+    plot.line(k, nats / record.total_weight, svg.BLUE, width=1.8, dots=True)
+    plot.ring(k[best], nats[best] / record.total_weight, "chosen")
+    alt = f"Line chart of the message length from {k[0]} to {k[-1]} {components}; it is shortest at {k[best]}."
     caption = (
-        f"From {k[-1]} components, those that too few rows support were annihilated one at a time, on rows held in memory; "
-        f"the shortest message has {k[best]}."
+        f"The fit began with {k[-1]} {components} on a sample of the rows. Those that too few rows support were pruned one "
+        f"at a time (Figueiredo and Jain 2002); the message is shortest with {k[best]}."
     )
-    return Chart("The length of the message", svg.to_svg(figure, "lengths", alt), caption)
+    return Chart("Message length", plot.svg(alt), caption)

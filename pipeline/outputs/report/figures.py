@@ -1,7 +1,7 @@
-"""Charts of any run: the objective, the two moves of EM, component sizes, the speed of the passes.
+"""Charts of any run: the objective, the two steps of EM, component sizes, the speed of the passes.
 
-The free energy F(q, θ) rises twice in an iteration: the M-step lifts it from log p(X|θ_t) to F(q_t, θ_{t+1}), the next
-E-step by the KL gap that is left, up to log p(X|θ_{t+1}) (Neal and Hinton 1998; Bishop 2006, section 9.4).
+The free energy F(q, θ) rises twice in an iteration: the M-step raises it from log p(X|θ_t) to F(q_t, θ_{t+1}), the next
+E-step by the KL divergence that remains, up to log p(X|θ_{t+1}) (Neal and Hinton 1998; Bishop 2006, section 9.4).
 """
 
 from __future__ import annotations
@@ -10,34 +10,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from pipeline.outputs.report import svg
+from pipeline.outputs.report.formatting import number, percent, plural, rate, setting
 from pipeline.outputs.report.record import Record
-from pipeline.outputs.report.words import number, percent, plural, rate, setting
+from pipeline.outputs.report.svg import Chart, Plot
 
 STAIRS = 6  # iterations shown as a staircase at most
 CLEAR = 0.015  # of the height of the chart: what a step should measure to be seen
 FLAT = 1e-7  # of the objective: less than this in a whole run, and there are no steps to be seen
 ROUNDING = 1e-10  # of the objective: a smaller gain or loss may be that of the arithmetic
 LISTED = 60  # iterations in the table at most
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing with its heading and a caption that says how to read it."""
-
-    title: str
-    picture: Markup
-    caption: str
+BARS = 200  # components with a bar each at most: of more, the sizes are a line
 
 
 @dataclass(frozen=True)
 class Curve:
     """The objective per row.
 
-    objective : (n + 1,) at each E-step, then of the stored parameters; nats per row (k-means: squared distance per row).
-    bound : (n,) free energy after each M-step, nats per row; None for k-means.
+    Attributes
+    ----------
+    objective : array, shape (n + 1,)
+        At each E-step, then of the stored parameters; in the unit of the family.
+    bound : array, shape (n,), optional
+        Free energy after each M-step, nats per row; None in families without.
     """
 
     objective: np.ndarray
@@ -51,24 +47,21 @@ class Curve:
 
     @property
     def e_gain(self) -> np.ndarray | None:
-        """(n,) the KL gap that the E-step after it closed."""
+        """(n,) what the E-step after it added: the KL divergence before it."""
         return None if self.bound is None else self.objective[1:] - self.bound
 
 
 def read_curve(record: Record) -> Curve | None:
-    """The history per row, None where the run kept none."""
-    kmeans = record.family == "kmeans"
-    name = "inertia" if kmeans else "log_likelihood"
-    if not record.has(name):
+    """The history per row, None where the run stored none."""
+    if not record.has(record.words.series):
         return None
-    final = record.attrs.get("final_inertia" if kmeans else "final_log_likelihood")
-    history = np.append(record.array(name), np.nan if final is None else float(final)) / record.total_weight
-    bound = None if kmeans or not record.has("lower_bound") else record.array("lower_bound") / record.total_weight
-    return Curve(history, bound)
+    final = np.nan if record.final is None else record.final
+    history = np.append(record.array(record.words.series), final) / record.total_weight
+    return Curve(history, record.array("lower_bound") / record.total_weight if record.has("lower_bound") else None)
 
 
 def convergence(record: Record, curve: Curve) -> list[Chart]:
-    """The objective over the whole run, EM's two moves close up, how the gains shrank, and how sure the rows became."""
+    """The objective over the whole run, EM's two steps close up, what iterations gained, and how certain labels became."""
     known = curve.objective[np.isfinite(curve.objective)]
     if not len(known):
         return []
@@ -83,63 +76,64 @@ def convergence(record: Record, curve: Curve) -> list[Chart]:
 
 
 def _objective(record: Record, curve: Curve) -> Chart:
-    kmeans = record.family == "kmeans"
-    what = "inertia per row" if kmeans else "log-likelihood per row"
-    unit = "squared distance" if kmeans else "nats"
-    figure, axes = svg.new_figure()
+    words = record.words
+    what = f"{words.objective} per row"
+    plot = Plot("iteration", f"{what}, {words.unit}", whole_x=True)
     iterations = np.arange(len(curve.objective))
     known = np.isfinite(curve.objective)
     if curve.bound is not None:
-        axes.plot(iterations[1:], curve.bound, color=svg.ORANGE, linewidth=1.4, label="free energy after the M-step")
-    style: dict[str, Any] = {"marker": "o", "markersize": 4} if known.sum() <= 30 else {}
-    axes.plot(iterations[known], curve.objective[known], color=svg.BLUE, linewidth=2, label=what, **style)
-    svg.label_axes(axes, "iteration", f"{what}, {unit}")
-    svg.count_ticks(axes)
-    svg.number_ticks(axes)
-    svg.not_flat(axes, curve.objective)
-    if curve.bound is not None:
-        svg.legend(axes, loc="best")
+        plot.line(iterations[1:], curve.bound, svg.ORANGE, "free energy", 1.4)
+    plot.line(iterations[known], curve.objective[known], svg.BLUE, words.objective, dots=bool(known.sum() <= 30))
     first, last = curve.objective[known][[0, -1]]
-    alt = f"Line chart: {what} goes from {number(first)} to {number(last)} {unit} in {plural(len(iterations) - 1, 'iteration')}."
-    caption = (
-        "Mean squared distance of a row to its centre, at each assignment. The last point is the stored model."
-        if kmeans
-        else "Taken at each E-step; the last point is the stored model. The free energy never lies above it: "
-        "the space between the two is the KL gap that the next E-step closes."
-    )
+    steps = plural(len(iterations) - 1, "iteration")
+    alt = f"Line chart: {what} goes from {number(first)} to {number(last)} {words.unit} in {steps}."
+    caption = "A point for each E-step. The last point is the stored model."
+    if curve.bound is not None:
+        caption += (
+            f" The free energy, after each M-step, is a lower bound of the {words.objective}. The distance between the two "
+            "lines is the KL divergence, which the next E-step reduces to 0."
+        )
+    if record.penalty:
+        caption += f" {_what_is_raised(record)} This curve shows the {words.objective} alone."
     if record.attrs.get("search") and np.ptp(curve.objective[known]) < 1e-4 * np.abs(curve.objective[known]).max():
-        caption += " It begins near its end: the search on rows in memory had found the place before the first pass."
-    return Chart(what[0].upper() + what[1:], svg.to_svg(figure, "objective", alt), caption)
+        caption += (
+            " The curve is nearly flat because the search on a sample of the rows had already found this optimum."
+        )
+    return Chart(what[0].upper() + what[1:], plot.svg(alt), caption)
+
+
+def _what_is_raised(record: Record) -> str:
+    """What the verdict, the tolerance and the restarts are about, where that is not what the curve shows."""
+    objective, value = record.words.objective, number((record.final or 0.0) / record.total_weight + record.penalty)
+    other = "the entropy of the labels" if record.attrs.get("assignment") == "hard" else "the log prior"
+    return (
+        f"The fit maximizes the {objective} plus {other}, {value} {record.words.unit} per row at the end; this sum decides "
+        "when to stop and which restart is best."
+    )
 
 
 def _staircase(curve: Curve) -> Chart:
     assert curve.bound is not None and curve.e_gain is not None
     start, stop = _clearest_window(curve)
-    figure, axes = svg.new_figure()
+    plot = Plot("iteration", "free energy per row, nats", whole_x=True)
     for t in range(start, stop):
         first = t == start
         low, mid, high = curve.objective[t], curve.bound[t], curve.objective[t + 1]
-        axes.plot([t, t + 1], [low, mid], color=svg.ORANGE, linewidth=2.5, label="M-step raises L" if first else None)
-        axes.plot(
-            [t + 1, t + 1], [mid, high], color=svg.BLUE, linewidth=2.5, label="E-step closes KL" if first else None
-        )
-        axes.fill_between([t, t + 1], [low, mid], [low, high], color=svg.BLUE, alpha=0.12, linewidth=0)
+        plot.area(np.array([t, t + 1]), np.array([low, mid]), np.array([low, high]), svg.BLUE)
+        plot.line([t, t + 1], [low, mid], svg.ORANGE, "M-step" if first else "", 2.5)
+        plot.line([t + 1, t + 1], [mid, high], svg.BLUE, "E-step" if first else "", 2.5)
     points = np.arange(start, stop + 1)
-    axes.plot(points, curve.objective[points], "o", color=svg.BLUE, markersize=5, label="log-likelihood")
-    svg.label_axes(axes, "iteration", "free energy per row, nats")
-    svg.count_ticks(axes)
-    svg.number_ticks(axes)
-    svg.legend(axes, loc="best")
+    plot.dots(points, curve.objective[points], svg.BLUE, 6)
     m_gain, e_gain = curve.m_gain[start:stop].sum(), curve.e_gain[start:stop].sum()
     alt = (
         f"Staircase from iteration {start} to {stop}: M-steps raise the free energy by {number(m_gain, 3)} nats per row "
-        f"in all, E-steps close {number(e_gain, 3)} nats of KL."
+        f"in all, E-steps by {number(e_gain, 3)}."
     )
     caption = (
-        f"Iterations {start} to {stop}. An M-step moves the parameters and raises the lower bound L; the E-step after it "
-        "makes the bound tight again, KL = 0. The shaded gap is KL."
+        f"Iterations {start} to {stop}. An M-step changes the parameters and raises the free energy. The E-step after it "
+        "raises the free energy to the log-likelihood of these parameters. The shaded distance is the KL divergence."
     )
-    return Chart("The two moves of EM", svg.to_svg(figure, "stairs", alt), caption)
+    return Chart("The two steps of EM", plot.svg(alt), caption)
 
 
 def _clearest_window(curve: Curve) -> tuple[int, int]:
@@ -160,58 +154,52 @@ def _clearest_window(curve: Curve) -> tuple[int, int]:
 
 
 def _gains(record: Record, curve: Curve) -> Chart | None:
-    """What each iteration added, as far as it is more than rounding; None where none added as much."""
-    kmeans = curve.e_gain is None
-    total = (-1 if kmeans else 1) * np.diff(curve.objective)
+    """What each iteration gained, where that is more than rounding; None where none did."""
+    words = record.words
+    total = words.sign * np.diff(curve.objective)
     least = ROUNDING * np.abs(curve.objective[1:])
-    drawn = [(total, svg.BLUE, "fall in inertia")] if kmeans else []
+    drawn = [(total, svg.BLUE, f"change of the {words.objective}")]
     if curve.e_gain is not None:
-        drawn = [(curve.m_gain, svg.ORANGE, "M-step: L"), (curve.e_gain, svg.BLUE, "E-step: KL")]
+        drawn = [(curve.m_gain, svg.ORANGE, "by the M-step"), (curve.e_gain, svg.BLUE, "by the E-step")]
     if not any((gain > least).any() for gain, _, _ in drawn):
         return None
     iterations = np.arange(1, len(total) + 1)
-    figure, axes = svg.new_figure()
+    plot = Plot("iteration", f"gain per row, {words.unit}", whole_x=True, log=True)
     for gain, colour, what in drawn:
         up = gain > least
-        axes.plot(iterations[up], gain[up], color=colour, linewidth=1.8, label=what)
-    svg.log_ticks(axes)
-    caption = "How much each iteration still gained, on a logarithmic scale"
-    caption += "." if kmeans else ", split into the two moves."
+        plot.line(iterations[up], gain[up], colour, what, 1.8)
+    caption = "How much each iteration gained, on a logarithmic scale"
+    caption += "." if curve.bound is None else ", split into the two steps."
     tol = record.option("fit", "tol")
-    if not kmeans and isinstance(tol, (int, float)) and tol > 0:
-        axes.axhline(tol, color=svg.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"tol = {setting(tol)}")
+    if curve.bound is not None and isinstance(tol, (int, float)) and tol > 0 and not record.penalty:
+        plot.rule(tol, svg.MUTED, f"tol = {setting(tol)}")
         caption += " The run stops when their sum stays below tol."
-    svg.label_axes(axes, "iteration", f"gain per row, {'squared distance' if kmeans else 'nats'}")
-    svg.count_ticks(axes)
-    svg.legend(axes, loc="best")
     last = f" The last iteration gained {number(float(total[-1]), 3)} per row." if total[-1] > least[-1] else ""
     alt = f"Gains per iteration on a logarithmic scale.{last}"
-    caption += last + _falls(record, int((total < -least).sum()))
-    return Chart("What each iteration gained", svg.to_svg(figure, "gains", alt), caption)
+    caption += last + _losses(record, int((total < -least).sum()))
+    return Chart("What each iteration gained", plot.svg(alt), caption)
 
 
-def _falls(record: Record, count: int) -> str:
-    """What is to be said of iterations that lost."""
+def _losses(record: Record, count: int) -> str:
+    """Why some iterations lost, where there is a known reason."""
     if not count:
         return ""
-    note = f" {plural(count, 'iteration')} lost instead, and {'is' if count == 1 else 'are'} left out."
-    if record.family == "multinomial" or record.has("prior_mean"):
-        return (
-            note + " The fit raises the log-likelihood and the log prior together, of which the first alone may fall."
-        )
+    note = f" {plural(count, 'iteration')} lost instead and {'is' if count == 1 else 'are'} left out."
+    if record.penalty:
+        return f"{note} The fit maximizes the {record.words.objective} plus the log prior; the first of them alone may fall."
     if record.attrs.get("reg_covar"):
         reg = setting(float(record.attrs["reg_covar"]))
         note += (
-            f" The reg_covar of {reg}, which is added to each variance after the M-step, may take more than a step gains; "
-            "under model.prior none does."
+            f" The reg_covar of {reg} is added to each variance after the M-step, which may cost more than the step "
+            "gains. With model.prior no iteration loses."
         )
     return note
 
 
 def numbers(curve: Curve) -> tuple[list[list[str]], int]:
-    """A line for each iteration, what M- and E-step added last; and how many in the middle are left out.
+    """A line for each iteration with what its M-step and E-step gained; and how many in the middle are left out.
 
-    Of k-means the iteration and the inertia, else: log-likelihood, gain in L by the M-step, L, KL; nats per row.
+    The iteration and the objective, and where there is a free energy: gain of the M-step, free energy, gain of the E-step.
     """
     n = len(curve.objective) - 1
     shown = [t for t in range(n) if t < LISTED // 2 or t >= n - LISTED // 2]
@@ -230,20 +218,18 @@ def numbers(curve: Curve) -> tuple[list[list[str]], int]:
 
 def _entropy(record: Record) -> Chart:
     entropy = record.array("entropy") / record.total_weight
-    figure, axes = svg.new_figure()
-    axes.plot(np.arange(len(entropy)), entropy, color=svg.BLUE, linewidth=2)
     known = entropy[np.isfinite(entropy)]
-    axes.set_ylim(0, 1.15 * max(float(known.max(initial=0)), 1e-3))
-    svg.label_axes(axes, "iteration", "entropy per row, nats")
-    svg.count_ticks(axes)
-    svg.number_ticks(axes)
+    plot = Plot(
+        "iteration", "entropy per row, nats", whole_x=True, low=0, high=1.15 * max(float(known.max(initial=0)), 1e-3)
+    )
+    plot.line(np.arange(len(entropy)), entropy, svg.BLUE)
     first, last = known[[0, -1]] if len(known) else (np.nan, np.nan)
     alt = f"Line chart: the entropy of the responsibilities goes from {number(first, 3)} to {number(last, 3)} nats per row."
     caption = (
-        "Mean entropy of a row's responsibilities: 0 where every row belongs to one component, "
-        f"log {record.k} = {number(float(np.log(record.k)), 3)} where it could be in any."
+        f"Mean entropy of the responsibilities of a row. It is 0 where each row belongs to one {record.words.component} "
+        f"with certainty, and log {record.k} = {number(float(np.log(record.k)), 3)} where all are equally likely."
     )
-    return Chart("How sure the rows are", svg.to_svg(figure, "entropy", alt), caption)
+    return Chart("How certain the labels are", plot.svg(alt), caption)
 
 
 def sizes_over_time(record: Record) -> Chart | None:
@@ -252,54 +238,43 @@ def sizes_over_time(record: Record) -> Chart | None:
         return None
     share = record.array("n_effective")
     share = share / share.sum(axis=1, keepdims=True)
-    figure, axes = svg.new_figure()
     few = record.k <= len(svg.CYCLE)
-    iterations = np.arange(len(share))
+    plot = Plot("iteration", f"share of the {record.row[1]}, %", whole_x=True, low=0)
     for k in range(record.k):
-        colour = svg.CYCLE[k] if few else svg.BLUE
         thin = 1.8 if few else 0.9 if record.k <= 60 else 0.5
-        axes.plot(iterations, 100 * share[:, k], color=colour, linewidth=thin, alpha=1 if few else 0.55, label=str(k))
-    svg.label_axes(axes, "iteration", "share of the rows, %")
-    svg.count_ticks(axes)
-    svg.number_ticks(axes)
-    axes.set_ylim(bottom=0)
-    if few:
-        svg.legend(axes, loc="upper left", bbox_to_anchor=(1, 1), title=None)
+        plot.line(
+            np.arange(len(share)), 100 * share[:, k], svg.CYCLE[k] if few else svg.BLUE, str(k) if few else "", thin
+        )
     alt = (
-        f"Line chart of {record.k} {record.noun} sizes by iteration; at the end the largest holds {percent(share[-1].max())} "
-        f"of the rows and the smallest {percent(share[-1].min())}."
+        f"Line chart of {record.k} {record.words.component} sizes by iteration; at the end the largest holds "
+        f"{percent(share[-1].max())} of the rows and the smallest {percent(share[-1].min())}."
     )
-    caption = (
-        f"Effective rows of each {record.noun}, the sum of its responsibilities, at each E-step. A jump is a reset."
-    )
-    return Chart("Sizes on the way", svg.to_svg(figure, "shares", alt), caption)
+    caption = f"Effective rows of each {record.words.component} at each E-step: the sum of its responsibilities. A jump is a reset."
+    return Chart("Sizes by iteration", plot.svg(alt), caption)
 
 
-def sizes(record: Record) -> Chart:
-    """Bars of the component weights, in stored order."""
+def sizes(record: Record) -> Chart | None:
+    """The component weights, in stored order; None where there are no two."""
+    if record.k < 2:
+        return None
+    component, components = record.words.component, record.words.components
     weights = 100 * record.weights
-    figure, axes = svg.new_figure()
-    width = 0.76 if record.k <= 60 else 0.9
-    axes.bar(np.arange(record.k), weights, width=width, color=svg.BLUE, linewidth=0)
-    if record.k > 1:
-        axes.axhline(100 / record.k, color=svg.ORANGE, linewidth=1.4, linestyle=(0, (4, 3)), label="equal shares")
-        svg.legend(axes, loc="upper right")
-        axes.set_ylim(0, 1.25 * float(weights.max()))  # room for the legend above the bars
-    axes.set_xlim(-0.75, record.k - 0.25)
-    svg.label_axes(axes, record.noun, "share of the rows, %")
-    svg.count_ticks(axes, most=12 if record.k <= 12 else 6)
-    svg.number_ticks(axes)
+    plot = Plot(component, f"share of the {record.row[1]}, %", whole_x=True, low=0)
+    if record.k <= BARS:
+        plot.bars(weights, svg.BLUE)
+    else:
+        plot.line(np.arange(record.k), weights, svg.BLUE)
+    plot.rule(100 / record.k, svg.ORANGE, "equal shares")
     largest, smallest = percent(record.weights.max()), percent(record.weights.min())
-    alt = f"Bar chart of the sizes of {plural(record.k, record.noun)}: largest {largest}, smallest {smallest}."
-    rows = _extremes(record)
-    caption = f"From {largest} to {smallest} of the rows{rows}. They are numbered from 0, as in labels.zarr."
-    return Chart(f"{record.noun.capitalize()} sizes", svg.to_svg(figure, "sizes", alt), caption)
+    alt = f"Bar chart of the sizes of {number(record.k)} {components}: largest {largest}, smallest {smallest}."
+    caption = f"From {largest} to {smallest} of the rows{_extremes(record)}. Numbers are those of labels.zarr and begin with 0."
+    return Chart(f"{component.capitalize()} sizes", plot.svg(alt), caption)
 
 
 def _extremes(record: Record) -> str:
     """`, about 12,345 to 67 rows`: the extremes of the sizes as rows."""
     n = record.attrs.get("n_rows")
-    if not isinstance(n, (int, float)) or record.k < 2:
+    if not isinstance(n, (int, float)):
         return ""
     return f", about {number(round(n * record.weights.max()))} to {number(round(n * record.weights.min()))} of them"
 
@@ -312,12 +287,8 @@ def speed(passes: list[dict[str, Any]]) -> Chart | None:
     scale, unit = (1e6, "million rows/s") if speeds.max() >= 1e6 else (1e3, "thousand rows/s")
     if speeds.max() < 2e3:
         scale, unit = 1, "rows/s"
-    figure, axes = svg.new_figure(2.5)
-    axes.plot(np.arange(1, len(speeds) + 1), speeds / scale, color=svg.GREEN, linewidth=1.8)
-    axes.set_ylim(0, 1.15 * speeds.max() / scale)
-    svg.label_axes(axes, "pass", unit)
-    svg.count_ticks(axes)
-    svg.number_ticks(axes)
+    plot = Plot("pass", unit, height=180, whole_x=True, low=0, high=1.15 * speeds.max() / scale)
+    plot.line(np.arange(1, len(speeds) + 1), speeds / scale, svg.GREEN, width=1.8)
     alt = f"Line chart of the speed of {len(speeds)} passes, from {rate(speeds.min())} to {rate(speeds.max())}."
     caption = f"Median {rate(float(np.median(speeds)))}; slowest {rate(speeds.min())}, fastest {rate(speeds.max())}."
-    return Chart("Speed, pass by pass", svg.to_svg(figure, "speed", alt), caption)
+    return Chart("Speed, pass by pass", plot.svg(alt), caption)

@@ -8,34 +8,58 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pipeline.errors import StorageError
-from pipeline.outputs.report import figures, misfits, pictures, projection, story, topics, words
+from pipeline.outputs.report import (
+    figures,
+    formatting,
+    outliers,
+    pictures,
+    projection,
+    sharing,
+    summary,
+    tables,
+    topics,
+)
 from pipeline.outputs.report.choice import choice, message_lengths
 from pipeline.outputs.report.record import Record, read_record
 from pipeline.outputs.report.replay import replay
 from pipeline.outputs.report.timing import timing
 from pipeline.outputs.run_directory import sync_tree
 
+if TYPE_CHECKING:
+    import jinja2
+
 _HERE = Path(__file__).parent
-TOPICS_OPEN = 48  # with more topics, the rest is folded away
+TOPICS_OPEN = 48  # of more topics, the rest is shown on a click
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into a run directory, from the run directory alone; returns its path.
+    """Write `report.html` into a run directory, from the run directory alone.
 
-    The file appears whole or not at all. Raises InputError if there is no finished model in `run`,
-    StorageError if the model is damaged or the page cannot be written.
+    The file appears whole or not at all.
+
+    Returns
+    -------
+    Path
+        Of the page.
+
+    Raises
+    ------
+    InputError
+        If there is no finished model in `run`.
+    StorageError
+        If the model is damaged or the page cannot be written.
     """
     from threadpoolctl import threadpool_limits
 
     run = Path(run)
-    with threadpool_limits(1):  # small matrices: more BLAS threads only wait for each other, and for other people's
+    with threadpool_limits(1):  # small matrices: more BLAS threads would only wait for each other
         page = render(read_record(run), run.name)
     path, temporary = run / "report.html", run / f".report.html.{os.getpid()}"
     try:
@@ -45,15 +69,23 @@ def write_report(run: Path) -> Path:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(
-            f"{path}: cannot be written ({error}). Make room or mend the permissions, then rerun."
+            f"{path}: cannot be written ({error}). Free some space or change the permissions, then run "
+            f"`em-pipeline report {run}`."
         ) from error
     return path
 
 
 def render(record: Record, name: str) -> str:
     """The whole page as text; `name` is what the run is called."""
-    import jinja2
     from markupsafe import Markup
+
+    style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
+    return _template().render(style=style, **_context(record, name))
+
+
+@cache
+def _template() -> jinja2.Template:
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
@@ -62,41 +94,40 @@ def render(record: Record, name: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=words.number, percent=words.percent, seconds=words.seconds, size=words.size, moment=words.moment
-    )
-    style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template("report.html.jinja").render(style=style, **_context(record, name))
+    for filters in (formatting.number, formatting.percent, formatting.seconds, formatting.size):
+        environment.filters[filters.__name__] = filters
+    return environment.get_template("report.html.jinja")
 
 
 def _context(record: Record, name: str) -> dict[str, Any]:
     spent = timing(record)
     curve = figures.read_curve(record)
-    events, more_events = story.happenings(record)
+    events, more_events = summary.happenings(record)
     start = (record.of("start") or [{}])[0]
     return {
         "name": name,
-        "family": record.family,
-        "noun": record.noun,
-        "title": story.title(record),
-        "subtitle": story.subtitle(record),
-        "brief": story.brief(record),
+        "words": record.words,
+        "row": record.row,
+        "k": record.k,
+        "title": record.title,
+        "subtitle": summary.subtitle(record),
+        "brief": summary.brief(record),
         "converged": bool(record.attrs.get("converged")),
-        "why_stopped": story.why_stopped(record),
-        "when": words.moment(start.get("time")),
-        "asked": story.asked(record),
-        "outcome": story.outcome(record, spent),
+        "why_stopped": summary.why_stopped(record),
+        "when": formatting.moment(start.get("time")),
+        "asked": summary.asked(record),
+        "outcome": summary.outcome(record, spent),
+        "choice": choice(record),
+        "lengths": message_lengths(record),
+        "overlap": summary.overlap(record),
         "curves": figures.convergence(record, curve) if curve is not None and len(curve.objective) > 1 else [],
         "numbers": figures.numbers(curve) if curve is not None else ([], 0),
-        "sizes": [chart for chart in (figures.sizes(record), figures.sizes_over_time(record)) if chart is not None],
-        "components": _COMPONENTS.get(record.family, _dense)(record),
-        "misfits": misfits.misfits(record),
-        "confusion": misfits.confusion(record),
-        "replay": replay(record, curve),
-        "lengths": message_lengths(record),
-        "choice": choice(record),
-        "overlap": story.overlap(record),
-        "search": story.search(record),
+        "components": _components(record) if record.k else None,
+        "parameters": tables.others(record),
+        "outliers": outliers.outliers(record),
+        "sharing": sharing.sharing(record),
+        "replay": replay(record, curve) if record.k else None,
+        "search": summary.search(record),
         "restarts": _restarts(record),
         "events": events,
         "more_events": more_events,
@@ -112,28 +143,21 @@ def _context(record: Record, name: str) -> dict[str, Any]:
     }
 
 
-def _dense(record: Record) -> dict[str, Any]:
-    """Pictures where rows are pictures; else the components over the data, with a table of means."""
-    gallery = pictures.gallery(record)
-    if gallery is not None:
-        return {"kind": "pictures", "gallery": gallery}
-    rows = record.array("representative_row")[:, :5] if record.has("representative_row") else None
+def _components(record: Record) -> dict[str, Any]:
+    """Topics over a vocabulary, pictures where rows are pictures, else charts over the data; and a table."""
+    charts = [figures.sizes(record), figures.sizes_over_time(record)]
+    every = topics.topics(record) if record.has_topics else []
+    gallery = None if every else pictures.gallery(record)
+    if not every and gallery is None:
+        charts += [projection.scene(record), projection.heatmap(record)]
+    shown = bool(every or gallery)
     return {
-        "kind": "rows",
-        "charts": [chart for chart in (projection.scene(record), projection.heatmap(record)) if chart is not None],
-        "table": projection.means_table(record),
-        "weights": [float(weight) for weight in record.weights],
-        "closest": [[int(row) for row in line if row >= 0] for line in rows] if rows is not None else [],
+        "charts": [chart for chart in charts if chart is not None],
+        "topics": every[:TOPICS_OPEN],
+        "more": every[TOPICS_OPEN:],
+        "gallery": gallery,
+        "table": tables.components(record, located=not shown) if not shown or tables.own_numbers(record) else None,
     }
-
-
-def _documents(record: Record) -> dict[str, Any]:
-    every = topics.topics(record)
-    return {"kind": "topics", "topics": every[:TOPICS_OPEN], "more": every[TOPICS_OPEN:]}
-
-
-# A family whose components are not points among the rows shows them in its own way.
-_COMPONENTS: dict[str, Callable[[Record], dict[str, Any]]] = {"multinomial": _documents}
 
 
 def _restarts(record: Record) -> list[dict[str, Any]]:
@@ -141,17 +165,15 @@ def _restarts(record: Record) -> list[dict[str, Any]]:
     restarts = record.attrs.get("restarts") or []
     if len(restarts) < 2:
         return []
-    sign = -1 if record.family == "kmeans" else 1  # the objective is what grows: inertia with its sign turned
     lines = []
     for i, entry in enumerate(restarts):
-        objective = entry.get("objective")
+        raised = entry.get("objective")
+        value = None if raised is None else record.words.sign * float(raised) / record.total_weight
         lines.append(
             {
                 "restart": entry.get("restart", i),
-                "objective": words.number(
-                    None if objective is None else sign * float(objective) / record.total_weight, 8
-                ),
-                "n_iter": words.number(entry.get("n_iter")),
+                "objective": formatting.number(value, 8),
+                "n_iter": formatting.number(entry.get("n_iter")),
                 "reason": entry.get("stop_reason") or "",
                 "chosen": bool(entry.get("chosen")),
             }
@@ -160,18 +182,18 @@ def _restarts(record: Record) -> list[dict[str, Any]]:
 
 
 def _machine(start: dict[str, Any], record: Record) -> dict[str, str]:
-    told = {"host": "host", "platform": "system", "cores": "cores", "workers": "workers", "blas": "BLAS kernels"}
-    machine = {name: _short(start[key]) for key, name in told.items() if start.get(key) is not None}
+    names = {"host": "host", "platform": "system", "cores": "cores", "workers": "workers", "blas": "BLAS kernels"}
+    machine = {name: _short(start[key]) for key, name in names.items() if start.get(key) is not None}
     memory = start.get("memory_total")
     if isinstance(memory, (int, float)):
-        machine["memory"] = words.size(memory)
+        machine["memory"] = formatting.size(memory)
     if record.numerics is not None:
         machine["numerics"] = str(record.numerics)
     return machine
 
 
 def _command(start: dict[str, Any]) -> str:
-    """What was typed, or an empty text where it was a program that ran the job."""
+    """The command that ran the job, or an empty text where it was a program."""
     typed = start.get("command")
     if not isinstance(typed, list) or len(typed) < 2 or typed[1] not in ("run", "resume"):
         return ""
@@ -187,7 +209,7 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return " × ".join(_short(inner) for inner in value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return words.number(value)
+        return formatting.number(value)
     text = str(value)
     return text if len(text) <= 48 else f"{text[:16]}…"  # a checksum: enough to compare by eye
 

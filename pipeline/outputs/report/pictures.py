@@ -1,19 +1,18 @@
 """Components as pictures: a mean, the directions in which it varies most, and its most typical rows.
 
-A component lives in the model's features. Pixels are affine in them, pixels = features @ matrix + offset, so a mean maps
-as a point and a covariance Σ as matrixᵀ Σ matrix, whose leading eigenvectors are the eigen-patches.
+Pixels are affine in the model's features, pixels = features @ matrix + offset, so a mean maps as a point and a covariance
+Σ as matrixᵀ Σ matrix, whose leading eigenvectors are the eigen-patches.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.outputs.report.record import Record
+from pipeline.outputs.report.svg import png
 
 CARDS = 48  # components shown one by one; with more, contact sheets show them all
 CARDS_OF_MANY = 24
@@ -76,13 +75,13 @@ class PixelMap:
     def points(self, x: np.ndarray) -> np.ndarray:
         """x : (..., d). Returns pictures (..., height, width, channels)."""
         flat = self._linear(x)
-        return self._fold(flat if self.offset is None else flat + self.offset)
+        return self._shaped(flat if self.offset is None else flat + self.offset)
 
     def directions(self, covariance: np.ndarray, count: int) -> np.ndarray:
         """The leading eigenvectors of a component's covariance in pixels.
 
-        covariance : (d, d). Returns (count, height, width, channels), each scaled so that its largest entry is 1:
-        the sign of an eigenvector is anybody's choice.
+        covariance : (d, d). Returns (count, height, width, channels), each scaled so that its largest entry is 1: an
+        eigenvector has no sign of its own.
         """
         from scipy.linalg import eigh
 
@@ -90,12 +89,12 @@ class PixelMap:
         pixels = len(in_pixels)
         vectors = eigh(in_pixels, subset_by_index=[max(0, pixels - count), pixels - 1])[1].T[::-1]
         peak = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
-        return self._fold(vectors / peak)
+        return self._shaped(vectors / peak)
 
     def _linear(self, x: np.ndarray) -> np.ndarray:
         return x if self.matrix is None else x @ self.matrix
 
-    def _fold(self, flat: np.ndarray) -> np.ndarray:
+    def _shaped(self, flat: np.ndarray) -> np.ndarray:
         return flat.reshape(*flat.shape[:-1], *self.shape)
 
 
@@ -113,72 +112,74 @@ def pixel_map(record: Record) -> PixelMap | None:
         basis = _mean_free_basis(height, width, channels)
         matrix = basis.T if matrix is None else matrix @ basis.T
         offset = None if offset is None else offset @ basis.T
-    pixels = record.means.shape[1] if matrix is None else matrix.shape[1]
+    pixels = record.n_features if matrix is None else matrix.shape[1]
     if pixels != height * width * channels or channels not in (1, 3):
         return None
     return PixelMap((height, width, channels), matrix, offset, mean_free)
 
 
 def _mean_free_basis(height: int, width: int, channels: int) -> np.ndarray:
-    from pipeline.data.images import patch_basis
+    from pipeline.data.sources.images import patch_basis
 
     return np.asarray(patch_basis((height, width)))
 
 
 def gallery(record: Record) -> Gallery | None:
-    """Every component as pictures; None where the rows are none."""
+    """Every component as pictures; None where the rows are no pictures, or components have no location."""
     pixels = pixel_map(record)
-    if pixels is None:
+    if pixels is None or record.location is None:
         return None
-    means = pixels.points(record.means)
-    exemplars, rows = _exemplars(record, pixels)
+    means = pixels.points(record.positions)
+    typical, rows = _typical(record, pixels)
     many = record.k > CARDS
     shown = CARDS_OF_MANY if many else record.k
     # Every component's eigen-patches where that is quick, else those of the components shown one by one.
-    eigen = _eigen(record, pixels, record.k if record.means.shape[1] <= 300 else shown)
-    low, high = _ranges(means, exemplars, pixels)
+    eigen = _eigen(record, pixels, record.k if record.n_features <= 300 else shown)
+    low, high = _ranges(means, typical, pixels)
     cards = []
     for k in range(shown):
         mean = _grey(means[k], low[k], high[k])
-        near = [_grey(tile, low[k], high[k]) if rows[k, r] >= 0 else None for r, tile in enumerate(exemplars[k])]
+        near = [_grey(tile, low[k], high[k]) if rows[k, r] >= 0 else None for r, tile in enumerate(typical[k])]
         modes = [_grey(tile, -1, 1) for tile in eigen[k]] if k < len(eigen) else []
         alt = _alt(record, k, len(modes), sum(tile is not None for tile in near))
         cards.append(Card(k, float(record.weights[k]), _card_picture(mean, modes, near, alt), _known(rows[k])))
-    sheets = _sheets(record, means, exemplars, rows, eigen, low, high) if many else []
-    return Gallery(_caption(record, pixels, eigen, exemplars), cards, sheets, shared=_shared(record, pixels))
+    sheets = _sheets(record, means, typical, rows, eigen, low, high) if many else []
+    return Gallery(_caption(record, pixels, eigen, typical), cards, sheets, shared=_shared(record, pixels))
 
 
-def _caption(record: Record, pixels: PixelMap, eigen: list[np.ndarray], exemplars: np.ndarray) -> str:
-    centre = "centre" if record.family == "kmeans" else "mean"
-    parts = [f"The large picture is a component's {centre}."]
+def _caption(record: Record, pixels: PixelMap, eigen: list[np.ndarray], typical: np.ndarray) -> str:
+    words, (_, rows) = record.words, record.row
+    parts = [f"The large picture is the {words.location} of the {words.component}."]
     if eigen:
-        parts.append("Upper row: its first eigen-patches, the directions of largest variance, each on its own scale.")
-    if exemplars.shape[1]:
-        where = "Lower row" if eigen else "Beside it"
-        what = "rows most typical of it" if record.family == "kmeans" else "rows of highest responsibility"
-        parts.append(f"{where}: the {what}.")
+        parts.append("Upper row: the first eigen-patches, the directions of largest variance, each on its own scale.")
+    if typical.shape[1]:
+        parts.append(f"{'Lower row' if eigen else 'Beside it'}: the {rows} of highest responsibility.")
     parts.append(
-        "Patches are shown without their mean; grey is zero, and a component's mean and rows share one scale."
+        f"Patches are shown without their mean: grey is zero. The {words.location} and the {rows} have one scale."
         if pixels.mean_free
-        else "All of these share one scale."
+        else "All pictures but the eigen-patches have one scale."
+        if eigen
+        else "All pictures have one scale."
     )
     if record.has("preprocess_inverse"):
-        parts.append("Rows appear as the model sees them: mapped back to pixels from the preprocessed features.")
+        parts.append(
+            "All are mapped back to pixels from the preprocessed features, so they lack what the preprocessing removed."
+        )
     return " ".join(parts)
 
 
 def _alt(record: Record, k: int, n_modes: int, n_near: int) -> str:
-    parts = ["its centre" if record.family == "kmeans" else "its mean"]
+    parts = [f"its {record.words.location}"]
     parts += [f"{n_modes} eigen-patches"] if n_modes else []
-    parts += [f"its {n_near} typical rows"] if n_near else []
-    return f"Component {k}: {', '.join(parts)}."
+    parts += [f"{n_near} typical {record.row[1]}"] if n_near else []
+    return f"{record.words.component.capitalize()} {k}: {', '.join(parts)}."
 
 
-def _exemplars(record: Record, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
+def _typical(record: Record, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
     """(k, m, height, width, channels) pictures and (k, m) row numbers, -1 where there is none."""
-    if not record.has("representatives") or not record.has("representative_row"):
-        return np.empty((record.k, 0, *pixels.shape)), np.empty((record.k, 0), np.int64)
-    rows = record.array("representative_row")[:, :5]
+    rows = record.representatives
+    if not record.has("representatives"):
+        return np.empty((record.k, 0, *pixels.shape)), rows[:, :0]
     features = np.where(rows[..., None] >= 0, record.array("representatives")[:, :5], 0)
     return pixels.points(features), rows
 
@@ -196,21 +197,21 @@ def _eigen(record: Record, pixels: PixelMap, count: int) -> list[np.ndarray]:
 
 
 def _own_covariances(record: Record) -> bool:
-    return record.attrs.get("covariance_type") == "full" and record.has("covariances")
+    return record.spread == ("component", "feature", "feature_2")
 
 
 def _shared(record: Record, pixels: PixelMap) -> Picture | None:
-    """The eigen-patches of a tied covariance, which all components share."""
-    if record.attrs.get("covariance_type") != "tied" or not record.has("covariances"):
+    """The eigen-patches of a covariance that all components share."""
+    if record.spread != ("feature", "feature_2"):
         return None
     modes = pixels.directions(record.array("covariances"), 10)
     return _sheet_picture([_grey(mode, -1, 1) for mode in modes], 10, "Eigen-patches of the covariance that all share.")
 
 
-def _ranges(means: np.ndarray, exemplars: np.ndarray | None, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
+def _ranges(means: np.ndarray, typical: np.ndarray | None, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
     """(k,) black and (k,) white of each component: symmetric about zero per component if mean-free, else common."""
     k = len(means)
-    both = means if exemplars is None else np.concatenate([means[:, None], exemplars], axis=1)
+    both = means if typical is None else np.concatenate([means[:, None], typical], axis=1)
     both = both.reshape(k, -1)
     if pixels.mean_free:
         peak = np.abs(both).max(axis=1)
@@ -260,7 +261,7 @@ def _card_picture(
 def _sheets(
     record: Record,
     means: np.ndarray,
-    exemplars: np.ndarray,
+    typical: np.ndarray,
     rows: np.ndarray,
     eigen: list[np.ndarray],
     low: np.ndarray,
@@ -268,15 +269,15 @@ def _sheets(
 ) -> list[Sheet]:
     """Contact sheets: the mean, most typical row and first eigen-patches of every component."""
     every = range(record.k)
-    views = [("Centres" if record.family == "kmeans" else "Means", [_grey(means[k], low[k], high[k]) for k in every])]
-    if exemplars.shape[1]:
-        blank = np.full(exemplars.shape[2:], 128, np.uint8)
-        near = [_grey(exemplars[k, 0], low[k], high[k]) if rows[k, 0] >= 0 else blank for k in every]
-        views.append(("Most typical row", near))
+    views = [(f"{record.words.location.capitalize()}s", [_grey(means[k], low[k], high[k]) for k in every])]
+    if typical.shape[1]:
+        blank = np.full(typical.shape[2:], 128, np.uint8)
+        near = [_grey(typical[k, 0], low[k], high[k]) if rows[k, 0] >= 0 else blank for k in every]
+        views.append((f"Most typical {record.row[0]}", near))
     if len(eigen) == record.k:
         for i, name in enumerate(("First", "Second", "Third")[: len(eigen[0])]):
             views.append((f"{name} eigen-patch", [_grey(eigen[k][i], -1, 1) for k in every]))
-    alt = f"of all {record.k} components in reading order, {SHEET_COLUMNS} a row."
+    alt = f"of all {record.k} {record.words.components} in reading order, {SHEET_COLUMNS} a row."
     return [Sheet(title, _sheet_picture(tiles, SHEET_COLUMNS, f"{title} {alt}")) for title, tiles in views]
 
 
@@ -289,7 +290,7 @@ def in_small(record: Record, pixels: PixelMap, final: Record, alt: str, componen
         covariances = record.array("covariances")
         tiles = [_grey(pixels.directions(covariances[k], 1)[0], -1, 1) for k in components]
     else:
-        ends, means = pixels.points(final.means), pixels.points(record.means)
+        ends, means = pixels.points(final.positions), pixels.points(record.positions)
         low, high = _ranges(ends, None, pixels)
         tiles = [_grey(means[k], low[k], high[k]) for k in components]
     return _sheet_picture(tiles, int(np.ceil(np.sqrt(len(tiles)))), alt, across=TILE // 2)
@@ -304,11 +305,19 @@ def each(pixels: PixelMap, x: np.ndarray, alts: Sequence[str]) -> list[Picture]:
     ]
 
 
+def sheet_of(pixels: PixelMap, x: np.ndarray, alt: str) -> Picture:
+    """A picture a row on one sheet, each on its own scale around zero where values have both signs. x : (n, d)."""
+    tiles = pixels.points(x) if pixels.offset is None else pixels.points(x) - pixels.points(np.zeros_like(x))
+    peak, low = np.abs(tiles).reshape(len(tiles), -1).max(axis=1), tiles.reshape(len(tiles), -1).min(axis=1)
+    shown = [_grey(tile, -p if least < 0 else 0.0, p) for tile, p, least in zip(tiles, peak, low, strict=True)]
+    return _sheet_picture(shown, min(len(shown), SHEET_COLUMNS // 2), alt, across=TILE // 2)
+
+
 def small_caption(record: Record, pixels: PixelMap) -> str:
     """What the sheets of `in_small` show."""
-    eigen = pixels.mean_free and _own_covariances(record)
-    what = "First eigen-patches" if eigen else "Centres" if record.family == "kmeans" else "Means"
-    which = "all components" if record.k <= IN_SMALL else f"the {IN_SMALL} largest components"
+    eigen, words = pixels.mean_free and _own_covariances(record), record.words
+    what = "First eigen-patches" if eigen else f"{words.location.capitalize()}s"
+    which = f"all {words.components}" if record.k <= IN_SMALL else f"the {IN_SMALL} largest {words.components}"
     return f"{what} of {which}, in reading order."
 
 
@@ -335,9 +344,4 @@ class _Canvas:
         area[..., -1] = 255
 
     def picture(self, alt: str) -> Picture:
-        from PIL import Image
-
-        buffer = io.BytesIO()
-        Image.fromarray(self.pixels).save(buffer, format="PNG")
-        source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        return Picture(source, self.pixels.shape[1], self.pixels.shape[0], alt)
+        return Picture(png(self.pixels), self.pixels.shape[1], self.pixels.shape[0], alt)

@@ -1,28 +1,25 @@
 """Components over a sample of the rows, seen in one or two dimensions.
 
-Two features are drawn as they are, more are projected on the sample's first two principal axes. A Gaussian is drawn as
-the ellipse two standard deviations around its mean, which holds 1 - exp(-2) = 86 % of it in the plane.
+Two features are drawn as they are, more are projected on the sample's first two principal axes. A covariance is drawn as
+the ellipse two standard deviations around its mean, which holds 1 - exp(-2) = 86 % of a Gaussian in the plane.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
 from pipeline.outputs.report import svg
-from pipeline.outputs.report.figures import Chart
+from pipeline.outputs.report.formatting import number, percent, plural
 from pipeline.outputs.report.record import Record
-from pipeline.outputs.report.words import percent, plural
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from pipeline.outputs.report.svg import Chart, Plot
 
 FEATURES_IN_TABLE = 12
 LABELLED = 40  # components with a number beside their mean
+GRID = 160  # points across at which the density is computed
 
 
 @dataclass(frozen=True)
@@ -51,21 +48,25 @@ def data_space(record: Record) -> Space:
     return Space(None, None)
 
 
-def full_covariances(record: Record) -> np.ndarray | None:
-    """(k, d, d) whatever the type; None for a model without covariances."""
-    if not record.has("covariances"):
-        return None
-    return _EXPAND[str(record.attrs.get("covariance_type"))](
-        record.array("covariances"), record.k, record.means.shape[1]
-    )
-
-
-_EXPAND: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
-    "full": lambda c, k, d: c,
-    "tied": lambda c, k, d: np.broadcast_to(c, (k, d, d)),
-    "diag": lambda c, k, d: c[:, :, None] * np.eye(d),
-    "spherical": lambda c, k, d: c[:, None, None] * np.eye(d),
+# By the dimensions of the array: (k, d, d) of covariances in any layout.
+_EXPAND: dict[tuple[str, ...], Callable[[np.ndarray, int, int], np.ndarray]] = {
+    ("component", "feature", "feature_2"): lambda c, k, d: c,
+    ("feature", "feature_2"): lambda c, k, d: np.broadcast_to(c, (k, d, d)),
+    ("component", "feature"): lambda c, k, d: c[:, :, None] * np.eye(d),
+    ("component",): lambda c, k, d: c[:, None, None] * np.eye(d),
 }
+
+
+def full_covariances(record: Record) -> np.ndarray | None:
+    """(k, d, d) in whatever layout they are stored; None for a model without covariances."""
+    if record.spread is None:
+        return None
+    return expanded(record.spread, record.array("covariances"), record.k, record.n_features)
+
+
+def expanded(dims: tuple[str, ...], stored: np.ndarray, k: int, d: int) -> np.ndarray:
+    """(k, d, d) covariances from an array of these dimensions."""
+    return _EXPAND[dims](stored, k, d)
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Plane:
 
 
 def plane_of(record: Record) -> Plane | None:
-    """The two features, or of more the first two principal axes of the sample; None without a sample or with one feature."""
-    if not record.has("sample") or len(record.array("sample")) < 2:
+    """The two features, or of more the first two principal axes of the sample; None where components cannot be drawn in it."""
+    if not record.has("sample") or record.location is None or len(record.array("sample")) < 2:
         return None
     space = data_space(record)
     sample = space.points(record.array("sample"))
@@ -108,65 +109,61 @@ def plane_of(record: Record) -> Plane | None:
     plane = _signed(axes[:2]).T
     explained = spread**2 / max(float((spread**2).sum()), np.finfo(float).tiny)
     first, second = (f"principal axis {i + 1}, {percent(float(explained[i]))} of the variance" for i in range(2))
-    where = "the sample's first two principal axes"
+    where = "the first two principal axes of the sample"
     return Plane(space, centre, plane, (first, second), where, (sample - centre) @ plane)
 
 
 def _signed(axes: np.ndarray) -> np.ndarray:
-    """Axes whose largest entry is positive: an eigenvector's sign is anybody's choice."""
+    """Axes whose largest entry is positive: an eigenvector has no sign of its own."""
     peak = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
-    return np.asarray(axes * np.where(peak < 0, -1, 1))
+    return np.asarray(axes * np.where(peak < 0, -1.0, 1.0))
 
 
 def scene(record: Record) -> Chart | None:
-    """The components over the sampled rows; None without a sample."""
+    """The components over the sampled rows; None without a sample, or where components have no place among rows."""
     plane = plane_of(record)
     if plane is None:
-        return _line(record)
-    figure, axes = svg.new_figure(4.2)
-    shaded = _shade(axes, record, plane)
-    _draw(axes, record, plane)
-    axes.autoscale_view()
-    axes.grid(axis="x", color=svg.RULE, linewidth=0.8)
-    svg.label_axes(axes, *plane.names)
-    svg.number_ticks(axes)
-    axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
-    what = "centres" if record.family == "kmeans" else "means"
-    ellipses = " with ellipses of two standard deviations, which hold 86 % of a component" if shaded else ""
-    shade = f" Shading is the density of the mixture: {_NESTED} of it." if shaded else ""
+        return _line(record) if record.location is not None else None
+    words = record.words
+    plot = Plot(*plane.names, height=300)
+    shaded = _shade(plot, record, plane)
+    _draw(plot, record, plane)
+    ellipses = " with ellipses of two standard deviations, which hold 86 % of a Gaussian" if shaded else ""
+    shade = f" The darker the blue, the denser the mixture: {_NESTED}." if shaded else ""
     rows = plural(len(plane.sample), "sampled row")
-    caption = f"Dots are {rows}, on {plane.where}; circles are the {what}{ellipses}.{shade}"
-    alt = f"Scatter plot of {rows} and {plural(record.k, record.noun)} on {plane.where}."
-    return Chart(f"{record.noun.capitalize()}s over the data", svg.to_svg(figure, "scene", alt), caption)
+    caption = f"Small dots are {rows} on {plane.where}. Large dots are the {words.location}s{ellipses}.{shade}"
+    alt = f"Scatter plot of {rows} and {plural(record.k, words.component, words.components)} on {plane.where}."
+    return Chart(f"{words.components.capitalize()} over the data", plot.svg(alt), caption)
 
 
-def snapshot(record: Record, plane: Plane, name: str, alt: str) -> Markup:
+def snapshot(record: Record, plane: Plane, alt: str) -> Markup:
     """The components over the sampled rows, small: one of several beside each other, which share their limits."""
-    figure, axes = svg.new_figure(2.9, 3.4)
-    _draw(axes, record, plane)
-    for limits, shown in ((axes.set_xlim, plane.sample[:, 0]), (axes.set_ylim, plane.sample[:, 1])):
+    plot = Plot(*plane.names, height=200, width=236, bare=True)
+    _draw(plot, record, plane, 500)
+    limits = []
+    for shown in plane.sample.T:
         pad = 0.06 * float(np.ptp(shown)) or 1.0
-        limits(shown.min() - pad, shown.max() + pad)
-    axes.grid(visible=False)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    return svg.to_svg(figure, name, alt, dpi=120)
+        limits.append((float(shown.min()) - pad, float(shown.max()) + pad))
+    plot.exactly(*limits)
+    return plot.svg(alt)
 
 
-_HELD = (0.95, 0.8, 0.6, 0.4, 0.2)
-_NESTED = "its regions hold 20, 40, 60, 80 and 95 %"
+_MASS = (0.95, 0.8, 0.6, 0.4, 0.2)
+_NESTED = "its regions hold 20, 40, 60, 80 and 95 % of the probability"
 
 
-def _shade(axes: Axes, record: Record, plane: Plane) -> bool:
-    """The mixture's density in the plane as nested regions; whether the model has one."""
+def _shade(plot: Plot, record: Record, plane: Plane) -> bool:
+    """The density of a Gaussian mixture in the plane as nested regions; whether the model is one."""
     sigma = full_covariances(record)
     if sigma is None:
         return False
     sides = [(float(v.min()), float(v.max())) for v in plane.sample.T]
-    x, y = (np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), 110) for low, high in sides)
+    x_side, y_side = ((low - 0.1 * (high - low), high + 0.1 * (high - low)) for low, high in sides)
+    x, y = np.linspace(*x_side, GRID), np.linspace(*y_side, GRID)
     grid = np.stack(np.meshgrid(x, y), axis=-1)
     density = np.zeros(grid.shape[:2])
-    for weight, mean, flat in zip(record.weights, plane.points(record.means), plane.covariances(sigma), strict=True):
+    centres = plane.points(record.positions)
+    for weight, mean, flat in zip(record.weights, centres, plane.covariances(sigma), strict=True):
         values, vectors = np.linalg.eigh(flat)
         # What is thinner than the grid would fall between its points.
         spread = np.maximum(values, [(0.5 * (v[1] - v[0])) ** 2 + np.finfo(float).tiny for v in (x, y)])
@@ -174,73 +171,60 @@ def _shade(axes: Axes, record: Record, plane: Plane) -> bool:
         density += weight * np.exp(-z.sum(axis=-1) / 2) / np.sqrt(spread.prod())
     falling = np.sort(density, axis=None)[::-1]
     mass = np.cumsum(falling) / max(float(falling.sum()), np.finfo(float).tiny)
-    levels = np.unique([falling[min(int(np.searchsorted(mass, held)), falling.size - 1)] for held in _HELD])
-    for level in levels:  # one above the other: where more of them lie, it is darker
-        if level < falling[0]:
-            axes.contourf(x, y, density, levels=[level, falling[0]], colors=[svg.SKY], alpha=0.16)
+    levels = np.unique([falling[min(int(np.searchsorted(mass, share)), falling.size - 1)] for share in _MASS])
+    above = np.searchsorted(levels, density, side="right") / len(levels)
+    plot.image(svg.shades(0.4 * above[::-1], svg.PIXEL_BLUE), x_side, y_side, smooth=True)
+    plot.see(x_side, y_side)
     return True
 
 
-def _draw(axes: Axes, record: Record, plane: Plane) -> None:
-    """Sampled rows as dots, means as circles, covariances as ellipses."""
-    from matplotlib.patches import Ellipse
-
-    sample, means, sigma = plane.sample, plane.points(record.means), full_covariances(record)
+def _draw(plot: Plot, record: Record, plane: Plane, most: int = 2000) -> None:
+    """Sampled rows as small dots, means as large ones, covariances as ellipses."""
+    sample, means, sigma = plane.sample[:most], plane.points(record.positions), full_covariances(record)
     sigma = None if sigma is None else plane.covariances(sigma)
-    size = 12 if len(sample) <= 500 else 5
-    axes.scatter(sample[:, 0], sample[:, 1], s=size, color=svg.GREY, alpha=0.45, linewidths=0, rasterized=True)
+    plot.dots(sample[:, 0], sample[:, 1], svg.GREY, 2.6 if len(sample) <= 500 else 1.6)
     few = record.k <= len(svg.CYCLE)
     for k, mean in enumerate(means):
         colour = svg.CYCLE[k] if few else svg.BLUE
         if sigma is not None:
-            values, vectors = np.linalg.eigh(sigma[k])
-            width, height = 4 * np.sqrt(np.maximum(values, 0))  # a diameter of two deviations either side
-            angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
-            line = 2.2 if few else 1.1 if record.k <= 60 else 0.6
-            axes.add_patch(
-                Ellipse((mean[0], mean[1]), width, height, angle=angle, fill=False, color=colour, linewidth=line)
-            )
-        axes.plot(*mean, "o", color=colour, markersize=7 if few else 4, markeredgecolor=svg.PAPER, markeredgewidth=1)
+            plot.ellipse(mean, sigma[k], colour, 2.2 if few else 1.1 if record.k <= 60 else 0.6)
+        plot.dots(mean[:1], mean[1:], svg.PAPER, 9 if few else 6)
+        plot.dots(mean[:1], mean[1:], colour, 7 if few else 4)
         if record.k <= LABELLED:
-            axes.annotate(
-                str(k), mean, (5, 4), textcoords="offset points", color=svg.INK, fontsize=11, annotation_clip=True
-            )
+            plot.text(mean[0], mean[1], str(k))
 
 
 def _line(record: Record) -> Chart | None:
     """A histogram, of rows of one feature."""
     if not record.has("sample") or len(record.array("sample")) < 2:
         return None
-    space, sigma = data_space(record), full_covariances(record)
-    sample, means = space.points(record.array("sample"))[:, 0], space.points(record.means)[:, 0]
+    space, sigma, words = data_space(record), full_covariances(record), record.words
+    sample, means = space.points(record.array("sample"))[:, 0], space.points(record.positions)[:, 0]
     variances = None if sigma is None else space.covariances(sigma)[:, 0, 0]
-    figure, axes = svg.new_figure()
-    axes.hist(sample, bins=min(60, max(10, len(sample) // 12)), density=True, color=svg.GREY, alpha=0.45)
+    heights, edges = np.histogram(sample, bins=min(60, max(10, len(sample) // 12)), density=True)
+    plot = Plot(feature_names(record)[0], "density", low=0)
+    plot.bins(edges, heights, svg.GREY, 0.92)
+    rows = plural(len(sample), "sampled row")
     if variances is not None:
         x = np.linspace(sample.min(), sample.max(), 400)
-        z = (x[:, None] - means) ** 2 / variances
-        density = record.weights * np.exp(-z / 2) / np.sqrt(2 * np.pi * variances)
-        if record.k > 1:
-            axes.plot(x, density, color=svg.BLUE, linewidth=1.3)
-        axes.plot(x, density.sum(axis=1), color=svg.ORANGE, linewidth=2.2, label="mixture")
-        svg.legend(axes, loc="upper right")
+        density = record.weights * np.exp(-((x[:, None] - means) ** 2) / variances / 2) / np.sqrt(2 * np.pi * variances)
+        for k in range(record.k if record.k > 1 else 0):
+            plot.line(x, density[:, k], svg.BLUE, words.components if k == 0 else "", 1.3)
+        plot.line(x, density.sum(axis=1), svg.ORANGE, "mixture", 2.2)
+        caption = f"Histogram of {rows}, and the density of the model."
     else:
-        for mean in means:
-            axes.axvline(mean, color=svg.BLUE, linewidth=1.6)
-    svg.label_axes(axes, feature_names(record)[0], "density")
-    svg.number_ticks(axes)
-    caption = f"Histogram of {plural(len(sample), 'sampled row')}" + (
-        "; lines mark the centres." if variances is None else "; the components in blue, their sum in orange."
-    )
-    alt = f"Histogram of {plural(len(sample), 'sampled row')} with {plural(record.k, 'component')}."
-    return Chart(f"{record.noun.capitalize()}s over the data", svg.to_svg(figure, "scene", alt), caption)
+        for k, mean in enumerate(means):
+            plot.line([mean, mean], [0, heights.max()], svg.BLUE, f"{words.location}s" if k == 0 else "", 1.6)
+        caption = f"Histogram of {rows}; the lines are the {words.location}s."
+    alt = f"Histogram of {rows} with {plural(record.k, words.component, words.components)}."
+    return Chart(f"{words.components.capitalize()} over the data", plot.svg(alt), caption)
 
 
 def feature_names(record: Record) -> list[str]:
-    """Names of the shown features: the stored ones, else `feature 0`, `feature 1`."""
+    """Names of the features as they are shown, in the data's space: the stored ones, else `feature 0`, `feature 1`."""
     named = record.data.get("features")
     axis = "raw_feature" if record.has("preprocess_inverse") else "feature"
-    count = int(record.model.sizes.get(axis, record.means.shape[1]))
+    count = int(record.model.sizes.get(axis, record.n_features))
     if isinstance(named, list) and len(named) == count:
         return [str(name) for name in named]
     if axis in record.model.coords:
@@ -248,70 +232,25 @@ def feature_names(record: Record) -> list[str]:
     return [f"feature {i}" for i in range(count)]
 
 
-@dataclass(frozen=True)
-class MeansTable:
-    """Means, deviations and standard errors of the means in the data's units, one line a component."""
-
-    features: list[str]
-    means: np.ndarray
-    deviations: np.ndarray | None
-    hidden: int
-    errors: np.ndarray | None
-
-
-def means_table(record: Record) -> MeansTable:
-    """The features in which the components differ most, at most `FEATURES_IN_TABLE`, in the data's order."""
-    space = data_space(record)
-    means = space.points(record.means)
-    d = means.shape[1]
-    between = np.average(
-        (means - np.average(means, axis=0, weights=record.weights)) ** 2, axis=0, weights=record.weights
-    )
-    if record.has("sample"):
-        spread = space.points(record.array("sample")).var(axis=0)
-        between = np.divide(between, spread, out=np.zeros(d), where=spread > 0)
-    kept = np.sort(np.argsort(-between, kind="stable")[:FEATURES_IN_TABLE])
-    names = feature_names(record)
-    # After a map they are not the data's: that would take how the errors of one mean vary together.
-    errors = record.array("means_se")[:, kept] if record.has("means_se") and space.matrix is None else None
-    return MeansTable([names[i] for i in kept], means[:, kept], _deviations(record, space, kept), d - len(kept), errors)
-
-
-def _deviations(record: Record, space: Space, kept: np.ndarray) -> np.ndarray | None:
-    """(k, kept) standard deviations; one component at a time, since (k, d, d) may be large."""
-    if not record.has("covariances"):
-        return None
-    kind, stored, d = str(record.attrs.get("covariance_type")), record.array("covariances"), record.means.shape[1]
-    rows = []
-    for k in range(record.k):
-        own = stored if kind == "tied" else stored[k : k + 1]
-        sigma = _EXPAND[kind](own, 1, d)
-        variance = np.diagonal(space.covariances(sigma)[0])[kept]
-        rows.append(np.sqrt(np.maximum(variance, 0)))
-    return np.array(rows)
-
-
 def heatmap(record: Record) -> Chart | None:
-    """Means of many features as colours, in deviations of the sample; None where the table shows them all."""
-    space = data_space(record)
-    means = space.points(record.means)
-    if means.shape[1] <= FEATURES_IN_TABLE or record.k < 2 or not record.has("sample"):
+    """Locations in many features as colours, in deviations of the sample; None where the table shows them all."""
+    if record.location is None or record.k < 2 or not record.has("sample"):
+        return None
+    space, words = data_space(record), record.words
+    means = space.points(record.positions)
+    if means.shape[1] <= FEATURES_IN_TABLE:
         return None
     sample = space.points(record.array("sample"))
     scale = sample.std(axis=0)
     z = (means - sample.mean(axis=0)) / np.where(scale > 0, scale, 1)
     limit = max(float(np.quantile(np.abs(z), 0.995)), 1e-12)
-    figure, axes = svg.new_figure(min(5.6, 2.2 + 0.14 * record.k))
-    image = axes.imshow(z, cmap="cividis", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    axes.grid(visible=False)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=svg.MUTED, labelsize=11, length=0)
-    svg.label_axes(axes, "feature", record.noun)
-    svg.count_ticks(axes)
-    svg.count_ticks(axes, "y")
+    plot = Plot("feature", words.component, height=min(420, 170 + 10 * record.k), whole_x=True, whole_y=True)
+    above = (z > 0)[..., None]
+    pixels = np.where(above, svg.shades(z / limit, svg.PIXEL_ORANGE), svg.shades(-z / limit, svg.PIXEL_BLUE))
+    plot.cells(pixels, svg.ramp(number(-limit, 2), number(limit, 2), (svg.PIXEL_BLUE, svg.PIXEL_ORANGE)))
     caption = (
-        "How far each mean lies from the sample's, in standard deviations of the feature: yellow above, blue below."
+        f"How far each {words.location} is from the sample's mean, in standard deviations of the feature: orange above, "
+        "blue below."
     )
-    alt = f"Heat map of {plural(record.k, 'mean')} over {plural(z.shape[1], 'feature')}."
-    return Chart("Means, feature by feature", svg.to_svg(figure, "means", alt), caption)
+    alt = f"Heat map of {plural(record.k, words.location)} over {plural(z.shape[1], 'feature')}."
+    return Chart(f"{words.location.capitalize()}s, feature by feature", plot.svg(alt), caption)

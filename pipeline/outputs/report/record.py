@@ -1,6 +1,11 @@
-"""What a run directory says: the stored model, the config it came from, and the events on the way.
+"""What a run directory says: the stored model, the config it came from, and the events of the run.
 
-The record is read once and never written; arrays stay on disk until a section of the report asks for them.
+The record is read once and never written; arrays stay on disk until a section of the report asks for them. What an array
+is follows from its dimensions, never from the family: parameters are what is neither history nor a list of rows, and
+
+    weights(component)               sizes
+    (component, feature)             where components are; or log-probabilities, whose exponentials sum to 1
+    covariances, in one of SPREADS   how wide they are
 """
 
 from __future__ import annotations
@@ -15,15 +20,39 @@ import numpy as np
 import yaml
 
 from pipeline.errors import InputError, StorageError
+from pipeline.models.families import words_of
+from pipeline.models.words import Words
 from pipeline.outputs.events import read_events
 
 if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-    from pipeline.models.clusters import ClusterModel as Model
 
-FAMILIES = ("gaussian", "kmeans", "multinomial")
+# Dimensions of arrays that are no parameters: history, and lists of rows.
+_OTHER_DIMENSIONS = {"iteration", "rank", "outlier", "place", "sample_row", "raw_feature"}
+_PLACE = ("component", "feature")
+# Dimensions of `covariances`, and what they are called.
+SPREADS = {
+    ("component", "feature", "feature_2"): "a full covariance each",
+    ("feature", "feature_2"): "one full covariance for all",
+    ("component", "feature"): "a diagonal covariance each",
+    ("component",): "one variance each",
+}
+_ROWS = {"patch": ("patch", "patches"), "image": ("image", "images"), "document": ("document", "documents")}
+# Names in the models of earlier versions.
+_RENAMED = {
+    "exemplar_row": "representative_row",
+    "exemplar_responsibility": "representative_responsibility",
+    "exemplars": "representatives",
+    "misfit": "outlier",
+    "misfits": "outliers",
+    "misfit_row": "outlier_row",
+    "misfit_log_density": "outlier_log_density",
+    "misfit_squared_distance": "outlier_squared_distance",
+    "misfit_word": "outlier_word",
+    "misfit_count": "outlier_count",
+}
 
 
 @dataclass(frozen=True)
@@ -38,15 +67,25 @@ class Record:
     numerics: int | None
     events: list[dict[str, Any]]
 
-    @property
+    # --- what kind of model, of what kind of rows
+
+    @cached_property
     def attrs(self) -> dict[str, Any]:
         """The attributes of `model.zarr`."""
         return {str(key): value for key, value in self.model.attrs.items()}
 
+    @cached_property
+    def words(self) -> Words:
+        """What the model is called: as it says itself, else as its family is called in this version."""
+        stored = self.attrs.get("words")
+        if isinstance(stored, dict) and {"name", "title"} <= stored.keys():
+            return Words(**{key: value for key, value in stored.items() if key in Words._fields})
+        return words_of(str(self.attrs["family"]))
+
     @property
-    def family(self) -> str:
-        """gaussian, kmeans or multinomial."""
-        return str(self.model.attrs["family"])
+    def title(self) -> str:
+        """What was fitted: `A mixture of 200 Gaussians`."""
+        return self.words.entitle(self.k, **{str(dim): size for dim, size in self.model.sizes.items()})
 
     @property
     def data(self) -> dict[str, Any]:
@@ -59,75 +98,177 @@ class Record:
         return str(self.data.get("kind", "rows"))
 
     @property
-    def k(self) -> int:
-        """How many components."""
-        return int(self.model.sizes["component"])
+    def row(self) -> tuple[str, str]:
+        """What one row is called, and several."""
+        return _ROWS.get(self.kind, ("row", "rows"))
 
     @property
-    def noun(self) -> str:
-        """What a component is called in this family."""
-        return "cluster" if self.family == "kmeans" else "component"
+    def k(self) -> int:
+        """How many components; 0 in a model without."""
+        return int(self.model.sizes.get("component", 0))
+
+    @property
+    def n_features(self) -> int:
+        """Columns of a row of the model."""
+        return int(self.model.sizes.get("feature") or self.attrs.get("n_features") or 0)
 
     @property
     def total_weight(self) -> float:
         """Sum of the row weights: what totals are divided by to be per row."""
         return float(self.attrs.get("total_weight") or self.attrs.get("n_rows") or 1)
 
+    # --- parameters, by their dimensions
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[str, ...]]:
+        """Names and dimensions of the parameters; first as the model lists them, then by name."""
+        found = {str(name): tuple(map(str, array.dims)) for name, array in sorted(self.model.data_vars.items())}
+        listed = [name for name in self.attrs.get("parameters") or () if name in found]
+        return {
+            name: found[name]
+            for name in [*listed, *(name for name in found if name not in listed)]
+            if not (
+                _OTHER_DIMENSIONS & set(found[name])
+                or name.startswith(("model.", "preprocess_"))
+                or name.endswith("_se")
+            )
+        }
+
+    @property
+    def spread(self) -> tuple[str, ...] | None:
+        """The dimensions of `covariances`; None where there are none."""
+        dims = self.parameters.get("covariances")
+        return dims if dims in SPREADS else None
+
+    @property
+    def spread_text(self) -> str:
+        """The layout of the covariances in words; empty where there are none."""
+        return "" if self.spread is None else SPREADS[self.spread]
+
+    @cached_property
+    def location(self) -> str | None:
+        """The parameter that says where components are among the rows; None where none does."""
+        return next((name for name in self._places if name != self.log_probabilities), None)
+
+    @cached_property
+    def log_probabilities(self) -> str | None:
+        """The parameter with log-probabilities of the features, which sum to 1 in each component; None where there is none."""
+        for name in self._places:
+            value = self.array(name)
+            if (value <= 0).all() and np.allclose(np.exp(value).sum(axis=1), 1, atol=1e-6):
+                return name
+        return None
+
+    @property
+    def has_topics(self) -> bool:
+        """Whether components are distributions over words."""
+        return self.log_probabilities is not None and (self.kind == "document" or "vocabulary" in self.attrs)
+
+    @property
+    def _places(self) -> list[str]:
+        return [name for name, dims in self.parameters.items() if dims == _PLACE and name != "covariances"]
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """(k, d) where components are. Only for models with a location."""
+        assert self.location is not None
+        return self.array(self.location)
+
     @cached_property
     def weights(self) -> np.ndarray:
-        """(k,) share of the rows of each component, in stored order."""
-        return self.array("weights")
+        """(k,) share of the rows of each component, in stored order; where no weights are stored, at the last E-step."""
+        if self.has("weights") or not self.has("n_effective"):
+            return self.array("weights")
+        last = self.array("n_effective")[-1]
+        return np.asarray(last / last.sum())
 
     @cached_property
-    def means(self) -> np.ndarray:
-        """(k, d) means, centres, or log-probabilities of words."""
-        return self.array({"kmeans": "centers", "multinomial": "log_prob"}.get(self.family, "means"))
+    def representatives(self) -> np.ndarray:
+        """(k, m) the rows of highest responsibility of each component, at most five; -1 where there is none."""
+        if not self.has("representative_row"):
+            return np.empty((self.k, 0), np.int64)
+        return self.array("representative_row")[:, :5]
 
     def with_parameters(self, arrays: Mapping[str, np.ndarray]) -> Record:
-        """The same run with the parameters of an earlier iteration, which come in the order that components had then."""
-        order = np.asarray(self.model.attrs.get("order", range(self.k)))
+        """The same run with the parameters of an earlier iteration, whose components are in the order of that iteration."""
+        order = np.asarray(self.attrs.get("order", range(self.k)))
         named = {}
         for name, value in arrays.items():
             dims = self.model[name].dims
-            named[name] = (dims, value[order] if dims[0] == "component" else value)
-        return replace(self, model=self.model.assign(named))
+            for axis, dim in enumerate(dims):
+                if str(dim).startswith("component"):
+                    value = value.take(order, axis)
+            named[name] = (dims, value)
+        moment = replace(self, model=self.model.assign(named))
+        moment.__dict__.update(location=self.location, log_probabilities=self.log_probabilities)  # the same arrays
+        return moment
+
+    # --- the objective
+
+    @property
+    def final(self) -> float | None:
+        """The objective of the stored parameters, as it is reported: a total."""
+        value = self.attrs.get(f"final_{self.words.series}")
+        return None if value is None else float(value)
+
+    @property
+    def penalty(self) -> float:
+        """What the iterations raise beside the reported objective, per row: a log prior, or the entropy of hard labels."""
+        raised = next((r.get("objective") for r in self.attrs.get("restarts") or () if r.get("chosen")), None)
+        if raised is None or self.final is None:
+            return 0.0
+        added = self.words.sign * float(raised) - self.final
+        return 0.0 if abs(added) <= 1e-9 * abs(self.final) else added / self.total_weight
+
+    # --- the model itself, to compute with
 
     @cached_property
-    def fitted(self) -> tuple[Model, Any] | None:
-        """The stored model and its parameters, to compute with; None where the store says too little to make them."""
-        if "data_mean" not in self.model.attrs:
+    def fitted(self) -> tuple[Any, Any] | None:
+        """The stored model and its parameters.
+
+        None where the store says too little to make them, or the family is one of the user's own, whose code is not here.
+        """
+        if "data_mean" not in self.attrs:
             return None
         from pipeline.outputs.model_store import load_model
 
         try:
             return load_model(self.model)[:2]
+        except InputError:
+            return None
         except Exception as error:  # as in `array`
             raise StorageError(f"model.zarr: cannot be read ({error}). Run the job again.") from error
 
-    @cached_property
-    def collapsed(self) -> list[int]:
-        """Components of a mixture that ended with too few rows, or no width, to mean anything."""
-        from pipeline.models.mixture import Mixture
+    @property
+    def collapsed(self) -> int:
+        """How many components ended with too few rows, or without width, as the run counted them."""
+        return int(self.attrs.get("collapsed") or 0)
 
-        model, params = self.fitted or (None, None)
-        if not isinstance(model, Mixture):
-            return []
-        return [k for k, _ in model.collapsed(params, self.weights * self.total_weight)]
+    # --- arrays, labels, events, options
 
     def has(self, name: str) -> bool:
         """Whether the model stores this array."""
         return name in self.model.variables
 
     def array(self, name: str) -> np.ndarray:
-        """One array of the model, read now; StorageError naming it when absent or damaged."""
+        """One array of the model, read now.
+
+        Raises
+        ------
+        StorageError
+            When it is absent or damaged.
+        """
         if name not in self.model.variables:
-            raise StorageError(f"model.zarr has no array {name}, which a {self.family} model stores. Run it again.")
+            raise StorageError(
+                f"model.zarr: it has no array {name!r}, which this version of em-pipeline expects. "
+                "Run the job again, or make the report with the version that ran it."
+            )
         try:
             return np.asarray(self.model[name].values)
         except Exception as error:  # zarr codecs raise what they like: every one of them is a damaged store
             raise StorageError(f"model.zarr: {name} cannot be read ({error}). Run the job again.") from error
 
-    def labelled(self, name: str) -> zarr.Array[Any] | None:
+    def label_array(self, name: str) -> zarr.Array[Any] | None:
         """An array of labels.zarr, on disk; None where the run wrote none or it cannot be opened."""
         import zarr
 
@@ -138,7 +279,7 @@ class Record:
 
     def labels_of(self, rows: np.ndarray) -> list[int | None]:
         """The components of some rows, None where they are not known. Raises StorageError if labels.zarr is damaged."""
-        label = self.labelled("label")
+        label = self.label_array("label")
         if label is None:
             return [None] * len(rows)
         found = [int(_read(label, int(row))) if row < label.shape[0] else -1 for row in rows]
@@ -146,15 +287,15 @@ class Record:
 
     def pictures_of(self, rows: np.ndarray) -> list[str]:
         """The names of the pictures that some rows are cut from; empty where rows are not."""
-        starts, names = self.labelled("picture_start"), self.labelled("picture")
+        starts, names = self.label_array("picture_start"), self.label_array("picture")
         if starts is None or names is None or self.kind != "patch":
             return [""] * len(rows)
         every = _read(names, slice(None))
         return [str(every[i]) for i in np.searchsorted(_read(starts, slice(None)), rows, side="right") - 1]
 
     def top_responsibilities(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(n, m) components and responsibilities of all rows, block by block; nothing where labels.zarr keeps none."""
-        component, share = self.labelled("top_component"), self.labelled("top_responsibility")
+        """(n, m) components and responsibilities of all rows, block by block; nothing where labels.zarr has none."""
+        component, share = self.label_array("top_component"), self.label_array("top_responsibility")
         if component is not None and share is not None:
             for start in range(0, component.shape[0], component.chunks[0]):
                 rows = slice(start, start + component.chunks[0])
@@ -173,17 +314,27 @@ class Record:
 def read_record(run: Path) -> Record:
     """Read a run directory.
 
-    Raises InputError where there is no finished model, StorageError where one is damaged.
+    Raises
+    ------
+    InputError
+        Where there is no finished model.
+    StorageError
+        Where there is a damaged one.
     """
     store = run / "model.zarr"
     if not run.is_dir():
         raise InputError(f"{run}: no such directory. Give the run directory that `em-pipeline run` printed.")
+    resolved = _read_yaml(run / "config.yaml")
+    if not store.is_dir() and "prediction_of" in resolved:
+        raise InputError(
+            f"{run}: holds labels of other rows, which have no report of their own. The report of their model is "
+            f"`em-pipeline report {resolved['prediction_of']}`."
+        )
     if not store.is_dir():
         raise InputError(
             f"{run}: no model.zarr in it, and a report needs a finished model. "
             f"Finish the run with `em-pipeline resume {run}`, or start one with `em-pipeline run CONFIG`."
         )
-    resolved = _read_yaml(run / "config.yaml")
     numerics = resolved.get("numerics")
     return Record(
         run=run,
@@ -213,13 +364,13 @@ def _open_model(store: Path) -> xr.Dataset:
         model: xr.Dataset = xr.open_zarr(store, consolidated=False, chunks=None)
     except Exception as error:  # as above: whatever zarr raises, the store is damaged
         raise StorageError(f"{store}: cannot be opened ({error}). Run the job again with --overwrite.") from error
-    family = model.attrs.get("family")
-    if family not in FAMILIES or "component" not in model.sizes:
+    if not isinstance(model.attrs.get("family"), str):
         raise StorageError(
-            f"{store}: family came as {family!r}, expected one of {', '.join(FAMILIES)} with a component axis. "
+            f"{store}: got no attribute `family`, expected a model that em-pipeline stored. "
             "Run the job again with --overwrite."
         )
-    return model
+    present = {old: new for old, new in _RENAMED.items() if old in model.variables or old in model.dims}
+    return model.rename(present)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Where the time went, from the events alone.
+"""The time and memory of a run, from the events alone.
 
-A pass that was repeated after a crash took its time twice and counts twice; missing fields count as nothing.
+A pass that was repeated after a crash took its time twice and counts twice; missing fields count as nothing. No event is
+needed. The report is written between `stored`, once the model and the labels are there, and `finished`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.outputs.report.formatting import parse_time, plural
 from pipeline.outputs.report.record import Record
-from pipeline.outputs.report.words import parse_time, plural
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Planned:
-    """What was known before, and what came; in bytes or seconds."""
+    """A figure of the plan, and the measured one; in bytes or seconds."""
 
     name: str
     note: str
     planned: float
-    seen: float
+    measured: float
     is_bytes: bool
 
 
@@ -53,7 +54,7 @@ def timing(record: Record) -> Timing:
     """Sum the events up."""
     passes = [{**p, "rows": _field(p, "rows"), "seconds": _field(p, "seconds")} for p in record.of("pass")]
     parts = [
-        ("profile", "one read of the data: mean, spread, sample", record.of("profile")),
+        ("profile", "one read of the data: mean, covariance, sample", record.of("profile")),
         ("start", _init_note(record), record.of("init")),
         ("passes", plural(len(passes), "pass", "passes") + " over the data", passes),
         ("checkpoints", plural(len(record.of("checkpoint")), "generation"), record.of("checkpoint")),
@@ -62,51 +63,52 @@ def timing(record: Record) -> Timing:
     ]
     timed = [(name, note, sum(_field(entry, "seconds") for entry in entries)) for name, note, entries in parts]
     known = sum(spent for *_, spent in timed)
-    total = _total(record.events)
-    if total is not None and total - known > 0.01 * total:
-        timed.append(("everything else", "opening, waiting, writing the model", total - known))
+    sessions = _sessions(record.events)
+    total = sum(map(_duration, sessions))  # without the time between sessions
+    if total - known > 0.01 * total:
+        timed.append(("everything else", "opening the data, waiting, writing the model", total - known))
     longest = max((spent for *_, spent in timed), default=0.0)
     busy = sum(p["seconds"] for p in passes)
     reads = [*passes, *record.of("profile")]
     workers = [p["workers"] for p in passes if isinstance(p.get("workers"), int)]
-    peaks = [_field(entry, "peak_pss") for entry in record.of("finished")]
+    peak = max((_field(entry, "peak_pss") for entry in record.events), default=0.0)
     return Timing(
-        total=total if total is not None else (known or None),
-        sessions=max(1, len(_sessions(record.events))),
+        total=max(total, known) or None,
+        sessions=max(1, sum(session[0].get("event") in ("start", "resume") for session in sessions)),
         passes=passes,
         parts=[Part(name, note, spent, spent / longest) for name, note, spent in timed if spent > 0],
         rows_per_second=sum(p["rows"] for p in passes) / busy if busy > 0 else None,
         bytes_read=sum(_field(entry, "bytes_read") for entry in reads),
-        peak_pss=max(peaks, default=0) or None,
+        peak_pss=peak or None,
         workers=max(workers, default=None),
-        planned=_planned(record, passes, max(peaks, default=0)),
+        planned=_planned(record, passes, peak),
     )
 
 
 def _planned(record: Record, passes: list[dict[str, Any]], peak_pss: float) -> list[Planned]:
-    """The plan of memory, and what the first iteration said of all, against what happened."""
+    """The plans of memory and disk, and what the first iteration predicted for all, beside what was measured."""
     plans = [entry["plan"] for entry in record.of("start") if isinstance(entry.get("plan"), dict)]
     found = []
     if plans and peak_pss > 0 and _field(plans[-1], "peak") > 0:
-        kept = bool(record.option("engine", "keep_decoded"))
-        limit = _field(plans[-1], "limit" if kept else "peak")
+        in_memory = bool(record.option("engine", "keep_decoded"))
+        limit = _field(plans[-1], "limit" if in_memory else "peak")
         found.append(Planned("Peak memory", "at most, from the sizes of chunks and model", limit, peak_pss, True))
     disk = plans[-1].get("disk") if plans else None
     if isinstance(disk, dict):
         kinds = ("checkpoints", "iterations", "models", "labels")
         note = "at most, before compression: " + ", ".join(kind for kind in kinds if _field(disk, kind))
         found.append(Planned("Disk", note, _field(disk, "total"), float(_stored(record.run)), True))
-    whole = max((p["rows"] for p in passes), default=0.0)  # a block of a sweep says little of a pass
+    whole = max((p["rows"] for p in passes), default=0.0)  # one block says little about a pass over all
     steps = [p["seconds"] for p in passes if p["rows"] >= whole and not p.get("final") and not p.get("refit")]
     most = max((_field(p, "max_iter") for p in passes), default=0.0)
     if len(steps) > 1 and most:
-        note = f"as long as the first for each of {most:.0f} iterations; there were {len(steps)} passes"
+        note = f"{most:.0f} iterations as long as the first one; there were {len(steps)} passes"
         found.append(Planned("Iterations", note, most * steps[0], sum(steps), False))
     return found
 
 
 def _stored(run: Path) -> int:
-    """Bytes of what the plan of the disk is of: all but the page and the log."""
+    """Bytes of what the plan of the disk counts: all but the page and the log."""
     files = (
         path
         for name in ("checkpoints", "iterations", "model.zarr", "candidates.zarr", "labels.zarr")
@@ -126,27 +128,24 @@ def _field(entry: dict[str, Any], name: str) -> float:
 
 
 def _sessions(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Events of each process that worked on the run: `start` begins one, so does a `resume` not just after it."""
+    """Events of each process that worked on the run.
+
+    `start` begins a session, so does a `resume` unless it follows directly, and whatever comes after `finished`.
+    """
     sessions: list[list[dict[str, Any]]] = []
-    before = None
+    before = "finished"
     for entry in events:
-        event = entry.get("event")
-        if not sessions or event == "start" or (event == "resume" and before != "start"):
+        event = str(entry.get("event"))
+        if before == "finished" or event == "start" or (event == "resume" and before != "start"):
             sessions.append([])
         sessions[-1].append(entry)
         before = event
     return sessions
 
 
-def _total(events: list[dict[str, Any]]) -> float | None:
-    """Wall-clock seconds of all sessions up to the last `finished`, without the nights between them."""
-    ends = [i for i, entry in enumerate(events) if entry.get("event") == "finished"]
-    worked = events[: ends[-1] + 1] if ends else events
-    total = 0.0
-    for session in _sessions(worked):
-        if session[-1].get("event") == "finished" and _field(session[-1], "seconds") > 0:
-            total += _field(session[-1], "seconds")
-            continue
-        times = [when for entry in session if (when := parse_time(entry.get("time"))) is not None]
-        total += (times[-1] - times[0]).total_seconds() if times else 0.0
-    return total or None
+def _duration(session: list[dict[str, Any]]) -> float:
+    """Wall-clock seconds of a session: as its last event says, else from its first event to its last."""
+    if session[-1].get("event") in ("stored", "finished") and _field(session[-1], "seconds") > 0:
+        return _field(session[-1], "seconds")
+    times = [when for entry in session if (when := parse_time(entry.get("time"))) is not None]
+    return (times[-1] - times[0]).total_seconds() if times else 0.0

@@ -37,14 +37,9 @@ class Topic:
 
 def topics(record: Record) -> list[Topic]:
     """Every component with its likeliest words, in stored order."""
-    theta = np.exp(record.means)
+    theta = np.exp(_log_probabilities(record))
     overall = _overall(record, theta)
     vocabulary = record.attrs.get("vocabulary") or []
-    rows = (
-        record.array("representative_row")[:, :5]
-        if record.has("representative_row")
-        else np.empty((record.k, 0), np.int64)
-    )
     result = []
     for k in range(record.k):
         top = np.argsort(-theta[k], kind="stable")[:WORDS]
@@ -58,20 +53,26 @@ def topics(record: Record) -> list[Topic]:
             )
             for w in top
         ]
-        result.append(Topic(k, float(record.weights[k]), words, [int(row) for row in rows[k] if row >= 0]))
+        rows = [int(row) for row in record.representatives[k] if row >= 0]
+        result.append(Topic(k, float(record.weights[k]), words, rows))
     return result
 
 
 def likeliest(record: Record, components: Sequence[int], words: int) -> list[list[str]]:
     """The likeliest words of some components, the likeliest first."""
     vocabulary = record.attrs.get("vocabulary") or []
-    top = np.argsort(-record.means[list(components)], axis=1, kind="stable")[:, :words]
+    top = np.argsort(-_log_probabilities(record)[list(components)], axis=1, kind="stable")[:, :words]
     return [[word(vocabulary, w) for w in line] for line in top]
 
 
 def word(vocabulary: Sequence[str], w: int) -> str:
     """A word by its number; without a vocabulary, the number."""
     return str(vocabulary[w]) if w < len(vocabulary) else f"word {w}"
+
+
+def _log_probabilities(record: Record) -> np.ndarray:
+    assert record.log_probabilities is not None
+    return record.array(record.log_probabilities)
 
 
 def _overall(record: Record, theta: np.ndarray) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""What the `data` sections of all sources have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Variant
+from pipeline.data.chunks import Chunks
+from pipeline.data.column import Column, RowColumn
+from pipeline.data.files import is_url
+from pipeline.data.source import Source
+
+
+class DataSection(Variant):
+    """What to read. A source derives from this, with `source` a Literal of its name, options of its own, and `open`.
+
+    Attributes
+    ----------
+    sparse : bool
+        Whether rows are sparse counts, which are never made dense.
+    reads_files, reads_stores : bool
+        Whether rows come from files, or from zarr stores, beside weights and labels.
+    """
+
+    source: str = Field("bundled", description="what kind of data this is")
+    weights: str | None = Field(None, description="path of a .npy or .zarr with one non-negative weight a row")
+    labels: str | None = Field(None, description="path of a .npy or .zarr with one integer a row; -1: unknown")
+    bad_rows: Literal["error", "drop"] = Field("error", description="what to do about rows with NaN or inf")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="passed on to fsspec; never written to the run directory"
+    )
+    missing_chunks: Literal["error", "fill"] = Field(
+        "error", description="of zarr stores; fill: chunks that are not stored hold nothing but the fill value"
+    )
+
+    sparse: ClassVar[bool] = False
+    reads_files: ClassVar[bool] = False
+    reads_stores: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> Self:
+        beside = self.weights is not None or self.labels is not None
+        if self.storage_options and not (self.reads_files or beside):
+            raise ValueError(
+                f"storage_options: source {self.source} reads no files without weights or labels; leave it out"
+            )
+        if self.missing_chunks != "error" and not (self.reads_stores or beside):
+            raise ValueError(
+                f"missing_chunks: source {self.source} reads no stores without weights or labels; leave it out"
+            )
+        return self
+
+    @abstractmethod
+    def open(self) -> Source:
+        """Open and check the rows, before anything is computed.
+
+        Raises
+        ------
+        InputError
+            If they cannot be used.
+        StorageError
+            If they are damaged.
+        """
+
+    def open_chunks(self) -> Chunks:
+        """Open the rows with their weights and labels. Raises what `open` does."""
+        source = self.open()
+        weights, labels = (self.open_column(what, source) for what in ("weights", "labels"))
+        return Chunks(source, weights, labels=labels)
+
+    def open_column(self, what: str, source: Source) -> Column | None:
+        """Open the column of weights or labels.
+
+        Parameters
+        ----------
+        what : {"weights", "labels"}
+        source : Source
+            The rows, as `open` returned them.
+
+        Returns
+        -------
+        Column or None
+            None where there is none.
+        """
+        path = getattr(self, what)
+        if path is None:
+            return None
+        return RowColumn.open(path, source.n_rows, what, None, self.storage_options, self.missing_chunks)
+
+    def converted_in(self, folder: str) -> Self:
+        """Return the same section, which writes what must be converted to a folder, and never beside the input."""
+        return self
+
+
+class FileSection(DataSection):
+    """A source that reads files: local paths or fsspec URLs."""
+
+    path: str = Field(description="a file, or any fsspec URL")
+
+    reads_files: ClassVar[bool] = True
+
+
+class ConvertedSection(FileSection):
+    """A source whose files may have to be converted before they can be read by chunk."""
+
+    cache: str | None = Field(
+        None, description="folder of the converted copy, which workers must see; null: the folder of the input"
+    )
+
+    def converted_in(self, folder: str) -> Self:
+        refused = is_url(self.path) and self.cache is None  # by `open`
+        return self if refused else self.model_copy(update={"cache": folder})

@@ -1,0 +1,28 @@
+"""Rows in a `.npy` file, as numpy.save writes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.data.files import absolute, open_binary, opening
+from pipeline.data.section import FileSection
+from pipeline.data.source import row_dtype
+from pipeline.data.table import TableSource, npy_header, refuse_short
+
+
+class NpySection(FileSection):
+    """A two-dimensional array in a .npy file, in C or Fortran order."""
+
+    source: Literal["npy"] = Field("npy", description="an array that numpy.save has written")
+    path: str = Field(description="a .npy file, or an fsspec URL of one")
+
+    def open(self) -> TableSource:
+        path = absolute(self.path)
+        with opening(path), open_binary(path, self.storage_options) as stream:
+            shape, columns_first, dtype, offset = npy_header(stream, path)
+            row_dtype(path, shape, dtype)
+            refuse_short(stream, path, offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        return TableSource(path, self.storage_options, offset, shape, dtype, columns_first and len(shape) > 1)

@@ -1,0 +1,116 @@
+"""Rows in zarr: a plain array, one variable of a group (xarray's too), or a sparse matrix in anndata's layout."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import zarr
+from pydantic import Field
+
+from pipeline.data.csr import CsrSource
+from pipeline.data.files import native
+from pipeline.data.section import FileSection
+from pipeline.data.source import Source, even_bounds, row_dtype, rows_per_target
+from pipeline.data.stores import ZarrPlace, listing, unprotected
+from pipeline.errors import InputError
+
+
+class ZarrSection(FileSection):
+    """A zarr array, one variable of a group, or a CSR matrix in anndata's layout."""
+
+    source: Literal["zarr"] = Field("zarr", description="a zarr store, such as xarray and anndata write")
+    path: str = Field(description="a zarr store, or an fsspec URL of one")
+    variable: str | None = Field(None, description="which array of a group; null: the only two-dimensional one")
+    vocabulary: str | None = Field(None, description="of a CSR matrix: path of a text file with one word a line")
+
+    reads_stores: ClassVar[bool] = True
+
+    def open(self) -> Source:
+        place, node = self._node()
+        if isinstance(node, zarr.Group):
+            encoding = node.attrs.get("encoding-type")
+            if encoding == "csr_matrix":
+                return CsrSource(place, node, self.vocabulary, options=self.storage_options)
+            if encoding == "csc_matrix":
+                raise InputError(f"{place}: is stored by columns (csc_matrix), expected rows. Write it as csr_matrix.")
+            tables = [name for name, array in node.arrays() if array.ndim == 2]
+            if len(tables) != 1:
+                raise InputError(f"{place}: is a group, expected one 2-d array. Set data.variable. {listing(node)}")
+            place = place.child(tables[0])
+            node = node[tables[0]]
+        if self.vocabulary is not None:
+            raise InputError(f"data.vocabulary: {place} is a dense array, expected a CSR matrix. Remove it.")
+        _refuse_encoded(str(place), node)
+        return ZarrSource(place, node)
+
+    def _node(self) -> tuple[ZarrPlace, Any]:
+        """The array or group that the section names, and where it is."""
+        place = ZarrPlace(self.path, self.storage_options, self.missing_chunks)
+        node = place.open_first()
+        if self.variable is None:
+            return place, node
+        if isinstance(node, zarr.Array):
+            raise InputError(f"data.variable: got {self.variable!r}, but {place} is an array. Remove it.")
+        place = place.child(self.variable.strip("/"))
+        try:
+            found = place.name in node
+        except ValueError:  # zarr refuses a name with .. in it
+            found = False
+        if not found:
+            raise InputError(f"{place}: there is no such array. {listing(node)}")
+        return place, place.open_first()
+
+
+class ZarrSource(Source):
+    """Rows of a two-dimensional zarr array: whole stored chunks (or shards) of rows at a time.
+
+    Parameters
+    ----------
+    place : ZarrPlace
+    array : zarr.Array
+        The opened array at `place`.
+    """
+
+    def __init__(self, place: ZarrPlace, array: Any) -> None:
+        self.dtype = row_dtype(str(place), array.shape, array.dtype)
+        self.n_features = int(array.shape[1])
+        self.stored_chunk: tuple[int, int] = tuple(array.shards or array.chunks)  # rows, features of an object
+        unit = int(self.stored_chunk[0])
+        self.bounds = even_bounds(int(array.shape[0]), rows_per_target(self.n_features, self.dtype.itemsize, unit))
+        self._place = place
+        codecs = unprotected(array)
+        self._unprotected = None if codecs is None else f"{place} (codecs: {codecs})"
+
+    def read(self, i: int) -> np.ndarray:
+        start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
+        return native(self._place.read(start, stop, then=stop - start), self.dtype)
+
+    def object_sizes(self) -> list[int]:
+        return self._place.object_sizes()
+
+    def unprotected(self) -> str | None:
+        return self._unprotected
+
+
+def _refuse_encoded(what: str, array: Any) -> None:
+    """Refuse an array whose numbers are not the values: packed, or with a number that stands for "missing" (CF)."""
+    for name in ("scale_factor", "add_offset", "_FillValue", "missing_value"):
+        value = array.attrs.get(name)
+        if value is None or (name in ("_FillValue", "missing_value") and _is_nan(value)):
+            continue
+        raise InputError(
+            f"{what}: got the attribute {name}={value!r}, expected plain values (missing ones as NaN). "
+            "Write the decoded values, for example with xarray and an empty encoding, or delete the attribute."
+        )
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a fill value is NaN; xarray writes floats in base64."""
+    try:
+        number = struct.unpack("<d", base64.standard_b64decode(value))[0] if isinstance(value, str) else float(value)
+    except (ValueError, TypeError, struct.error):
+        return isinstance(value, str) and value.lower() == "nan"
+    return bool(np.isnan(number))

@@ -1,0 +1,78 @@
+"""Starts that the user supplies in a file: labels of the rows, or parameters by name."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import zarr
+
+from pipeline.config import Fit
+from pipeline.data.chunks import Chunks
+from pipeline.data.column import RowColumn
+from pipeline.data.files import refuse_absent
+from pipeline.data.section import DataSection
+from pipeline.errors import InputError
+
+
+class UserStart(NamedTuple):
+    """Where the user wants the fit to start; empty where nothing is supplied.
+
+    Attributes
+    ----------
+    labels : RowColumn or None
+        Of the rows.
+    arrays : dict or None
+        Parameters by name.
+    """
+
+    labels: RowColumn | None = None
+    arrays: dict[str, np.ndarray] | None = None
+
+    def fingerprint(self, chunks: Chunks) -> str | None:
+        """Return the SHA-256 of the parameters, or of the labels of the chunks that are hashed; None if there are none."""
+        if self == UserStart():
+            return None
+        content = hashlib.sha256()
+        for name, array in sorted((self.arrays or {}).items()):
+            content.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+        if self.labels is not None:
+            for i in chunks.hashed():
+                content.update(self.labels.read(*chunks.rows(i)).tobytes())
+        return content.hexdigest()
+
+
+def user_start(fit: Fit, data: DataSection, n_rows: int) -> UserStart:
+    """Read what `fit.init_path` names.
+
+    Parameters
+    ----------
+    fit : Fit
+    data : DataSection
+        Says what an absent chunk of labels means.
+    n_rows : int
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    path = fit.init_path
+    if path is None:
+        return UserStart()
+    if fit.init == "labels":
+        return UserStart(labels=RowColumn.open(path, n_rows, "labels", missing_chunks=data.missing_chunks))
+    refuse_absent(path, "fit.init_path")
+    try:
+        if path.endswith(".npz"):
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                return UserStart(arrays={name: stored[name] for name in stored.files})
+        group = zarr.open_group(path, mode="r")
+        arrays = {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
+        return UserStart(arrays=arrays)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(
+            f"fit.init_path {path}: cannot be read ({error}), expected an .npz or .zarr of arrays. Write it again."
+        ) from error

@@ -1,0 +1,1 @@
+"""The one driver of a fit: for the command, the Python classes and `check`."""

@@ -1,0 +1,210 @@
+"""What a job needs, derived once from its config and the shapes of its chunks, and handed on; what cannot work is refused.
+
+Models, their parameters and attachments state their own bytes; the plan adds them up. Memory decides how many tasks run at
+once, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import TILE_BYTES
+from pipeline.data.chunks import Chunks
+from pipeline.data.profile import PROFILE_TILE, Profile, ProfileJob
+from pipeline.data.sample import SampleRows, n_sampled, row_bytes
+from pipeline.em.accumulate import STORED
+from pipeline.em.heldout import Units
+from pipeline.em.search import PRINCIPAL
+from pipeline.engine.cluster import uses_processes
+from pipeline.engine.memory import IMPORTS, Plan, plan, task_bytes
+from pipeline.engine.tree import shard_level
+from pipeline.errors import InputError
+from pipeline.jobconfig import Config
+from pipeline.models import schema
+from pipeline.models.base import LatentModel
+from pipeline.models.clusters import ClusterModel, NoRows
+from pipeline.models.families import FAMILIES
+from pipeline.models.starts import ROUNDS
+from pipeline.outputs.labels import BLOCK_ROWS
+from pipeline.outputs.labels import row_bytes as label_bytes
+
+MIN_SAMPLE_ROWS = 2000
+SAMPLE_PER_COMPONENT = 20
+SAMPLE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What follows from config and chunks.
+
+    Attributes
+    ----------
+    models : tuple of LatentModel
+        One for each candidate, of no rows in particular: they say how large things are.
+    sample_rows : tuple of int
+        Rows that a profile stores for each candidate alone: for starts and pictures.
+    search_rows : tuple of int
+        Rows in memory that the search for a start of each candidate uses; empty where there is no search.
+    """
+
+    config: Config
+    models: tuple[LatentModel, ...]
+    sample_rows: tuple[int, ...]
+    search_rows: tuple[int, ...]
+    n_rows: int
+    n_features: int
+    sparse: bool
+
+    @property
+    def searches(self) -> bool:
+        """Whether a search on rows in memory looks for the start."""
+        return bool(self.search_rows)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the parameters of all candidates."""
+        return sum(schema.n_bytes(model.fields, model.sizes) for model in self.models)
+
+    def profile_job(self) -> ProfileJob:
+        """What the profiling pass computes of each chunk."""
+        full = any(step.kind in ("pca", "zca") for step in self.config.preprocess)
+        moments = "none" if self.sparse else "matrix" if full else self.config.model.second_moments
+        return ProfileJob(moments, max(self.sample_rows), self.config.fit.random_state)
+
+    def sampling(self) -> list[SampleRows]:
+        """The job that samples rows for the search, where there is one; with several candidates for the largest."""
+        if not self.searches:
+            return []
+        return [SampleRows(max(self.search_rows) / self.n_rows, self.config.fit.random_state)]
+
+    def search_share(self, candidate: int) -> float:
+        """The share of all rows that the search of a candidate uses."""
+        return self.search_rows[candidate] / self.n_rows
+
+
+def plan_job(config: Config, chunks: Chunks) -> JobPlan:
+    """Derive what a job needs.
+
+    Raises
+    ------
+    InputError
+        If these rows cannot be fitted as the config asks.
+    """
+    _refuse_impossible(config, chunks)
+    # pca is the only step that changes how many features there are.
+    d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
+    models, largest = tuple(config.models(NoRows(d))), [max(c.model.n_components) for c in config.candidates()]
+    sample = tuple(_sample_rows(k, chunks.n_features) for k in largest)
+    search = tuple(n_sampled(chunks, k) for k in largest) if _searches(config, models) else ()
+    return JobPlan(config, models, sample, search, chunks.n_rows, chunks.n_features, chunks.source.sparse)
+
+
+def _sample_rows(k: int, n_features: int) -> int:
+    """Enough for k components, within a fixed number of bytes."""
+    affordable = SAMPLE_BYTES // (8 * n_features)
+    return max(k, min(max(MIN_SAMPLE_ROWS, SAMPLE_PER_COMPONENT * k), affordable))
+
+
+def _searches(config: Config, models: tuple[LatentModel, ...]) -> bool:
+    """A start that the user supplies is refined where it is, and fixed locations stay."""
+    if config.fit.method == "em" or config.fit.init in ("explicit", "labels"):
+        return False
+    return all(isinstance(model, ClusterModel) and model.location not in model.fixed for model in models)
+
+
+def _refuse_impossible(config: Config, chunks: Chunks) -> None:
+    k, family = max(config.model.n_components), config.model.family
+    if k > chunks.n_rows:
+        raise InputError(
+            f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}."
+        )
+    if chunks.source.sparse and not config.model.sparse:
+        fits = " or ".join(name for name in FAMILIES if FAMILIES[name].sparse)
+        raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use {fits}.")
+    Units.of(chunks.source, config.select.heldout, config.fit.random_state)
+
+
+def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
+    """As many tasks at a time as engine.memory allows. Raises InputError, with advice, when not even one fits.
+
+    The statistics of all candidates stand beside each other, as those of restarts do.
+    """
+    config = job.config
+    engine, n_init, k = config.engine, config.fit.n_init, max(config.model.n_components)
+    rows = int(np.diff(chunks.source.bounds).max())
+
+    def task(stats: int, tiles: int = TILE_BYTES, jobs: int = 1) -> int:
+        # A binary counter over the chunks of a task holds as many partial sums as it has bits, and two while it adds.
+        return task_bytes(chunks.chunk_bytes(), rows, stats * jobs, tiles, shard_level(chunks.n_chunks, 1, 0.0) + 2)
+
+    d = job.models[0].sizes.get("feature", chunks.n_features)
+    statistics = sum(model.e_step_bytes() for model in job.models)
+    square = chunks.n_features**2 * 8 if config.preprocess or config.model.second_moments == "matrix" else 0
+    sample = min(max(job.sample_rows), chunks.n_rows) * row_bytes(chunks)
+    # The profile looks at some thousand rows at a time in float64: themselves, about their mean, and weighted.
+    look = 0 if chunks.source.sparse else 3 * 8 * min(PROFILE_TILE, rows) * chunks.n_features
+    # A round of k-means|| draws 2K rows; the candidates of all rounds are dense, and looked up in a form of their own.
+    drawn = 2 * k * d * 8 if config.fit.init == "k-means||" and not job.searches else 0
+    drawing = task(drawn, jobs=n_init * len(job.models)) + 2 * ROUNDS * drawn
+    fitting = max(task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, jobs=n_init))
+    # A block of labels is filled and concatenated while two finished ones wait to be written.
+    labelling = task(0) + 4 * BLOCK_ROWS * max(label_bytes(model, config.output.top_k) for model in job.models)
+    # Rows for the search are sampled, then put in order: for a moment they are there twice.
+    in_memory = 2 * max(job.search_rows, default=0) * row_bytes(chunks)
+    if in_memory and d > 2 * PRINCIPAL and all(m.search.principal for m in job.models if isinstance(m, ClusterModel)):
+        in_memory += 8 * PRINCIPAL * max(job.search_rows)  # their principal components stand beside them
+    stored = STORED[config.fit.method] if job.models[0].has_bound else 0  # statistics between two passes
+    # What is stored is there once more while a checkpoint is written.
+    driver = (8 + 2 * stored) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + in_memory
+    errors = 0
+    if config.output.standard_errors:
+        full = config.output.standard_errors is True
+        information = max(model.score_products(None, full).nbytes for model in job.models)
+        errors = task(information)
+        driver = max(driver, 8 * information)
+    each, processes = max(fitting, labelling, errors), uses_processes(engine)
+    return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes, imports)
+
+
+def refuse_negative(config: Config, profile: Profile) -> None:
+    """Raise InputError for counts below 0."""
+    if config.model.counts and profile.low.min() < 0:
+        raise InputError(
+            f"counts: the lowest value is {profile.low.min():g}; a {config.model.words.name} needs counts of 0 or more. "
+            "Choose a model.family for rows of other numbers."
+        )
+
+
+def warnings_of(config: Config, profile: Profile) -> list[str]:
+    """What the profile shows that a person should know."""
+    found = []
+    if profile.n_bad:
+        found.append(f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")
+    if config.model.counts:
+        return found
+    constant = profile.constant_features()
+    if len(constant):
+        found.append(f"{len(constant)} features have one value only: {_first(constant)}")
+    floor = getattr(config.model, "reg_covar", None)
+    if floor is not None and not config.preprocess:
+        variance = profile.covariance if profile.covariance.ndim == 1 else np.diagonal(profile.covariance)
+        hidden = np.setdiff1d(np.flatnonzero(variance < floor), constant)
+        if len(hidden):
+            found.append(
+                f"the variance of {len(hidden)} features is below model.reg_covar {floor:g}, which hides their "
+                f"clusters: {_first(hidden)}. Rescale the data, or lower it"
+            )
+    distinct, n = profile.distinct_sample_rows(), len(profile.sample.row)
+    fewer = distinct < min(max(config.model.n_components), n)
+    if fewer or 2 * distinct <= n:
+        found.append(
+            f"the sample of {n} rows has {distinct} distinct ones" + (", fewer than n_components" if fewer else "")
+        )
+    return found
+
+
+def _first(indices: Array) -> str:
+    return ", ".join(str(i) for i in indices[:10]) + (", …" if len(indices) > 10 else "")

@@ -1,0 +1,197 @@
+"""The config of a job, composed of the sections of data, models and all the rest; and what is checked across sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from pipeline.config import EngineSection, Fit, Output, Preprocess, Section, Select, loading
+from pipeline.config.syntax import Place
+from pipeline.config.template import commented
+from pipeline.config.variants import OUTSIDE
+from pipeline.data.section import DataSection
+from pipeline.data.sources import SOURCES
+from pipeline.errors import InputError, did_you_mean
+from pipeline.models.base import LatentModel
+from pipeline.models.clusters import Summary
+from pipeline.models.families import FAMILIES
+from pipeline.models.family import FamilySection
+
+# What a template shows first of a section; the rest comes below it, as seldom changed.
+_FIRST = {
+    "data": (
+        "source",
+        "path",
+        "patch",
+        "columns",
+        "variable",
+        "delimiter",
+        "vocabulary",
+        "weights",
+        "labels",
+        "bad_rows",
+    ),
+    "model": ("family", "n_components", "covariance_type", "concentration"),
+    "fit": ("init", "n_init", "max_iter", "tol", "random_state"),
+    "engine": ("workers", "memory", "scheduler", "scheduler_file"),
+    "output": ("path", "labels", "top_k"),
+}
+
+
+class Config(Section):
+    """The whole config of a job."""
+
+    data: Annotated[SerializeAsAny[DataSection], SOURCES] = Field(
+        default_factory=SOURCES.default_section, description="what to read"
+    )
+    preprocess: list[Preprocess] = Field(
+        default_factory=list, description="e.g. [{kind: pca, n_components: 16, whiten: true}]; applied in order"
+    )
+    model: Annotated[SerializeAsAny[FamilySection], FAMILIES] = Field(
+        default_factory=FAMILIES.default_section, description="what to fit"
+    )
+    fit: Fit = Field(default_factory=Fit, description="how to fit it")
+    select: Select = Field(default_factory=Select, description="how to choose among several models")
+    engine: EngineSection = Field(
+        default_factory=EngineSection, description="where to compute; changes no bit of the result"
+    )
+    output: Output = Field(default_factory=Output, description="what to write")
+
+    @model_validator(mode="after")
+    def _family_takes_the_rest(self) -> Config:
+        model, fit, family = self.model, self.fit, self.model.family
+        takes = {"assignment": model.assignments, "method": model.methods, "init": model.inits}
+        for name, values in takes.items():
+            got = getattr(fit, name)
+            if got is not None and got not in values:
+                raise ValueError(
+                    f"fit.{name}: got {got}, expected {' or '.join(values)} for family {family}; choose that, or another family"
+                )
+        if self.preprocess and (model.counts or self.data.sparse):
+            of = f"source {self.data.source}" if self.data.sparse else f"family {family}"
+            raise ValueError(f"preprocess: counts are never made dense; leave it empty for {of}")
+        if self.output.standard_errors:
+            if not model.has_standard_errors:
+                raise ValueError(f"output.standard_errors: family {family} has none; set it to false")
+            if (fit.assignment or model.assignments[0]) == "hard":
+                raise ValueError("output.standard_errors: are those of soft assignment; set it to false")
+            if {"weights", "means"} <= set(model.fixed_parts):
+                raise ValueError("output.standard_errors: weights and means are both fixed; set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> Config:
+        fit, family, several = self.fit, self.model.family, len(self.model.candidates()) > 1
+        if not self.model.has_likelihood and (several or self.select != Select()):
+            raise ValueError(
+                f"model: {family} has no likelihood to choose by; give one n_components and leave select out, or use a "
+                "family that has one"
+            )
+        if self.select.criterion == "heldout" and self.select.heldout == 0:
+            raise ValueError(
+                "select: criterion heldout needs heldout above 0, the share of rows to hold out, such as 0.1"
+            )
+        if self.select.pruning:
+            if not self.model.can_prune:
+                raise ValueError(f"select.pruning: is not for family {family}; set it to false")
+            if several or self.model.fixed_parts or fit.n_init > 1:
+                raise ValueError(
+                    "select.pruning: is for one n_components, the most there may be, with nothing fixed and n_init 1; "
+                    "correct these, or set it to false"
+                )
+            if self.data.labels is not None:
+                raise ValueError("select.pruning: would rename the components of data.labels; set it to false")
+            if fit.method == "em" or fit.init in ("explicit", "labels"):
+                raise ValueError(
+                    f"select.pruning: is part of the search for a start, which method {fit.method} with init {fit.init} does "
+                    "not make; use method auto and another init"
+                )
+        if fit.init == "explicit" and several:
+            raise ValueError(
+                "fit.init: explicit parameters are those of one model; give one value of each list in model"
+            )
+        if fit.init == "labels" and len(self.model.n_components) > 1:
+            raise ValueError("fit.init: labels are those of one number of components; give one n_components")
+        return self
+
+    def candidates(self) -> list[Config]:
+        """Return one config for each of the models to choose from."""
+        return [self.model_copy(update={"model": model}) for model in self.model.candidates()]
+
+    def models(self, summary: Summary) -> list[LatentModel]:
+        """Return the model of each candidate. summary : statistics of the rows."""
+        assignment = self.fit.assignment or self.model.assignments[0]
+        return [candidate.build(summary, assignment) for candidate in self.model.candidates()]
+
+    def resolved(self) -> Config:
+        """Return the same config with the family's defaults in place of null."""
+        fit, model = self.fit, self.model
+        update = {
+            "assignment": fit.assignment or model.assignments[0],
+            "max_iter": fit.max_iter or model.default_max_iter,
+            "tol": model.default_tol if fit.tol is None else fit.tol,
+        }
+        return self.model_copy(update={"fit": fit.model_copy(update=update)})
+
+    def code(self) -> dict[str, str]:
+        """Return the SHA-256 of each file of the user's own that the config names, by the key that names it."""
+        found = {"data.path": self.data.code(), "model.path": self.model.code()}
+        return {key: sha256 for key, sha256 in found.items() if sha256 is not None}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> Config:
+    """Read and validate a YAML file.
+
+    Parameters
+    ----------
+    path : str or Path
+    overrides : sequence of str, optional
+        ``section.key=value``, in place of what is in the file.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    InputError
+        For anything that is not a valid config, naming the nearest key.
+    """
+    raw, lines = loading.read_yaml(path)
+    return validate(raw, overrides or (), f"config {path}", lines)
+
+
+def validate(
+    raw: Any, overrides: Sequence[str] = (), name: str = "config", lines: Mapping[Place, int] | None = None
+) -> Config:
+    """Return the config of plain dicts and lists; the parameters are those of `pipeline.config.loading.validate`."""
+    return loading.validate(Config, raw, overrides, name, lines)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """Return the config as plain dicts and lists, without `storage_options`: credentials are never written."""
+    return config.model_dump(mode="json", exclude={"data": {"storage_options"}})
+
+
+def template(family: str | None = None) -> str:
+    """Return a commented YAML with every option of a family, its default, bounds and meaning. family : None for the default."""
+    family = family or FAMILIES.default
+    families = [name for name in FAMILIES if name != OUTSIDE]
+    if family not in families:
+        near = did_you_mean(family, families) or "."
+        raise InputError(f"config {family}: expected one of {', '.join(families)}{near}")
+    section = FAMILIES[family]
+    config = Config.model_validate(
+        {**section.template, "model": {"family": family, **section.template.get("model", {})}}
+    )
+    about = [
+        f"A {family} job of em-pipeline. {section.template_help}",
+        "`em-pipeline check FILE` says what it would cost, `em-pipeline run FILE` runs it. Every other line may be left out, but "
+        "for model.family: what stands there is the default.",
+    ]
+    fit = config.resolved().fit
+    nulls = {name: str(getattr(fit, name)) for name in ("assignment", "max_iter", "tol")}
+    return commented(config, about, _FIRST, {"fit": nulls}, others=("data",))

@@ -1,0 +1,204 @@
+"""What a set of kernels computes: a protocol, and the records that it takes and returns.
+
+A set is the arithmetic that takes nearly all of the time of a fit. It knows no models: a model hands over what a pass
+needs as a record. Two sets (one for CPUs, one for GPUs) agree to rounding; within one set results keep every bit.
+Shapes: n rows, d features or v words, k components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline.arrays.dtypes import Array
+
+
+class CovarianceShape(Protocol):
+    """The functions of one covariance type that a pass needs (`pipeline.models.covariance.Shape` has them)."""
+
+    @property
+    def kind(self) -> int:
+        """Which quadratic features the log-density is linear in: NONE, SPHERE, DIAGONAL or PAIRS."""
+
+    @property
+    def per_component(self) -> bool:
+        """False where one covariance serves all components."""
+
+    @property
+    def mahalanobis(self) -> Callable[[Array, Array], Array]:
+        """(diff (n, d), factor of one component) -> (n,) squared distances."""
+
+    @property
+    def tile_moment(self) -> Callable[[Array, Array], Array]:
+        """(diff (n, d), responsibilities (n,)) -> second moment of one component."""
+
+    @property
+    def packed(self) -> Callable[[Array], Array]:
+        """Second moments of all components, stacked -> the array in which they are summed."""
+
+    @property
+    def moments_shape(self) -> Callable[[int, int], tuple[int, ...]]:
+        """(k, d) -> the shape of that array."""
+
+    @property
+    def lane_factors(self) -> Callable[[Array, int, int], Array]:
+        """(factors, k, d) -> packed lower triangles or diagonals (k, d), for the SIMD implementation."""
+
+    @property
+    def from_lanes(self) -> Callable[[Array], Array]:
+        """Second moments (k, d, d), or (k, 1, d) of diagonals -> the array in which they are summed."""
+
+
+class GaussianProblem(NamedTuple):
+    """The parameters of a Gaussian mixture, as a pass needs them.
+
+    Parameters
+    ----------
+    shape : CovarianceShape
+    means : array, shape (k, d), float64
+    factors : array, float64
+        Factors P of the precisions, P Pᵀ = Σ⁻¹, in the covariance type's own shape.
+    log_scale : array, shape (k,), float64
+        log π_k + log p(μ_k | k), nats.
+    reach : array, shape (k,), float64
+        c_k = λ_max(Σ_k⁻¹)(|μ_k - shift|² + tr Σ_k): a log-density by matrix products errs by about eps c_k nats.
+    condition : array, shape (k,), float64
+        Condition numbers of the covariances.
+    shift : array, shape (d,), float64
+        Reference point near the rows.
+    hard : bool
+        Whether each row belongs to its most probable component alone.
+    """
+
+    shape: CovarianceShape
+    means: Array
+    factors: Array
+    log_scale: Array
+    reach: Array
+    condition: Array
+    shift: Array
+    hard: bool
+
+
+class GaussianSums(NamedTuple):
+    """What a Gaussian pass returns: one number a row, and sums over rows of weight x responsibility.
+
+    log_norm : (n,) log p(x), nats.  about : (k, d) points about which moments are taken.  sum_w : (k,).
+    sum_x : (k, d).  sum_xx : second moments in the covariance type's shape; for one shared by all components zeros.
+    entropy : of the responsibilities, total nats.  All float64.
+    """
+
+    log_norm: Array
+    about: Array
+    sum_w: Array
+    sum_x: Array
+    sum_xx: Array
+    entropy: float
+
+
+class CountsProblem(NamedTuple):
+    """The parameters of a multinomial mixture, as a pass needs them.
+
+    Parameters
+    ----------
+    log_weights : array, shape (k,), float64
+    log_prob : array, shape (k, v), float64
+        Fortran order saves a copy.
+    hard : bool
+        Whether each row belongs to its most probable component alone.
+    least : float
+        Weight x responsibility that may be left out of the expected counts.
+    """
+
+    log_weights: Array
+    log_prob: Array
+    hard: bool = False
+    least: float = 0.0
+
+
+class CountsSums(NamedTuple):
+    """What a pass over counts returns: one number a row, and sums over rows of weight x responsibility.
+
+    log_norm : (n,) log p(x), nats; -inf for a row that no component can produce, which adds nothing.  sum_w : (k,).
+    sum_x : (k, v) expected counts, Fortran order.  entropy : total nats.  log_coefficient : weighted total of the rows'
+    log multinomial coefficients, nats.  All float64.
+    """
+
+    log_norm: Array
+    sum_w: Array
+    sum_x: Array
+    entropy: float
+    log_coefficient: float
+
+
+class LloydSums(NamedTuple):
+    """What a Lloyd pass returns: two numbers a row, and sums over rows.
+
+    label : (n,) int32, the nearest centre, ties to the lowest.  score : (n,), minus the squared distance, inf where the
+    weight is 0.  sum_w : (k,).  sum_x : (k, d), about the shift.  inertia : weighted sum of squared distances.
+    label_key : sum modulo 2^64 of hashes of (row, label) where weights are positive: equal keys, equal labels.
+    """
+
+    label: Array
+    score: Array
+    sum_w: Array
+    sum_x: Array
+    inertia: float
+    label_key: np.uint64
+
+
+class Kernels(Protocol):
+    """A set of kernels. Its methods may be called by several threads at once; it pickles without its memory."""
+
+    def __hash__(self) -> int:
+        """By identity: a worker process remembers which kernels it has compared."""
+
+    def gaussian_pass(self, problem: GaussianProblem, x: Array, weight: Array | None) -> GaussianSums:
+        """E-step of a Gaussian mixture on one chunk.
+
+        Parameters
+        ----------
+        problem : GaussianProblem
+        x : array, shape (n, d)
+            Finite rows. float16, float32 and small integers are computed in float32, all others in float64.
+        weight : array, shape (n,), float64, or None
+            Non-negative weights of the rows; None for ones.
+        """
+
+    def gaussian_log_joint(self, problem: GaussianProblem, x: Array) -> Array:
+        """(n, k) float64 array of log π_k + log p(x | k), nats. x : (n, d)."""
+
+    def gaussian_implementations(self, problem: GaussianProblem, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+        """How many components' densities, and how many's moments, each implementation computes for rows of a dtype."""
+
+    def counts_pass(self, problem: CountsProblem, x: Any, weight: Array | None) -> CountsSums:
+        """E-step of a multinomial mixture on one chunk. x : (n, v) counts, CSR or dense.  weight : (n,), None for ones."""
+
+    def counts_log_joint(self, problem: CountsProblem, x: Any) -> Array:
+        """(n, k) float64 array of log π_k + log p(x | k), nats. x : (n, v) counts, CSR or dense."""
+
+    def lloyd_pass(self, x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
+        """One pass of Lloyd's algorithm over one chunk.
+
+        Parameters
+        ----------
+        x : array, shape (n, d)
+        weight : array, shape (n,), float64, or None
+            Non-negative weights of the rows; None for ones.
+        centers : array, shape (k, d), float64
+        shift : array, shape (d,), float64
+            Reference point near the rows.
+        first : int
+            Global index of the first row.
+        """
+
+    def nearest(self, x: Any, centers: Array, shift: Array) -> tuple[Array, Array]:
+        """Nearest centre of each row, (n,) int32, ties to the lowest, and the squared distance to it, (n,) float64.
+
+        x : (n, d), dense, or CSR (then shift must be 0).  centers : (k, d).  shift : (d,), near the rows.
+        """
+
+    def identity(self) -> list[str]:
+        """What decides the bits of results, such as ["compiled znver3", "openblas Haswell"]: the same in all processes."""

@@ -1,0 +1,69 @@
+"""The kernels of CPUs: compiled by numba for the CPU that they run on, with matrix products by BLAS."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.kernels import choice, counts, gaussian, nearest
+from pipeline.kernels.arena import ArenaPool
+from pipeline.kernels.base import CountsProblem, CountsSums, GaussianProblem, GaussianSums, LloydSums
+
+
+class CpuKernels:
+    """Kernels (`pipeline.kernels.base.Kernels`) with a pool of scratch memory that all calls share.
+
+    A pickled object is a few bytes. It unpickles as the process's own object, so that the tasks of a worker process
+    share one pool, from pass to pass.
+    """
+
+    def __init__(self) -> None:
+        self._arenas = ArenaPool()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return of_this_process, ()
+
+    def gaussian_pass(self, problem: GaussianProblem, x: Array, weight: Array | None) -> GaussianSums:
+        with self._arenas.checkout() as arena:
+            return gaussian.gaussian_pass(problem, x, weight, arena)
+
+    def gaussian_log_joint(self, problem: GaussianProblem, x: Array) -> Array:
+        with self._arenas.checkout() as arena:
+            return gaussian.gaussian_log_joint(problem, x, arena)
+
+    def gaussian_implementations(self, problem: GaussianProblem, dtype: np.dtype[Any]) -> dict[str, list[int]]:
+        return choice.implementations(problem, compute_dtype(dtype))
+
+    def counts_pass(self, problem: CountsProblem, x: Any, weight: Array | None) -> CountsSums:
+        return counts.counts_pass(problem, x, weight)
+
+    def counts_log_joint(self, problem: CountsProblem, x: Any) -> Array:
+        return counts.counts_log_joint(problem, x)
+
+    def lloyd_pass(self, x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
+        return nearest.lloyd_pass(x, weight, centers, shift, first)
+
+    def nearest(self, x: Any, centers: Array, shift: Array) -> tuple[Array, Array]:
+        return nearest.nearest(x, centers, shift)
+
+    def identity(self) -> list[str]:
+        import numpy  # noqa: F401  both must be loaded, or threadpoolctl does not see their BLAS
+        import scipy.linalg  # noqa: F401
+        from llvmlite.binding import get_host_cpu_name
+        from threadpoolctl import threadpool_info
+
+        libraries = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+        names = {f"{lib['internal_api']} {lib.get('architecture', 'unknown')}" for lib in libraries}
+        return sorted({f"compiled {get_host_cpu_name()}", *names})
+
+
+@cache
+def of_this_process() -> CpuKernels:
+    """The object that this process uses unless it is handed another one."""
+    return CpuKernels()
+
+
+KERNELS = of_this_process()

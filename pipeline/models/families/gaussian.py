@@ -1,0 +1,408 @@
+"""Mixtures of Gaussians: mu_k = sum r x / N_k, Sigma_k = sum r (x - mu_k)(x - mu_k)ᵀ / N_k.
+
+log p(x | k) = -(d log 2 pi + log|Sigma_k| + (x - mu_k)ᵀ Sigma_k⁻¹ (x - mu_k)) / 2
+[Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
+
+Distances and moments are formed from x - mu_k, so that neither loses digits far from the origin or in float32; a tile's
+moments are then moved, in float64, to the fixed reference point, where those of all tiles, chunks and iterations add. A
+prior adds its own there (models/prior.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field as Option
+
+from pipeline.arrays.additive import Additive
+from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.packing import stored
+from pipeline.arrays.tiles import tiles
+from pipeline.config import OneOrMore
+from pipeline.errors import SingularCovariance
+from pipeline.kernels.base import GaussianProblem
+from pipeline.kernels.cholesky import Moments
+from pipeline.models.clusters import Summary
+from pipeline.models.component import Component, Pass
+from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
+from pipeline.models.family import FamilySection
+from pipeline.models.information import ScoreProducts
+from pipeline.models.mixture import Mixture
+from pipeline.models.prior import Prior, PriorOption
+from pipeline.models.schema import Field, Fields
+from pipeline.models.words import Words
+
+SCATTER_ROWS = 4096
+LOG_2PI = float(np.log(2.0 * np.pi))
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """means : (k, d).  covariances : scikit-learn's shape for the type.
+    factors, eigenvalues : derived from the covariances once, so that no chunk has to; eigenvalues : (k, 2), extremes.
+    """
+
+    means: Array
+    covariances: Array
+    factors: Array
+    eigenvalues: Array
+
+
+@stored
+@dataclass(frozen=True)
+class GaussianStats(Additive):
+    """Moments about the component's shift. sum_x : (k, d).  sum_xx : (k, d (d + 1) / 2) lower triangles, (d, d) of all
+    rows (tied), (k, d) or (k,).
+    """
+
+    sum_x: Array
+    sum_xx: Array
+
+
+@stored
+@dataclass(frozen=True)
+class Gaussian(Component):
+    """Gaussian components; `fixed` names fields that keep their initial values; prior : None for maximum likelihood."""
+
+    n_components: int
+    shift: Array
+    covariance_type: str = "full"
+    reg_covar: float = 1e-6
+    fixed: tuple[str, ...] = ()
+    prior: Prior | None = None
+
+    family: ClassVar[str] = "gaussian"
+    words: ClassVar[Words] = Words("Gaussian mixture", "A mixture of {k} Gaussians")
+    location: ClassVar[str] = "means"
+    impossible_advice: ClassVar[str] = (
+        "Its distance from every component overflows: rescale the data (preprocess: standardize)."
+    )
+
+    @property
+    def shape(self) -> Shape:
+        """The functions of the covariance type."""
+        return SHAPES[self.covariance_type]
+
+    @property
+    def fields(self) -> Fields:
+        return {"means": Field(("component", "feature")), "covariances": self.shape.field}
+
+    def facts(self) -> dict[str, Any]:
+        return {"covariance_type": self.covariance_type, "reg_covar": self.reg_covar}
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a prior keeps covariances away from 0: then the objective is bounded, however few rows they have."""
+        return self.prior is not None and self.prior.scale is not None
+
+    @property
+    def floor(self) -> float:
+        """What an M-step adds to the diagonal: nothing under a prior of covariances, whose mode it would leave."""
+        return 0.0 if self.bounded else self.reg_covar
+
+    @property
+    def least_rows(self) -> int:
+        """Where covariances are fixed, or a prior bounds them from below, few rows do no harm; but without one row a
+        component explains nothing, and under most priors never would again.
+        """
+        learned = "covariances" not in self.fixed
+        return self.shape.min_rows(self.n_features) if learned and not self.bounded else 1
+
+    def theta(self, **arrays: Array) -> Gaussians:
+        means, covariances = arrays["means"], arrays["covariances"]
+        factors, extremes = self.shape.factor(covariances), self.shape.extremes(covariances, self.n_components)
+        return Gaussians(means, covariances, factors, extremes)
+
+    def log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, kernels: Any) -> Array:
+        self._refuse_singular(theta)
+        found: Array = kernels.gaussian_log_joint(self._problem(theta, log_weights, False), x)
+        return found
+
+    def e_step(
+        self, theta: Gaussians, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
+    ) -> Pass:
+        self._refuse_singular(theta)
+        sums = kernels.gaussian_pass(self._problem(theta, log_weights, hard), x, weight)
+        sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
+        if by.any():
+            sum_x, sum_xx = self.shape.moved(sums.sum_w, sum_x, sum_xx, by)
+        if not self.shape.per_component:
+            # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
+            sum_xx = self._scatter(x, weight)
+        return Pass(sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx), sums.entropy)
+
+    def implementations(self, theta: Gaussians, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
+        problem = self._problem(theta, np.zeros(self.n_components), False)
+        found: dict[str, list[int]] = kernels.gaussian_implementations(problem, dtype)
+        return found
+
+    def _scatter(self, x: Array, weight: Array | None) -> Array:
+        """(d, d) weighted scatter about the shift."""
+        total = np.zeros((self.n_features, self.n_features))
+        for rows in tiles(len(x), SCATTER_ROWS):
+            diff = np.subtract(x[rows], self.shift, dtype=np.float64)
+            total += (diff if weight is None else diff * weight[rows, None]).T @ diff
+        return total
+
+    def _problem(self, theta: Gaussians, log_weights: Array, hard: bool) -> GaussianProblem:
+        """What the kernels need, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
+        shape, k, d = self.shape, self.n_components, self.n_features
+        with np.errstate(divide="ignore"):
+            log_scale = log_weights + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
+            far = ((theta.means - self.shift) ** 2).sum(axis=1) + shape.traces(theta.covariances, k, d)
+            reach = far / np.maximum(theta.eigenvalues[:, 0], 0.0)
+            condition = theta.eigenvalues[:, 1] / np.maximum(theta.eigenvalues[:, 0], 0.0)
+        return GaussianProblem(shape, theta.means, theta.factors, log_scale, reach, condition, self.shift, hard)
+
+    def statistics(self, theta: Gaussians | None, x: Matrix, resp: Array) -> GaussianStats:
+        """By component about the shift; the passes of a fit use compiled ones."""
+        moments = [Moments(self.shape, self.shift) for _ in range(self.n_components)]
+        for one, own in zip(moments, resp.T, strict=True):
+            one.add(x.astype(np.float64), own)
+        return self._stacked(moments)
+
+    def statistics_bytes(self) -> int:
+        moments = self.shape.moments_shape(self.n_components, self.n_features)
+        return 8 * (self.n_components * self.n_features + int(np.prod(moments)))
+
+    def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> GaussianStats:
+        moments = [Moments(self.shape, self.shift) for _ in range(self.n_components)]
+        for rows in tiles(len(x), SCATTER_ROWS):
+            tile = x[rows].astype(np.float64)  # how narrow components are is not known yet: float32 might lose them
+            for c, one in enumerate(moments):
+                one.add(tile, np.where(labels[rows] == c, weight[rows], 0.0))
+        return self._stacked(moments)
+
+    def _stacked(self, moments: list[Moments]) -> GaussianStats:
+        sum_x, sum_xx = np.stack([m.sum_x for m in moments]), np.stack([m.sum_xx for m in moments])
+        return GaussianStats(sum_x, self.shape.packed(sum_xx))
+
+    def m_step(self, stats: GaussianStats, sum_w: Array, theta: Gaussians | None) -> Gaussians:
+        k, d = self.n_components, self.n_features
+        before = theta or self.theta(means=np.tile(self.shift, (k, 1)), covariances=identity(self.shape, k, d))
+        counts, sum_x, sum_xx = self._with_prior(stats, sum_w)
+        means = before.means
+        if "means" not in self.fixed:
+            means = np.where(counts[:, None] > 0, self.shift + _mean(sum_x, counts), before.means)
+        covariances = before.covariances
+        if "covariances" not in self.fixed:
+            about_means = self.shape.moved(counts, sum_x, sum_xx, means - self.shift)[1]
+            covariances = self._covariances(about_means, sum_w)
+            empty = sum_w <= 0
+            if self.shape.per_component and not self.bounded and empty.any():
+                covariances[empty] = before.covariances[empty]
+        new = self.theta(means=means, covariances=covariances)
+        return self._mended(new, stats, sum_w) if theta is None else new
+
+    def _with_prior(self, stats: GaussianStats, sum_w: Array) -> tuple[Array, Array, Array]:
+        """sum_w, sum_x and sum_xx, with those of the rows that the prior stands for."""
+        if self.prior is None:
+            return sum_w, stats.sum_x, stats.sum_xx
+        more_w, more_x, more_xx = self.prior.pseudo_moments(self.shape, self.shift, self.n_components)
+        return sum_w + more_w, stats.sum_x + more_x, stats.sum_xx + more_xx
+
+    def _covariances(self, moments: Array, sum_w: Array) -> Array:
+        """Covariances of moments about the means, the prior's among them. sum_w : (k,), of rows alone."""
+        d = self.n_features
+        rows = sum_w if self.prior is None else sum_w + self.prior.rows(self.shape, len(sum_w), d)
+        return self.shape.covariances(moments, rows, d, self.floor)
+
+    def log_prior(self, theta: Gaussians) -> float:
+        return 0.0 if self.prior is None else self.prior.log_density(self.shape, theta.means, theta.factors)
+
+    def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: GaussianStats) -> float:
+        shape, d = self.shape, self.n_features
+        moments = shape.moved(sum_w, stats.sum_x, stats.sum_xx, theta.means - self.shift)[1]
+        live = sum_w > 0  # 0 log 0 = 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            per_row = np.log(weights) + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
+        distances = shape.trace(theta.factors, moments)
+        if shape.per_component:
+            distances = distances[live]
+        return float((sum_w[live] * per_row[live]).sum() - 0.5 * np.sum(distances))
+
+    def step_squares(self, stats: GaussianStats, sum_w: Array, theta: Gaussians, new: Gaussians) -> tuple[float, ...]:
+        """N_k/N (Δμᵀ Σ⁻¹ Δμ + tr((Σ⁻¹ ΔΣ)²) / 2), summed."""
+        return self._squares(sum_w, theta, new.means - theta.means, new.covariances - theta.covariances)
+
+    def change_squares(
+        self, change: GaussianStats, change_w: Array, stats: GaussianStats, sum_w: Array, theta: Gaussians
+    ) -> tuple[float, ...]:
+        shape, d, total = self.shape, self.n_features, sum_w.sum()
+        first, second = shape.moved(change_w, change.sum_x, change.sum_xx, theta.means - self.shift)
+        means = first / sum_w[:, None]
+        covariances = shape.covariances(second, sum_w, d, 0.0)
+        growth = change_w / sum_w if shape.per_component else change_w.sum(keepdims=True) / total
+        covariances -= growth.reshape((-1,) + (1,) * (theta.covariances.ndim - 1)) * theta.covariances
+        if "means" in self.fixed:
+            means = np.zeros_like(means)
+        if "covariances" in self.fixed:
+            covariances = np.zeros_like(covariances)
+        return self._squares(sum_w, theta, means, covariances)
+
+    def _squares(self, sum_w: Array, theta: Gaussians, means: Array, covariances: Array) -> tuple[float, ...]:
+        """Terms of the squared Fisher norm of changes of the parameters."""
+        shape, share = self.shape, sum_w / sum_w.sum()
+        distances = shape.trace(theta.factors, shape.outer(share[:, None] * means, means))
+        strains = share * shape.strain(theta.factors, covariances, self.n_features)
+        return np.sum(distances), 0.5 * strains.sum()
+
+    def collapsed(self, theta: Gaussians, sum_w: Array) -> list[tuple[int, str]]:
+        """Components with too few rows, or without width."""
+        learned, least = "covariances" not in self.fixed, self.least_rows
+        found = []
+        broken = self.broken(theta)
+        # Moments about the shift, seen from the mean, keep this much of their rounding.
+        rounding = 16 * np.finfo(np.float64).eps * ((theta.means - self.shift) ** 2).max(axis=1)
+        if not self.shape.per_component:
+            rounding = np.full(self.n_components, rounding.max())
+        width = theta.eigenvalues[:, 1] if learned else np.full(self.n_components, np.inf)
+        for k in range(self.n_components):
+            if sum_w[k] < least:
+                found.append((k, f"{sum_w[k]:.3g} effective rows, fewer than {least}"))
+            elif broken[k]:
+                found.append((k, f"covariance has no Cholesky factor (largest eigenvalue {width[k]:.3g})"))
+            elif not width[k] > 2 * self.floor:
+                found.append((k, f"largest covariance eigenvalue {width[k]:.3g} <= 2 x reg_covar"))
+            elif width[k] <= rounding[k]:
+                found.append(
+                    (k, f"largest covariance eigenvalue {width[k]:.3g} is lost in rounding ({rounding[k]:.3g})")
+                )
+        return found
+
+    def broken(self, theta: Gaussians) -> Array:
+        """(k,) bool: components whose covariance has no Cholesky factor."""
+        factors = theta.factors.reshape(self.n_components if self.shape.per_component else 1, -1)
+        return np.broadcast_to(~np.isfinite(factors).all(axis=1), (self.n_components,))
+
+    def score_products(self, model: Any, params: Any, fully: bool) -> ScoreProducts:
+        return ScoreProducts(model, params, fully and "covariances" not in self.fixed)
+
+    def _mended(self, theta: Gaussians, stats: GaussianStats, sum_w: Array) -> Gaussians:
+        """A start in which covariances of too few rows are replaced by the average of the others."""
+        broken = np.flatnonzero(self.broken(theta))
+        if not len(broken) or not self.shape.per_component:
+            return theta
+        covariances = theta.covariances.copy()
+        covariances[broken] = self._pooled(theta, stats, sum_w, broken)
+        return self.theta(means=theta.means, covariances=covariances)
+
+    def _refuse_singular(self, theta: Gaussians) -> None:
+        broken = np.flatnonzero(self.broken(theta))
+        if len(broken):
+            raise SingularCovariance(
+                f"component {broken[0]}: its covariance is not positive definite. Features are constant or follow from "
+                f"others, or it has too few rows: raise model.reg_covar, now {self.reg_covar:g}, reduce the features "
+                "(preprocess: pca), or lower model.n_components."
+            )
+
+    def start_at(self, rows: Array, summary: Summary | None) -> Gaussians:
+        """Components at the rows with the covariance of all rows."""
+        k, d = self.n_components, self.n_features
+        if "covariances" in self.fixed or summary is None:
+            covariances = identity(self.shape, k, d)
+        else:
+            floor = self.reg_covar * np.eye(d)
+            covariances = from_covariance(self.shape, full_matrix(summary.covariance) + floor, k)
+        return self.theta(means=np.asarray(rows, dtype=np.float64), covariances=covariances)
+
+    def reset(
+        self,
+        new: Gaussians,
+        old: Gaussians,
+        stats: GaussianStats,
+        sum_w: Array,
+        collapsed: Array,
+        places: Mapping[int, Array],
+    ) -> Gaussians:
+        """With the pooled covariance; a component that stays keeps the last covariance that has a Cholesky factor."""
+        means, covariances = new.means.copy(), new.covariances.copy()
+        per_component, learned = self.shape.per_component, "covariances" not in self.fixed
+        pooled = self._pooled(new, stats, sum_w, collapsed)
+        for k in collapsed:
+            if k in places:
+                means[k] = places[k]
+                if per_component and learned:
+                    covariances[k] = pooled
+            elif per_component and not np.isfinite(new.factors[k]).all():
+                covariances[k] = old.covariances[k]
+        if not per_component and not np.isfinite(new.factors).all():
+            covariances = old.covariances
+        return self.theta(means=means, covariances=covariances)
+
+    def _pooled(self, theta: Gaussians, stats: GaussianStats, sum_w: Array, collapsed: Array) -> Array:
+        """The average covariance of the other components, or of all rows when there is none."""
+        if not self.shape.per_component:
+            return theta.covariances
+        share = sum_w.copy()
+        share[collapsed] = 0.0
+        if share.sum() > 0:
+            return np.tensordot(share / share.sum(), np.nan_to_num(theta.covariances), axes=1)
+        counts, sums = sum_w.sum(keepdims=True), stats.sum_x.sum(axis=0, keepdims=True)
+        moments = self.shape.moved(counts, sums, stats.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
+        return self.shape.covariances(moments, counts, self.n_features, self.reg_covar)[0]
+
+    def sample(self, theta: Gaussians, labels: Array, rng: np.random.Generator) -> Array:
+        x = np.empty((len(labels), self.n_features))
+        for k in range(self.n_components):
+            own = np.flatnonzero(labels == k)
+            covariance = theta.covariances[k] if self.shape.per_component else theta.covariances
+            x[own] = self.shape.draw(theta.means[k], covariance, len(own), rng)
+        return x
+
+
+def _mean(sum_x: Array, sum_w: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sum_x / sum_w[:, None]
+
+
+class GaussianSection(FamilySection):
+    """A mixture of Gaussians."""
+
+    family: Literal["gaussian"] = Option("gaussian", description="a mixture of Gaussians")
+    covariance_type: OneOrMore[Literal["full", "tied", "diag", "spherical"]] = Option(
+        ("full",), description="the shape of its covariances, or a list to choose from"
+    )
+    reg_covar: float = Option(
+        1e-6,
+        ge=0,
+        description="added to each covariance's diagonal after an M-step; under a prior of covariances, to the covariance "
+        "that its scale comes from",
+    )
+    prior: PriorOption = Option(
+        None,
+        description="conjugate priors, for the most probable parameters; null: none; auto: Fraley and Raftery's; or",
+    )
+    fixed: list[Literal["weights", "means", "covariances"]] = Option(
+        default_factory=list, description="parts that stay at their initial values"
+    )
+
+    also_called: ClassVar[tuple[str, ...]] = ("gmm",)
+    words: ClassVar[Words] = Gaussian.words
+    second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "matrix"
+    can_prune: ClassVar[bool] = True
+    has_standard_errors: ClassVar[bool] = True
+    template: ClassVar[dict[str, Any]] = {"data": {"source": "images", "path": "photographs"}}
+    template_help: ClassVar[str] = (
+        "Set data.source and data.path to your data, and model.n_components to how many components you look for. As it is, it "
+        "fits the 8 x 8 patches of two photographs that the installation brings along."
+    )
+
+    @property
+    def fixed_parts(self) -> tuple[str, ...]:
+        return tuple(self.fixed)
+
+    def build(self, summary: Summary, assignment: str) -> Mixture:
+        [k], [covariance_type] = self.n_components, self.covariance_type
+        # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
+        with np.errstate(over="ignore"):
+            shift = summary.mean.astype(np.float32).astype(np.float64)
+        shift = np.where(np.isfinite(shift), shift, summary.mean)
+        fixed, of_weights = self.fixed_parts, 1.0 if self.prior is None else self.prior.weights
+        own = tuple(part for part in fixed if part != "weights")
+        prior = None if self.prior is None else self.prior.of(summary.mean, summary.covariance, k, self.reg_covar)
+        component = Gaussian(k, shift, covariance_type, self.reg_covar, own, prior)
+        return Mixture(component, assignment, "weights" in fixed, of_weights)

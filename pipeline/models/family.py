@@ -1,0 +1,128 @@
+"""What the `model` sections of all families have in common: what each states of itself, its candidates, its model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from itertools import product
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config import OneOrMore, Variant
+from pipeline.config.section import lists_of
+from pipeline.models.base import LatentModel
+from pipeline.models.clusters import NoRows, Summary
+from pipeline.models.words import Words
+
+
+class FamilySection(Variant):
+    """What to fit. A family derives from this, with `family` a Literal of its name, options of its own, and `build`.
+
+    A field that is `OneOrMore` may be given as a list of values to choose from.
+
+    Attributes
+    ----------
+    words : Words
+        What the family is called, wherever people read of it.
+    default_max_iter, default_tol : int, float
+        What null means for `fit.max_iter` and `fit.tol`.
+    assignments : tuple of str
+        The values of `fit.assignment` that it takes; the first is what null means.
+    methods, inits : tuple of str
+        The values of `fit.method` and `fit.init` that it takes.
+    has_likelihood : bool
+        Whether there is a likelihood to choose by.
+    counts : bool
+        Whether rows must be counts of 0 or more, which are never preprocessed.
+    sparse : bool
+        Whether rows may be sparse.
+    second_moments : {"matrix", "variances", "none"}
+        Which second moments of the rows the profile has to form for it.
+    can_prune, has_standard_errors : bool
+        Whether `select.pruning` and `output.standard_errors` are for it.
+    template : dict
+        What the commented YAML sets beside the defaults: sections of a job that can be run as it is.
+    template_help : str
+        What to do first with that YAML.
+    """
+
+    family: str = Field("gaussian", description="the kind of model")
+    n_components: OneOrMore[Annotated[int, Field(ge=1)]] = Field(
+        (8,), description="how many components or clusters, or a list such as [5, 10, 20] to choose from (see select)"
+    )
+
+    words: ClassVar[Words]
+    default_max_iter: ClassVar[int] = 100
+    default_tol: ClassVar[float] = 1e-3
+    assignments: ClassVar[tuple[str, ...]] = ("soft", "hard")
+    methods: ClassVar[tuple[str, ...]] = ("auto", "em", "incremental")
+    inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "near-mean", "labels", "explicit")
+    has_likelihood: ClassVar[bool] = True
+    counts: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
+    second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "variances"
+    can_prune: ClassVar[bool] = False
+    has_standard_errors: ClassVar[bool] = False
+    template: ClassVar[dict[str, Any]] = {"data": {"path": "digits"}}
+    template_help: ClassVar[str] = (
+        "Set data.source and data.path to your data, and model.n_components to how many you look for."
+    )
+
+    @model_validator(mode="after")
+    def _candidates_differ(self) -> Self:
+        for name in lists_of(type(self)):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: the list names one value twice; name each once")
+        return self
+
+    @property
+    def fixed_parts(self) -> tuple[str, ...]:
+        """The parts of the parameters that stay at their initial values."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """What a candidate is called: k10, and k10-full where there is more to choose."""
+        return "-".join([f"k{self.n_components[0]}", *(str(getattr(self, name)[0]) for name in self._other_lists())])
+
+    def candidates(self) -> list[Self]:
+        """Return a section with one value of each list, for every combination in the order of the lists."""
+        names = ["n_components", *self._other_lists()]
+        return [
+            self.model_copy(update={name: (value,) for name, value in zip(names, values, strict=True)})
+            for values in product(*(getattr(self, name) for name in names))
+        ]
+
+    def _other_lists(self) -> list[str]:
+        return [name for name in lists_of(type(self)) if name != "n_components"]
+
+    @abstractmethod
+    def build(self, summary: Summary, assignment: str) -> LatentModel:
+        """Return the model of a section that is one candidate.
+
+        Parameters
+        ----------
+        summary : Summary
+            Statistics of the rows.
+        assignment : {"soft", "hard"}
+        """
+
+    def for_few_rows(self) -> Self:
+        """Return the section for a fit to a few chunks alone, which need not show all that the rows have."""
+        return self
+
+    def of_no_rows(self, d: int) -> LatentModel:
+        """Return a model for rows of d features: of no rows in particular, to ask it how large things are."""
+        return self.candidates()[0].build(NoRows(d), self.assignments[0])
+
+    @classmethod
+    def parameter_names(cls) -> list[str]:
+        """Return the names of the parameters."""
+        required = {"path": "-"} if "path" in cls.model_fields else {}
+        return list(cls.model_validate(required).of_no_rows(1).fields)
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name that `model.family` has for it."""
+        return str(cls.model_fields["family"].default)

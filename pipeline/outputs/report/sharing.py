@@ -1,0 +1,140 @@
+"""Components that share rows, measured on rows with their responsibilities r.
+
+The rows are those of the sample; of documents, those whose responsibilities labels.zarr has. Where responsibilities are 0
+or 1, the component that would take a row if its own were removed stands for the one that shares it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.kernels.cpu import KERNELS
+from pipeline.outputs.report import pictures, svg, topics
+from pipeline.outputs.report.formatting import number, percent, plural
+from pipeline.outputs.report.record import Record
+from pipeline.outputs.report.svg import Chart, Plot
+
+MATRIX = range(4, 61)  # components in a heat map: of fewer a table says it all
+PAIRS = 8
+LEAST = 5e-4  # of a component's rows: pairs that share less are not shown
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two components that share rows. there, back : the share of the first's rows that is the second's, and the other way."""
+
+    first: int
+    second: int
+    there: str
+    back: str
+    picture: pictures.Picture | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What components share. head : what the pairs are, for the head of their table."""
+
+    title: str
+    caption: str
+    head: str
+    chart: Chart | None
+    pairs: list[Pair]
+
+
+def sharing(record: Record) -> Sharing | None:
+    """Which components share rows; of hard clusters, which are neighbours. None where nothing says so."""
+    found = _counts(record) if record.k > 1 else None
+    if found is None:
+        return None
+    counts, rows = found
+    words = record.words
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    if _is_hard(record):
+        title, head = f"Neighbouring {words.components}", "neighbours"
+        caption = f"Of {rows}: the {words.component} that each would join if its own were removed."
+    else:
+        own = float(np.trace(counts) / counts.sum())
+        title, head = f"Overlap between {words.components}", "most overlap"
+        caption = (
+            f"Of {rows}: the responsibility for the {record.row[1]} of one {words.component} that belongs to another. On "
+            f"average {percent(own)} belongs to the {words.component} that a {record.row[0]} is assigned to."
+        )
+    np.fill_diagonal(share, 0.0)
+    pairs = _pairs(record, counts, share)
+    caption += "" if pairs else f" No two {words.components} share more than {percent(LEAST)}."
+    chart = _matrix(record, share, title) if record.k in MATRIX and pairs else None
+    return Sharing(title, caption, head, chart, pairs)
+
+
+def _is_hard(record: Record) -> bool:
+    """Whether responsibilities are 0 or 1: then their entropy has no history."""
+    return not record.has("entropy")
+
+
+def _counts(record: Record) -> tuple[np.ndarray, str] | None:
+    """(k, k) sum of the responsibilities of component j for rows labelled i (hard: rows of i that j would take), and of what."""
+    if not record.has("sample") or record.fitted is None:
+        return _counts_of_labels(record)
+    model, params = record.fitted
+    sample = record.array("sample")
+    rows = plural(len(sample), f"sampled {record.row[0]}", f"sampled {record.row[1]}")
+    if _is_hard(record):
+        return np.asarray(model.removal_costs(params, sample, None, KERNELS)[1], dtype=float), rows
+    counts = np.zeros((record.k, record.k))
+    for _, found in model.assign(params, sample, KERNELS):
+        np.add.at(counts, found.label, np.exp(found.log_resp))
+    return counts, rows
+
+
+def _counts_of_labels(record: Record) -> tuple[np.ndarray, str] | None:
+    """The same of all rows, from the responsibilities in labels.zarr; None where it has fewer than two a row."""
+    counts, stored = np.zeros((record.k, record.k)), 0
+    for component, share in record.top_responsibilities():
+        known, stored = component[:, 0] >= 0, component.shape[1]
+        np.add.at(counts, (component[known, :1], component[known]), share[known].astype(float))
+    if stored < 2:
+        return None
+    return counts, f"all {record.row[1]}, with the {stored} likeliest {record.words.components} of each"
+
+
+def _pairs(record: Record, counts: np.ndarray, share: np.ndarray) -> list[Pair]:
+    """The pairs that share most, counted in rows."""
+    first, second = np.triu_indices(record.k, 1)
+    most = np.argsort(-(counts + counts.T)[first, second], kind="stable")[:PAIRS]
+    pixels = pictures.pixel_map(record) if record.location is not None else None
+    found = []
+    for i, j in zip(first[most].tolist(), second[most].tolist(), strict=True):
+        if max(share[i, j], share[j, i]) < LEAST:
+            continue
+        picture = words = None
+        if pixels is not None:
+            alt = f"{record.words.components.capitalize()} {i} and {j}."
+            picture = pictures.in_small(record, pixels, record, alt, [i, j])
+        elif record.has_topics:
+            words = " / ".join(" · ".join(line) for line in topics.likeliest(record, [i, j], 3))
+        found.append(Pair(i, j, percent(float(share[i, j])), percent(float(share[j, i])), picture, words or ""))
+    return found
+
+
+def _matrix(record: Record, share: np.ndarray, title: str) -> Chart:
+    component, components = record.words.component, record.words.components
+    most = float(share.max())
+    plot = Plot(
+        f"shared with {component}", f"{record.row[1]} of {component}", height=320, width=360, whole_x=True, whole_y=True
+    )
+    legend = svg.ramp(number(0), percent(most), [svg.PIXEL_BLUE])
+    plot.cells(svg.shades(share / most, svg.PIXEL_BLUE), legend)
+    i, j = np.unravel_index(int(share.argmax()), share.shape)
+    alt = (
+        f"Heat map of {record.k} by {record.k} {components}: the largest share, {percent(most)}, is of {component} {i} with "
+        f"{component} {j}."
+    )
+    caption = (
+        f"A line for each {component}: the darker a cell, the more of its {record.row[1]} also belong to the {component} of "
+        "that column."
+    )
+    return Chart(title, plot.svg(alt), caption)

@@ -1,0 +1,86 @@
+"""The run directory as the place that a fit reports to: events, checkpoints, stored iterations, unfinished passes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.config import Output
+from pipeline.data.chunks import Chunks
+from pipeline.data.profile import DataSummary
+from pipeline.em.run import Run
+from pipeline.outputs import checkpoint, partial
+from pipeline.outputs.events import EventLog
+from pipeline.outputs.iterations import store_iterations
+from pipeline.outputs.partial import PartialPass
+from pipeline.outputs.run_directory import RunDirectory
+from pipeline.outputs.state import pack_state
+
+CHECKPOINT_SECONDS = 10.0
+
+
+class RunSink:
+    """Stores what a fit has in its run directory.
+
+    Parameters
+    ----------
+    directory : RunDirectory
+        Locked by the caller.
+    log : EventLog
+    output : Output
+        The section of the config.
+    generation : int
+        The newest checkpoint that there is, -1 for none.
+    """
+
+    listens = True
+
+    def __init__(self, directory: RunDirectory, log: EventLog, output: Output, generation: int = -1) -> None:
+        self.directory, self.log, self._output = directory, log, output
+        self._generation, self._saved_at = generation, time.perf_counter()
+        self._saved: Sequence[Run] | None = None
+        self._last: Sequence[Run] | None = None
+
+    def progress(self, done: int, of: int) -> None:
+        """Report how many chunks of a long pass are done."""
+        self.log("progress", chunks=done, of=of)
+
+    def unfinished(self, chunks: Chunks, jobs: Sequence[Any], ids: Sequence[int] | None) -> PartialPass:
+        """Where the finished part of a long pass is stored."""
+        warn = lambda text: self.log("warning", message=text)  # noqa: E731
+        return PartialPass(self.directory.checkpoints, chunks, jobs, ids, warn)
+
+    def save(self, summary: DataSummary, runs: Sequence[Run]) -> None:
+        """Write the next checkpoint; what passes had stored on the way to it is in it."""
+        self._write(summary, runs)
+        partial.forget(self.directory.checkpoints)
+
+    def passed(self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]) -> None:
+        """Write iterations that are asked for, and a checkpoint where the last one is old enough."""
+        folder, wanted = self.directory.iterations, self._output.keep_iterations
+        if before is not self._last:  # a fit begins
+            store_iterations(folder, [None] * len(before), before, wanted)
+        store_iterations(folder, before, runs, wanted)
+        self._last = runs
+        old = time.perf_counter() - self._saved_at > CHECKPOINT_SECONDS
+        if self._generation == 1 or old or all(run.stop_reason for run in runs):
+            self._checkpoint(summary, runs, resting)
+            partial.forget(self.directory.checkpoints)
+
+    def interrupted(self, summary: DataSummary, runs: Sequence[Run], resting: Sequence[Run]) -> None:
+        """Write a checkpoint, unless the newest one has these runs. What the pass has stored since is still of use."""
+        if self._saved is not runs:
+            self._checkpoint(summary, runs, resting)
+
+    def _checkpoint(self, summary: DataSummary, runs: Sequence[Run], resting: Sequence[Run]) -> None:
+        began = time.perf_counter()
+        self._write(summary, [*resting, *runs])
+        self._saved = runs
+        self.log("checkpoint", generation=self._generation, seconds=time.perf_counter() - began)
+
+    def _write(self, summary: DataSummary, runs: Sequence[Run]) -> None:
+        self._generation += 1
+        state = pack_state(summary, runs)
+        checkpoint.save(self.directory.checkpoints, self._generation, state, self._output.keep_checkpoints)
+        self._saved_at = time.perf_counter()
