@@ -138,7 +138,8 @@ class Multinomial(Component):
         """m_k Σ_v Δθ²/θ, summed; m_k : expected words of component k, per document."""
         words = stats.sum_x.sum(axis=1) / sum_w.sum()
         before = np.exp(theta.log_prob)
-        return (words @ relative_square(np.exp(new.log_prob) - before, before).sum(axis=1),)
+        squares = relative_square(np.exp(new.log_prob) - before, before).sum(axis=1)
+        return (words @ np.where(words > 0, squares, 0.0),)  # a component without words may be reset to impossible ones
 
     def change_squares(
         self, change: CountStats, change_w: Array, stats: CountStats, sum_w: Array, theta: WordProbabilities

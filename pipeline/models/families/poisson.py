@@ -92,7 +92,8 @@ class Poisson(Component):
     def step_squares(self, stats: PoissonStats, sum_w: Array, theta: Rates, new: Rates) -> tuple[float, ...]:
         """N_k/N Σ_j Δλ²/λ, summed."""
         share = sum_w / sum_w.sum()
-        return (share @ relative_square(new.rates - theta.rates, theta.rates).sum(axis=1),)
+        squares = relative_square(new.rates - theta.rates, theta.rates).sum(axis=1)
+        return (share @ np.where(share > 0, squares, 0.0),)  # one without rows may be reset from a rate of nearly 0
 
     def change_squares(
         self, change: PoissonStats, change_w: Array, stats: PoissonStats, sum_w: Array, theta: Rates
