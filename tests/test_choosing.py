@@ -434,11 +434,10 @@ def test_more_candidates_need_more_memory(tmp_path):
     from pipeline.data.chunks import Chunks
 
     chunks = Chunks(ArraySource(np.zeros((1000, 50)), [0, 1000]))
-    plans = [
-        plan.memory_plan(
-            plan.plan_job(job(Path("x.zarr"), model={"n_components": k, "covariance_type": "full"}), chunks), chunks
-        )
+    configs = [
+        job(Path("x.zarr"), model={"n_components": k, "covariance_type": "full"})
         for k in (400, [400, 300], [400, 300, 200])
     ]
+    plans = [plan.memory_plan(plan.plan_job(config, chunks), chunks) for config in configs]
     assert plans[0].per_task < plans[1].per_task < plans[2].per_task
     assert plans[0].fixed < plans[1].fixed < plans[2].fixed

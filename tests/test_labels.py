@@ -133,5 +133,6 @@ def test_a_bad_row_is_an_error_where_rows_are_not_dropped(tmp_path, chunks):
 
 def test_many_responsibilities_per_row_are_planned_for(chunks):
     """The memory plan grows with output.top_k."""
-    plans = [memory_plan(plan_job(job(Path("x.zarr"), output={"top_k": k}), chunks), chunks) for k in (0, 1000)]
+    jobs = [plan_job(job(Path("x.zarr"), output={"top_k": k}), chunks) for k in (0, 1000)]
+    plans = [memory_plan(each, chunks) for each in jobs]
     assert plans[1].per_task > plans[0].per_task

@@ -80,6 +80,11 @@ def slow(rows: Any, kernels: Any) -> Any:
     return value(rows, kernels)
 
 
+def square(i: int, kernels: Any) -> int:
+    """As a task of `map_in_order`."""
+    return i * i
+
+
 def stuck(rows: Any, kernels: Any) -> Any:
     """Waits for the gate."""
     GATE.wait(20)
@@ -108,7 +113,7 @@ def test_sums_are_those_of_the_tree_and_nothing_is_left(client, engine):
     """The same bits as in this thread, results in order, and no task or future left on the scheduler."""
     for _ in range(3):
         assert engine.sum_over(one_row_chunks(), [value]) == [tree_sum(list(VALUES), np.add)]
-    assert list(engine.map_in_order(pow, ((i, 2) for i in range(10)))) == [i * i for i in range(10)]
+    assert list(engine.map_in_order(square, ((i,) for i in range(10)))) == [i * i for i in range(10)]
     assert tasks_left(client) == 0 and not client.futures
 
 

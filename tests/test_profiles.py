@@ -112,7 +112,7 @@ def test_a_worker_with_other_versions_is_refused_with_the_line_to_run():
     other = tuple((name, "0.1" if name in ("numpy", "python") else value) for name, value in mine.versions)
     numpy = dict(mine.versions)["numpy"]
     with pytest.raises(InputError, match=rf"worker w has python 0.1 .* numpy 0.1 .*pip install numpy=={numpy}"):
-        refuse_other("w", mine, Identity(other, mine.kernels))
+        refuse_other("w", mine, mine._replace(versions=other))
     with pytest.raises(InputError, match="export OPENBLAS_CORETYPE"):
         refuse_other("w", mine, Identity(mine.versions, ("openblas Prescott",)))
 

@@ -24,7 +24,7 @@ from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
 from pipeline.fit import driver
 from pipeline.kernels.cpu import KERNELS
-from pipeline.models.information import ScoreProducts, standard_errors
+from pipeline.models.information import ScoreProducts
 from pipeline.outputs import checkpoint, disk, labels, run_sink
 from pipeline.outputs.disk import SLACK
 from pipeline.outputs.events import read_events
@@ -187,7 +187,7 @@ def test_standard_errors_are_added_on_request(tmp_path, data):
     assert stored.weights_se.dims == ("component",) and stored.means_se.dims == ("component", "feature")
     model, params, affine = load_model(stored)
     asked = ScoreProducts(model, params, covariances=True)
-    for name, value in standard_errors(asked, asked(Rows(affine.apply(blobs())), KERNELS)).items():
+    for name, value in asked.errors(asked(Rows(affine.apply(blobs())), KERNELS)).items():
         np.testing.assert_allclose(stored[f"{name}_se"].values, value, 1e-8)
         assert (value > 0).all()
     workflow.resume(tmp_path / "later", ["output.standard_errors=given-covariances"])
@@ -829,7 +829,7 @@ def test_events_say_what_the_specification_asks(tmp_path, data):
     start = next(event for event in events if event["event"] == "start")
     assert {"versions", "host", "blas", "pss"} <= set(start)
     assert start["plan"]["fixed"] < start["plan"]["peak"] <= start["plan"]["limit"]
-    assert all(event["routes"] == {"SIMD": [3, 3]} for event in passes)
+    assert all(event["implementations"] == {"SIMD": [3, 3]} for event in passes)
     end = next(event for event in events if event["event"] == "finished")
     assert end["peak_pss"] > 0
 

@@ -11,9 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from pipeline.arrays.packing import pack
+from pipeline.em.choice import criteria
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep, Evidence
-from pipeline.outputs.model_store import criteria
 from tests.laws.common import (
     TYPES,
     assigned,

@@ -61,8 +61,14 @@ def test_implementations_agree(covariance_type, d, k, dtype, tolerance, assignme
     reach = reach_of(model, params)
     between = (float(np.median(reach)), float(np.quantile(reach, 0.25)))
     expected, evidence, density = statistics(model, params, x.astype(np.float64), weight, 0, {})
-    ways = [(d, {}), (0, {4: EVERYWHERE, 8: EVERYWHERE}), (0, {8: EVERYWHERE}), (0, {}), (0, {4: between, 8: between})]
-    for most_simd, limits in [*ways, (0, {4: between, 8: EVERYWHERE})]:
+    settings = [
+        (d, {}),
+        (0, {4: EVERYWHERE, 8: EVERYWHERE}),
+        (0, {8: EVERYWHERE}),
+        (0, {}),
+        (0, {4: between, 8: between}),
+    ]
+    for most_simd, limits in [*settings, (0, {4: between, 8: EVERYWHERE})]:
         found, other, log_norm = statistics(model, params, x, weight, most_simd, limits)
         np.testing.assert_allclose(log_norm, density, rtol=0, atol=tolerance * (d + np.abs(density).max()))
         values = [
@@ -95,8 +101,8 @@ def test_components_beyond_the_limits_are_not_computed_by_gemm_in_float32(covari
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
-def test_float32_densities_on_the_products_route_are_within_the_stated_bound(covariance_type):
-    """10 eps c_k max(1, d/8) nats of float64 on the same rows and parameters."""
+def test_float32_densities_by_gemm_are_within_the_stated_bound(covariance_type):
+    """10 eps c_k max(1, d/8) nats of float64 on the same rows and parameters (docs/performance.md)."""
     for seed in range(20):
         d = 17 + 3 * seed % 40
         model, params, x, weight = problem(covariance_type, d, 4, np.float32, seed)

@@ -31,12 +31,12 @@ ALONE = SimpleNamespace(map=map)  # stands for a pool of threads
 
 def in_memory(x, weight=None):
     """Rows in memory, on this thread."""
-    return MemoryRows(x, weight, ALONE, KERNELS)
+    return MemoryRows(x, weight, ALONE)
 
 
 def known_of(x):
     """What the profiling pass would know of the rows."""
-    scatter = "none" if sp.issparse(x) else "matrix"
+    scatter = "none" if sp.issparse(x) else "full"
     return summary_of(ProfileJob(scatter, 500, 0)(Rows(x), KERNELS), [])
 
 
@@ -192,7 +192,7 @@ def test_threads_do_not_change_a_bit(family):
     answers = []
     for threads in (1, 3):
         with ThreadPoolExecutor(threads) as pool:
-            rows = MemoryRows(x, None, pool, KERNELS)
+            rows = MemoryRows(x, None, pool)
             found = Search("k-means||", True, 0, known_of(x), rows, n, lambda level: None)(model)
         answers.append(model.arrays(found))
     same_bits(*answers)
@@ -211,7 +211,7 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
         apart = apart + draw(part, KERNELS)
     if not together.key:
         return
-    (rows, weights, _), (rows_apart, weights_apart, _) = together.rows(None), apart.rows(None)
+    (rows, weights), (rows_apart, weights_apart) = together.rows(None), apart.rows(None)
     assert together.below(share / 2) == sum((key < share / 2).sum() for key in apart.key)
     np.testing.assert_array_equal(rows, rows_apart)
     np.testing.assert_array_equal(weights, weights_apart)

@@ -23,8 +23,8 @@ def products(model, params, x, weight=None, bounds=None, covariances=True):
 
 def errors(model, params, x, weight=None, covariances=True):
     """Standard errors by name."""
-    job, total = products(model, params, x, weight, None, covariances)
-    return job.errors(total)
+    asked, found = products(model, params, x, weight, None, covariances)
+    return asked.errors(found)
 
 
 def log_density(model, x, weights, means, covariances):
@@ -175,8 +175,8 @@ def test_a_matrix_too_large_is_refused_before_the_run():
     """The bound is stated in the error, with what to do; just below, the bytes are those of the matrix."""
     k = int(np.sqrt(information.MOST_BYTES / 8)) // 16
 
-    def nbytes(k, d, fully):
-        return gaussian_mixture(k, np.zeros(d)).score_products(None, fully).nbytes
+    def nbytes(n_components, d, fully):
+        return gaussian_mixture(n_components, np.zeros(d)).score_products(None, fully).nbytes
 
     assert nbytes(k, 15, False) == 8 * (16 * k) ** 2
     assert nbytes(2, 3, True) == 8 * (2 * (1 + 3 + 6)) ** 2

@@ -12,7 +12,6 @@ from scipy.special import logsumexp
 from pipeline import workflow
 from pipeline.em.pruning import pruned
 from pipeline.engine.memory_rows import MemoryRows
-from pipeline.kernels.cpu import KERNELS
 from pipeline.workflow import open_run
 from tests.jobs import Interrupt, command, job, results, write_config, write_rows
 from tests.laws.common import TYPES, examples, gaussian_mixture
@@ -44,7 +43,7 @@ def test_lengths_are_figueiredo_and_jains(seed):
     means, covariances = x[rng.choice(n, 5, replace=False)], np.tile(np.cov(x.T), (5, 1, 1))
     params = model.params(weights=np.full(5, 0.2), means=means, covariances=covariances)
     with ThreadPoolExecutor(1) as threads:
-        best = pruned(model, params, MemoryRows(x, None, threads, KERNELS), n)
+        best = pruned(model, params, MemoryRows(x, None, threads), n)
     assert [k for k, _ in best.lengths] == sorted({k for k, _ in best.lengths}, reverse=True)
     assert best.lengths[-1][0] == 1
     shortest, length = min(best.lengths, key=lambda each: each[1])
@@ -64,7 +63,7 @@ def test_a_job_keeps_as_many_components_as_there_are_clusters(tmp_path, covarian
         store,
         model={"n_components": 8, "covariance_type": covariance_type},
         fit={"method": "auto", "tol": 1e-3, "max_iter": 20},
-        select={"annihilation": True},
+        select={"pruning": True},
     )
     found = open_run(workflow.run(config, tmp_path / "run"))
     assert found.sizes["component"] == 4 and found.attrs["n_components"] == 4
@@ -78,7 +77,7 @@ def test_a_stopped_job_goes_on_with_the_components_that_are_left(tmp_path):
     changes = {
         "model": {"n_components": 6},
         "fit": {"method": "auto", "max_iter": 8, "tol": 0},
-        "select": {"annihilation": True},
+        "select": {"pruning": True},
     }
     config = job(store, **changes)
     alone = workflow.run(config, tmp_path / "alone")
@@ -100,6 +99,6 @@ def test_what_it_cannot_go_with_is_refused(tmp_path, changes):
     """With a sentence that says with what it goes."""
     store = write_rows(tmp_path / "x.zarr", clusters(2))
     fit = {"method": "auto", "init": "random", **changes.pop("fit", {})}
-    path = write_config(tmp_path / "c.yaml", store, fit=fit, select={"annihilation": True}, **changes)
+    path = write_config(tmp_path / "c.yaml", store, fit=fit, select={"pruning": True}, **changes)
     refused = command("run", path, "--output", tmp_path / "run")
     assert refused.code == 2 and "select" in refused.err and not (tmp_path / "run").exists()
