@@ -36,7 +36,7 @@ def in_memory(x, weight=None):
 
 def known_of(x):
     """What the profiling pass would know of the rows."""
-    scatter = "none" if sp.issparse(x) else "full"
+    scatter = "none" if sp.issparse(x) else "matrix"
     return summary_of(ProfileJob(scatter, 500, 0)(Rows(x), KERNELS), [])
 
 
@@ -211,7 +211,7 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
         apart = apart + draw(part, KERNELS)
     if not together.key:
         return
-    (rows, weights), (rows_apart, weights_apart) = together.rows(None), apart.rows(None)
+    (rows, weights, _), (rows_apart, weights_apart, _) = together.rows(None), apart.rows(None)
     assert together.below(share / 2) == sum((key < share / 2).sum() for key in apart.key)
     np.testing.assert_array_equal(rows, rows_apart)
     np.testing.assert_array_equal(weights, weights_apart)
