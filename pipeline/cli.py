@@ -48,7 +48,11 @@ def _options(
 
 
 @app.command("config")
-def config_command(family: Annotated[str | None, typer.Argument(help="a model.family; for one that is not there, the error lists all")] = None) -> None:
+def config_command(
+    family: Annotated[
+        str | None, typer.Argument(help="a model.family; for one that is not there, the error lists all")
+    ] = None,
+) -> None:
     """Print a commented YAML with every option, its default, bounds and meaning."""
     from pipeline.jobconfig import template
 
