@@ -123,7 +123,7 @@ def test_the_kernels_of_an_engine_reach_every_chunk(client, monkeypatch):
 
     def recording(chunk: Any, functions: Any, kernels: Any) -> list[Any]:
         seen.append(kernels)
-        return [function(chunk) for function in functions]
+        return [function(chunk, kernels) for function in functions]
 
     monkeypatch.setattr(passes, "on_chunk", recording)
     monkeypatch.setattr(memory_rows, "on_chunk", recording)
@@ -131,7 +131,7 @@ def test_the_kernels_of_an_engine_reach_every_chunk(client, monkeypatch):
     Engine(workers=2, kernels=mine).sum_over(one_row_chunks(), [value], [3])
     with ThreadPoolExecutor(2) as threads:
         rows = memory_rows.MemoryRows(np.zeros((2 * memory_rows.BLOCK_ROWS, 1)), None, threads, kernels=mine)
-        rows.head(memory_rows.BLOCK_ROWS + 1).sum_over([lambda chunk: chunk.x.sum()])
+        rows.head(memory_rows.BLOCK_ROWS + 1).sum_over([lambda rows, kernels: rows.x.sum()])
     assert len(seen) == N + 1 + 2 and all(kernels is mine for kernels in seen)
     seen.clear()
     Engine(Cluster(client), workers=2, kernels=mine).sum_over(one_row_chunks(), [value])

@@ -23,7 +23,7 @@ from pipeline.models.clusters import SearchEffort
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
 from tests.laws.common import examples, gaussian, gaussian_mixture, multinomial_mixture, same_bits
-from tests.problems import covariance_types, gaussian_problem, seeds
+from tests.problems import covariance_types, gaussian_problems, seeds
 from tests.reference import gaussian_log_joint
 
 ALONE = SimpleNamespace(map=map)  # stands for a pool of threads
@@ -36,7 +36,7 @@ def in_memory(x, weight=None):
 
 def known_of(x):
     """What the profiling pass would know of the rows."""
-    scatter = "none" if sp.issparse(x) else "full"
+    scatter = "none" if sp.issparse(x) else "matrix"
     return summary_of(ProfileJob(scatter, 500, 0)(Rows(x), KERNELS), [])
 
 
@@ -64,11 +64,10 @@ def missed(found, centers):
     return len(centers) - min(near)
 
 
-@given(seeds, covariance_types)
+@given(gaussian_problems(k=4), covariance_types)
 @examples(25)
-def test_the_cost_of_leaving_out_a_mixture_component_is_what_the_rest_cannot_explain(seed, kind):
+def test_the_cost_of_leaving_out_a_mixture_component_is_what_the_rest_cannot_explain(problem, kind):
     """By the definition, with densities of scipy."""
-    problem = gaussian_problem(seed, k=4)
     x, weight = problem["x"], problem["sample_weight"]
     model, params = gaussian(problem, kind)
     log_joint = gaussian_log_joint(x, problem["weights"], problem["means"], problem["covariances"][kind], kind)
@@ -211,7 +210,7 @@ def test_drawn_rows_follow_from_seed_and_row_alone(seed, cut, share):
         apart = apart + draw(part, KERNELS)
     if not together.key:
         return
-    (rows, weights), (rows_apart, weights_apart) = together.rows(None), apart.rows(None)
+    (rows, weights, _), (rows_apart, weights_apart, _) = together.rows(None), apart.rows(None)
     assert together.below(share / 2) == sum((key < share / 2).sum() for key in apart.key)
     np.testing.assert_array_equal(rows, rows_apart)
     np.testing.assert_array_equal(weights, weights_apart)
