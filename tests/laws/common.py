@@ -1,16 +1,17 @@
 """What the laws share: rows in memory as chunks, a loop over them, and comparison by size.
 
-A law is tested on many random problems, each a function of one seed (tests/problems.py), which hypothesis draws by the
-profile of the tier (tests/conftest.py).
+A law is tested on many random problems (tests/problems.py), which hypothesis draws by the profile of the tier
+(tests/conftest.py).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from hypothesis import settings
+from hypothesis import strategies as st
 
 from pipeline.arrays.rows import Rows
 from pipeline.data.source import Source
@@ -27,6 +28,14 @@ from pipeline.models.families.multinomial import Multinomial
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
 from pipeline.models.starts import in_step, starting
+from tests.problems import (
+    count_problem,
+    count_problems,
+    gaussian_problem,
+    gaussian_problems,
+    kmeans_problem,
+    kmeans_problems,
+)
 from tests.reference import full_covariances
 
 TYPES = ["full", "tied", "diag", "spherical"]
@@ -131,16 +140,35 @@ def multinomial(problem: Any, **options: Any) -> tuple[Mixture, Any]:
 
 def any_problem(family: str, seed: int, **options: Any) -> tuple[Any, Any, Any, Any]:
     """(model, params, rows, row weights) of a family: a covariance type, kmeans, or multinomial (on CSR rows)."""
-    from tests.problems import count_problem, gaussian_problem, kmeans_problem
+    make = {"multinomial": count_problem, "kmeans": kmeans_problem}.get(family, gaussian_problem)
+    return _of_family(family, make(seed), **options)[:4]
 
+
+class Case(NamedTuple):
+    """A drawn problem of a family: a covariance type, kmeans, or multinomial (on CSR rows)."""
+
+    model: Any
+    params: Any
+    x: Any
+    weight: Any
+    bounds: Any
+
+
+@st.composite
+def cases(draw: st.DrawFn, family: str, **options: Any) -> Case:
+    """Problems of a family. options : of the model; one that is a strategy is drawn."""
+    drawn = {name: draw(value) if isinstance(value, st.SearchStrategy) else value for name, value in options.items()}
+    make = {"multinomial": count_problems, "kmeans": kmeans_problems}.get(family, gaussian_problems)
+    return Case(*_of_family(family, draw(make()), **drawn))
+
+
+def _of_family(family: str, problem: Any, **options: Any) -> tuple[Any, ...]:
+    rest = problem["sample_weight"], problem.get("bounds")
     if family == "multinomial":
-        problem = count_problem(seed)
-        return *multinomial(problem, **options), sp.csr_array(problem["counts"]), problem["sample_weight"]
+        return *multinomial(problem, **options), sp.csr_array(problem["counts"]), *rest
     if family == "kmeans":
-        problem = kmeans_problem(seed)
-        return *kmeans(problem), problem["x"], problem["sample_weight"]
-    problem = gaussian_problem(seed)
-    return *gaussian(problem, family, **options), problem["x"], problem["sample_weight"]
+        return *kmeans(problem), problem["x"], *rest
+    return *gaussian(problem, family, **options), problem["x"], *rest
 
 
 FAMILIES = [*TYPES, "kmeans", "multinomial"]
@@ -181,7 +209,7 @@ def close(a: Any, b: Any, tolerance: float, what: str = "") -> None:
     assert np.array_equal(a[~finite], b[~finite]), f"{what}: {a[~finite]} is not {b[~finite]}"
     if finite.any():
         error, size = np.abs(a[finite] - b[finite]).max(), np.abs(b[finite]).max()
-        assert error <= tolerance * size, f"{what}: differs by {error:.3g}, {error / size:.3g} of the largest entry"
+        assert error <= tolerance * size, f"{what}: differs by {error:.3g}, where the largest entry is {size:.3g}"
 
 
 def close_fields(a: Any, b: Any, tolerance: float) -> None:

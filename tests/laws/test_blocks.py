@@ -21,6 +21,7 @@ from tests.laws.common import (
     TYPES,
     ArraySource,
     any_problem,
+    cases,
     chunks_of,
     close,
     close_fields,
@@ -34,16 +35,25 @@ from tests.laws.common import (
     sum_over,
 )
 from tests.laws.test_acceleration import never_falls
-from tests.problems import gaussian_problem, ragged_bounds, seeds
+from tests.problems import cuts, gaussian_problem, gaussian_problems, ragged_bounds, seeds
 
 
 def blocked(family, seed, **options):
     """A model, its start, chunks and a method whose blocks are some of them."""
-    reg = {"concentration": 1.1} if family == "multinomial" else {"reg_covar": 0.0}
+    reg = {} if family == "multinomial" else {"reg_covar": 0.0}
     model, params, x, weight = any_problem(family, seed, **reg, **options)
     bounds = np.linspace(0, x.shape[0], 8).astype(int)
     chunks = chunks_of(x, bounds, weight if seed % 2 else None)
     return model, params, chunks, method("incremental", chunks, seed)
+
+
+@st.composite
+def blocked_cases(draw, family, **options):
+    """The same, drawn."""
+    reg = {} if family == "multinomial" else {"reg_covar": 0.0}
+    model, params, x, weight, _ = draw(cases(family, **reg, **options))
+    chunks = chunks_of(x, draw(cuts(x.shape[0], 12)), weight if draw(st.booleans()) else None)
+    return model, params, chunks, method("incremental", chunks, draw(seeds))
 
 
 @given(n_chunks=st.integers(1, 300), seed=st.integers(0, 9), n_blocks=st.integers(1, 30))
@@ -82,12 +92,12 @@ def reference(x, blocks, weights, means, covariances, n_epochs):
 
 
 @examples(10)
-@given(seed=seeds)
-def test_free_energy_after_every_block_is_that_of_a_slow_loop(seed):
+@given(problem=gaussian_problems(max_offset=3.0), seed=seeds)
+def test_free_energy_after_every_block_is_that_of_a_slow_loop(problem, seed):
     """Exact, block by block, and so are the parameters at the end."""
-    problem = gaussian_problem(seed, max_offset=3.0)
     x = problem["x"]
     model, params = gaussian(problem, "full", reg_covar=0.0)
+    assume(len(x) >= 9)
     chunks = chunks_of(x, ragged_bounds(np.random.default_rng(seed), len(x), 9))
     how = method("incremental", chunks, seed, 4)
     epochs, bounds = 3, []  # the fourth would begin with an extrapolation step
@@ -108,9 +118,9 @@ def test_free_energy_after_every_block_is_that_of_a_slow_loop(seed):
     close(entries, trace[::4][:1].tolist() + trace[4::4].tolist(), 1e-10)
 
 
-def incremental_never_falls(family, seed, assignment="soft", tol=0.0, n_iter=8):
+def incremental_never_falls(case, tol=0.0, n_iter=8):
     """The bound after every block, and the history up to the parameters returned."""
-    model, params, chunks, how = blocked(family, seed, assignment=assignment)
+    model, params, chunks, how = case
     bounds, events = [], []
     for runs, happened in passes([Run(0, model, params)], chunks, n_iter, tol, how):
         bounds.append(runs[0].bound)
@@ -125,21 +135,23 @@ def incremental_never_falls(family, seed, assignment="soft", tol=0.0, n_iter=8):
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
 @examples(8)
-@given(seed=seeds)
-def test_no_block_lowers_the_free_energy(family, assignment, seed):
+@given(data=st.data())
+def test_no_block_lowers_the_free_energy(family, assignment, data):
     """With reg_covar = 0 or under a prior, soft or hard, with weights or without; and then on all rows."""
-    incremental_never_falls(family, seed, assignment)
-    incremental_never_falls(family, seed, assignment, tol=1e-2, n_iter=40)
+    case = data.draw(blocked_cases(family, assignment=assignment))
+    incremental_never_falls(case)
+    incremental_never_falls(case, tol=1e-2, n_iter=40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
 @examples(150)
-@given(seed=seeds)
-def test_no_block_lowers_the_free_energy_on_hundreds_of_problems(family, seed):
+@given(data=st.data())
+def test_no_block_lowers_the_free_energy_on_hundreds_of_problems(family, data):
     """The same law, on many more."""
-    incremental_never_falls(family, seed, n_iter=20)
-    incremental_never_falls(family, seed, tol=1e-3, n_iter=60)
+    case = data.draw(blocked_cases(family))
+    incremental_never_falls(case, n_iter=20)
+    incremental_never_falls(case, tol=1e-3, n_iter=60)
 
 
 @pytest.mark.parametrize("family", ["full", "multinomial"])
@@ -155,10 +167,11 @@ def test_one_chunk_is_batch(family):
 
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
 @examples(3)
-@given(seed=seeds)
-def test_epochs_end_and_the_certificate_is_that_of_all_rows(family, seed):
+@given(data=st.data())
+def test_epochs_end_and_the_certificate_is_that_of_all_rows(family, data):
     """Blocks go over to passes over all rows, and stop there, with less than tol left."""
-    model, params, chunks, how = blocked(family, seed)
+    model, params, chunks, how = data.draw(blocked_cases(family))
+    assume(len(chunks) > 1)
     run, events = fit(model, params, chunks, 400, 1e-2, how)
     phases = [entry.phase for entry in run.history]
     assert phases[0] == "incremental" and phases[-1] == "squarem" and phases == sorted(phases)

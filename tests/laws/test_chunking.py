@@ -16,6 +16,7 @@ from tests.laws.common import (
     ArraySource,
     any_problem,
     assigned,
+    cases,
     chunks_of,
     close,
     close_params,
@@ -38,24 +39,22 @@ def add(a, b):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(30)
-@given(seed=seeds)
-def test_row_order_changes_a_pass_by_rounding_only(family, seed):
+@given(data=st.data())
+def test_row_order_changes_a_pass_by_rounding_only(family, data):
     """Rows in another order, cut elsewhere: the same sums to rounding."""
-    model, params, x, weight = any_problem(family, seed)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(x.shape[0])
+    model, params, x, weight, bounds = data.draw(cases(family))
+    order = np.random.default_rng(data.draw(seeds)).permutation(x.shape[0])
     whole = e_step(model, params, x, None, weight)
-    shuffled = e_step(model, params, x[order], ragged_bounds(rng, x.shape[0]), weight[order])
+    shuffled = e_step(model, params, x[order], bounds, weight[order])
     close_sums(shuffled.stats, whole.stats, model, params, x, weight)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(20)
-@given(seed=seeds)
-def test_a_fit_does_not_depend_on_chunks(family, seed):
+@given(data=st.data())
+def test_a_fit_does_not_depend_on_chunks(family, data):
     """Several iterations over other chunks end in the same parameters, labels and number of iterations."""
-    model, params, x, weight = any_problem(family, seed)
-    bounds = ragged_bounds(np.random.default_rng(seed), x.shape[0])
+    model, params, x, weight, bounds = data.draw(cases(family))
     whole, events = fit(model, params, chunks_of(x, None, weight), 6)
     parts, again = fit(model, params, chunks_of(x, bounds, weight), 6)
     assert [event.reset.component for event in events] == [event.reset.component for event in again]
@@ -138,11 +137,11 @@ def test_shards_are_aligned_and_enough(n, workers, seconds):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(20)
-@given(seed=seeds)
-def test_jobs_beside_it_change_no_bit(family, seed):
+@given(data=st.data())
+def test_jobs_beside_it_change_no_bit(family, data):
     """A job's sum is the same alone, first, last, and beside jobs of other sizes."""
-    model, params, x, weight = any_problem(family, seed)
-    chunks = chunks_of(x, ragged_bounds(np.random.default_rng(seed), x.shape[0]), weight)
+    model, params, x, weight, bounds = data.draw(cases(family))
+    chunks = chunks_of(x, bounds, weight)
     one, other = job(model, params), job(model, params, final=True)
     alone = sum_over(chunks, [one])[0]
     same_bits(sum_over(chunks, [other, one])[1], alone)

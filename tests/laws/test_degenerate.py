@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from pipeline.arrays.rows import Rows
 from pipeline.config import Preprocess
@@ -68,31 +69,31 @@ def is_sound(run, events, k):
     assert all(e.reset.reason for e in events)
 
 
-def odd_rows(seed):
+@st.composite
+def odd_rows(draw):
     """(rows, k) that are few, repeated, constant in some features, or on a line."""
-    rng = np.random.default_rng(seed)
-    n, d = int(rng.integers(1, 20)), int(rng.integers(1, 5))
-    x = rng.normal(size=(n, d)) * 10.0 ** rng.integers(-3, 4) + 10.0 ** rng.integers(-2, 4)
-    if rng.random() < 0.4:
-        x = x[rng.integers(0, max(1, n // 4), size=n)]  # few distinct rows
-    if rng.random() < 0.3:
-        x[:, int(rng.integers(d))] = 0.1  # a constant feature
-    if rng.random() < 0.2:
-        x[:] = x[:, :1]  # all on one line
-    if rng.random() < 0.1:
-        x[:] = x[0]  # one row
-    return x, int(rng.integers(1, n + 1))
+    n, d = draw(st.integers(1, 19), label="n"), draw(st.integers(1, 4), label="d")
+    numbers = hnp.arrays(np.int64, (n, d), elements=st.integers(-3000, 3000), fill=st.nothing())
+    x = draw(numbers) / 1000 * 10.0 ** draw(st.integers(-3, 3)) + 10.0 ** draw(st.integers(-2, 3))
+    if draw(st.integers(0, 4), label="few distinct rows") > 2:
+        x = x[np.array(draw(st.lists(st.integers(0, max(0, n // 4 - 1)), min_size=n, max_size=n)))]
+    if draw(st.integers(0, 9), label="a constant feature") > 6:
+        x[:, draw(st.integers(0, d - 1))] = 0.1
+    if draw(st.integers(0, 9), label="all on one line") > 7:
+        x[:] = x[:, :1]
+    if draw(st.integers(0, 9), label="one row") > 8:
+        x[:] = x[0]
+    return x, draw(st.integers(1, n), label="k")
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @pytest.mark.parametrize("init", INITS)
 @examples(20)
-@given(seed=seeds)
-def test_odd_rows_end_in_a_sound_mixture(covariance_type, init, seed):
+@given(rows=odd_rows(), assignment=st.sampled_from(["soft", "hard"]), weighted=st.integers(0, 4))
+def test_odd_rows_end_in_a_sound_mixture(covariance_type, init, rows, assignment, weighted):
     """K up to N, repeated rows, constant features, lines: no NaN, no warning, the same bits when run again."""
-    x, k = odd_rows(seed)
-    assignment = ["soft", "hard"][seed % 2]
-    weight = np.where(np.arange(len(x)) % 3 == 1, 0.0, 1.5) if seed % 5 == 0 else None
+    x, k = rows
+    weight = np.where(np.arange(len(x)) % 3 == 1, 0.0, 1.5) if weighted == 4 else None
     if weight is not None:
         k = min(k, int((weight > 0).sum()))
 
@@ -106,14 +107,12 @@ def test_odd_rows_end_in_a_sound_mixture(covariance_type, init, seed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(60)
-@given(seed=seeds)
-def test_without_reg_covar_odd_rows_are_fitted_or_refused(covariance_type, seed):
+@given(rows=odd_rows(), init=st.sampled_from(INITS))
+def test_without_reg_covar_odd_rows_are_fitted_or_refused(covariance_type, rows, init):
     """reg_covar = 0 on singular data: a sound fit, or an InputError that says what to raise or remove."""
-    x, k = odd_rows(seed)
+    x, k = rows
     try:
-        run, events = whole_job(
-            lambda known: gaussian_mixture(k, known.mean, covariance_type, reg_covar=0.0), x, INITS[seed % 4]
-        )
+        run, events = whole_job(lambda known: gaussian_mixture(k, known.mean, covariance_type, reg_covar=0.0), x, init)
     except InputError as error:
         assert "positive definite" in str(error) and "reg_covar" in str(error)
         return
@@ -122,10 +121,10 @@ def test_without_reg_covar_odd_rows_are_fitted_or_refused(covariance_type, seed)
 
 @pytest.mark.parametrize("init", INITS)
 @examples(100)
-@given(seed=seeds)
-def test_odd_rows_end_in_sound_centres(init, seed):
+@given(rows=odd_rows())
+def test_odd_rows_end_in_sound_centres(init, rows):
     """K-means on the same rows: finite centres among the rows' range, never at an origin outside of it."""
-    x, k = odd_rows(seed)
+    x, k = rows
     run, events = whole_job(lambda known: Lloyd(k, known.mean, float(known.variance.mean())), x, init)
     is_sound(run, events, k)
     if init != "near-mean":
@@ -139,17 +138,14 @@ def test_odd_rows_end_in_sound_centres(init, seed):
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("concentration", [1.0, 1.1])
 @examples(60)
-@given(seed=seeds)
-def test_odd_counts_end_in_sound_topics(init, concentration, seed):
+@given(most=st.sampled_from([1, 5, 80]), sparse=st.booleans(), data=st.data())
+def test_odd_counts_end_in_sound_topics(init, concentration, most, sparse, data):
     """Empty documents, unused words, K up to N, sparse or dense: finite topics, or a document named and refused."""
-    rng = np.random.default_rng(seed)
-    n, v = int(rng.integers(1, 20)), int(rng.integers(1, 8))
-    counts = rng.poisson(rng.choice([0.2, 2.0, 50.0]), size=(n, v))
-    counts[:, rng.random(v) < 0.2] = 0
-    k = int(rng.integers(1, n + 1))
-    rows = sp.csr_array(counts) if seed % 2 else counts.astype([np.uint8, np.float32, np.int64][seed % 3])
-    if not seed % 2:
-        rows = rows.astype(np.float64)
+    n, v = data.draw(st.integers(1, 19), label="n"), data.draw(st.integers(1, 7), label="v")
+    counts = data.draw(hnp.arrays(np.int64, (n, v), elements=st.integers(0, most), fill=st.nothing()))
+    counts[:, data.draw(hnp.arrays(bool, v, elements=st.integers(0, 4).map(lambda i: i == 4), fill=st.nothing()))] = 0
+    k = data.draw(st.integers(1, n), label="k")
+    rows = sp.csr_array(counts) if sparse else counts.astype(np.float64)
     try:
         run, events = whole_job(lambda known: multinomial_mixture(k, v, concentration), rows, init)
     except InputError as error:
@@ -278,10 +274,10 @@ def test_bad_rows_are_absent():
 
 
 @examples(60)
-@given(seed=seeds, kind=st.sampled_from(["standardize", "pca", "zca", "center"]), whiten=st.booleans())
-def test_preprocessing_of_odd_rows_is_finite_or_refused(seed, kind, whiten):
+@given(rows=odd_rows(), kind=st.sampled_from(["standardize", "pca", "zca", "center"]), whiten=st.booleans())
+def test_preprocessing_of_odd_rows_is_finite_or_refused(rows, kind, whiten):
     """Constant features, lines and repeated rows: finite rows in the models' space, or an InputError."""
-    x, _ = odd_rows(seed)
+    x, _ = rows
     options = {"whiten": whiten} if kind == "pca" else {}
     try:
         known = summary_of(profiled(x), [Preprocess.model_validate({"kind": kind, **options})])

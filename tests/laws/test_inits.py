@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from pipeline.data.profile import ProfileJob, summary_of
@@ -24,7 +25,14 @@ from tests.laws.common import (
     start,
     sum_over,
 )
-from tests.problems import count_problem, gaussian_problem, kmeans_problem, ragged_bounds, seeds
+from tests.problems import (
+    count_problem,
+    gaussian_problem,
+    gaussian_problems,
+    kmeans_problem,
+    ragged_bounds,
+    seeds,
+)
 
 DRAWN = ["k-means||", "k-means++", "random", "near-mean"]
 FAMILIES = ["kmeans", "gaussian", "multinomial"]
@@ -95,10 +103,9 @@ def test_starts_in_step_are_those_of_each_alone_for_the_reads_of_the_longest(fam
 
 
 @examples(30)
-@given(seed=seeds)
-def test_a_smaller_sample_is_the_first_of_a_larger_one(seed):
+@given(problem=gaussian_problems(n=200, d=2, k=2), seed=seeds)
+def test_a_smaller_sample_is_the_first_of_a_larger_one(problem, seed):
     """What a profile keeps for one K is what a profile for that K alone keeps, ties and weights of 0 included."""
-    problem = gaussian_problem(seed, n=200, d=2, k=2)
     small, large = (known_of(problem["x"], problem["sample_weight"], seed, size) for size in (17, 60))
     same_bits(large.with_sample(17).sample, small.sample)
 
@@ -149,17 +156,20 @@ def test_starts_do_not_depend_on_chunks(family, init):
 
 @pytest.mark.parametrize("init", ["k-means||", "k-means++"])
 @examples(100)
-@given(seed=seeds)
-def test_as_many_distinct_centres_as_distinct_rows_allow(init, seed):
+@given(
+    k=st.integers(1, 11),
+    distinct=st.lists(st.tuples(*[st.integers(-50, 49)] * 2), min_size=1, max_size=19, unique=True),
+    share=st.sampled_from([0.3, 1.0, 100.0]),
+    seed=st.integers(0, 999),
+)
+def test_as_many_distinct_centres_as_distinct_rows_allow(init, k, distinct, share, seed):
     """However often rows repeat: K distinct centres when there are K distinct rows, else all of the distinct rows."""
     rng = np.random.default_rng(seed)
-    k = int(rng.integers(1, 12))
-    distinct = np.unique(rng.integers(-50, 50, size=(int(rng.integers(1, 20)), 2)), axis=0).astype(float)
-    times = np.maximum(1, (200 * rng.dirichlet(np.full(len(distinct), 0.3))).astype(int))
-    x = rng.permutation(np.repeat(distinct, times, axis=0))
+    times = np.maximum(1, (200 * rng.dirichlet(np.full(len(distinct), share))).astype(int))
+    x = rng.permutation(np.repeat(np.array(distinct, dtype=float), times, axis=0))
     if len(x) < k:
         x = np.concatenate([x, x[rng.integers(len(x), size=k)]])
-    _, [params] = starts("kmeans", x, init, k=k, seed=seed % 1000)
+    _, [params] = starts("kmeans", x, init, k=k, seed=seed)
     assert len(np.unique(np.round(params.centers, 9), axis=0)) == min(k, len(distinct))  # spare ones repeat others
 
 
@@ -234,16 +244,15 @@ def test_random_and_near_mean_have_equal_weights_and_the_datas_covariance(covari
 
 
 @examples(40)
-@given(seed=seeds)
-def test_labels_give_the_moments_of_their_groups(seed):
+@given(problem=gaussian_problems(n=120, d=2, k=3), seed=seeds)
+def test_labels_give_the_moments_of_their_groups(problem, seed):
     """One M-step from the labels: shares, means and covariances of the groups; rows of label -1 are left out."""
-    problem = gaussian_problem(seed, n=120, d=2, k=3)
     x, rng = problem["x"], np.random.default_rng(seed)
     labels = rng.integers(-1, 3, size=120)
     weight = problem["sample_weight"] + 0.1
     known = known_of(x, weight)
     model = gaussian_mixture(3, known.mean, reg_covar=0.0)
-    found = start(model, "labels", 2, 0, known, chunks_of(x, ragged_bounds(rng, 120), weight), labels=Labels(labels))
+    found = start(model, "labels", 2, 0, known, chunks_of(x, problem["bounds"], weight), labels=Labels(labels))
     same_bits(found[0], found[1])
     arrays = model.arrays(found[0])
     for j in range(3):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from pipeline.arrays.packing import pack
 from pipeline.kernels.cpu import KERNELS
@@ -12,7 +14,7 @@ from tests.laws.common import (
     EPS,
     FAMILIES,
     TYPES,
-    any_problem,
+    cases,
     chunks_of,
     close,
     close_params,
@@ -25,8 +27,13 @@ from tests.laws.common import (
     kmeans,
     multinomial,
 )
-from tests.problems import count_problem, gaussian_problem, kmeans_problem, seeds
+from tests.problems import count_problem, gaussian_problems, kmeans_problem, kmeans_problems, seeds
 from tests.reference import kmeans_lloyd
+
+
+def offsets(d):
+    """(d,) whole numbers up to a million."""
+    return hnp.arrays(np.float64, d, elements=st.integers(-(10**6), 10**6), fill=st.nothing())
 
 
 def fitted(problem, covariance_type, n_iter=3, weight=None, **options):
@@ -39,17 +46,15 @@ def fitted(problem, covariance_type, n_iter=3, weight=None, **options):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(40)
-@given(seed=seeds)
-def test_translation_moves_only_means(covariance_type, seed):
+@given(problem=gaussian_problems(max_offset=0.0), data=st.data())
+def test_translation_moves_only_means(covariance_type, problem, data):
     """At a million deviations from the origin: weights, covariances and log-likelihood stay, means move along.
 
     The offset is on the grid of the moved rows, so that moving them is exact, and all that differs is our own doing.
     """
-    problem = gaussian_problem(seed, max_offset=0.0)
-    rng = np.random.default_rng(seed)
     grid = 2.0 ** np.ceil(np.log2(problem["scale"])) * 2.0**-26  # rows on a grid keep every bit when moved by 1e6 sd
     x = np.round(problem["x"] / grid) * grid
-    offset = np.round(rng.uniform(-1e6, 1e6, size=problem["d"])) * problem["scale"]
+    offset = data.draw(offsets(problem["d"])) * problem["scale"]
     offset = np.round(offset / grid) * grid
     means = np.round(problem["means"] / grid) * grid
     here = fitted({**problem, "x": x, "means": means}, covariance_type, reg_covar=0.0)
@@ -62,11 +67,10 @@ def test_translation_moves_only_means(covariance_type, seed):
 
 
 @examples(100)
-@given(seed=seeds)
-def test_translation_moves_only_centres(seed):
+@given(problem=kmeans_problems(), data=st.data())
+def test_translation_moves_only_centres(problem, data):
     """K-means a million deviations away gives the same labels and inertia."""
-    problem = kmeans_problem(seed)
-    offset = np.round(np.random.default_rng(seed).uniform(-1e6, 1e6, size=problem["d"]))
+    offset = data.draw(offsets(problem["d"]))
     x = np.round(problem["x"] * 2**20) / 2**20
     centers = np.round(problem["centers"] * 2**20) / 2**20
     model, params = kmeans({**problem, "x": x, "centers": centers})
@@ -80,10 +84,9 @@ def test_translation_moves_only_centres(seed):
 @pytest.mark.parametrize("covariance_type", TYPES)
 @pytest.mark.parametrize("weighted", [False, True])
 @examples(40)
-@given(seed=seeds)
-def test_one_component_is_the_closed_form(covariance_type, weighted, seed):
+@given(problem=gaussian_problems(k=1))
+def test_one_component_is_the_closed_form(covariance_type, weighted, problem):
     """K = 1 is the sample's mean and covariance after one M-step, from anywhere."""
-    problem = gaussian_problem(seed, k=1)
     weight = problem["sample_weight"] if weighted else None
     run = fitted(problem, covariance_type, 1, weight, reg_covar=0.0)
     x, d = problem["x"], problem["d"]
@@ -120,12 +123,12 @@ def test_one_topic_is_the_closed_form():
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(25)
-@given(seed=seeds)
-def test_weight_is_how_often_a_row_is_there(family, assignment, seed):
+@given(data=st.data())
+def test_weight_is_how_often_a_row_is_there(family, assignment, data):
     """From explicit starts, weight 2 is the row twice and weight 0 the row left out: same history, same parameters."""
     options = {} if family == "kmeans" else {"assignment": assignment}
-    model, params, x, _ = any_problem(family, seed, **options)
-    times = np.random.default_rng(seed).integers(0, 4, size=x.shape[0])
+    model, params, x, *_ = data.draw(cases(family, **options))
+    times = np.random.default_rng(data.draw(seeds)).integers(0, 4, size=x.shape[0])
     times[0] = 2
     repeated = x[np.repeat(np.arange(x.shape[0]), times)]
     weighted, events = fit(model, params, chunks_of(x, None, times.astype(float)), 4)
@@ -142,10 +145,11 @@ def test_weight_is_how_often_a_row_is_there(family, assignment, seed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(25)
-@given(seed=seeds)
-def test_a_row_of_weight_zero_is_absent(family, seed):
+@given(data=st.data())
+def test_a_row_of_weight_zero_is_absent(family, data):
     """Whatever such a row holds, even one that no component can produce, the sums are those without it."""
-    model, params, x, _ = any_problem(family, seed, **({"concentration": 1.0} if family == "multinomial" else {}))
+    options = {"concentration": 1.0} if family == "multinomial" else {}
+    model, params, x, *_ = data.draw(cases(family, **options).filter(lambda case: case.x.shape[0] > 1))
     n = x.shape[0]
     if family == "multinomial":
         dense = x.toarray()
@@ -173,12 +177,11 @@ def test_a_row_of_weight_zero_is_absent(family, seed):
 
 
 @examples(150)
-@given(seed=seeds)
-def test_hard_em_with_equal_fixed_spheres_is_kmeans(seed):
+@given(problem=kmeans_problems(generic=True), weighted=st.booleans())
+def test_hard_em_with_equal_fixed_spheres_is_kmeans(problem, weighted):
     """Weights and one spherical covariance fixed: the means of hard EM are the centres of Lloyd's, each iteration."""
-    problem = kmeans_problem(seed)
     x, k = problem["x"], problem["k"]
-    weight = np.ceil(problem["sample_weight"]) if seed % 2 else None
+    weight = np.ceil(problem["sample_weight"]) if weighted else None
     fixed = ("weights", "covariances")
     model = gaussian_mixture(k, x.mean(axis=0), "spherical", reg_covar=0.0, assignment="hard", fixed=fixed)
     start = {"weights": np.full(k, 1 / k), "means": problem["centers"], "covariances": np.full(k, 4.0)}
@@ -192,12 +195,10 @@ def test_hard_em_with_equal_fixed_spheres_is_kmeans(seed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(40)
-@given(seed=seeds)
-def test_features_and_components_have_no_order(covariance_type, seed):
+@given(problem=gaussian_problems(), data=st.data())
+def test_features_and_components_have_no_order(covariance_type, problem, data):
     """Features permuted and components permuted: the same fit, permuted."""
-    problem = gaussian_problem(seed)
-    rng = np.random.default_rng(seed)
-    f, c = rng.permutation(problem["d"]), rng.permutation(problem["k"])
+    f, c = (np.array(data.draw(st.permutations(range(problem[size])))) for size in ("d", "k"))
     picks = {"full": np.ix_(c, f, f), "tied": np.ix_(f, f), "diag": np.ix_(c, f), "spherical": c}
     pick = picks[covariance_type]
     other = {
@@ -221,15 +222,12 @@ def test_features_and_components_have_no_order(covariance_type, seed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(40)
-@given(seed=seeds)
-def test_units_scale_the_answer(covariance_type, seed):
+@given(problem=gaussian_problems(), power=st.floats(-20, 20), data=st.data())
+def test_units_scale_the_answer(covariance_type, problem, power, data):
     """Other units: means and covariances scale with them, the log-likelihood moves by the log-Jacobian."""
-    problem = gaussian_problem(seed)
-    rng = np.random.default_rng(seed)
-    one = 10.0 ** rng.uniform(-20, 20)
-    unit = (
-        np.full(problem["d"], one) if covariance_type == "spherical" else one * 10.0 ** rng.uniform(-3, 3, problem["d"])
-    )
+    d, one = problem["d"], 10.0**power
+    powers = data.draw(st.lists(st.floats(-3, 3), min_size=d, max_size=d))
+    unit = np.full(d, one) if covariance_type == "spherical" else one * 10.0 ** np.array(powers)
     square = {"full": np.outer(unit, unit), "tied": np.outer(unit, unit), "diag": unit**2, "spherical": one**2}
     scaled = {
         **problem,
@@ -249,12 +247,10 @@ def test_units_scale_the_answer(covariance_type, seed):
 
 
 @examples(60)
-@given(seed=seeds)
-def test_types_agree_where_they_must(seed):
+@given(one=gaussian_problems(k=1), line=gaussian_problems(d=1))
+def test_types_agree_where_they_must(one, line):
     """One component: tied is full. One feature: full, diag and spherical are the same model."""
-    one = gaussian_problem(seed, k=1)
     close(fitted(one, "tied").params.theta.covariances, fitted(one, "full").params.theta.covariances[0], 1e-9)
-    line = gaussian_problem(seed, d=1)
     full, diag, spherical = (fitted(line, t) for t in ("full", "diag", "spherical"))
     close(full.params.theta.covariances.ravel(), diag.params.theta.covariances.ravel(), 1e-9)
     close(spherical.params.theta.covariances, diag.params.theta.covariances.ravel(), 1e-9)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from pipeline.em.loop import em
@@ -15,6 +16,7 @@ from tests.laws.common import (
     TYPES,
     any_problem,
     assigned,
+    cases,
     chunks_of,
     close,
     e_step,
@@ -27,7 +29,7 @@ from tests.laws.common import (
     same_bits,
     sum_over,
 )
-from tests.problems import count_problem, gaussian_problem, kmeans_problem, ragged_bounds, seeds
+from tests.problems import count_problems, gaussian_problem, gaussian_problems, kmeans_problems
 from tests.reference import kmeans_lloyd, multinomial_em
 
 FIXED = [(), ("weights",), ("means",), ("covariances",), ("weights", "covariances"), ("weights", "means")]
@@ -48,13 +50,11 @@ def never_falls(trace):
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(50)
-@given(seed=seeds)
-def test_gaussian_objective_never_falls(covariance_type, assignment, seed):
+@given(problem=gaussian_problems(), fixed=st.sampled_from(FIXED), weighted=st.booleans())
+def test_gaussian_objective_never_falls(covariance_type, assignment, problem, fixed, weighted):
     """With reg_covar = 0, soft or hard, any parts fixed, weights or none: it rises or stays, to 1e-12 |F|."""
-    problem = gaussian_problem(seed)
-    fixed = FIXED[seed % len(FIXED)]
     model, params = gaussian(problem, covariance_type, assignment=assignment, reg_covar=0.0, fixed=fixed)
-    weight = problem["sample_weight"] if seed % 2 else None
+    weight = problem["sample_weight"] if weighted else None
     run, resets = fit(model, params, chunks_of(problem["x"], None, weight), 8)
     assume(not resets)
     never_falls(objectives(run))
@@ -65,11 +65,9 @@ def test_gaussian_objective_never_falls(covariance_type, assignment, seed):
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("concentration", [1.0, 1.1, 3.0])
 @examples(50)
-@given(seed=seeds)
-def test_multinomial_objective_never_falls(concentration, assignment, seed):
+@given(problem=count_problems(), fixed=st.sampled_from([(), ("weights",)]))
+def test_multinomial_objective_never_falls(concentration, assignment, problem, fixed):
     """Log-likelihood plus the Dirichlet's log density never falls, soft or hard, weights fixed or not."""
-    problem = count_problem(seed)
-    fixed = [(), ("weights",)][seed % 2]
     model, params = multinomial(problem, concentration=concentration, assignment=assignment, fixed=fixed)
     run, resets = fit(model, params, chunks_of(problem["counts"], None, problem["sample_weight"]), 8)
     assume(not resets)
@@ -77,16 +75,16 @@ def test_multinomial_objective_never_falls(concentration, assignment, seed):
 
 
 @examples(300)
-@given(seed=seeds)
-def test_inertia_never_rises(seed):
+@given(empty=st.integers(0, 2), data=st.data())
+def test_inertia_never_rises(empty, data):
     """Lloyd's iterations never raise the inertia, with weights and with centres that start empty."""
-    problem = kmeans_problem(seed, empty=seed % 3)
+    problem = data.draw(kmeans_problems(empty=empty))
     model, params = kmeans(problem)
     run, _ = fit(model, params, chunks_of(problem["x"], None, problem["sample_weight"]), 50)
     never_falls(objectives(run))
     reference = kmeans_lloyd(problem["x"], problem["centers"], 50, 0.0, problem["sample_weight"])
     assert run.objective <= 0
-    if seed % 3 == 0:
+    if empty == 0:
         close(-run.objective, reference.inertia, 1e-10)
 
 
@@ -106,11 +104,11 @@ def test_a_fall_under_reg_covar_is_recorded():
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
 @examples(30)
-@given(seed=seeds)
-def test_log_likelihood_is_free_energy_plus_gap(family, weighted, seed):
+@given(data=st.data())
+def test_log_likelihood_is_free_energy_plus_gap(family, weighted, data):
     """KL = 0 after a soft E-step, and lower_bound[t] <= log_likelihood[t + 1]: the gap is never negative."""
     options = {} if family == "multinomial" else {"reg_covar": 0.0}
-    model, params, x, weight = any_problem(family, seed, **options)
+    model, params, x, weight, _ = data.draw(cases(family, **options))
     weight = weight if weighted else None
     run, resets = fit(model, params, chunks_of(x, None, weight), 5)
     assume(not resets)
@@ -136,10 +134,10 @@ def test_log_likelihood_is_free_energy_plus_gap(family, weighted, seed):
 
 @pytest.mark.parametrize("family", TYPES)
 @examples(60)
-@given(seed=seeds)
-def test_gap_is_the_divergence_written_out(family, seed):
+@given(data=st.data())
+def test_gap_is_the_divergence_written_out(family, data):
     """log p(X) - F(q, theta) for an old q is sum_n KL(q_n || p(z | x_n, theta)), summed term by term."""
-    model, params, x, weight = any_problem(family, seed, reg_covar=0.0)
+    model, params, x, weight, _ = data.draw(cases(family, reg_covar=0.0))
     partial = e_step(model, params, x, None, weight)
     new = model.m_step(partial.stats, params)
     assume(not model.collapsed(new, partial.stats.sum_w))
@@ -147,16 +145,17 @@ def test_gap_is_the_divergence_written_out(family, seed):
     divergence = float(weight @ np.where(np.exp(q) > 0, np.exp(q) * (q - p), 0.0).sum(axis=1))
     after = e_step(model, new, x, None, weight).evidence.log_likelihood
     gap = after - model.bound(partial.totals, new)
-    assert abs(gap - divergence) <= 1e-10 * (abs(after) + weight.sum())
+    slack = 1e-10 * (abs(after) + weight.sum()) + moment_rounding(model, new, weight.sum())
+    assert abs(gap - divergence) <= slack
     assert divergence >= -1e-12 * weight.sum()
 
 
 @pytest.mark.parametrize("family", [*TYPES, "multinomial"])
 @examples(40)
-@given(seed=seeds)
-def test_entropy_and_log_likelihood_are_those_of_the_responsibilities(family, seed):
+@given(data=st.data())
+def test_entropy_and_log_likelihood_are_those_of_the_responsibilities(family, data):
     """The sums that travel are log-sum-exp and -sum r log r of the responsibilities that prediction gives."""
-    model, params, x, weight = any_problem(family, seed)
+    model, params, x, weight, _ = data.draw(cases(family))
     evidence = e_step(model, params, x, None, weight).evidence
     log_joint = model.log_joint(params, x, KERNELS)
     log_resp = log_joint - logsumexp(log_joint, axis=1, keepdims=True)
@@ -169,17 +168,15 @@ def test_entropy_and_log_likelihood_are_those_of_the_responsibilities(family, se
 @pytest.mark.parametrize("concentration", [1.0, 1.1, 2.5])
 @pytest.mark.parametrize("weighted", [False, True])
 @examples(20)
-@given(seed=seeds)
-def test_multinomial_equals_the_slow_dense_reference(concentration, weighted, seed):
+@given(problem=count_problems(), n_iter=st.integers(1, 5))
+def test_multinomial_equals_the_slow_dense_reference(concentration, weighted, problem, n_iter):
     """CSR rows in ragged chunks give the parameters and objectives of dense loops over every word."""
-    problem = count_problem(seed)
     # Maximum likelihood comes close to probabilities that underflow, and there it magnifies rounding.
-    n_iter = 1 + seed % (3 if concentration == 1.0 else 5)
+    n_iter = min(n_iter, 3) if concentration == 1.0 else n_iter
     weight = problem["sample_weight"] if weighted else None
     expected = multinomial_em(problem["counts"], problem["weights"], problem["log_prob"], n_iter, concentration, weight)
     model, params = multinomial(problem, concentration=concentration)
-    bounds = ragged_bounds(np.random.default_rng(seed), problem["n"])
-    run, resets = fit(model, params, chunks_of(sp.csr_array(problem["counts"]), bounds, weight), n_iter)
+    run, resets = fit(model, params, chunks_of(sp.csr_array(problem["counts"]), problem["bounds"], weight), n_iter)
     assume(not resets)
     close(run.params.weights, expected.weights, 1e-10)
     close(np.exp(run.params.theta.log_prob), np.exp(expected.log_prob), 1e-10)

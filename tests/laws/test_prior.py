@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import minimize
 
@@ -23,7 +24,7 @@ from tests.laws.common import (
     sum_over,
 )
 from tests.laws.test_degenerate import INITS, is_sound, odd_rows, whole_job
-from tests.problems import count_problem, gaussian_problem, seeds
+from tests.problems import count_problems, gaussian_problem, gaussian_problems, seeds
 from tests.reference import full_covariances
 
 FIXED = [(), ("weights",), ("means",), ("covariances",), ("weights", "means"), ("weights", "covariances")]
@@ -77,15 +78,15 @@ def log_density(model, params):
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(40)
-@given(seed=seeds)
-def test_objective_never_falls(covariance_type, assignment, seed):
+@given(prior=st.sampled_from(PRIORS), fixed=st.sampled_from(FIXED), data=st.data())
+def test_objective_never_falls(covariance_type, assignment, prior, fixed, data):
     """Under any prior, parts fixed or not, weights or none, many rows or two a component, reg_covar or none."""
-    rng = np.random.default_rng(seed)
-    prior, fixed = PRIORS[seed % len(PRIORS)], FIXED[rng.integers(len(FIXED))]
     bounded = prior == "auto" or prior.get("scale") != 0
-    problem = gaussian_problem(seed, n=None if rng.random() < 0.5 or not bounded else int(rng.integers(12, 30)))
-    weight = problem["sample_weight"] if rng.random() < 0.5 else None
-    reg_covar = 1e-3 * float(problem["scale"].min()) ** 2 if bounded and rng.random() < 0.5 else 0.0
+    n = data.draw(st.none() | st.integers(12, 29), label="rows") if bounded else None
+    problem = data.draw(gaussian_problems(n=n))
+    weight = problem["sample_weight"] if data.draw(st.booleans(), label="weighted") else None
+    floored = bounded and data.draw(st.booleans(), label="reg_covar")
+    reg_covar = 1e-3 * float(problem["scale"].min()) ** 2 if floored else 0.0
     options = {"assignment": assignment, "fixed": list(fixed), "reg_covar": reg_covar}
     model, params = with_prior(problem, covariance_type, prior, weight, **options)
     run, resets = fit(model, params, chunks_of(problem["x"], None, weight), 10)
@@ -100,12 +101,10 @@ def test_objective_never_falls(covariance_type, assignment, seed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(30)
-@given(seed=seeds)
-def test_log_prior_is_the_written_out_density(covariance_type, seed):
+@given(prior=st.sampled_from(PRIORS), one=gaussian_problems(), seed=seeds)
+def test_log_prior_is_the_written_out_density(covariance_type, prior, one, seed):
     """Between any two sets of parameters it moves by as much as scipy's densities: the constant alone differs."""
-    prior = PRIORS[seed % len(PRIORS)]
-    one, other = gaussian_problem(seed), gaussian_problem(seed)
-    rng = np.random.default_rng(seed)
+    other, rng = dict(one), np.random.default_rng(seed)
     other["means"] = one["means"] + one["scale"] * rng.normal(size=one["means"].shape)
     other["weights"] = rng.dirichlet(np.full(one["k"], 3.0))
     other["covariances"] = {name: value * rng.uniform(0.2, 5.0) for name, value in one["covariances"].items()}
@@ -135,12 +134,11 @@ def statistics(model, x, resp):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(30)
-@given(seed=seeds)
-def test_m_step_is_the_table_of_fraley_and_raftery(covariance_type, seed):
+@given(prior=st.sampled_from([PRIORS[0], *PRIORS[4:]]), problem=gaussian_problems(max_offset=10.0), seed=seeds)
+def test_m_step_is_the_table_of_fraley_and_raftery(covariance_type, prior, problem, seed):
     """MAP estimates from any responsibilities are the closed forms of models/prior.py, written out row by row."""
     rng = np.random.default_rng(seed)
-    problem = gaussian_problem(seed, max_offset=10.0)
-    model, params = with_prior(problem, covariance_type, [PRIORS[0], *PRIORS[4:]][seed % 3], problem["sample_weight"])
+    model, params = with_prior(problem, covariance_type, prior, problem["sample_weight"])
     resp, x, k, d = soft_rows(problem, rng), problem["x"], problem["k"], problem["d"]
     new = model.m_step(statistics(model, x, resp), params)
     prior, n, a = model.component.prior, resp.sum(axis=0), model.weight_concentration
@@ -223,10 +221,9 @@ def test_m_step_is_where_a_numerical_search_ends(covariance_type, fixed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(20)
-@given(seed=seeds)
-def test_weight_two_is_the_row_twice(covariance_type, seed):
+@given(problem=gaussian_problems())
+def test_weight_two_is_the_row_twice(covariance_type, problem):
     """Pseudo-rows are counted in the weights of rows."""
-    problem = gaussian_problem(seed)
     weight = 1.0 + (np.arange(problem["n"]) % 2)
     model, params = with_prior(problem, covariance_type, PRIORS[4], weight)
     repeated = {**problem, "x": np.repeat(problem["x"], weight.astype(int), axis=0)}
@@ -239,12 +236,11 @@ def test_weight_two_is_the_row_twice(covariance_type, seed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(20)
-@given(seed=seeds)
-def test_units_of_the_features_do_not_matter(covariance_type, seed):
+@given(problem=gaussian_problems(max_offset=5.0), data=st.data())
+def test_units_of_the_features_do_not_matter(covariance_type, problem, data):
     """The defaults come from the data: in other units (one for all where spherical) the fit is the same, in those units."""
-    problem = gaussian_problem(seed, max_offset=5.0)
-    rng = np.random.default_rng(seed)
-    unit = 2.0 ** rng.integers(-6, 7, size=1 if covariance_type == "spherical" else problem["d"])
+    many = 1 if covariance_type == "spherical" else problem["d"]
+    unit = 2.0 ** np.array(data.draw(st.lists(st.integers(-6, 6), min_size=many, max_size=many)))
     both = np.outer(unit, unit) if covariance_type in ("full", "tied") else unit**2
     both = both[0] if covariance_type == "spherical" else both
     covariances = problem["covariances"][covariance_type]
@@ -320,11 +316,9 @@ def test_constant_features_are_sound_under_a_prior(covariance_type):
 
 @pytest.mark.parametrize("fixed", [(), ("weights",)])
 @examples(40)
-@given(seed=seeds)
-def test_a_multinomials_weights_have_a_prior_too(fixed, seed):
+@given(problem=count_problems(), a=st.floats(1.0, 4.0))
+def test_a_multinomials_weights_have_a_prior_too(fixed, problem, a):
     """Weights are N_k + a - 1 over their sum, unless fixed; the objective never falls."""
-    problem = count_problem(seed)
-    a = 1.0 + 3.0 * np.random.default_rng(seed).random()
     model, params = multinomial(problem, weight_concentration=a, fixed=fixed)
     found = e_step(model, params, problem["counts"]).stats
     expected = problem["weights"] if fixed else (found.sum_w + a - 1) / (problem["n"] + problem["k"] * (a - 1))
@@ -337,13 +331,18 @@ def test_a_multinomials_weights_have_a_prior_too(fixed, seed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(25)
-@given(seed=seeds)
-def test_odd_rows_end_in_a_sound_mixture(covariance_type, seed):
+@given(
+    rows=odd_rows(),
+    prior=st.sampled_from([PRIORS[0], PRIORS[1], PRIORS[4]]),
+    assignment=st.sampled_from(["soft", "hard"]),
+    init=st.sampled_from(INITS),
+)
+def test_odd_rows_end_in_a_sound_mixture(covariance_type, rows, prior, assignment, init):
     """K up to N, repeated rows, constant features, lines: finite, no warning; only what has no row is reset, or is lost in rounding."""
-    x, k = odd_rows(seed)
-    asked = {"n_components": k, "covariance_type": covariance_type, "prior": PRIORS[[0, 1, 4][seed % 3]]}
-    config = validate({"model": asked, "fit": {"assignment": ["soft", "hard"][seed % 2]}})
-    run, events = whole_job(lambda known: config.models(known)[0], x, INITS[seed % 4])
+    x, k = rows
+    asked = {"n_components": k, "covariance_type": covariance_type, "prior": prior}
+    config = validate({"model": asked, "fit": {"assignment": assignment}})
+    run, events = whole_job(lambda known: config.models(known)[0], x, init)
     is_sound(run, events, k)
     assert np.isfinite(run.params.theta.factors).all()
     assert all("fewer than 1" in event.reset.reason or "rounding" in event.reset.reason for event in events)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from scipy.linalg import helmert
 from scipy.special import logsumexp
 
@@ -12,7 +13,7 @@ from pipeline.models import information, schema
 from pipeline.models.covariance import from_covariance
 from pipeline.models.information import ScoreProducts
 from tests.laws.common import EPS, TYPES, chunks_of, close, examples, fit, gaussian, gaussian_mixture, sum_over
-from tests.problems import gaussian_problem, ragged_bounds, seeds
+from tests.problems import gaussian_problem, gaussian_problems
 
 
 def products(model, params, x, weight=None, bounds=None, covariances=True):
@@ -64,10 +65,10 @@ def covariance_by_differences(model, params, x, weight, parts):
 )
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(12)
-@given(seed=seeds)
-def test_errors_are_those_of_scores_by_differences(covariance_type, parts, seed):
+@given(k=st.integers(2, 3), data=st.data())
+def test_errors_are_those_of_scores_by_differences(covariance_type, parts, k, data):
     """Not only at an optimum: the matrix is the product of each row's gradient with itself, in the rows' weights."""
-    problem = gaussian_problem(seed, n=600, d=1 + seed % 3, k=2 + seed % 2, max_offset=3.0)
+    problem = data.draw(gaussian_problems(n=600, k=k, max_d=3, max_offset=3.0, generic=True))
     k, d = problem["k"], problem["d"]
     # Components apart: of nearly equal ones, differences could not tell the scores.
     problem["x"] = problem["x"] / problem["scale"]
@@ -90,12 +91,11 @@ def test_errors_are_those_of_scores_by_differences(covariance_type, parts, seed)
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(20)
-@given(seed=seeds)
-def test_of_one_component_they_are_deviation_over_root_n(covariance_type, seed):
+@given(problem=gaussian_problems(k=1, n=200, max_d=3))
+def test_of_one_component_they_are_deviation_over_root_n(covariance_type, problem):
     """sigma / sqrt(n), n the sum of weights; rows are turned, or made round, as narrower covariances suppose them, and
     mirrored, so that they are symmetric as a Gaussian's: then learned covariances change nothing.
     """
-    problem = gaussian_problem(seed, k=1, d=1 + seed % 3, n=200)
     x, weight = problem["x"], problem["sample_weight"]
     mean = np.average(x, axis=0, weights=weight)
     x, weight = np.concatenate([x, 2 * mean - x]), np.tile(weight, 2)
@@ -117,17 +117,15 @@ def test_of_one_component_they_are_deviation_over_root_n(covariance_type, seed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(20)
-@given(seed=seeds)
-def test_products_add(covariance_type, seed):
+@given(problem=gaussian_problems())
+def test_products_add(covariance_type, problem):
     """Ragged chunks sum to the whole to rounding; weight 2 is the row twice, weight 0 the row left out."""
-    problem = gaussian_problem(seed)
     model, params = gaussian(problem, covariance_type)
     x, weight = problem["x"], np.arange(problem["n"]) % 3
     whole = products(model, params, x, weight.astype(float))[1]
     size = np.sqrt(np.outer(np.diagonal(whole), np.diagonal(whole)))
-    bounds = ragged_bounds(np.random.default_rng(seed), len(x))
     for other in (
-        products(model, params, x, weight.astype(float), bounds)[1],
+        products(model, params, x, weight.astype(float), problem["bounds"])[1],
         products(model, params, np.repeat(x, weight, axis=0))[1],
     ):
         assert (np.abs(other - whole) <= 64 * EPS * len(x) * size).all()

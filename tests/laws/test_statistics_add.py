@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from pipeline.arrays.packing import pack
 from pipeline.arrays.rows import LowestRows, Representatives
@@ -18,6 +20,7 @@ from tests.laws.common import (
     TYPES,
     any_problem,
     assigned,
+    cases,
     chunks_of,
     close,
     close_fields,
@@ -28,7 +31,7 @@ from tests.laws.common import (
     same_bits,
     sum_over,
 )
-from tests.problems import count_problem, gaussian_problem, ragged_bounds, seeds
+from tests.problems import count_problems, cuts, gaussian_problems, seeds
 
 SOFT = [family for family in FAMILIES if family != "kmeans"]
 
@@ -37,11 +40,10 @@ SOFT = [family for family in FAMILIES if family != "kmeans"]
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("family", SOFT)
 @examples(25)
-@given(seed=seeds)
-def test_statistics_of_chunks_add_to_those_of_the_whole(family, assignment, weighted, seed):
+@given(data=st.data())
+def test_statistics_of_chunks_add_to_those_of_the_whole(family, assignment, weighted, data):
     """Any ragged chunks, soft or hard, with weights or without: their sums are the sums of all rows."""
-    model, params, x, weight = any_problem(family, seed, assignment=assignment)
-    bounds = ragged_bounds(np.random.default_rng(seed), x.shape[0])
+    model, params, x, weight, bounds = data.draw(cases(family, assignment=assignment))
     weight = weight if weighted else None
     whole = e_step(model, params, x, None, weight)
     parts = e_step(model, params, x, bounds, weight)
@@ -51,11 +53,10 @@ def test_statistics_of_chunks_add_to_those_of_the_whole(family, assignment, weig
 
 @pytest.mark.parametrize("weighted", [False, True])
 @examples(100)
-@given(seed=seeds)
-def test_kmeans_statistics_and_label_hash_are_those_of_the_whole(weighted, seed):
+@given(case=cases("kmeans"))
+def test_kmeans_statistics_and_label_hash_are_those_of_the_whole(weighted, case):
     """Lloyd's sums add, and the hash of all labels is the same number whatever the chunks."""
-    model, params, x, weight = any_problem("kmeans", seed)
-    bounds = ragged_bounds(np.random.default_rng(seed), len(x))
+    model, params, x, weight, bounds = case
     weight = weight if weighted else None
     whole, parts = e_step(model, params, x, None, weight), e_step(model, params, x, bounds, weight)
     close_sums(parts.stats, whole.stats, model, params, x, weight)
@@ -64,10 +65,10 @@ def test_kmeans_statistics_and_label_hash_are_those_of_the_whole(weighted, seed)
 
 
 @examples(100)
-@given(seed=seeds)
-def test_kmeans_label_hash_changes_with_any_label(seed):
+@given(case=cases("kmeans"))
+def test_kmeans_label_hash_changes_with_any_label(case):
     """One row with another label, and the hash is another."""
-    model, params, x, _ = any_problem("kmeans", seed)
+    model, params, x, *_ = case
     before = e_step(model, params, x)
     labels = assigned(model, params, x).label
     other = (labels[0] + 1) % model.n_components
@@ -80,13 +81,13 @@ def test_kmeans_label_hash_changes_with_any_label(seed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(30)
-@given(seed=seeds)
-def test_statistics_of_labels_are_those_of_the_assignment(family, seed):
+@given(data=st.data())
+def test_statistics_of_labels_are_those_of_the_assignment(family, data):
     """Given each row's own hard label, the statistics are those of a hard E-step; label -1 is weight 0."""
     options = {} if family == "kmeans" else {"assignment": "hard"}
-    model, params, x, weight = any_problem(family, seed, **options)
+    model, params, x, weight, _ = data.draw(cases(family, **options))
     labels = assigned(model, params, x).label
-    out = np.random.default_rng(seed).random(x.shape[0]) < 0.2
+    out = np.random.default_rng(data.draw(seeds)).random(x.shape[0]) < 0.2
     out[0] = False
     given_ = model.label_statistics(x, np.where(out, -1, labels), weight)
     hard = e_step(model, params, x, None, np.where(out, 0.0, weight)).stats
@@ -97,10 +98,10 @@ def test_statistics_of_labels_are_those_of_the_assignment(family, seed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(30)
-@given(seed=seeds)
-def test_statistics_are_a_vector_space(family, seed):
+@given(data=st.data())
+def test_statistics_are_a_vector_space(family, data):
     """Addition commutes to the bit, minus undoes plus, and scaling distributes over sums to rounding."""
-    model, params, x, weight = any_problem(family, seed)
+    model, params, x, weight, _ = data.draw(cases(family).filter(lambda case: case.x.shape[0] > 1))
     half = x.shape[0] // 2
     a, b = e_step(model, params, x[:half], None, weight[:half]).stats, e_step(model, params, x[half:]).stats
     same_bits(a + b, b + a)
@@ -118,16 +119,18 @@ def test_statistics_are_a_vector_space(family, seed):
 
 
 @examples(100)
-@given(seed=seeds)
-def test_lowest_rows_merge_in_any_grouping_to_those_of_the_whole(seed):
+@given(
+    score=st.lists(st.sampled_from([0.0, 1.0, -1.0, 0.5, -0.5, np.inf, np.nan]), min_size=1, max_size=200),
+    limit=st.integers(1, 11),
+    sparse=st.booleans(),
+    seed=seeds,
+    data=st.data(),
+)
+def test_lowest_rows_merge_in_any_grouping_to_those_of_the_whole(score, limit, sparse, seed, data):
     """The best m of a union are the best m of the parts' best, with ties to the lowest row, however they are grouped."""
-    rng = np.random.default_rng(seed)
-    n, limit = int(rng.integers(2, 200)), int(rng.integers(1, 12))
-    score = rng.choice([*np.linspace(-1, 1, 7), np.inf, np.nan], size=n)  # many ties, some rows left out
-    if not (score < np.inf).any():
-        score[0] = 0.0
+    rng, n, score = np.random.default_rng(seed), len(score), np.array(score)  # many ties, some rows left out
     x, weight, label = rng.normal(size=(n, 2)), rng.random(n), rng.integers(0, 3, n)
-    rows = [x, sp.csr_array(x)][seed % 2]
+    rows = sp.csr_array(x) if sparse else x
 
     def of(part):
         return LowestRows.of(limit, score[part], part.start, rows[part], weight[part], label[part])
@@ -135,7 +138,7 @@ def test_lowest_rows_merge_in_any_grouping_to_those_of_the_whole(seed):
     whole = of(slice(0, n))
     expected = sorted((s, r) for s, r in zip(score, range(n), strict=True) if s < np.inf)[:limit]
     assert list(zip(whole.score, whole.row, strict=True)) == expected
-    parts = [of(slice(a, b)) for a, b in pairwise(ragged_bounds(rng, n))]
+    parts = [of(slice(a, b)) for a, b in pairwise(data.draw(cuts(n)))]
     left, right = parts[0], parts[-1]
     for part in parts[1:]:
         left = left + part
@@ -146,14 +149,15 @@ def test_lowest_rows_merge_in_any_grouping_to_those_of_the_whole(seed):
 
 
 @examples(200)
-@given(seed=seeds)
-def test_representatives_merge_in_any_grouping_to_those_of_the_whole(seed):
+@given(shape=st.tuples(st.integers(1, 60), st.integers(1, 3)), data=st.data())
+def test_representatives_merge_in_any_grouping_to_those_of_the_whole(shape, data):
     """Each component's best rows, by responsibility, then density, then row, are the same however rows are grouped."""
-    rng = np.random.default_rng(seed)
-    n, k, limit = int(rng.integers(2, 60)), int(rng.integers(1, 4)), 5
-    log_resp = rng.choice([0.0, -0.5, -np.inf], size=(n, k))
-    log_joint = rng.choice([-1.0, -2.0, -3.0], size=(n, k))
-    row, x = np.arange(n), rng.normal(size=(n, 2))
+    (n, k), limit = shape, 5
+    log_resp, log_joint = (
+        data.draw(hnp.arrays(np.float64, shape, elements=st.sampled_from(values), fill=st.nothing()))
+        for values in ([0.0, -0.5, -np.inf], [-1.0, -2.0, -3.0])
+    )
+    row, x = np.arange(n), np.random.default_rng(0).normal(size=(n, 2))
 
     def of(part):
         return Representatives.of(limit, row[part], log_resp[part], log_joint[part], x[part])
@@ -163,7 +167,7 @@ def test_representatives_merge_in_any_grouping_to_those_of_the_whole(seed):
         ranked = sorted(range(n), key=lambda i: (-log_resp[i, j], -log_joint[i, j], i))[:limit]
         assert whole.row[j].tolist() == ranked
         same_bits(whole.x[j], x[ranked])
-    parts = [of(slice(a, b)) for a, b in pairwise(ragged_bounds(rng, n))]
+    parts = [of(slice(a, b)) for a, b in pairwise(data.draw(cuts(n)))]
     left = parts[0]
     for part in parts[1:]:
         left = left + part
@@ -189,14 +193,12 @@ def test_representatives_survive_chunks_without_weight(family):
 
 @pytest.mark.parametrize("scatter", ["matrix", "variances", "none"])
 @examples(100)
-@given(seed=seeds)
-def test_profiles_merge_to_that_of_the_whole(scatter, seed):
+@given(problem=gaussian_problems(), weighted=st.booleans(), seed=seeds)
+def test_profiles_merge_to_that_of_the_whole(scatter, problem, weighted, seed):
     """Mean, covariance, extremes and sample of ragged chunks are NumPy's of all rows."""
-    problem = gaussian_problem(seed)
-    x, weight = problem["x"], problem["sample_weight"] if seed % 2 else None
+    x, weight = problem["x"], problem["sample_weight"] if weighted else None
     job = ProfileJob(scatter, 7, seed)
-    whole = sum_over(chunks_of(x, None, weight), [job])[0]
-    parts = sum_over(chunks_of(x, ragged_bounds(np.random.default_rng(seed), len(x)), weight), [job])[0]
+    whole, parts = (sum_over(chunks_of(x, bounds, weight), [job])[0] for bounds in (None, problem["bounds"]))
     w = np.ones(len(x)) if weight is None else weight
     mean = np.average(x, axis=0, weights=w)
     for profile in (whole, parts):
@@ -215,14 +217,12 @@ def test_profiles_merge_to_that_of_the_whole(scatter, seed):
 
 
 @examples(50)
-@given(seed=seeds)
-def test_profiles_of_counts_merge(seed):
+@given(problem=count_problems())
+def test_profiles_of_counts_merge(problem):
     """The mean of sparse rows, and their sample, do not depend on the chunks either."""
-    problem = count_problem(seed)
-    x = sp.csr_array(problem["counts"])
-    bounds = ragged_bounds(np.random.default_rng(seed), x.shape[0])
+    x, job = sp.csr_array(problem["counts"]), ProfileJob("none", 9, 0)
     whole, parts = (
-        sum_over(chunks_of(x, b, problem["sample_weight"]), [ProfileJob("none", 9, 0)])[0] for b in (None, bounds)
+        sum_over(chunks_of(x, bounds, problem["sample_weight"]), [job])[0] for bounds in (None, problem["bounds"])
     )
     close(whole.mean, np.average(problem["counts"], axis=0, weights=problem["sample_weight"]), 1e-12)
     close(parts.mean, whole.mean, 1e-12)
@@ -231,10 +231,9 @@ def test_profiles_of_counts_merge(seed):
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 @examples(30)
-@given(seed=seeds)
-def test_gaussian_statistics_are_the_textbook_sums(covariance_type, seed):
+@given(problem=gaussian_problems(n=40))
+def test_gaussian_statistics_are_the_textbook_sums(covariance_type, problem):
     """sum_w, sum_x and sum_xx are the sums of r, r (x - shift) and r (x - shift)(x - shift)^T, written as loops."""
-    problem = gaussian_problem(seed, n=40)
     model, params = gaussian(problem, covariance_type)
     x, w = problem["x"], problem["sample_weight"]
     stats = e_step(model, params, x, None, w).stats
