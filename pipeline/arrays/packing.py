@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +22,6 @@ from pipeline.arrays.dtypes import Array
 
 C = TypeVar("C", bound=type)
 _CLASSES: dict[str, type] = {}
-_NAMES = ("of", "array", "float", "scalar", "order")  # of structures: not values
 
 
 class Packed(NamedTuple):
@@ -57,6 +56,8 @@ def pack(value: Any, prefix: str = "", separator: str = "/", inline: bool = Fals
     ------
     TypeError
         For an object that is not a value as the module defines it.
+    ValueError
+        Where two arrays would have one name.
     """
     packing = _Packing({}, separator, inline)
     return Packed(packing.of(value, prefix), packing.arrays)
@@ -72,7 +73,7 @@ def unpack(structure: Any, arrays: Mapping[str, Array]) -> Any:
     """
     try:
         return _unpacked(structure, arrays)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
         raise ValueError(f"the structure does not fit its arrays ({type(error).__name__}: {error})") from error
 
 
@@ -108,12 +109,12 @@ class _Packing(NamedTuple):
             return {"csr": self._parts(parts, path), "shape": [int(size) for size in value.shape]}
         if (record := _record(value)) is not None:
             return {"of": _name(type(value)), "fields": self._parts(record, path)}
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
             return {"dict": self._parts(value, path)}
         if isinstance(value, (tuple, list, range)):
             return self._sequence(value, path)
         raise TypeError(
-            f"got {type(value).__name__}, expected numbers, text, arrays, and records or sequences of these"
+            f"got {type(value).__name__}, expected numbers, text, arrays, and records, sequences or dicts by text of these"
         )
 
     def _below(self, path: str, name: object) -> str:
@@ -122,10 +123,16 @@ class _Packing(NamedTuple):
     def _parts(self, parts: Mapping[str, Any], path: str) -> dict[str, Any]:
         return {name: self.of(part, self._below(path, name)) for name, part in parts.items()}
 
+    def _put(self, array: Array, path: str) -> str:
+        if path in self.arrays:
+            raise ValueError(f"two arrays are called {path}; name the parts without {self.separator}")
+        self.arrays[path] = array
+        return path
+
     def _array(self, value: Any, path: str) -> dict[str, Any]:
         """An array by its name, or a number that is stored as one: JSON has no NaN, and 64 bits do not fit its numbers."""
         array = np.asarray(value)
-        self.arrays[path] = array
+        self._put(array, path)
         if isinstance(value, np.generic):
             return {"scalar": path}
         if isinstance(value, float):
@@ -137,12 +144,17 @@ class _Packing(NamedTuple):
     def _sequence(self, value: Sequence[Any], path: str) -> Any:
         kind = "list" if isinstance(value, list) else "tuple"
         if len(value) > 1 and _record(value[0]) is not None:
-            items = [pack(item) for item in value]
+            packings = [_Packing({}, self.separator, self.inline) for _ in value]
+            items = [Packed(each.of(item, ""), each.arrays) for each, item in zip(packings, value, strict=True)]
             if _alike(items):
                 for name in items[0].arrays:
-                    self.arrays[self._below(path, name)] = np.stack([item.arrays[name] for item in items])
-                merged = _merged([item.structure for item in items])
-                return {"stack": kind, "at": self._below(path, ""), "items": merged, "n": len(items)}
+                    self._put(np.stack([item.arrays[name] for item in items]), self._below(path, name))
+                plain = [list(_leaves(item.structure)) for item in items]
+                differ = [
+                    [i, list(own)] for i, own in enumerate(zip(*plain, strict=True)) if len(set(map(repr, own))) > 1
+                ]
+                first = {"items": items[0].structure, "differ": differ, "n": len(items)}
+                return {"stack": kind, "at": self._below(path, ""), **first}
         return {kind: [self.of(item, self._below(path, i)) for i, item in enumerate(value)]}
 
 
@@ -154,49 +166,53 @@ def _record(value: Any) -> dict[str, Any] | None:
 
 
 def _alike(items: Sequence[Packed]) -> bool:
-    """Whether records have the same fields of the same shapes: plain values in them may differ."""
-    first = items[0]
-    shapes = [{name: (array.shape, array.dtype) for name, array in item.arrays.items()} for item in items]
-    return all(found == shapes[0] for found in shapes) and all(
-        _skeleton(item.structure) == _skeleton(first.structure) for item in items
-    )
+    """Whether records have the same parts, and arrays of the same shapes: plain values in them may differ."""
+    forms = [
+        (_form(item.structure), {name: (array.shape, array.dtype) for name, array in item.arrays.items()})
+        for item in items
+    ]
+    return all(form == forms[0] for form in forms)
 
 
-def _skeleton(structure: Any) -> Any:
-    """The structure without its plain values."""
+def _form(structure: Any) -> Any:
+    """The structure without its leaves."""
     if isinstance(structure, dict):
-        return {key: value if key == "of" else _skeleton(value) for key, value in structure.items()}
-    return [_skeleton(part) for part in structure] if isinstance(structure, list) else type(structure).__name__
+        return {key: _form(value) for key, value in structure.items()}
+    return [_form(part) for part in structure] if isinstance(structure, list) else None
 
 
-def _merged(structures: list[Any]) -> Any:
-    """One structure for several alike, in which each plain value is a list of theirs."""
-    first = structures[0]
-    if isinstance(first, dict):
-        return {key: value if key in _NAMES else _merged([s[key] for s in structures]) for key, value in first.items()}
-    if isinstance(first, list):
-        return [_merged(list(parts)) for parts in zip(*structures, strict=True)]
-    return {"each": structures}
-
-
-def _of_item(structure: Any, i: int) -> Any:
-    """The structure of one of several that were merged."""
+def _leaves(structure: Any) -> Iterator[Any]:
+    """The leaves of a structure, whose order does not follow that of keys: JSON may sort them."""
     if isinstance(structure, dict):
-        return structure["each"][i] if "each" in structure else {key: _of_item(v, i) for key, v in structure.items()}
-    return [_of_item(part, i) for part in structure] if isinstance(structure, list) else structure
+        for key in sorted(structure):
+            yield from _leaves(structure[key])
+    elif isinstance(structure, list):
+        for part in structure:
+            yield from _leaves(part)
+    else:
+        yield structure
+
+
+def _with_leaves(structure: Any, leaves: Iterator[Any]) -> Any:
+    """The structure with other leaves."""
+    if isinstance(structure, dict):
+        filled = {key: _with_leaves(structure[key], leaves) for key in sorted(structure)}
+        return {key: filled[key] for key in structure}
+    return [_with_leaves(part, leaves) for part in structure] if isinstance(structure, list) else next(leaves)
 
 
 def _unpacked(found: Any, arrays: Mapping[str, Array]) -> Any:
     if not isinstance(found, dict):
         return found
     if "array" in found:
-        return np.asfortranarray(arrays[found["array"]]) if found.get("order") == "F" else arrays[found["array"]]
+        array = np.asarray(arrays[found["array"]])
+        return np.asfortranarray(array) if found.get("order") == "F" else array
     if "float" in found:
-        return float(arrays[found["float"]])
+        return float(arrays[found["float"]].item())
     if "scalar" in found:
         return arrays[found["scalar"]][()]
     if "text" in found:
-        return found["text"]
+        return str(found["text"])
     if "csr" in found:
         data, indices, indptr = (_unpacked(found["csr"][name], arrays) for name in ("data", "indices", "indptr"))
         return sp.csr_array((data, indices, indptr), shape=tuple(found["shape"]))
@@ -207,17 +223,24 @@ def _unpacked(found: Any, arrays: Mapping[str, Array]) -> Any:
     if "dict" in found:
         return {key: _unpacked(part, arrays) for key, part in found["dict"].items()}
     if "stack" in found:
-        return _unstacked(found, arrays)
+        return _sequence_of(found["stack"], _unstacked(found, arrays))
     [(kind, parts)] = found.items()
-    values = [_unpacked(part, arrays) for part in parts]
+    return _sequence_of(kind, [_unpacked(part, arrays) for part in parts])
+
+
+def _sequence_of(kind: str, values: list[Any]) -> Any:
+    if kind not in ("tuple", "list"):
+        raise ValueError(f"got {kind}, expected tuple or list")
     return tuple(values) if kind == "tuple" else values
 
 
-def _unstacked(found: dict[str, Any], arrays: Mapping[str, Array]) -> Any:
-    at = found["at"]
+def _unstacked(found: dict[str, Any], arrays: Mapping[str, Array]) -> list[Any]:
+    at, plain = found["at"], list(_leaves(found["items"]))
     own = {name.removeprefix(at): array for name, array in arrays.items() if name.startswith(at)}
-    items = [
-        _unpacked(_of_item(found["items"], i), {name: array[i] for name, array in own.items()})
-        for i in range(found["n"])
-    ]
-    return tuple(items) if found["stack"] == "tuple" else items
+    items = []
+    for i in range(found["n"]):
+        for place, values in found["differ"]:
+            plain[place] = values[i]
+        structure = _with_leaves(found["items"], iter(plain))
+        items.append(_unpacked(structure, {name: array[i] for name, array in own.items()}))
+    return items
