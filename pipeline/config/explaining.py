@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline.config.section import Section
-from pipeline.config.syntax import GLUED, Place
+from pipeline.config.syntax import GLUED, Place, in_one_line
 from pipeline.config.variants import OUTSIDE, Variants, sections_in, variants_in
 from pipeline.errors import did_you_mean
 
@@ -179,7 +178,7 @@ class _Config:
             example = self._default(at)
             return "a list" if example is None else f"a list such as {example}"
         if kind.startswith("list"):
-            return f"a list, such as [{_flow(problem['input'])}]"
+            return f"a list, such as [{in_one_line(problem['input'])}]"
         words = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
         if words is None:
             return str(problem["msg"])
@@ -227,7 +226,7 @@ class _Config:
             default = default[0]
         if default is None or isinstance(default, (str, Section, dict)) or default == []:
             return None
-        return _flow(list(default) if isinstance(default, tuple) else default)
+        return in_one_line(list(default) if isinstance(default, tuple) else default)
 
 
 def _first(field: Any) -> type[Section] | None:
@@ -267,13 +266,5 @@ def _choices(problem: Any) -> list[str]:
 def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
-    text = repr(value) if isinstance(value, str) else _flow(value)
+    text = repr(value) if isinstance(value, str) else in_one_line(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _flow(value: Any) -> str:
-    """As one would write it in YAML; what has no form there (a config made in Python) as Python shows it."""
-    try:
-        return str(yaml.safe_dump(value, default_flow_style=True, width=10_000)).removesuffix("\n...\n").strip()
-    except yaml.YAMLError:
-        return repr(value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, field_validator
 
 T = TypeVar("T")
 
@@ -17,6 +18,32 @@ class Section(BaseModel):
     """A frozen part of the config that accepts its own keys and no others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """To pydantic true is the number 1: where only numbers may stand, it becomes a value that no type takes."""
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"got {str(value)[:20]}…, expected a number below 2**63")
+        types = set(_types(cls.model_fields[info.field_name or ""].annotation))
+        return _without_bools(value) if {int, float} & types and not {bool, Any} & types else value
+
+
+class _Truth:
+    """A true or false where none may stand."""
+
+
+def _without_bools(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_without_bools(item) for item in value]
+    return _Truth() if isinstance(value, bool) else value
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of; those of sections are their own affair."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
 
 
 def parse_bytes(value: Any) -> Any:
@@ -39,9 +66,9 @@ def parse_bytes(value: Any) -> Any:
     """
     if not isinstance(value, str) or value == "auto":
         return value
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", value)
+    match = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*", value)
     if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f"{value!r} is not a size; write for example 1GiB, 500MB or auto")
+        raise ValueError(f"{value[:40]!r} is not a size; write for example 1GiB, 500MB or auto")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

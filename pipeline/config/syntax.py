@@ -1,6 +1,8 @@
 """YAML as people write it: read safely, with the line of each key, and with errors that name the usual causes.
 
-Numbers such as 1e-3 are numbers (YAML 1.2; to YAML 1.1 they are text), and a key that is given twice is an error.
+Plain values mean what they mean in YAML 1.2's core schema, where PyYAML's own rules are those of YAML 1.1: 1e-3 is a number; 12:00:00,
+yes and 2024-01-31 are text. Whole numbers that begin with 0 stay text too, as an account's number must; an option that is a number reads
+them as decimal. A key that is given twice is an error.
 """
 
 from __future__ import annotations
@@ -23,12 +25,65 @@ _OPEN = {
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with YAML 1.2's floats."""
+    """The safe loader, with YAML 1.2's plain values."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper, which quotes what YAML 1.1 or 1.2 would take for something else than text."""
+
+
+_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1's
+_TAG = "tag:yaml.org,2002:"
+_CORE = {  # https://yaml.org/spec/1.2.2/#1032-tag-resolution; merge keys are of YAML 1.1, and nothing else looks like them
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
+for _name, (_pattern, _first) in _CORE.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), list(_first))
+
+
+def _text(loader: yaml.SafeLoader, node: Any) -> str:
+    return str(loader.construct_scalar(node))
+
+
+def _whole_number(loader: yaml.SafeLoader, node: Any) -> int:
+    text = _text(loader, node)
+    return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+
+
+def _float(loader: yaml.SafeLoader, node: Any) -> float:
+    return float(_text(loader, node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor(f"{_TAG}int", _whole_number)
+_Loader.add_constructor(f"{_TAG}float", _float)
+_Loader.add_constructor(f"{_TAG}merge", _text)  # << as a value
+
+
+def written(value: Any, **options: Any) -> str:
+    """Return plain values as YAML, which reads as the same values here. options : of `yaml.dump`.
+
+    Raises
+    ------
+    yaml.YAMLError
+        For what has no form there.
+    """
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options))
+
+
+def in_one_line(value: Any) -> str:
+    """Return plain values as one would write them after a key; what has no form in YAML (made in Python) as Python shows it."""
+    try:
+        return written(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+    except yaml.YAMLError:
+        return repr(value)
 
 
 def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:

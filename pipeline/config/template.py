@@ -7,9 +7,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import yaml
-
 from pipeline.config.section import Section
+from pipeline.config.syntax import in_one_line
 from pipeline.config.variants import Variants, sections_in, variants_in
 
 COLUMN, WIDTH = 28, 120  # where comments begin, and lines end
@@ -74,7 +73,7 @@ def _option(section: Section, name: str, indent: int, end: str = "") -> Iterator
     """An option with its value and what it means; and what it could hold where it is empty."""
     field = type(section).model_fields[name]
     value = section.model_dump(mode="json", include={name})[name]
-    yield from _beside(f"{'  ' * indent}{name}: {_flow(value)}", _meaning(field, end))
+    yield from _beside(f"{'  ' * indent}{name}: {in_one_line(value)}", _meaning(field, end))
     if getattr(section, name) is None:
         yield from (f"{'  ' * indent}#   {line}" for line in _absent(field))
 
@@ -101,7 +100,7 @@ def _others(variants: Variants[Any], chosen: Section) -> Iterator[str]:
         yield from (f"  # {line}" for line in _beside(f"{variants.key}: {name}", str(about)))
         for key, field in section.model_fields.items():
             if key not in fields:
-                value = "…" if field.is_required() else _flow(_plain(section, key))
+                value = "…" if field.is_required() else in_one_line(_plain(section, key))
                 yield from (f"  # {line}" for line in _beside(f"  {key}: {value}", _meaning(field)))
 
 
@@ -111,10 +110,6 @@ def _plain(section: type[Section], name: str) -> Any:
     if isinstance(value, Section):
         return value.model_dump(mode="json")
     return value[0] if isinstance(value, tuple) and len(value) == 1 else value
-
-
-def _flow(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True, width=10_000)).strip().removesuffix("...").strip()
 
 
 def _beside(text: str, comment: str) -> Iterator[str]:

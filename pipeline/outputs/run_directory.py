@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.config.loading import read_yaml
+from pipeline.config.syntax import written
 from pipeline.errors import InputError, StorageError, does_not_exist
 from pipeline.outputs.lock import Locked, is_locked, locked
 
@@ -108,7 +108,7 @@ class RunDirectory:
 
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Write config.yaml, whose first line marks a run directory."""
-        text = f"{MARK}\n{yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)}"
+        text = f"{MARK}\n{written(dict(content))}"
         temporary = self.path / ".config.yaml.partial"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.config)
@@ -117,9 +117,10 @@ class RunDirectory:
         """What write_config wrote. Raises InputError when this is not a run directory, StorageError when it is damaged."""
         if not self.is_ours:
             raise InputError(f"{self.path}: {self._what_else()}")
+        content: Any
         try:
-            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content, _ = read_yaml(self.config)
+        except InputError as error:
             content = error
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise StorageError(

@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from pipeline.config.syntax import written
 from pipeline.errors import StorageError
 from pipeline.outputs.report import (
     figures,
@@ -137,7 +136,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "command": _command(start),
         "versions": {str(key): str(value) for key, value in record.versions.items()},
         "fingerprint": {str(key): _short(value) for key, value in record.fingerprint.items()},
-        "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=88) if record.config else "",
+        "config": written(record.config, width=88) if record.config else "",
         "run": record.option("output", "path") or name,
         "arrays": [(str(key), _shape(array)) for key, array in sorted(record.model.data_vars.items())],
     }

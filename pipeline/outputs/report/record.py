@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
+from pipeline.config.loading import read_yaml
 from pipeline.errors import InputError, StorageError
 from pipeline.models.families import words_of
 from pipeline.models.words import Words
@@ -374,10 +374,10 @@ def _open_model(store: Path) -> xr.Dataset:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StorageError(f"{path}: cannot be read ({error}). Restore it, or run the job again.") from error
+    try:
+        raw, _ = read_yaml(path)
+    except InputError as error:
+        raise StorageError(f"{error} Restore {path}, or run the job again.") from error
     return raw if isinstance(raw, dict) else {}
