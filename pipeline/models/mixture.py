@@ -372,7 +372,7 @@ def log_sum_exp(log_joint: Array) -> Array:
     return out
 
 
-def _log(weights: Array) -> Array:
+def _log(weights: Array) -> Array:  # a start may have weights of 0
     with np.errstate(divide="ignore"):
         return np.log(weights)
 
@@ -396,10 +396,7 @@ def map_weights(sum_w: Array, concentration: float) -> Array:
 
 def log_dirichlet(weights: Array, concentration: float) -> float:
     """Log density of that Dirichlet, nats, up to its constant. weights : (k,)."""
-    if concentration == 1.0:
-        return 0.0
-    with np.errstate(divide="ignore"):  # a start may have weights of 0
-        return float((concentration - 1.0) * np.log(weights).sum())
+    return 0.0 if concentration == 1.0 else float((concentration - 1.0) * _log(weights).sum())
 
 
 def relative_squares(share: Array, change: Array, value: Array) -> Array:
