@@ -113,7 +113,7 @@ class Config(Section):
             raise ValueError(
                 "fit.init: explicit parameters are those of one model; give one value of each list in model"
             )
-        if fit.init == "labels" and len(self.model.n_components) > 1:
+        if fit.init == "labels" and len({each.largest for each in self.model.candidates()}) > 1:
             raise ValueError("fit.init: labels are those of one number of components; give one n_components")
         return self
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.config.section import lists_of
 from pipeline.data.chunks import Chunks
 from pipeline.engine.memory import job_pss
 from pipeline.engine.passes import Engine
@@ -54,7 +55,7 @@ def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, An
     """Return what a job is, where and with what it runs, for the log."""
     return {
         "asked": {
-            **config.model.model_dump(mode="json", include={"family", "n_components", "covariance_type"}),
+            **config.model.model_dump(mode="json", include={"family", *lists_of(type(config.model))}),
             **config.fit.model_dump(mode="json", include={"method", "max_iter", "tol"}),
         },
         "words": config.model.words._asdict(),

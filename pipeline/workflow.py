@@ -310,7 +310,7 @@ def predict(
                 f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
                 "Give data.path rows made as the run's own were."
             )
-        plan = plan_job(config, chunks)
+        plan = plan_job(config, chunks, fits=False)
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")

@@ -224,7 +224,7 @@ def test_a_run_says_its_plan(tmp_path):
 
     said = str(describe(told[0]))
     assert "each pass reads 14.1 KiB; memory at most" in said and "MiB for the job" in said
-    assert "Planned and seen" in (tmp_path / "run" / "report.html").read_text()
+    assert "Planned and measured" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.slow

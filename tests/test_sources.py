@@ -18,7 +18,7 @@ from scipy.sparse import csr_array, random_array
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.feature_extraction.image import extract_patches_2d
 
-from pipeline.data import csr, files, source, stores
+from pipeline.data import files, source, stores
 from pipeline.data.column import RowColumn
 from pipeline.data.source import Source, even_bounds
 from pipeline.data.sources import csv, docword, images
@@ -52,7 +52,6 @@ def opened(**options: Any) -> Source:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of about a kilobyte, so that small tables have many."""
     monkeypatch.setattr(source, "TARGET_BYTES", 1024)
-    monkeypatch.setattr(csr, "TARGET_BYTES", 1024)
 
 
 # --- zarr

@@ -909,7 +909,7 @@ def test_prediction_takes_fewer_rows_than_components_and_no_other_width(tmp_path
     with pytest.raises(InputError, match="5 features, the model was fitted to 3"):
         workflow.predict(run, [f"data.path={wide}"], tmp_path / "wide")
     assert not (tmp_path / "wide").exists()
-    with pytest.raises(InputError, match=r"came with model\.n_components, expected data"):
+    with pytest.raises(InputError, match=r"got model\.n_components, expected data"):
         workflow.predict(run, ["model.n_components=2"])
     with pytest.raises(InputError, match="no model yet"):
         interrupted(job(data), tmp_path / "half", "checkpoint")

@@ -29,7 +29,7 @@ from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.families import FAMILIES
-from pipeline.models.family import FamilySection
+from pipeline.models.family import ClusterSection, FamilySection
 from pipeline.models.mixture import Mixture
 
 # What every class takes beside the options of its family, with defaults: scikit-learn's names wherever it has one.
@@ -67,13 +67,13 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     Attributes
     ----------
-    section : type of FamilySection
+    section : type of ClusterSection
         The config section of the family.
     attributes : mapping of str to str
         Fields of the parameters whose fitted attributes have other names than the field and an underscore.
     """
 
-    section: ClassVar[type[FamilySection]]
+    section: ClassVar[type[ClusterSection]]
     attributes: ClassVar[Mapping[str, str]] = {}
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -209,7 +209,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             config = self._config()
             column = column_of(sample_weight, table)
             chunks = Chunks(table.source(), column, labels=_labels(y, table))
-            k = max(config.model.n_components)
+            k = config.model.largest
             if k > chunks.n_rows:
                 raise ValueError(
                     f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {chunks.n_rows}"

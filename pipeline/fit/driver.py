@@ -138,7 +138,7 @@ class Driver:
 
     def _is_enough(self, sample: Sample) -> bool:
         """Whether every candidate has a row for each component: with long rows, or few of positive weight, it may have none."""
-        largest = [max(candidate.model.n_components) for candidate in self.config.candidates()]
+        largest = [candidate.model.largest for candidate in self.config.candidates()]
         return all(sample.below(self.plan.search_share(i)) >= k for i, k in enumerate(largest))
 
     def _searched(self, summary: DataSummary, runs: list[Run], sample: Sample) -> list[Run]:

@@ -85,18 +85,18 @@ class JobPlan:
         return self.search_rows[candidate] / self.n_rows
 
 
-def plan_job(config: Config, chunks: Chunks) -> JobPlan:
-    """Derive what a job needs.
+def plan_job(config: Config, chunks: Chunks, fits: bool = True) -> JobPlan:
+    """Derive what a job needs. fits : False for a prediction, which takes any number of rows.
 
     Raises
     ------
     InputError
         If these rows cannot be fitted as the config asks.
     """
-    _refuse_impossible(config, chunks)
+    _refuse_impossible(config, chunks, fits)
     # pca is the only step that changes how many features there are.
     d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
-    models, largest = tuple(config.models(NoRows(d))), [max(c.model.n_components) for c in config.candidates()]
+    models, largest = tuple(config.models(NoRows(d))), [c.model.largest for c in config.candidates()]
     sample = tuple(_sample_rows(k, chunks.n_features) for k in largest)
     search = tuple(n_sampled(chunks, k) for k in largest) if _searches(config, models) else ()
     return JobPlan(config, models, sample, search, chunks.n_rows, chunks.n_features, chunks.source.sparse)
@@ -115,16 +115,17 @@ def _searches(config: Config, models: tuple[LatentModel, ...]) -> bool:
     return all(isinstance(model, ClusterModel) and model.location not in model.fixed for model in models)
 
 
-def _refuse_impossible(config: Config, chunks: Chunks) -> None:
-    k, family = max(config.model.n_components), config.model.family
-    if k > chunks.n_rows:
+def _refuse_impossible(config: Config, chunks: Chunks, fits: bool) -> None:
+    k, family = config.model.largest, config.model.family
+    if fits and k > chunks.n_rows:
         raise InputError(
             f"model.n_components: {k}, but there are {chunks.n_rows} rows. Set it to at most {chunks.n_rows}."
         )
     if chunks.source.sparse and not config.model.sparse:
-        fits = " or ".join(name for name in FAMILIES if FAMILIES[name].sparse)
-        raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use {fits}.")
-    Units.of(chunks.source, config.select.heldout, config.fit.random_state)
+        others = " or ".join(name for name in FAMILIES if FAMILIES[name].sparse)
+        raise InputError(f"model.family: {family}, but {config.data.source} rows are sparse counts; use {others}.")
+    if fits:
+        Units.of(chunks.source, config.select.heldout, config.fit.random_state)
 
 
 def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
@@ -133,7 +134,7 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     The statistics of all candidates stand beside each other, as those of restarts do.
     """
     config = job.config
-    engine, n_init, k = config.engine, config.fit.n_init, max(config.model.n_components)
+    engine, n_init, k = config.engine, config.fit.n_init, config.model.largest
     rows = int(np.diff(chunks.source.bounds).max())
 
     def task(stats: int, tiles: int = TILE_BYTES, jobs: int = 1) -> int:
@@ -198,7 +199,7 @@ def warnings_of(config: Config, profile: Profile) -> list[str]:
                 f"clusters: {_first(hidden)}. Rescale the data, or lower it"
             )
     distinct, n = profile.distinct_sample_rows(), len(profile.sample.row)
-    fewer = distinct < min(max(config.model.n_components), n)
+    fewer = distinct < min(config.model.largest, n)
     if fewer or 2 * distinct <= n:
         found.append(
             f"the sample of {n} rows has {distinct} distinct ones" + (", fewer than n_components" if fewer else "")

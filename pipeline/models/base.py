@@ -23,7 +23,7 @@ from pipeline.models import schema
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
 
-STEP = 1e-3  # of the statistics: how far `change_norm` follows a change by differences
+STEPS = (1e-3, 1e-4, 1e-5, 1e-6)  # of the statistics: how far `change_norm` follows a change, the first that it can
 
 
 @stored
@@ -303,14 +303,18 @@ class LatentModel(ABC):
         """Fisher norm of what a small change of the statistics does to the parameters of their M-step.
 
         params : the M-step of `totals`. By differences: the expected log joint is highest at `params`, so that it falls by
-        half the square of a small step.
+        half the square of a small step. NaN where even the smallest leads to parameters that are none.
         """
         size, moved = _size(totals.stats), _size(change.stats)
         if moved == 0:
             return 0.0
-        step, stats = STEP * size / moved, totals.stats
-        fall = self._q(stats, params) - self._q(stats, self.m_step(stats + change.stats * step, params))
-        return float(np.sqrt(max(0.0, 2.0 * fall / totals.evidence.weight)) / step)
+        for step in (size / moved * relative for relative in STEPS):
+            stats = totals.stats + change.stats * step
+            new = self.m_step(stats, params)
+            if self.is_valid(new, stats):
+                fall = self._q(totals.stats, params) - self._q(totals.stats, new)
+                return float(np.sqrt(max(0.0, 2.0 * fall / totals.evidence.weight)) / step)
+        return np.nan
 
     def _q(self, stats: Any, params: Any) -> float:
         return self.expected_log_joint(stats, params) + self.log_prior(params)

@@ -47,9 +47,6 @@ class FamilySection(Variant):
     """
 
     family: str = Field("gaussian", description="the kind of model")
-    n_components: OneOrMore[Annotated[int, Field(ge=1)]] = Field(
-        (8,), description="how many components or clusters, or a list such as [5, 10, 20] to choose from (see select)"
-    )
 
     words: ClassVar[Words]
     default_max_iter: ClassVar[int] = 100
@@ -64,9 +61,7 @@ class FamilySection(Variant):
     can_prune: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False
     template: ClassVar[dict[str, Any]] = {"data": {"path": "digits"}}
-    template_help: ClassVar[str] = (
-        "Set data.source and data.path to your data, and model.n_components to how many you look for."
-    )
+    template_help: ClassVar[str] = "Set data.source and data.path to your data."
 
     @model_validator(mode="after")
     def _candidates_differ(self) -> Self:
@@ -82,20 +77,17 @@ class FamilySection(Variant):
         return ()
 
     @property
-    def label(self) -> str:
-        """What a candidate is called: k10, and k10-full where there is more to choose."""
-        return "-".join([f"k{self.n_components[0]}", *(str(getattr(self, name)[0]) for name in self._other_lists())])
+    def largest(self) -> int:
+        """The most components of a candidate, each of which needs a row to start from; 1 where there are none."""
+        return 1
 
     def candidates(self) -> list[Self]:
         """Return a section with one value of each list, for every combination in the order of the lists."""
-        names = ["n_components", *self._other_lists()]
+        names = lists_of(type(self))
         return [
             self.model_copy(update={name: (value,) for name, value in zip(names, values, strict=True)})
             for values in product(*(getattr(self, name) for name in names))
         ]
-
-    def _other_lists(self) -> list[str]:
-        return [name for name in lists_of(type(self)) if name != "n_components"]
 
     @abstractmethod
     def build(self, summary: Summary, assignment: str) -> LatentModel:
@@ -126,3 +118,19 @@ class FamilySection(Variant):
     def name(cls) -> str:
         """Return the name that `model.family` has for it."""
         return str(cls.model_fields["family"].default)
+
+
+class ClusterSection(FamilySection):
+    """What to fit, of a family with components: mixtures and K-means."""
+
+    n_components: OneOrMore[Annotated[int, Field(ge=1)]] = Field(
+        (8,), description="how many components or clusters, or a list such as [5, 10, 20] to choose from (see select)"
+    )
+
+    template_help: ClassVar[str] = (
+        "Set data.source and data.path to your data, and model.n_components to how many you look for."
+    )
+
+    @property
+    def largest(self) -> int:
+        return max(self.n_components)

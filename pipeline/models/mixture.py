@@ -66,29 +66,24 @@ class Mixture(ClusterModel):
 
     @property
     def family(self) -> str:  # type: ignore[override]  # the component's
-        """The component's."""
         return str(self.component.family)
 
     @property
     def words(self) -> Words:  # type: ignore[override]  # the component's
-        """The component's."""
         words: Words = self.component.words
         return words
 
     @property
     def location(self) -> str:  # type: ignore[override]  # the component's
-        """The component's."""
         return str(self.component.location)
 
     @property
     def search(self) -> SearchEffort:  # type: ignore[override]  # the component's
-        """The component's."""
         effort: SearchEffort = self.component.search
         return effort
 
     @property
     def shift(self) -> Array:  # type: ignore[override]  # the component's
-        """The component's."""
         shift: Array = self.component.shift
         return shift
 

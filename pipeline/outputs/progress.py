@@ -175,7 +175,10 @@ def asked(facts: dict[str, Any]) -> str:
     words, model = words_in(facts), facts["asked"]
     parts = [f"{words.name[:1].upper()}{words.name[1:]}"]
     parts += [f"{_either(model['n_components'])} {words.components}"] if "n_components" in model else []
-    return ", ".join(parts + [_either(value) for name, value in model.items() if name not in _ASKED])
+    options = {name: _either(value) for name, value in model.items() if name not in _ASKED}
+    return ", ".join(
+        parts + [f"{name} {value}" if any(map(str.isdigit, value)) else value for name, value in options.items()]
+    )
 
 
 def _either(value: Any) -> str:

@@ -28,7 +28,7 @@ from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component, Pass
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
-from pipeline.models.family import FamilySection
+from pipeline.models.family import ClusterSection
 from pipeline.models.information import ScoreProducts
 from pipeline.models.mixture import Mixture
 from pipeline.models.prior import Prior, PriorOption
@@ -359,7 +359,7 @@ def _mean(sum_x: Array, sum_w: Array) -> Array:
         return sum_x / sum_w[:, None]
 
 
-class GaussianSection(FamilySection):
+class GaussianSection(ClusterSection):
     """A mixture of Gaussians."""
 
     family: Literal["gaussian"] = Option("gaussian", description="a mixture of Gaussians")

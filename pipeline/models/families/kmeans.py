@@ -8,12 +8,12 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.models.clusters import Summary
-from pipeline.models.family import FamilySection
+from pipeline.models.family import ClusterSection
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.words import Words
 
 
-class KMeansSection(FamilySection):
+class KMeansSection(ClusterSection):
     """K-means, with scikit-learn's stopping rule."""
 
     family: Literal["kmeans"] = Field("kmeans", description="K-means")

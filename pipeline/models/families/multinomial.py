@@ -23,7 +23,7 @@ from pipeline.kernels.base import CountsProblem
 from pipeline.kernels.counts import log_coefficients
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component, Pass
-from pipeline.models.family import FamilySection
+from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
@@ -222,7 +222,7 @@ class WeightPriorSection(Section):
     weights: float = Option(gt=1, description="Dirichlet concentration of the weights")
 
 
-class MultinomialSection(FamilySection):
+class MultinomialSection(ClusterSection):
     """A mixture of multinomials over counts, such as words in documents."""
 
     family: Literal["multinomial"] = Option("multinomial", description="a mixture of multinomials, for counts")

@@ -18,7 +18,7 @@ from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component
-from pipeline.models.family import FamilySection
+from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import POSITIVE, Field, Fields
 from pipeline.models.words import Words
@@ -113,7 +113,7 @@ class Poisson(Component):
         return rng.poisson(theta.rates[labels]).astype(np.float64)
 
 
-class PoissonSection(FamilySection):
+class PoissonSection(ClusterSection):
     """A mixture of Poisson distributions over counts."""
 
     family: Literal["poisson"] = Option("poisson", description="a mixture of Poisson distributions over counts")

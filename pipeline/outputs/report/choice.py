@@ -1,4 +1,4 @@
-"""The choice among candidates: a line for each, and the criteria by number of components.
+"""The choice among candidates: a line for each, and the criteria by number of components, or by another size that differs.
 
 Per row, BIC/n, AIC/n, ICL/n and -2 times the held-out log-likelihood are on one scale, on which lower is better:
 AIC was made as an estimate of the last (Akaike 1974).
@@ -30,13 +30,19 @@ def choice(record: Record) -> dict[str, Any] | None:
     if not table:
         return None
     held_out, options = "heldout" in table[0], _options(table)
+    size = "n_components" if "n_components" in table[0] else _whole(table, options)
+    options = [option for option in options if option != size]
+    title = (
+        record.words.components if size == "n_components" else (size or "model").removeprefix("n_").replace("_", " ")
+    )
     return {
         "criterion": NAMES[table[0]["criterion"]],
+        "size": title,
         "options": [option.replace("_", " ") for option in options],
         "held_out": held_out,
         "collapsed": any(entry["collapsed"] for entry in table),
-        "lines": [_line(entry, options, record.words.series) for entry in table],
-        "chart": _chart(table, options, record.words.components) if len(table) > 1 else None,
+        "lines": [_line(entry, size or "name", options, record.words.series) for entry in table],
+        "chart": _chart(table, size, options, title) if len(table) > 1 and size else None,
         "refitted": f"These models were fitted without {number(table[0]['heldout_weight'])} held-out rows. The chosen one "
         "was then fitted again to all rows, so its final figures differ from this table."
         if held_out
@@ -50,10 +56,15 @@ def _options(table: list[dict[str, Any]]) -> list[str]:
     return [key for key in others if len({str(entry.get(key)) for entry in table}) > 1]
 
 
-def _line(entry: dict[str, Any], options: list[str], series: str) -> dict[str, Any]:
+def _whole(table: list[dict[str, Any]], options: list[str]) -> str | None:
+    """The first of the options that is a whole number."""
+    return next((option for option in options if all(isinstance(entry.get(option), int) for entry in table)), None)
+
+
+def _line(entry: dict[str, Any], size: str, options: list[str], series: str) -> dict[str, Any]:
     value = entry.get(f"final_{series}")
     return {
-        "k": number(entry["n_components"]),
+        "size": entry[size] if isinstance(entry[size], str) else number(entry[size]),
         "options": [str(entry.get(option)) for option in options],
         "parameters": number(entry.get("n_free_parameters")),
         "objective": number(None if value is None else value / entry["total_weight"], 8),
@@ -71,8 +82,8 @@ def _per_row(entry: dict[str, Any], name: str) -> float:
     return float(-2 * entry[name] if name == "heldout" else entry[name] / entry["total_weight"])
 
 
-def _chart(table: list[dict[str, Any]], options: list[str], components: str) -> Chart:
-    """Criteria by number of components; where options differ too, the deciding criterion, with a line for each of them."""
+def _chart(table: list[dict[str, Any]], size: str, options: list[str], title: str) -> Chart:
+    """Criteria by size; where options differ too, the deciding criterion, with a line for each of them."""
     decides = table[0]["criterion"]
     kinds = {id(entry): ", ".join(str(entry.get(option)) for option in options) for entry in table}
     several = len(set(kinds.values())) > 1
@@ -88,16 +99,16 @@ def _chart(table: list[dict[str, Any]], options: list[str], components: str) -> 
             for name, colour in _COLOURS.items()
             if name in table[0]
         ]
-    plot = Plot(components, f"{NAMES[decides] if several else 'criteria'} per row, lower is better", whole_x=True)
+    plot = Plot(title, f"{NAMES[decides] if several else 'criteria'} per row, lower is better", whole_x=True)
     for entries, name, colour, label in lines:
-        entries = sorted(entries, key=lambda entry: entry["n_components"])
-        k, value = [entry["n_components"] for entry in entries], [_per_row(entry, name) for entry in entries]
-        plot.line(k, value, colour, label, 1.8, dots=True)
+        entries = sorted(entries, key=lambda entry: entry[size])
+        value = [_per_row(entry, name) for entry in entries]
+        plot.line([entry[size] for entry in entries], value, colour, label, 1.8, dots=True)
     chosen = next(entry for entry in table if entry["chosen"])
-    at = chosen["n_components"], _per_row(chosen, decides)
+    at = chosen[size], _per_row(chosen, decides)
     plot.ring(*at, "chosen")
     alt = (
-        f"Line chart of the criteria of {len(table)} candidates; {NAMES[decides]} is best at {number(at[0])} {components}"
+        f"Line chart of the criteria of {len(table)} candidates; {NAMES[decides]} is best at {number(at[0])} {title}"
         f"{f' ({kinds[id(chosen)]})' if several else ''}, {number(at[1])} per row."
     )
     sign = " The held-out log-likelihood is shown times −2." if "heldout" in {name for _, name, _, _ in lines} else ""
