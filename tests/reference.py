@@ -26,7 +26,7 @@ class GaussianFit:
     All totals are in nats, summed over rows with their weights.
     log_likelihood : (n_iter,) at the E-step.  lower_bound : (n_iter,) F(q_t, theta_{t+1}), after the M-step.
     entropy : (n_iter,) of q_t.  n_effective : (n_iter, k).  final_log_likelihood : of the parameters returned.
-    collapsed : a component collapsed (SPEC section 5), and the rest was not computed; `assume(not fit.collapsed)`.
+    collapsed : a component collapsed, and the rest was not computed; `assume(not fit.collapsed)`.
     """
 
     weights: Array

@@ -1,7 +1,7 @@
 """Every snippet of docs/ and of the README does what the page says: Python runs, YAML is a config, commands exist.
 
 A page is read from its top. A block of Python shares its names with those before it, and a `text` block after it is what it prints. YAML
-that begins with the name of a file is that file, for what follows. Commands are parsed; on the pages of `RUN` they are run. A
+or Python that begins with the name of a file is that file, for what follows. Commands are parsed; on the pages of `RUN` they are run. A
 block after the line `<!-- slow -->` takes long, and is run by the slow test of its page alone.
 """
 
@@ -98,9 +98,18 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
+def write(block: Block) -> None:
+    """Write the file that a block is, if it begins with a name of one."""
+    if name := re.match(r"# ([\w-]+\.(?:yaml|py))\n", block.text):
+        Path(name[1]).write_text(block.text, encoding="utf-8")
+
+
 @pytest.mark.parametrize("block", all_blocks("yaml"))
-def test_yaml_is_a_config(block):
+def test_yaml_is_a_config(block, tmp_path, monkeypatch):
     """Every YAML block is a config, or some of its sections; or clusters by name."""
+    monkeypatch.chdir(tmp_path)
+    for each in blocks(DOCS / "data" / "own.md"):
+        write(each)  # files that a config may name
     raw = yaml.safe_load(block.text)
     validate({"engine": {"profiles": raw}} if block.text.splitlines()[0].endswith(PROFILES) else raw)
 
@@ -161,6 +170,8 @@ def read(page: Path, slow: bool, background: list[subprocess.Popen[bytes]]) -> N
     names: dict[str, object] = {"__name__": "__main__"}
     printed: str | None = None
     for block in blocks(page):
+        if block.language in ("yaml", "python"):
+            write(block)
         if block.slow and not slow:
             printed = None
         elif block.language == "python":
@@ -172,8 +183,6 @@ def read(page: Path, slow: bool, background: list[subprocess.Popen[bytes]]) -> N
         elif block.language == "text" and printed is not None:
             assert printed == block.text, f"{page}:{block.line}"
             printed = None
-        elif block.language == "yaml" and (name := re.match(r"# ([\w-]+\.yaml)\n", block.text)):
-            Path(name[1]).write_text(block.text, encoding="utf-8")
         elif block.language == "console" and page in RUN:
             for words in commands(block):
                 run(words, background)

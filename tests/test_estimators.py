@@ -1,4 +1,4 @@
-"""The Python face: scikit-learn's conventions, its results from its seeds, and every kind of X alike."""
+"""The Python API: scikit-learn's conventions, its results from its seeds, and the same results for every kind of X."""
 
 from __future__ import annotations
 

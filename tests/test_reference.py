@@ -32,7 +32,7 @@ examples = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def close(a, b, tolerance=1e-8):
-    """SPEC section 5: |a - b| <= tolerance * max|b|, for whole arrays."""
+    """|a - b| <= tolerance * max|b|, for whole arrays."""
     a, b = np.asarray(a), np.asarray(b)
     assert a.shape == b.shape
     assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
@@ -80,7 +80,7 @@ def test_gaussian_em_equals_scikit_learn(covariance_type, seed):
 
 
 def textbook_problem():
-    """Rows and starting means of SPEC section 6."""
+    """Rows and starting means whose log-likelihoods are known: see the test."""
     rng = np.random.RandomState(1)  # the table was made with this generator
     true_means = 2.0 * np.array([(-1, 1), (1, -1), (2, 2)])
     x = np.empty((300, 2))
@@ -99,7 +99,7 @@ def test_gaussian_em_tells_of_collapse():
 
 
 def test_gaussian_em_reproduces_the_textbook_table():
-    """The five log-likelihoods of SPEC section 6 come out to 1e-8, covariances held at the identity."""
+    """Five log-likelihoods from another implementation are reproduced to 1e-8, with covariances fixed at the identity."""
     x, means = textbook_problem()
     fit = gaussian_em(x, np.full(3, 1 / 3), means, np.stack([np.eye(2)] * 3), "full", 5, fixed=("covariances",))
     table = [-2668.2486295, -2620.135489, -2065.275901, -1239.153363, -1167.625359]

@@ -162,6 +162,14 @@ def test_labels_that_cannot_be_are_refused(tmp_path):
     assert "data.labels" in said
 
 
+def test_components_have_the_names_of_labels_from_the_default_start():
+    """With one known row in thirty, the component of every other row is that of its class."""
+    label = np.arange(300) // 100
+    x = np.random.default_rng(0).normal(size=(300, 2)) + 9.0 * np.eye(3, 2)[label]
+    known = np.where(np.arange(300) % 30 == 0, label, -1)
+    np.testing.assert_array_equal(pipeline.GaussianMixture(3, random_state=0).fit(x, known).predict(x), label)
+
+
 def test_y_without_unknown_rows_is_ignored_as_by_scikit_learn():
     """Pipelines hand y to every step: a mixture takes labels only where some are -1."""
     x, label = overlapping(400)

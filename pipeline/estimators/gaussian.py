@@ -22,20 +22,36 @@ FITTED = (
 
 
 class GaussianMixture(MixtureEstimator):
-    """Mixture of Gaussians by EM: scikit-learn's `GaussianMixture` over rows in memory, in Dask or in xarray.
+    """Mixture of Gaussians by EM: scikit-learn's `GaussianMixture` for rows in memory, in Dask or in xarray.
 
-    n_components, covariance_type, tol, reg_covar, max_iter, n_init, weights_init, means_init, precisions_init,
-    random_state, warm_start, verbose, verbose_interval : as in scikit-learn.
-    init_params : kmeans (K-means to its end), k-means++, k-means||, random_from_data or random (rows of X), near-mean.
-    method : em, the textbook's loop, which from equal starts gives scikit-learn's result to rounding; auto, what the command
-        does by default: a search for a better start on up to 256 MiB of rows, and accelerated iterations;
-        incremental, by blocks of rows first.
-    prior : None, "auto" for Fraley and Raftery's (2007), or a mapping as in the config.
+    Parameters that are not listed are scikit-learn's. Components that collapse are reset, as in the command.
 
-    Fitted attributes are scikit-learn's, in float64: weights_ (k,), means_ (k, d), covariances_, precisions_ and
-    precisions_cholesky_ in the shape of the type, converged_, n_iter_, lower_bound_ (nats per row, of the fitted
-    parameters), lower_bounds_; and stop_reason_, a sentence. Components that collapse are reset, as in the command.
-    [Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
+    Parameters
+    ----------
+    init_params : {"kmeans", "k-means++", "k-means||", "random_from_data", "random", "near-mean"}
+        Where to start from: a converged K-means, its initial centres, rows of X, or near the mean.
+    method : {"em", "auto", "incremental"}
+        "em" is the textbook's loop, which from equal starts gives scikit-learn's result to rounding. "auto" is the command's
+        default: a search for a better start on up to 256 MiB of rows, and extrapolated iterations. "incremental" begins
+        with blocks of rows.
+    prior : None, "auto" or dict
+        "auto" is the prior of Fraley and Raftery (2007); a dict is as in the config.
+
+    Attributes
+    ----------
+    weights_, means_, covariances_, precisions_, precisions_cholesky_ : array, float64
+        Shapes (k,), (k, d), and that of the covariance type.
+    converged_ : bool
+    n_iter_ : int
+    lower_bound_ : float
+        Objective of the fitted parameters, nats per row.
+    lower_bounds_ : list of float
+        Objective at each iteration, nats per row.
+    stop_reason_ : str
+
+    References
+    ----------
+    Dempster, Laird and Rubin (1977); Bishop (2006), sec. 9.2.
     """
 
     section = GaussianSection
@@ -78,7 +94,7 @@ class GaussianMixture(MixtureEstimator):
         self.prior = prior
 
     def to_sklearn(self) -> Peer:
-        """The same as scikit-learn's own estimator; fitted if this one is."""
+        """Return scikit-learn's estimator, fitted if this one is."""
         names = set(Peer().get_params())
         start = self.init_params if self.init_params in ("kmeans", "k-means++", "random_from_data") else "random"
         peer = Peer(
@@ -88,7 +104,7 @@ class GaussianMixture(MixtureEstimator):
 
     @classmethod
     def from_sklearn(cls, peer: Peer) -> Self:
-        """The same as scikit-learn's estimator, with its fitted attributes if it has any."""
+        """Return the estimator of one of scikit-learn's, fitted if that is."""
         estimator: Self = copied(FITTED, peer, cls(**peer.get_params(deep=False)))
         return estimator
 

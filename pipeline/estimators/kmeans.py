@@ -54,16 +54,32 @@ class Distances:
 
 
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """K-means by Lloyd's steps: scikit-learn's `KMeans` over rows in memory, in Dask or in xarray.
+    """K-means by Lloyd's algorithm: scikit-learn's `KMeans` for rows in memory, in Dask or in xarray.
 
-    n_clusters, n_init, max_iter, tol, verbose, random_state : as in scikit-learn.
-    init : k-means++, k-means||, random, a callable, or centres (k, d).
-    copy_x : X is never written to, whatever this says.
-    algorithm : lloyd or elkan. Both name the same steps, and rows skip what bounds rule out in either.
-    method : em, Lloyd from the start that `init` names; auto, what the command does by default: a search for a better start.
+    Parameters that are not listed are scikit-learn's.
 
-    Fitted attributes are scikit-learn's: cluster_centers_ (k, d), labels_ (n,) in the kind of X, inertia_, n_iter_; and
-    stop_reason_, a sentence. [Lloyd 1982; Arthur and Vassilvitskii 2007]
+    Parameters
+    ----------
+    init : {"k-means++", "k-means||", "random"}, callable, or array of shape (k, d)
+    copy_x : bool
+        Has no effect: X is never written to.
+    algorithm : {"lloyd", "elkan"}
+        Has no effect on the result; distances that bounds exclude are skipped with either.
+    method : {"em", "auto"}
+        "em" is Lloyd's algorithm from `init`; "auto", the command's default, searches for a better start.
+
+    Attributes
+    ----------
+    cluster_centers_ : array, shape (k, d)
+    labels_ : array, shape (n,)
+        Of the kind of X.
+    inertia_ : float
+    n_iter_ : int
+    stop_reason_ : str
+
+    References
+    ----------
+    Lloyd (1982); Arthur and Vassilvitskii (2007).
     """
 
     def __init__(
@@ -105,8 +121,18 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit to all rows of X.
 
-        X : (n, d), an array, a Dask array, or an xarray.DataArray of either; sparse rows are made dense, some at a time.  y : ignored.
-        sample_weight : (n,) non-negative, or None for ones.  Raises ValueError for what cannot be used.
+        Parameters
+        ----------
+        X : array, Dask array or xarray.DataArray, shape (n, d)
+            Sparse rows are made dense, some at a time.
+        y : ignored
+        sample_weight : array, shape (n,), optional
+            Non-negative weights of the rows.
+
+        Raises
+        ------
+        ValueError
+            For parameters or rows that cannot be used.
         """
         table = table_of(self, X, reset=True)
         with value_errors():
@@ -131,15 +157,15 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Fit, and the nearest centre of each row, (n,)."""
+        """Fit, and return the nearest centre of each row, shape (n,)."""
         return self.fit(X, sample_weight=sample_weight).labels_
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Fit, and distances to the centres, (n, k)."""
+        """Fit, and return the distances to the centres, shape (n, k)."""
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
     def predict(self, X: Any) -> Any:
-        """The nearest centre of each row, (n,) int32; ties go to the lowest."""
+        """Return the nearest centre of each row, shape (n,), int32; ties go to the lowest."""
         return self._labels(self._table(X), self.cluster_centers_)
 
     def __sklearn_tags__(self) -> Any:
@@ -149,19 +175,19 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return tags
 
     def transform(self, X: Any) -> Any:
-        """Distances to the centres, (n, k)."""
+        """Return the distances to the centres, shape (n, k)."""
         table = self._table(X)
         return table.map(Distances(self.cluster_centers_), len(self.cluster_centers_), table.x.dtype, "cluster")
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Minus the sum of squared distances to the nearest centres, weighted where weights are given."""
+        """Return minus the sum of squared distances to the nearest centres, weighted by `sample_weight`."""
         table = self._table(X)
         squared = table.map(self._nearest(self.cluster_centers_, 1), None, np.float64, "cluster")
         weight = column_of(sample_weight, table)
         return -float((squared if weight is None else squared * weight.values).sum())
 
     def to_sklearn(self) -> Peer:
-        """The same as scikit-learn's own estimator; fitted if this one is."""
+        """Return scikit-learn's estimator, fitted if this one is."""
         asked = {name: value for name, value in self.get_params().items() if name != "method"}
         peer = Peer(
             **{**asked, "init": "k-means++" if isinstance(self.init, str) and self.init == "k-means||" else self.init}
@@ -172,7 +198,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     @classmethod
     def from_sklearn(cls, peer: Peer) -> Self:
-        """The same as scikit-learn's estimator, with its fitted attributes if it has any."""
+        """Return the estimator of one of scikit-learn's, fitted if that is."""
         estimator: Self = copied(FITTED, peer, cls(**peer.get_params(deep=False)))
         return estimator
 
@@ -184,7 +210,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _best(self, chunks: Chunks, table: Table, weight: Array | None) -> Run:
         k, named = self.n_clusters, isinstance(self.init, str)
         if self.algorithm not in ("lloyd", "elkan"):
-            raise ValueError(f"algorithm: came as {self.algorithm!r}, expected lloyd or elkan.")
+            raise ValueError(f"algorithm: got {self.algorithm!r}, expected lloyd or elkan.")
         self._n_init = self._restarts()
         fit = {"method": self.method, "max_iter": self.max_iter, "tol": self.tol, "n_init": self._n_init}
         if named and (table.lazy or self.method != "em" or self.init not in ("k-means++", "random")):
@@ -194,10 +220,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             fit["init"] = "random"
             start = Start([{"centers": centers} for centers in self._centers(table, weight)])
         config = validate({"model": {"family": "kmeans", "n_components": k}, "fit": fit}, name="KMeans").resolved()
-        return fitted(config, chunks, start, True, _told if self.verbose else _silent)
+        return fitted(config, chunks, start, True, _print if self.verbose else _silent)
 
     def _restarts(self) -> int:
-        """n_init, where scikit-learn's auto is 1 for starts that are good or given, and 10 for others."""
+        """Return n_init; as in scikit-learn, auto is 1 for k-means++ and user-supplied centres, 10 for others."""
         if not isinstance(self.init, str) and not callable(self.init):
             if self.n_init not in ("auto", 1):
                 warnings.warn(
@@ -212,14 +238,14 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return int(self.n_init)
 
     def _centers(self, table: Table, weight: Array | None) -> list[Array]:
-        """(k, d) initial centres of each restart: given, or drawn as scikit-learn draws them. Rows in memory."""
+        """Initial centres of each restart, (k, d): user-supplied, or drawn as scikit-learn draws them."""
         rng, k, x = check_random_state(self.random_state), self.n_clusters, table.x
         found = []
         for _ in range(self._n_init):
             if callable(self.init):
                 if table.lazy:
                     raise ValueError(
-                        "init: came as a callable with a Dask array, expected rows in memory. Give centres."
+                        "init: got a callable and a Dask array, expected rows in memory. Pass an array of centres."
                     )
                 centers = np.array(self.init(x, k, random_state=rng), dtype=np.float64)
             elif not isinstance(self.init, str):
@@ -260,11 +286,11 @@ def _checked(centers: Array, k: int, d: int) -> Array:
 
 
 def _silent(runs: Sequence[Run]) -> None:
-    """Nothing is told."""
+    """Print nothing."""
 
 
-def _told(runs: Sequence[Run]) -> None:
-    """Prints the inertia of each restart after each pass, and how it ended."""
+def _print(runs: Sequence[Run]) -> None:
+    """Print the inertia of each restart after each pass, and how it ended."""
     for run in runs:
         if run.final is not None:
             print(f"Restart {run.restart} after iteration {len(run.history)}: {run.stop_reason}")

@@ -190,31 +190,29 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         model: LatentModel = self.model_
         return model, model.params(**self._stored())
 
-    @property
-    def _starts_as_peer(self) -> bool:
-        """Whether each restart begins with the labels of a K-means of its own, as scikit-learn's do."""
-        return bool(self.init_params == "kmeans" and self.method == "em")
-
-    def _config(self) -> Config:
+    def _config(self, as_peer: bool) -> Config:
+        """The config of the fit. as_peer : whether each restart begins with a K-means of its own, as scikit-learn's do."""
         init = {"kmeans": "k-means||", "random_from_data": "random"}.get(self.init_params, self.init_params)
         fit = {name: getattr(self, name) for name in ("method", "n_init", "tol")}
         # Where the start is scikit-learn's, its generator goes there untouched.
-        seed = 0 if self._starts_as_peer else seed_of(self.random_state)
+        seed = 0 if as_peer else seed_of(self.random_state)
         fit |= {"init": init, "max_iter": self.max_iter or 1, "random_state": seed}
         return validate({"model": self._section(), "fit": fit}, name=type(self).__name__).resolved()
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> Table:
         table = self._table(X, reset=True, least=2)
         with value_errors():
-            config = self._config()
-            column = column_of(sample_weight, table)
-            chunks = Chunks(table.source(), column, labels=_labels(y, table))
+            labels, column = _labels(y, table), column_of(sample_weight, table)
+            # The clusters of a K-means of all rows would not have the numbers of the known labels.
+            as_peer = self.init_params == "kmeans" and self.method == "em" and labels is None
+            config = self._config(as_peer)
+            chunks = Chunks(table.source(), column, labels=labels)
             k = config.model.largest
             if k > chunks.n_rows:
                 raise ValueError(
                     f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {chunks.n_rows}"
                 )
-            start = self._start(table, None if column is None else column.values)
+            start = self._start(table, None if column is None else column.values, as_peer)
             run = fitted(config, chunks, start, self.max_iter > 0, _Progress(self))
         self._take(run.model, run.params)
         total = 1.0 if run.final is None else run.final.evidence.weight
@@ -234,13 +232,13 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             )
         return table
 
-    def _start(self, table: Table, weight: Array | None) -> Start:
+    def _start(self, table: Table, weight: Array | None, as_peer: bool) -> Start:
         """Where the restarts begin: at the last fit, or at what is supplied, the rest from K-means if that is asked for."""
         if self.warm_start and hasattr(self, "converged_"):
             return Start([self._stored()])
         supplied = self._supplied(table.x.shape[1])
         arrays = [supplied] if supplied else []
-        if not self._starts_as_peer:
+        if not as_peer:
             return Start(arrays)
         from pipeline.estimators.kmeans import KMeans
 
@@ -274,8 +272,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 def estimator_of(family: str) -> Any:
     """Return the Python class of a family, by the name that `model.family` has for it.
 
-    Families of this package with a class of their own give that; for any other one is made, whose arguments are the options of
-    the family's section, initial values of its parameters, and what all classes take.
+    A class that is not defined in this package is made. Its arguments are the options of the family's config section,
+    initial values of the parameters (such as `rates_init`), and the options of a fit.
     """
     from pipeline.estimators import OWN
 
@@ -325,12 +323,12 @@ def _default(section: type[FamilySection], name: str) -> Any:
 
 
 def _doc(section: type[FamilySection], own: Sequence[str]) -> str:
-    options = "\n".join(f"{name} : {section.model_fields[name].description}" for name in own)
-    fitted_ = ", ".join(f"{name}_" for name in section.parameter_names())
+    options = "\n".join(f"{name}\n    {section.model_fields[name].description}" for name in own)
     return (
-        f"{section.words.name[0].upper()}{section.words.name[1:]} by EM, with scikit-learn's methods.\n\n{options}\n"
-        f"{', '.join(FIT_OPTIONS)} : as in the other classes.\n\nFitted attributes: {fitted_}; converged_, n_iter_, lower_bound_ "
-        "(nats per row), lower_bounds_, stop_reason_."
+        f"{section.words.name[0].upper()}{section.words.name[1:]} by EM, with scikit-learn's methods.\n\n"
+        f"Parameters\n----------\n{options}\n{', '.join(FIT_OPTIONS)}\n    As of GaussianMixture.\n\n"
+        f"Attributes\n----------\n{', '.join(f'{name}_' for name in section.parameter_names())}\n"
+        "converged_, n_iter_, lower_bound_, lower_bounds_, stop_reason_\n    As of GaussianMixture."
     )
 
 

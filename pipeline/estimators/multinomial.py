@@ -17,16 +17,29 @@ from pipeline.models.mixture import Mixture
 
 
 class MultinomialMixture(MixtureEstimator):
-    """Mixture of multinomials over rows of counts, dense or sparse (which stay so), by EM.
+    """Mixture of multinomials by EM, over rows of counts. Sparse rows are never made dense.
 
-    concentration : of the Dirichlet prior on the features of each component; counts + concentration - 1.
-    weights_init : (k,).  feature_log_prob_init : (k, d), rows whose exponentials sum to 1.
-    init_params : k-means||, k-means++, random or near-mean.
-    tol, max_iter, n_init, random_state, warm_start, verbose, verbose_interval, method : as in GaussianMixture.
+    Parameters that are not listed are those of `GaussianMixture`.
 
-    Fitted attributes: weights_ (k,), feature_log_prob_ (k, d), named as in scikit-learn's MultinomialNB; converged_,
-    n_iter_, lower_bound_ (nats per row, with the log prior), lower_bounds_, stop_reason_.
-    [Nigam, McCallum, Thrun and Mitchell 2000]
+    Parameters
+    ----------
+    concentration : float
+        Of the Dirichlet prior on the features of each component: it adds concentration - 1 to the counts.
+    init_params : {"k-means||", "k-means++", "random", "near-mean"}
+    weights_init : array, shape (k,), optional
+    feature_log_prob_init : array, shape (k, d), optional
+        Rows whose exponentials sum to 1.
+
+    Attributes
+    ----------
+    weights_, feature_log_prob_ : array, shape (k,) and (k, d), float64
+        Named as in scikit-learn's `MultinomialNB`.
+    converged_, n_iter_, lower_bound_, lower_bounds_, stop_reason_
+        As of `GaussianMixture`; the bounds include the log prior.
+
+    References
+    ----------
+    Nigam, McCallum, Thrun and Mitchell (2000).
     """
 
     section = MultinomialSection
@@ -74,9 +87,7 @@ class MultinomialMixture(MixtureEstimator):
         return model.component.sample(params.theta, labels, rng, n_counts), labels
 
     def to_sklearn(self) -> MultinomialNB:
-        """The classifier of scikit-learn with the same rule: its classes are the components, its probabilities their
-        responsibilities. Only of a fitted mixture.
-        """
+        """Return a scikit-learn classifier whose classes are the components and whose probabilities the responsibilities."""
         check_is_fitted(self)
         peer = MultinomialNB(alpha=self.concentration - 1.0)
         with np.errstate(divide="ignore"):

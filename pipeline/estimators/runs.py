@@ -37,9 +37,17 @@ def open_estimator(path: str | Path) -> Any:
 
 
 def to_onnx(estimator: Any) -> Any:
-    """The estimator, or a Pipeline that ends with one, as an ONNX model of float64 rows; an onnx.ModelProto.
+    """Return an estimator, or a Pipeline that ends with one, as an ONNX model of float64 rows.
 
-    Its outputs are those of skl2onnx for the estimator of `to_sklearn`. Raises InputError where skl2onnx is not installed.
+    Returns
+    -------
+    onnx.ModelProto
+        Its outputs are those of skl2onnx for the estimator of `to_sklearn`.
+
+    Raises
+    ------
+    InputError
+        If skl2onnx is not installed.
     """
     try:
         from skl2onnx import to_onnx as converted
@@ -52,7 +60,7 @@ def to_onnx(estimator: Any) -> Any:
 
 
 def as_sklearn(estimator: Any) -> Any:
-    """The same in scikit-learn's classes alone, also of a Pipeline that ends with one of ours."""
+    """Return the estimator, or the Pipeline that ends with one, in scikit-learn's classes."""
     from sklearn.pipeline import Pipeline
 
     if isinstance(estimator, Pipeline):
@@ -61,8 +69,9 @@ def as_sklearn(estimator: Any) -> Any:
 
 
 def to_numpy(estimator: Any) -> dict[str, np.ndarray]:
-    """The parameters by the names that fit.init: explicit reads, for numpy.savez: weights, means and covariances, or
-    centers, or weights and log_prob.
+    """Return the parameters by name, such as weights, means and covariances.
+
+    Saved by `numpy.savez`, they are a start for ``fit.init: explicit``.
     """
     arrays: dict[str, np.ndarray] = estimator._stored()
     return arrays
