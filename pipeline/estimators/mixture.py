@@ -326,9 +326,9 @@ def _doc(section: type[FamilySection], own: Sequence[str]) -> str:
     options = "\n".join(f"{name}\n    {section.model_fields[name].description}" for name in own)
     return (
         f"{section.words.name[0].upper()}{section.words.name[1:]} by EM, with scikit-learn's methods.\n\n"
-        f"Parameters\n----------\n{options}\n{', '.join(FIT_OPTIONS)}\n    As of GaussianMixture.\n\n"
+        f"Parameters\n----------\n{options}\n{', '.join(FIT_OPTIONS)}\n    As of the other classes.\n\n"
         f"Attributes\n----------\n{', '.join(f'{name}_' for name in section.parameter_names())}\n"
-        "converged_, n_iter_, lower_bound_, lower_bounds_, stop_reason_\n    As of GaussianMixture."
+        "converged_, n_iter_, lower_bound_, lower_bounds_, stop_reason_\n    As of the other classes."
     )
 
 
