@@ -35,6 +35,9 @@ Output = Annotated[Path | None, typer.Option("--output", help="directory to writ
 Address = Annotated[str | None, typer.Option("--scheduler-address", help="a running dask scheduler, tcp://host:8786")]
 File = Annotated[Path | None, typer.Option("--scheduler-file", help="scheduler file of a running dask scheduler")]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="a profile by name, such as local")]
+EngineFile = Annotated[
+    Path | None, typer.Option("--engine", help="a config of yours, whose section engine says where to compute")
+]
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; see `em-pipeline config`")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 
@@ -102,12 +105,15 @@ def resume_command(
     scheduler_address: Address = None,
     scheduler_file: File = None,
     profile: ProfileName = None,
+    engine: EngineFile = None,
     accept_other_bits: Annotated[
         bool, typer.Option("--accept-other-bits", help="go on under other BLAS kernels than the run began with")
     ] = False,
 ) -> None:
     """Go on exactly where RUN stopped; of a finished run, do what is missing."""
-    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
+    from pipeline.config.stored import engine_of
+
+    changes = [*engine_of(engine), *(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
     _stored(run, changes)
     from pipeline import workflow
 
@@ -134,9 +140,12 @@ def predict_command(
     scheduler_address: Address = None,
     scheduler_file: File = None,
     profile: ProfileName = None,
+    engine: EngineFile = None,
 ) -> None:
     """Label rows with the model of RUN: its own, or others, named by --set data.key=value, with --output."""
-    changes = [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
+    from pipeline.config.stored import engine_of
+
+    changes = [*engine_of(engine), *(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
     _stored(run, changes)
     from pipeline import workflow
 
@@ -170,10 +179,13 @@ def _loaded(path: Path, changes: list[str]) -> Config:
 
 
 def _stored(run: Path, changes: list[str]) -> Config:
-    """The config of a run, with the changes."""
+    """The config of a run, as far as it is obeyed, with the changes."""
+    from pipeline.config.stored import trusted
     from pipeline.outputs.run_directory import RunDirectory
 
-    return _validated(RunDirectory(run).read_config()["config"], changes, str(run / "config.yaml"), {})
+    directory = RunDirectory(run)
+    name = str(directory.config)
+    return _validated(trusted(directory.read_config()["config"], changes, name), changes, name, {})
 
 
 def _validated(raw: Any, changes: list[str], name: str, lines: dict[Place, int]) -> Config:

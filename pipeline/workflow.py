@@ -18,6 +18,7 @@ import numpy as np
 from pipeline import provenance
 from pipeline.advice import advice
 from pipeline.checking import Cost, cost
+from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary
 from pipeline.data.user_start import UserStart, user_start
@@ -177,8 +178,9 @@ def resume(
         raise InputError(
             f"{path}: holds labels, not a run. `em-pipeline predict` with the same options goes on with it."
         )
-    stored = validate(record["config"], name=str(directory.config))
-    config = validate(record["config"], list(overrides), str(directory.config)).resolved()
+    name = str(directory.config)
+    safe = trusted(record["config"], overrides, name)
+    stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()
     provenance.refuse_other_job(stored, config, record, accept_other_bits)
     whole = (
         directory.model.exists()
@@ -189,6 +191,7 @@ def resume(
         with directory.lock():  # nothing to compute: the data are not needed
             _report(directory)
         return directory.path
+    refuse_unnamed_engine(record["config"], overrides, name)
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
         chunks = config.data.open_chunks()
@@ -200,10 +203,9 @@ def resume(
             job = Job(config, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
                 log("warning", message=text)
-            unchanged = config.model_copy(
-                update={"engine": stored.engine}
-            )  # where it ran today says nothing of tomorrow
-            directory.write_config({**record, "config": to_plain(unchanged)})
+            # Where it runs today says nothing of tomorrow.
+            where = {"engine": record["config"].get("engine", {})}
+            directory.write_config({**record, "config": {**to_plain(config), **where}})
             if not directory.model.exists() or _goes_on(directory, config):
                 _go_on(job)
             _finish(job)
@@ -293,12 +295,14 @@ def predict(
     directory = RunDirectory(path)
     record = directory.read_config()
     for override in overrides:
-        if not override.startswith(("data.", "engine.", "output.top_k=")):
+        if not override.startswith(("data.", "engine.", "engine=", "output.top_k=", "model.path=")):
             raise InputError(
-                f"predict: got {override.partition('=')[0]}, expected data.…, engine.… or output.top_k. "
+                f"predict: got {override.partition('=')[0]}, expected data.…, engine.…, output.top_k or model.path. "
                 "The rest is settled by the run."
             )
-    config = validate(record["config"], list(overrides), str(directory.config)).resolved()
+    name = str(directory.config)
+    config = validate(trusted(record["config"], overrides, name), list(overrides), name).resolved()
+    refuse_unnamed_engine(record["config"], overrides, name)
     provenance.refuse_other_code(config, record, ("model.path",))
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:

@@ -266,7 +266,10 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
         ["predict", "runs/first", "--set", "data.path=wide.npy", "--output", "out"],
         "rows have 5 features, the model was fitted to 3.",
     ),
-    "another fit": (["predict", "runs/first", "--set", "fit.tol=1"], "expected data.…, engine.… or output.top_k"),
+    "another fit": (
+        ["predict", "runs/first", "--set", "fit.tol=1"],
+        "expected data.…, engine.…, output.top_k or model.path",
+    ),
     "a report of nothing": (["report", "empty"], "a report needs a finished model"),
 }
 

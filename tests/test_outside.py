@@ -73,6 +73,8 @@ class Other:
     pass
 '''
 
+NAMED = ("--set", "data.path=my_source.py:Waves", "--set", "model.path=my_family.py:Floored")
+
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -102,9 +104,10 @@ def test_both_go_through_every_command(desk: Path) -> None:
     assert found.attrs["reg_covar"] == 1e-3 and found.sizes["iteration"] == 7
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(validate(plain()), "run", listeners=[Interrupt("pass", 3)])
-    assert command("resume", "run").code == 0
+    assert "add --set data.path=my_source.py:Waves --set model.path=my_family.py:Floored" in refused("resume", "run")
+    assert command("resume", "run", *NAMED).code == 0
     assert results(desk / "run") == results(desk / "whole")
-    assert command("predict", "run", "--set", "data.options.n=90", "--output", "labels").code == 0
+    assert command("predict", "run", *NAMED, "--set", "data.options.n=90", "--output", "labels").code == 0
     assert command("report", "run").code == 0
 
 
@@ -122,16 +125,16 @@ def test_another_file_under_the_same_name_is_refused(desk: Path, name: str, key:
     """By resume, with both hashes; by predict, where it is the family's. An object of the old one does not unpickle."""
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(validate(plain()), "run", listeners=[Interrupt("pass", 3)])
-    assert pipeline.resume("run") == Path("run")
+    assert pipeline.resume("run", NAMED[1::2]) == Path("run")
     rows = pickle.dumps(validate(plain()).data.open())
     (desk / "my_source.py").write_text(SOURCE + ("# changed\n" if name == "my_source.py" else ""))
     (desk / "my_family.py").write_text(FAMILY + ("# changed\n" if name == "my_family.py" else ""))
-    said = refused("resume", "run", "--set", "fit.max_iter=9")
+    said = refused("resume", "run", *NAMED, "--set", "fit.max_iter=9")
     assert f"{key}: had SHA-256" in said and "this would compute something else" in said
     if name == "my_family.py":
-        assert f"{key}: had SHA-256" in refused("predict", "run")
+        assert f"{key}: had SHA-256" in refused("predict", "run", *NAMED)
     else:
-        assert command("predict", "run", "--output", "labels").code == 0
+        assert command("predict", "run", *NAMED, "--output", "labels").code == 0
         module = pickle.loads(rows).__module__
         __import__("sys").modules.pop(module)
         with pytest.raises(ImportError, match="has changed since the job began"):

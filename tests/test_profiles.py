@@ -48,6 +48,15 @@ def test_a_profile_comes_from_the_config_or_from_the_users_file(tmp_path, monkey
         profile_of(engine(scheduler="big"))
 
 
+def test_a_class_of_any_package_may_stand_in_the_users_own_file(tmp_path, monkeypatch):
+    """There it is looked up, and has to be a cluster as elsewhere."""
+    (tmp_path / "p.yaml").write_text("mine: {kind: os.getcwd}")
+    monkeypatch.setenv("EM_PIPELINE_PROFILES", str(tmp_path / "p.yaml"))
+    said = "got os.getcwd, .* expected a class derived from distributed's Cluster"
+    with pytest.raises(InputError, match=said), open_engine(engine(scheduler="mine"), 1):
+        pass
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -84,13 +93,16 @@ def test_what_a_kind_would_ignore_is_refused(profile, said):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("no_such.Cluster", "no no_such.Cluster here"),
+        (
+            "no_such.Cluster",
+            r"got no_such.Cluster, expected a class of one of .*Describe .* another package in .*profiles.yaml",
+        ),
         ("distributed.NoCluster", "no distributed.NoCluster here"),
-        ("os.getcwd", "expected a class derived from distributed's Cluster"),
+        ("distributed.Client", "expected a class derived from distributed's Cluster"),
     ],
 )
 def test_a_dotted_name_has_to_be_a_cluster(kind, said):
-    """What is no cluster's class is not called."""
+    """What is no cluster's class is not called; a config imports packages of clusters only."""
     with pytest.raises(InputError, match=said), open_engine(engine(scheduler="a", profiles={"a": {"kind": kind}}), 1):
         pass
 

@@ -104,6 +104,19 @@ def validate(
         raise InputError(explain(error.errors(), raw, of, name, root)) from None
 
 
+def asked_for(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what overrides say, merged, as plain dicts; those that are none are left to `validate`."""
+    asked: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        leaf = parse(value, f"--set {override!r}")[0]
+        for part in reversed(key.strip().split(".")):
+            leaf = {part: leaf}
+        if separator:
+            asked = _merge(asked, leaf)
+    return asked
+
+
 def _override(override: str, root: type[Section]) -> tuple[tuple[str, ...], Any]:
     """The place and the value of `section.key=value`."""
     key, separator, value = override.partition("=")

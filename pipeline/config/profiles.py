@@ -16,6 +16,20 @@ from pipeline.config.syntax import parse
 from pipeline.errors import InputError, did_you_mean
 
 FILE_VARIABLE = "EM_PIPELINE_PROFILES"
+LOCAL = "local"  # the profile that is always there: worker processes on this machine
+# Packages that hold clusters. A class of another one has to be described in the user's own file: its module is executed.
+CLUSTER_PACKAGES = (
+    "distributed",
+    "dask",
+    "dask_jobqueue",
+    "dask_cloudprovider",
+    "dask_kubernetes",
+    "dask_gateway",
+    "dask_yarn",
+    "dask_cuda",
+    "coiled",
+)
+_OWN_WORDS = ("local", "ssh", "slurm", "slurm-runner")
 
 
 class _EngineAlone(Section):
@@ -41,7 +55,7 @@ def engine_alone(raw: Any, overrides: Sequence[str]) -> EngineSection | None:
     """
     plain = {"engine": raw["engine"]} if isinstance(raw, dict) and "engine" in raw else {}
     try:
-        own = [override for override in overrides if override.startswith("engine.")]
+        own = [override for override in overrides if override.startswith(("engine.", "engine="))]
         return validate(_EngineAlone, plain, own).engine
     except InputError:
         return None
@@ -63,17 +77,24 @@ def profile_of(engine: EngineSection) -> ClusterProfile | None:
     """
     if engine.scheduler == "threads" or engine.scheduler_address or engine.scheduler_file:
         return None
-    profiles = {"local": ClusterProfile(), **_users_own(), **engine.profiles}
+    profiles = {LOCAL: ClusterProfile(), **users_own(), **engine.profiles}
     if engine.scheduler not in profiles:
         names = ", ".join(sorted(profiles))
         raise InputError(
             f"engine.scheduler: got {engine.scheduler!r}, expected threads or one of the profiles {names}"
             f"{did_you_mean(engine.scheduler, ['threads', *profiles]) or '.'} Describe it in engine.profiles or in {profiles_file()}."
         )
-    return profiles[engine.scheduler]
+    found = profiles[engine.scheduler]
+    if engine.scheduler in engine.profiles and found.kind.partition(".")[0] not in (*_OWN_WORDS, *CLUSTER_PACKAGES):
+        raise InputError(
+            f"engine.profiles.{engine.scheduler}.kind: got {found.kind}, expected a class of one of {', '.join(CLUSTER_PACKAGES)}. "
+            f"Describe a profile of another package in {profiles_file()}."
+        )
+    return found
 
 
-def _users_own() -> dict[str, ClusterProfile]:
+def users_own() -> dict[str, ClusterProfile]:
+    """Return the profiles of the user's own file by name. Raises InputError if it cannot be used."""
     path = profiles_file()
     if not path.exists():
         if os.environ.get(FILE_VARIABLE):

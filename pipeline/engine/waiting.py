@@ -40,7 +40,7 @@ TRIES = 3  # of a computation whose futures were lost, and of fetching a result
 Pending = dict[Hashable, Any]  # futures by key
 
 _GONE = (FutureCancelledError, FuturesCancelledError, ClosedClientError, CommClosedError)
-_ADVICE = "The last checkpoint is intact: bring the cluster up again and use `em-pipeline resume RUN`."
+_ADVICE = "The last checkpoint is intact: bring the cluster up again and use `em-pipeline resume RUN` with the same engine options."
 _log = get_logger("cluster")
 
 

@@ -1,0 +1,121 @@
+"""The config of a run directory, which may come from a stranger.
+
+What it says of rows and models is followed. What starts processes, connects to other machines or executes a file is not:
+the user names it again, on the command line or in a file of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.loading import asked_for, read_yaml
+from pipeline.config.profiles import LOCAL, users_own
+from pipeline.config.variants import OUTSIDE
+from pipeline.errors import InputError
+
+_BOUNDS = ("workers", "memory", "keep_decoded")  # of engine: what this machine gives
+_PLACES = ("scheduler", "scheduler_address", "scheduler_file")
+_KINDS = {"data": "source", "model": "family"}  # sections that may name a Python file, and the key that says so
+
+
+def engine_of(path: Path | None) -> list[str]:
+    """Overrides that put the section `engine` of a file of the user's in place of a run's. Raises InputError."""
+    if path is None:
+        return []
+    engine = _section(read_yaml(path)[0], "engine")
+    if not engine:
+        raise InputError(f"--engine {path}: has no section engine, expected a config with one. Add it.")
+    return [f"engine={json.dumps(engine, default=str)}"]
+
+
+def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
+    """What may be obeyed of a run's config, before the overrides.
+
+    Parameters
+    ----------
+    raw : Any
+        The section `config` of a config.yaml.
+    overrides : sequence of str
+        What the user says: ``section.key=value``.
+    name : str
+        Of the file, for messages.
+
+    Raises
+    ------
+    InputError
+        If a Python file would be executed that the user has not named, or a profile is asked for that only the run describes.
+    """
+    if not isinstance(raw, dict):
+        return raw
+    asked, engine, safe = asked_for(overrides), _section(raw, "engine"), dict(raw)
+    scheduler, own = _section(asked, "engine").get("scheduler"), _section(_section(asked, "engine"), "profiles")
+    if isinstance(scheduler, str) and scheduler in _section(engine, "profiles") and not _known(scheduler, own):
+        raise InputError(
+            f"{name}: describes the profile {scheduler}, but profiles of a run directory are not obeyed, as they may start "
+            "anything. Give a config of your own that describes it: --engine CONFIG."
+        )
+    safe["engine"] = {key: value for key, value in engine.items() if key in _BOUNDS}
+    if _names_a_place(asked):
+        safe["engine"].pop("keep_decoded", None)  # was said of the place where it ran
+    elif _is_the_users(engine):
+        safe["engine"]["scheduler"] = engine.get("scheduler", "threads")
+    unnamed = []
+    for section, key in _KINDS.items():
+        stored, said = _section(raw, section), _section(asked, section)
+        if said.get(key, stored.get(key)) == OUTSIDE:
+            if isinstance(said.get("path"), str):
+                safe[section] = {**stored, "path": said["path"]}  # the very file, also for what is compared with it
+            else:
+                unnamed.append(f"--set {section}.path={_short(stored.get('path'))}")
+    if unnamed:
+        raise InputError(
+            f"{name}: names Python files, which are not executed unless you name them: a run directory may be a stranger's. "
+            f"If you trust them, add {' '.join(unnamed)}"
+        )
+    if isinstance(raw.get("data"), dict):  # we never write its credentials, nor to whom they go
+        safe["data"] = {key: value for key, value in safe["data"].items() if key != "storage_options"}
+    return safe
+
+
+def refuse_unnamed_engine(raw: Any, overrides: Sequence[str], name: str) -> None:
+    """Raise InputError where a run's config says where to compute, and the user does not."""
+    asked, engine = asked_for(overrides), _section(raw, "engine")
+    if _names_a_place(asked) or _is_the_users(engine):
+        return
+    found = {key: engine[key] for key in (*_PLACES, "security") if engine.get(key) not in (None, "threads")}
+    if found:
+        again = (f"--{key.replace('_', '-')} {_short(found[key])}" for key in _PLACES[1:] if key in found)
+        raise InputError(
+            f"{name}: has {', '.join(f'engine.{key}: {_short(value)}' for key, value in found.items())}, but the engine settings "
+            "of a run directory are not obeyed unless you name them again. Add "
+            f"{next(again, '--engine CONFIG, a config of your own')}, or --set engine.scheduler=threads to compute here."
+        )
+
+
+def _section(raw: Any, name: str) -> Mapping[str, Any]:
+    found = raw.get(name) if isinstance(raw, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _names_a_place(asked: Mapping[str, Any]) -> bool:
+    return any(key in _section(asked, "engine") for key in _PLACES)
+
+
+def _is_the_users(engine: Mapping[str, Any]) -> bool:
+    """Whether it computed on this machine, or on a profile of the user's own file."""
+    scheduler = engine.get("scheduler", "threads")
+    if any(engine.get(key) is not None for key in (*_PLACES[1:], "security")) or not isinstance(scheduler, str):
+        return False
+    return scheduler == "threads" or (scheduler not in _section(engine, "profiles") and _known(scheduler, {}))
+
+
+def _known(scheduler: str, own: Mapping[str, Any]) -> bool:
+    return scheduler == LOCAL or scheduler in own or scheduler in users_own()
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else "…"
+    return text if len(text) <= 80 else text[:77] + "…"
