@@ -1,1 +1,1 @@
-"""Rows, lists of rows, sums and their storage: what every part shares, without a word of models or files."""
+"""Rows, lists of rows, sums, and how they are stored; independent of models and files."""

@@ -1,7 +1,6 @@
 """Values that add.
 
-Partial statistics of chunks add to those of the whole: they form a vector space, which lets one loop serve any chunking
-and any number of workers.
+Partial statistics of chunks add to those of the whole, so one loop works for any chunking and any number of workers.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import numpy as np
 
 
 class Additive:
-    """A frozen dataclass whose every field adds: arrays, numbers, other additive values, or None (not known)."""
+    """A frozen dataclass whose fields all add: arrays, numbers, other additive values, or None (not known)."""
 
     def __add__(self, other: Self) -> Self:
         return self._with(other, operator.add)
 
     def __iadd__(self, other: Self) -> Self:
-        """Return the sum in this value's arrays, so that no pass over large statistics allocates."""
+        """Add in place, so that sums of large statistics allocate nothing."""
         return self._with(other, operator.iadd)
 
     def __mul__(self, factor: float) -> Self:

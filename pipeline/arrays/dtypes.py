@@ -1,4 +1,4 @@
-"""The dtypes that rows are computed in."""
+"""The dtypes of computations."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ Matrix = Any  # (n, d): a dense array or a scipy.sparse.csr_array
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """float32 where it holds every value exactly (float16, float32, integers to 16 bits), else float64."""
+    """Return float32 if it represents every value exactly (float16, float32, integers to 16 bits), else float64."""
     return np.result_type(dtype, np.float32)

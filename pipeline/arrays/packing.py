@@ -1,9 +1,9 @@
-"""Values as arrays by name and a structure that JSON can hold, and back: for checkpoints, unfinished passes and models.
+"""Values as named arrays and a structure for JSON, and back: for checkpoints, unfinished passes and models.
 
 A value is a number, text, None, an array, a CSR matrix, a tuple, list or dict of values, or a dataclass or named tuple of
-them. Sequences of records that have one layout are stored as one array for each field, with the records along the first
-axis: a history of 1,000 iterations takes as many arrays as one of 1. Reading makes instances of registered classes only,
-found by name in a table: nothing is imported, and nothing that is stored is ever executed.
+values. A sequence of records with one layout is stored as one array for each field, with the records along the first
+axis: a history of 1,000 iterations has as many arrays as one of 1. Reading makes instances of registered classes only;
+nothing is imported or executed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _CLASSES: dict[str, type] = {}
 
 
 class Packed(NamedTuple):
-    """A value in pieces. structure : for JSON.  arrays : by the names that the structure uses."""
+    """A packed value. structure : for JSON.  arrays : by the names in the structure."""
 
     structure: Any
     arrays: dict[str, Array]
 
 
 def stored(cls: C) -> C:
-    """Register a dataclass or named tuple, so that stored instances can be read again; a decorator."""
+    """Decorator: register a dataclass or named tuple, so that stored instances can be read."""
     _CLASSES[_name(cls)] = cls
     return cls
 
@@ -42,34 +42,34 @@ def _name(cls: type) -> str:
 
 
 def pack(value: Any, prefix: str = "", separator: str = "/", inline: bool = False) -> Packed:
-    """Take a value to pieces.
+    """Pack a value.
 
     Parameters
     ----------
     value : object
     prefix, separator : str
-        What the names of all arrays begin with, and what stands between the names of fields in them.
+        Names of arrays begin with `prefix`, and have `separator` between field names.
     inline : bool
-        Whether finite numbers stand in the structure; by default they are arrays, of which sequences make one.
+        Whether finite numbers are part of the structure; otherwise they are arrays.
 
     Raises
     ------
     TypeError
-        For an object that is not a value as the module defines it.
+        If the object is not a value as the module defines it.
     ValueError
-        Where two arrays would have one name.
+        If two arrays would have one name.
     """
     packing = _Packing({}, separator, inline)
     return Packed(packing.of(value, prefix), packing.arrays)
 
 
 def unpack(structure: Any, arrays: Mapping[str, Array]) -> Any:
-    """Put a value together again.
+    """Return the value that was packed.
 
     Raises
     ------
     ValueError
-        For a structure that `pack` cannot have made, or of a class that is not registered here.
+        If `pack` cannot have made the structure, or a class is not registered.
     """
     try:
         return _unpacked(structure, arrays)
@@ -78,7 +78,7 @@ def unpack(structure: Any, arrays: Mapping[str, Array]) -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value, in hexadecimal: equal values give equal digests, whatever process made them."""
+    """Return the SHA-256 of a value, in hexadecimal; equal values have equal digests in every process."""
     packed, content = pack(value), hashlib.sha256()
     content.update(json.dumps(packed.structure, sort_keys=True).encode())
     for name, array in packed.arrays.items():
@@ -88,14 +88,14 @@ def digest(value: Any) -> str:
 
 
 class _Packing(NamedTuple):
-    """The arrays so far, and how to go on."""
+    """The arrays so far, and the options."""
 
     arrays: dict[str, Array]
     separator: str
     inline: bool
 
     def of(self, value: Any, path: str) -> Any:
-        """The structure of a value whose arrays are named from `path` on."""
+        """Return the structure of a value whose arrays have names that begin with `path`."""
         if value is None or isinstance(value, (bool, int, str)):
             return value
         if self.inline and isinstance(value, float) and np.isfinite(value):
@@ -130,7 +130,7 @@ class _Packing(NamedTuple):
         return path
 
     def _array(self, value: Any, path: str) -> dict[str, Any]:
-        """An array by its name, or a number that is stored as one: JSON has no NaN, and 64 bits do not fit its numbers."""
+        """Store an array, or a number: JSON has no NaN, and its numbers have fewer than 64 bits."""
         array = np.asarray(value)
         self._put(array, path)
         if isinstance(value, np.generic):
@@ -159,14 +159,14 @@ class _Packing(NamedTuple):
 
 
 def _record(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass or named tuple by name; None for other values."""
+    """Return the fields of a dataclass or named tuple by name; None for other values."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
     return value._asdict() if isinstance(value, tuple) and hasattr(value, "_asdict") else None
 
 
 def _alike(items: Sequence[Packed]) -> bool:
-    """Whether records have the same parts, and arrays of the same shapes: plain values in them may differ."""
+    """Whether records have the same structure and array shapes; plain values may differ."""
     forms = [
         (_form(item.structure), {name: (array.shape, array.dtype) for name, array in item.arrays.items()})
         for item in items
@@ -175,14 +175,14 @@ def _alike(items: Sequence[Packed]) -> bool:
 
 
 def _form(structure: Any) -> Any:
-    """The structure without its leaves."""
+    """Return the structure without its leaves."""
     if isinstance(structure, dict):
         return {key: _form(value) for key, value in structure.items()}
     return [_form(part) for part in structure] if isinstance(structure, list) else None
 
 
 def _leaves(structure: Any) -> Iterator[Any]:
-    """The leaves of a structure, whose order does not follow that of keys: JSON may sort them."""
+    """Return the leaves of a structure in an order that does not depend on the order of keys, which JSON may sort."""
     if isinstance(structure, dict):
         for key in sorted(structure):
             yield from _leaves(structure[key])
@@ -194,7 +194,7 @@ def _leaves(structure: Any) -> Iterator[Any]:
 
 
 def _with_leaves(structure: Any, leaves: Iterator[Any]) -> Any:
-    """The structure with other leaves."""
+    """Return the structure with other leaves."""
     if isinstance(structure, dict):
         filled = {key: _with_leaves(structure[key], leaves) for key in sorted(structure)}
         return {key: filled[key] for key in structure}

@@ -1,7 +1,6 @@
 """Rows of a chunk with their columns, and lists of rows that merge.
 
-What does not add but has to be known (the rows that fit worst, the best examples of a component) travels beside the
-statistics as such lists.
+Lists hold what does not add, such as the rows that fit worst or the representatives of a component.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from pipeline.arrays.packing import stored
 
 @dataclass(frozen=True)
 class Rows:
-    """Consecutive rows with the columns beside them.
+    """Consecutive rows and their columns.
 
     Attributes
     ----------
     x : array or csr_array, shape (n, d)
     weight : array, shape (n,), float64, or None for ones
-        0 where a row is bad or left out.
+        0 for bad rows and rows that are left out.
     start : int
         Global index of the first row.
-    bad : array of bool, shape (n,), or None
-        Rows with NaN or inf: their values are 0 and their weight is 0. None where there are none.
+    bad : array of bool, shape (n,), or None if no row is bad
+        Rows with NaN or inf; their values and weights are 0.
     label : array, shape (n,), int64, or None
-        The component of each row where it is known, -1 where it is not. None where there is no such column.
+        Known component of each row, -1 if unknown; None without such a column.
     whole : Rows or None
-        The same rows before some were left out by a weight of 0.
+        The same rows before some were left out.
     """
 
     x: Matrix
@@ -49,7 +48,7 @@ class Rows:
 
     @property
     def total_weight(self) -> float:
-        """The sum of the weights."""
+        """Sum of the weights."""
         return float(self.n) if self.weight is None else float(self.weight.sum())
 
     @property
@@ -60,16 +59,16 @@ class Rows:
 
 
 def stack(a: Matrix, b: Matrix) -> Matrix:
-    """Rows of `a` above rows of `b`, dense or sparse."""
+    """Return the rows of `a` and then of `b`, dense or sparse."""
     return sp.vstack([a, b], format="csr") if sp.issparse(a) else np.concatenate([a, b])
 
 
 @stored
 @dataclass(frozen=True)
 class LowestRows:
-    """The `limit` rows with the lowest scores, ties to the lowest row index; the lists of two sets merge by +.
+    """The `limit` rows with the lowest scores; ties go to the lowest index. The lists of two sets of rows merge by +.
 
-    score : (m,) float64, ascending.  row : (m,) int64, global.  x : (m, d).  weight : (m,).  label : (m,), -1 if none.
+    score : (m,) float64, ascending.  row : (m,) int64, global.  x : (m, d).  weight : (m,).  label : (m,), -1 if unknown.
     """
 
     limit: int
@@ -83,9 +82,9 @@ class LowestRows:
     def of(
         cls, limit: int, score: Array, start: int, x: Matrix, weight: Array | None, label: Array | None = None
     ) -> LowestRows:
-        """Return the lowest of consecutive rows, of which the first is row `start`.
+        """Return the lowest of consecutive rows, the first of which has the index `start`.
 
-        score : (n,); rows with +inf or NaN are left out.  weight : (n,), None for ones.  label : (n,), None for -1.
+        score : (n,); +inf and NaN are left out.  weight : (n,), None for ones.  label : (n,), None for -1.
         """
         found = lowest(score, limit)
         chosen = found[np.argsort(score[found], kind="stable")][:limit]
@@ -94,7 +93,7 @@ class LowestRows:
         return cls(limit, score[chosen], start + chosen, x[chosen], weight, label)
 
     def first(self, limit: int) -> LowestRows:
-        """Return the lowest `limit` of these: the list that a smaller limit would have given."""
+        """Return the lowest `limit` of these rows."""
         parts = (part[:limit] for part in (self.score, self.row, self.x, self.weight, self.label))
         return LowestRows(min(limit, self.limit), *parts)
 
@@ -111,14 +110,14 @@ class LowestRows:
 
 
 def lowest(score: Array, limit: int) -> Array:
-    """Positions of scores up to the limit-th lowest, in order of position: more than `limit` only where scores tie."""
+    """Return the positions of scores up to the limit-th lowest, ascending; more than `limit` if scores tie."""
     # Cut by a few rows first and then by what is left: selecting among all rows would cost more than some E-steps.
     found = np.flatnonzero(score <= _cut(score[: 1024 + 16 * limit], limit))
     return found[score[found] <= _cut(score[found], limit)]
 
 
 def _cut(score: Array, limit: int) -> Any:
-    """The limit-th lowest score, or the largest finite number where there are fewer that are finite."""
+    """Return the limit-th lowest score, or the largest finite number if fewer are finite."""
     largest = np.finfo(np.float64).max
     return np.fmin(np.partition(score, limit - 1)[limit - 1], largest) if len(score) > limit > 0 else largest
 
@@ -126,10 +125,9 @@ def _cut(score: Array, limit: int) -> Any:
 @stored
 @dataclass(frozen=True)
 class Representatives:
-    """For each component, the rows that it is most responsible for; the lists of two sets merge by +.
+    """The rows with the highest responsibilities of each component; the lists of two sets of rows merge by +.
 
-    Ordered by responsibility, then by log joint density (rows deep inside a component all have responsibility 1), then
-    by row index.
+    Ordered by responsibility, then by log joint density (many rows have responsibility 1), then by index.
 
     row : (k, m) int64, m <= limit.  log_resp, log_joint : (k, m).  x : (k, m, d) float64, or (k, m, 0) for sparse rows.
     """
@@ -150,10 +148,7 @@ class Representatives:
         return cls(limit, *chosen, rows[best].astype(np.float64))
 
     def challengers(self, log_resp: Array, log_joint: Array) -> Array:
-        """Positions of later rows that may enter the lists. log_resp, log_joint : (n, k).
-
-        All others lose, also by ties, which go to the earlier row; few are left to be sorted.
-        """
+        """Return the positions of later rows that may enter the lists. log_resp, log_joint : (n, k)."""
         if self.row.shape[1] < self.limit:
             return np.arange(len(log_resp))
         last_resp, last_joint = self.log_resp[:, -1], self.log_joint[:, -1]

@@ -1,4 +1,4 @@
-"""Tiles: the rows of a chunk some at a time, so that working arrays stay in the caches of one core."""
+"""Tiles: row ranges of a chunk for which working arrays fit the caches of one core."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ FIRST_ROWS = 64
 
 
 def tiles(n: int, height: int) -> Iterator[slice]:
-    """Consecutive row ranges of at most `height` rows."""
+    """Yield consecutive row ranges of at most `height` rows."""
     for start in range(0, n, height):
         yield slice(start, min(start + height, n))
 
 
 def first_few_then_tiles(n: int, height: int) -> Iterator[slice]:
-    """Row ranges in order. The first is short: what it finds lets most rows of the others be skipped."""
+    """Yield row ranges in order, a short one first: its results let most other rows be skipped."""
     first = min(n, FIRST_ROWS)
     yield slice(0, first)
     for rows in tiles(n - first, height):
@@ -25,6 +25,6 @@ def first_few_then_tiles(n: int, height: int) -> Iterator[slice]:
 
 
 def tile_height(n_features: int, n_components: int) -> int:
-    """Rows in a tile: a power of two that depends on the model alone, so that bits do not follow memory or workers."""
+    """Return the rows of a tile: a power of two that depends on the model only, so that bits do not depend on memory or workers."""
     row_bytes = 8 * (2 * n_features + 4 * n_components)
     return 1 << int(np.clip(np.log2(TILE_BYTES / row_bytes), 6, 13))

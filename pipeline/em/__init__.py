@@ -1,1 +1,1 @@
-"""The loop: what to do between passes. Knows no Dask, no files and no screens."""
+"""The EM loop and what it needs between passes; independent of Dask, files and terminals."""

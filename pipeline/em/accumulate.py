@@ -1,11 +1,11 @@
 """How the sums of passes become totals of all rows.
 
     em           total = T                       each pass reads all rows
-    squarem      the same, extrapolated          three epochs in a row give an extrapolation step (extrapolate.py); an epoch is a pass
+    squarem      total = T, extrapolated         three epochs in a row give an extrapolation step (extrapolate.py); an epoch is a pass
     incremental  replace T_b, total = Σ_b T_b    each pass reads one block, an epoch all of them [Neal and Hinton 1998]
 
-A block is a set of chunks drawn by the seed, never neighbours in storage: rows are often stored in some order. The sum over
-blocks is formed from all blocks each time: subtracting the old T_b from a running total drifts, below zero in the end.
+A block is a set of chunks drawn by the seed, because stored rows are often in some order. The sum over blocks is computed
+from all blocks each time: subtracting old T_b from a running total would accumulate rounding errors, down to negative sums.
 """
 
 from __future__ import annotations
@@ -31,11 +31,18 @@ _STREAM = 8  # of the keys that deal chunks to blocks
 
 
 class Method(NamedTuple):
-    """fit.method, as the loop knows it. The default is the textbook's EM.
+    """fit.method; the default is the textbook's EM.
 
-    blockwise : whether the first epochs go block by block, before passes over all rows.
-    accelerated : whether passes over all rows extrapolate, and go on until little is left to gain.
-    blocks : chunk ids of each block.  block_rows : its rows.
+    Attributes
+    ----------
+    blockwise : bool
+        Whether the first epochs read block by block.
+    accelerated : bool
+        Whether passes over all rows are extrapolated, and go on until the estimated remaining gain is below tol.
+    blocks : tuple of tuple of int
+        Chunk ids of each block.
+    block_rows : tuple of int
+        Rows of each block.
     """
 
     blockwise: bool = False
@@ -44,13 +51,13 @@ class Method(NamedTuple):
     block_rows: tuple[int, ...] = ()
 
     def first(self, model: LatentModel) -> Accumulator:
-        """Where a run of this model begins. One block is all rows."""
+        """Return the accumulator at the beginning of a run."""
         if self.blockwise and len(self.block_rows) > 1 and model.has_bound:
             return Accumulator("incremental")
         return self.last(model)
 
     def last(self, model: LatentModel) -> Accumulator:
-        """Where it goes on once epochs over blocks are over."""
+        """Return the accumulator for passes over all rows."""
         return Accumulator("squarem" if self.accelerated and model.extrapolates else "em")
 
 
@@ -59,11 +66,16 @@ Blocks = tuple[Totals, ...]
 
 @stored
 class Accumulator(NamedTuple):
-    """Where a run is between two passes.
+    """The statistics of a run between two passes.
 
-    steps : passes so far, each over one block or over all rows.
-    epochs : totals of each block (all rows are one) after the last epochs, the oldest first.
-    fallback : those that a run was extrapolated from, until the epoch at the end of the step shows that nothing was lost.
+    Attributes
+    ----------
+    steps : int
+        Passes so far, each over one block or over all rows.
+    epochs : tuple of tuple of Totals
+        Totals of each block after the last epochs, oldest first; all rows are one block.
+    fallback : tuple of Totals
+        Totals of each block before an extrapolation step; empty once the step is accepted.
     """
 
     kind: Kind
@@ -72,21 +84,21 @@ class Accumulator(NamedTuple):
     fallback: Blocks = ()
 
     def block(self, n_blocks: int) -> int | None:
-        """The block that the next pass reads; None for all rows."""
+        """Return the block that the next pass reads; None for all rows."""
         return self.steps % n_blocks if self.kind == "incremental" else None
 
     @property
     def mixed(self) -> bool:
-        """Whether totals of blocks that were read under several parameters stand beside each other."""
+        """Whether the totals of blocks are from different parameters."""
         return self.kind == "incremental" and self.steps > len(self.epochs[-1])
 
     @property
     def can_extrapolate(self) -> bool:
-        """Whether three epochs are over."""
+        """Whether three epochs are complete."""
         return len(self.epochs) == EPOCHS and self.steps % len(self.epochs[-1]) == 0
 
     def add(self, totals: Totals, n_blocks: int) -> tuple[Accumulator, Totals | None]:
-        """The accumulator after a pass, and totals of all rows, or None while some have not been read."""
+        """Return the accumulator after a pass, and the totals of all rows; None until all blocks have been read."""
         if self.kind == "em":
             return self._replace(steps=self.steps + 1), totals
         if self.kind == "squarem":  # all rows are one block
@@ -95,7 +107,7 @@ class Accumulator(NamedTuple):
         return self._replace(steps=self.steps + 1, epochs=epochs), total
 
     def _add_block(self, totals: Totals, n_blocks: int) -> tuple[tuple[Blocks, ...], Totals | None]:
-        """The first epoch fills all blocks under one set of parameters, as a batch E-step does."""
+        """Replace one block. The first epoch fills all blocks with the same parameters, as a batch E-step does."""
         b = self.steps % n_blocks
         if b:
             earlier, now = self.epochs[:-1], self.epochs[-1]
@@ -105,17 +117,17 @@ class Accumulator(NamedTuple):
         return (*earlier, now), total_of(now) if len(now) == n_blocks else None
 
     def _earlier(self) -> tuple[Blocks, ...]:
-        """What is still of use when an epoch begins. The last of three is the first of the next three."""
+        """Return the epochs that are still needed when one begins; the last of three is the first of the next three."""
         return self.epochs if len(self.epochs) < EPOCHS else self.epochs[-1:]
 
 
 def total_of(blocks: Blocks) -> Totals:
-    """Totals of all rows."""
+    """Return the sum over blocks."""
     return reduce(operator.add, blocks)
 
 
 def method_of(name: str, bounds: Array, seed: int, n_blocks: int = BLOCKS) -> Method:
-    """The method that a config names, with blocks of chunks drawn by the seed. bounds : (n_chunks + 1,) rows of the chunks."""
+    """Return the method that a config names, with blocks drawn by the seed. bounds : (n_chunks + 1,) rows of the chunks."""
     if name != "incremental":
         return Method(accelerated=name != "em")
     blocks = deal(len(bounds) - 1, seed, n_blocks)
@@ -124,6 +136,6 @@ def method_of(name: str, bounds: Array, seed: int, n_blocks: int = BLOCKS) -> Me
 
 
 def deal(n_chunks: int, seed: int, n_blocks: int) -> tuple[tuple[int, ...], ...]:
-    """Chunk ids of each block, ascending: every chunk in one block, and blocks of nearly as many chunks each."""
+    """Assign chunks to blocks of nearly equal size; return the ascending chunk ids of each."""
     order = np.argsort(uniform(seed, _STREAM, np.arange(n_chunks)))
     return tuple(tuple(np.sort(part).tolist()) for part in np.array_split(order, min(n_blocks, n_chunks)))

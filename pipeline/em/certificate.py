@@ -1,12 +1,12 @@
 """How much a run may still gain, from the lengths of its steps.
 
-Near a maximum, in the Fisher metric of the complete data, an M-step is Δ = A e. e is the vector to the maximum. A is the
-share of the information that the rows hold without their latent variables: symmetric, with eigenvalues between 0 and 1. The
-next step is (1 - A) Δ, so steps shrink at a rate ρ = 1 - λ, and of the objective there remains, per row,
+Near a maximum, in the Fisher metric of the complete data, an M-step is Δ = A e. e is the vector to the maximum; A is the
+share of the information that the rows have without their latent variables, symmetric with eigenvalues λ in (0, 1]. The
+next step is (1 - A) Δ, so steps shrink at a rate ρ = 1 - λ. The remaining gain of the objective is, per row,
 
     eᵀ A e / 2 = Δᵀ A⁻¹ Δ / 2,    at least |Δ|² / 2,    and |Δ|² / (2 (1 - ρ)) along the slowest direction.
 
-This is Aitken's estimate: a sum of gains that shrink by ρ² each. Lengths are used, not gains, which are differences of
+This is Aitken's estimate: a sum of gains that shrink by ρ² each. It uses lengths because gains are differences of
 large numbers. [Dempster, Laird and Rubin 1977, sec. 3; Louis 1982; Böhning et al. 1994]
 """
 
@@ -23,24 +23,24 @@ NOTHING = 1e-8  # a step that gains half its square, less than the last digit of
 
 
 def rate_of(before: float, now: float) -> float:
-    """How much shorter an M-step is than the one that led to it; NaN where there was none. Both: Fisher norms."""
+    """Return the ratio of the Fisher norms of an M-step and the one before it; NaN without one."""
     return now / before if before > 0 else np.nan
 
 
 def remaining_gain(norm: float, rates: Sequence[float]) -> float:
-    """Nats per row that plain EM would still gain.
+    """Return Aitken's estimate of the nats per row that plain EM would still gain.
 
     Parameters
     ----------
     norm : float
-        Fisher norm of the M-step from here.
+        Fisher norm of the M-step.
     rates : sequence of float
-        Rates up to now, NaN where unknown.
+        Rates so far, NaN if unknown.
 
     Returns
     -------
     float
-        NaN until three rates are known; inf while steps grow: EM then leaves a plateau, and nothing bounds what comes.
+        NaN until three rates are known; inf while steps grow, as on leaving a plateau.
     """
     if norm < NOTHING:
         return 0.0
@@ -52,5 +52,5 @@ def remaining_gain(norm: float, rates: Sequence[float]) -> float:
 
 
 def remaining_distance(norm: float, gain: float) -> float:
-    """|e|, the Fisher distance of where plain EM would end: |Δ| / (1 - ρ), from both numbers of an entry."""
+    """Return |e| = |Δ| / (1 - ρ), the Fisher distance to the maximum, from the two numbers of an entry."""
     return 2.0 * gain / norm if norm > 0 else gain

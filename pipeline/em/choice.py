@@ -1,4 +1,4 @@
-"""The choice among finished runs: the best restart of each candidate, a table of criteria, and the candidate they prefer."""
+"""The choice among finished runs: the best restart of each candidate, a table of criteria, and the chosen candidate."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SIGN = {"bic": 1, "aic": 1, "icl": 1, "heldout": -1}  # of what is to be low
 
 
 def best_run(runs: Sequence[Run]) -> Run:
-    """The restart with the highest final objective; ties go to the first."""
+    """Return the restart with the highest final objective; ties go to the first."""
     return max(runs, key=lambda run: run.objective)
 
 
 def criteria(model: LatentModel, evidence: Evidence, total: float) -> dict[str, float]:
-    """Information criteria in nats, lower is better; n is the sum of weights. Empty where there is no likelihood.
+    """Return information criteria in nats, lower is better; n is the sum of weights. Empty without a likelihood.
 
     BIC = p log n - 2 log L [Schwarz 1978]; AIC = 2p - 2 log L [Akaike 1974]; ICL = BIC + 2 entropy of the labels [Biernacki
     et al. 2000]
@@ -39,7 +39,7 @@ def criteria(model: LatentModel, evidence: Evidence, total: float) -> dict[str, 
 
 
 def held_out(rows: HeldOut) -> dict[str, float]:
-    """What the rows that a fit left out say of it. heldout : log-likelihood, nats per row; higher is better."""
+    """Return the results on held-out rows. heldout : log-likelihood, nats per row; higher is better."""
     return {
         "heldout": rows.log_likelihood / rows.weight if rows.weight else float("nan"),
         "heldout_weight": rows.weight,
@@ -47,7 +47,7 @@ def held_out(rows: HeldOut) -> dict[str, float]:
 
 
 def restarts(runs: Sequence[Run], chosen: Run) -> list[dict[str, Any]]:
-    """How each restart ended."""
+    """Return how each restart ended."""
     return [
         {
             "restart": run.restart,
@@ -62,7 +62,7 @@ def restarts(runs: Sequence[Run], chosen: Run) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Choice:
-    """restarts : all runs of each candidate.  table : what is said of the best of them.  chosen : which candidate."""
+    """restarts : all runs of each candidate.  table : the criteria of the best run of each.  chosen : index of the candidate."""
 
     restarts: list[list[Run]]
     table: list[dict[str, Any]]
@@ -70,7 +70,7 @@ class Choice:
 
     @property
     def shown(self) -> list[dict[str, Any]]:
-        """The table where there was something to choose or something held out, else nothing."""
+        """The table if there was a choice or rows were held out, else empty."""
         return self.table if len(self.table) > 1 or "heldout" in self.table[0] else []
 
     @property
@@ -79,15 +79,15 @@ class Choice:
         return [runs for i, runs in enumerate(self.restarts) if i != self.chosen]
 
     def refit(self) -> Run:
-        """The chosen model, to go on from where it stopped with the rows that were held out as well."""
+        """Return the chosen model as a run that goes on from its end, with the held-out rows too."""
         run = best_run(self.restarts[self.chosen])
         return Run(run.restart, run.model, run.params, candidate=run.candidate, refit=True)
 
 
 def choose(runs: Sequence[Run], criterion: str, total: float) -> Choice:
-    """The candidate that a criterion prefers, ties to the first; of each candidate its best restart counts.
+    """Return the candidate with the best criterion, ties to the first; the best restart of each candidate counts.
 
-    One with a collapsed component is chosen only where all have some: the highest likelihoods are degenerate ones.
+    A candidate with a collapsed component is chosen only if all have one: the highest likelihoods are degenerate.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def choose(runs: Sequence[Run], criterion: str, total: float) -> Choice:
         Finished, of all candidates in order.
     criterion : {'bic', 'aic', 'icl', 'heldout'}
     total : float
-        Sum of the weights that they were fitted to.
+        Sum of the weights of the fitted rows.
     """
     by_candidate = [list(group) for _, group in groupby(runs, key=lambda run: run.candidate)]
     table = [_entry(best_run(group), group, total) for group in by_candidate]

@@ -1,14 +1,14 @@
-"""SQUAREM of order 1: two steps of EM show where a sequence of them would end; an extrapolation step goes there at once.
+"""SQUAREM of order 1: extrapolation of EM's sequence from two steps.
 
-In the space of statistics, which is a vector space, EM maps S to G(S) = E-step at M(S). From S₀, S₁ = G(S₀), S₂ = G(S₁):
+In the vector space of statistics, EM maps S to G(S) = E-step at M(S). From S₀, S₁ = G(S₀), S₂ = G(S₁):
 
     r = S₁ - S₀    v = (S₂ - S₁) - r    α = -|r| / |v|    S' = S₀ - 2 α r + α² v
 
 α = -1 is EM itself, S' = S₂. The pass at M(S') is the first of the next cycle, so a step costs nothing unless it is rejected.
 [Varadhan and Roland 2008, scheme S3]
 
-With several blocks G is an epoch over them, and the statistics of each are extrapolated by the α of their sum. The free energy
-is known again when the epoch at the end of the step has replaced them all.
+With several blocks, G is an epoch over them, and the statistics of each are extrapolated with the α of their sum. The free
+energy is known again when the next epoch has replaced them all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHORTEST = -1.1  # a step that is hardly longer than EM's own is not taken
 
 
 def extrapolate(run: Run) -> Run:
-    """The run at extrapolated parameters, whose objective is not known yet; itself where EM goes on by itself."""
+    """Return the run at extrapolated parameters, whose objective is not known yet, or the run itself if there is no step."""
     model, now = run.model, run.accumulator
     if now is None or not model.extrapolates or not now.can_extrapolate:
         return run
@@ -53,12 +53,12 @@ def _extrapolated(first: Totals, second: Totals, third: Totals, alpha: float) ->
 
 
 def least_objective(run: Run) -> float:
-    """What an extrapolation step has to reach: the free energy that EM's own step has reached, and no less than before it."""
+    """Return the objective that an extrapolation step must reach: the free energy after EM's own step, and no less than before it."""
     return max(run.bound, run.history[-1].objective)
 
 
 def reverted(run: Run) -> Run:
-    """The run after a step was rejected: it goes on from EM's own step."""
+    """Return the run after a rejected step, at EM's own step."""
     assert run.accumulator is not None
     blocks = run.accumulator.fallback
     accumulator = run.accumulator._replace(steps=len(blocks), epochs=(blocks,), fallback=())

@@ -1,8 +1,8 @@
-"""Rows held out of a fit: whole units by a keyed hash, and jobs that leave them out.
+"""Held-out rows: whole units chosen by a keyed hash, and jobs that leave them out.
 
-A unit (a picture, a document, else a row) is held out where the hash of its index is below the share. Jobs see the rows of
-such units with weight 0, so row numbers keep their meaning, and the E-step of final parameters adds their log-likelihood:
-no row is read twice. Patches of one picture overlap, so half a picture would give the other half away.
+A unit (a picture, a document, else a row) is held out if the hash of its index is below the share. Jobs see its rows with
+weight 0, so row indices stay valid. The E-step of the final parameters adds their log-likelihood: no row is read twice.
+Patches of one picture overlap and are not independent, so whole pictures are held out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SumJobs = Callable[..., list[Any]]  # of a list of jobs, and of what else says w
 
 @dataclass(frozen=True)
 class Units:
-    """Which rows are held out. start : (n_units,) int64 first row of each unit, or None where each row is one."""
+    """Which rows are held out. start : (n_units,) int64 first row of each unit, or None if each row is a unit."""
 
     share: float
     seed: int
@@ -38,12 +38,12 @@ class Units:
 
     @classmethod
     def of(cls, source: Source, share: float, seed: int) -> Units | None:
-        """Return those of a source; None where nothing is held out.
+        """Return the units of a source; None if nothing is held out.
 
         Raises
         ------
         InputError
-            Unless there is a unit on both sides.
+            If all units or none would be held out.
         """
         if share == 0:
             return None
@@ -60,11 +60,11 @@ class Units:
         return units
 
     def chosen(self, unit: Array) -> Array:
-        """(n,) bool: whether units are held out. unit : (n,) int64, their indices."""
+        """Return whether units are held out, shape (n,), bool. unit : (n,) int64, indices."""
         return uniform(self.seed, HELD_OUT_STREAM, unit) < self.share
 
     def held_out(self, start: int, stop: int) -> Array:
-        """(stop - start,) bool: whether rows are held out."""
+        """Return whether rows start:stop are held out, shape (stop - start,), bool."""
         rows = np.arange(start, stop)
         return self.chosen(rows if self.start is None else np.searchsorted(self.start, rows, side="right") - 1)
 
@@ -72,7 +72,7 @@ class Units:
 @stored
 @dataclass(frozen=True)
 class HeldOut(Additive):
-    """Rows that a fit left out. weight : sum of their weights.  log_likelihood : total nats under its parameters."""
+    """Held-out rows. weight : sum of weights.  log_likelihood : total nats."""
 
     weight: float
     log_likelihood: float
@@ -80,7 +80,7 @@ class HeldOut(Additive):
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """Attachment: the log-likelihood of the rows that are held out, which the E-step itself sees with weight 0."""
+    """Attachment: the log-likelihood of the held-out rows, which the E-step itself sees with weight 0."""
 
     name: ClassVar[str] = "held_out"
 
@@ -99,7 +99,7 @@ class HeldOutRows:
 
 @dataclass(frozen=True)
 class OnTheOthers:
-    """A job on the rows that are not held out; it sees the others with weight 0."""
+    """A job that sees held-out rows with weight 0."""
 
     job: Callable[[Rows, Any], Any]
     units: Units
@@ -112,7 +112,7 @@ class OnTheOthers:
 
 
 def without(units: Units | None, sum_jobs: SumJobs) -> SumJobs:
-    """The same sums over the rows that are not held out."""
+    """Return a function that sums jobs over the rows that are not held out."""
     if units is None:
         return sum_jobs
     return lambda jobs, *of: sum_jobs([OnTheOthers(job, units) for job in jobs], *of)

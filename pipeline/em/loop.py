@@ -1,12 +1,12 @@
 """The EM loop, as a generator over passes.
 
-    E-step:      the sum of partial statistics over all chunks, or over those of a block (one read, shared by all restarts)
-    accumulate:  totals of all rows from those of the pass and of earlier ones (accumulate.py)
-    M-step:      the parameters that maximize the free energy given these
+    E-step:      sum of partial statistics over all chunks or a block (one read, shared by all restarts)
+    accumulate:  totals of all rows from those of this pass and earlier ones (accumulate.py)
+    M-step:      the parameters that maximize the free energy given the totals
     log p(X | theta) = F(q, theta) + KL(q || p(z | X, theta))
 [Dempster, Laird and Rubin 1977; Neal and Hinton 1998]
 
-Resuming is the same generator, started from loaded runs.
+To resume is to start the generator with loaded runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.models.base import Attachment, EStep, Partial, Reset, Totals
 
 
 class ResetEvent(NamedTuple):
-    """A reset, with the restart and iteration it happened in, and the candidate that the restart is of."""
+    """A reset in an iteration of a restart of a candidate."""
 
     restart: int
     iteration: int
@@ -34,15 +34,15 @@ class ResetEvent(NamedTuple):
     candidate: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """What the log says of it."""
+        """Return the fields of its event."""
         where = {"candidate": self.candidate, "restart": self.restart, "iteration": self.iteration}
         return {"event": "reset", **where, **self.reset._asdict()}
 
 
 class RejectedEvent(NamedTuple):
-    """An extrapolation step that ended too low. objective, least : what it had, and had to have, total nats.
+    """A rejected extrapolation step. objective, least : its objective and the one it had to reach, total nats.
 
-    objective : None where a component would have collapsed before that was known.
+    objective : None if a component would have collapsed before it was known.
     """
 
     restart: int
@@ -52,7 +52,7 @@ class RejectedEvent(NamedTuple):
     candidate: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """What the log says of it."""
+        """Return the fields of its event."""
         return {"event": "rejected", **self._asdict()}
 
 
@@ -69,7 +69,7 @@ def em(
     method: Method = TEXTBOOK,
     final: tuple[Attachment, ...] = (),
 ) -> Iterator[tuple[list[Run], list[Event]]]:
-    """Advance all runs together, one pass at a time, until each has stopped and been evaluated once more.
+    """Advance all runs, one pass at a time, until each has stopped and its final parameters are evaluated.
 
     Parameters
     ----------
@@ -81,12 +81,12 @@ def em(
         Rows that a pass over all of them reads.
     method : Method
     final : tuple of Attachment
-        What the evaluation of the final parameters collects beside what the model itself needs.
+        What the evaluation of the final parameters collects in addition.
 
     Yields
     ------
     runs, events : list of Run, list of Event
-        After each pass, with the resets and rejections that happened in it.
+        After each pass.
     """
     current = [replace(run, accumulator=run.accumulator or method.first(run.model)) for run in runs]
     while live := [i for i, run in enumerate(current) if run.final is None]:
@@ -120,9 +120,9 @@ def _by_block(current: Sequence[Run], live: Sequence[int], method: Method) -> di
 
 
 def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Method) -> tuple[Run, list[Event]]:
-    """One M-step: new parameters, an entry of the history where all rows have been read, and whether to stop.
+    """Make one M-step: new parameters, an entry of the history if all rows have been read, and whether to stop.
 
-    An extrapolation step that ended lower than EM's own step had come already is rejected.
+    An extrapolation step is rejected if it ends below the objective of EM's own step.
     """
     model, old, n_blocks = run.model, run.params, len(method.block_rows)
     assert run.accumulator is not None
@@ -162,7 +162,7 @@ def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Metho
 def _extrapolated_epoch(run: Run, total: Totals) -> tuple[Run, list[Event]]:
     """The M-step in the middle of the epoch after an extrapolation step.
 
-    Some blocks are still extrapolated, so nothing is known but whether the parameters can be used.
+    Some blocks are still extrapolated: it is only known whether the parameters can be used.
     """
     model = run.model
     assert run.accumulator is not None
@@ -181,7 +181,7 @@ def _rejected(run: Run, objective: float | None) -> tuple[Run, list[Event]]:
 
 
 def _objective(run: Run, total: Totals) -> float:
-    """At the E-step, total nats: the bound where blocks were read under several parameters."""
+    """Objective at the E-step, total nats: the bound if blocks were read with different parameters."""
     assert run.accumulator is not None
     if not run.accumulator.mixed:
         return run.model.objective(total, run.params)
@@ -189,7 +189,7 @@ def _objective(run: Run, total: Totals) -> float:
 
 
 def _entry(run: Run, total: Totals, after: Any) -> Entry:
-    """run : at the E-step.  total : of all rows.  after : parameters of the M-step."""
+    """Entry of the history. run : at the E-step.  total : of all rows.  after : parameters of the M-step."""
     model, accumulator = run.model, run.accumulator
     assert accumulator is not None
     mixed, bounded = accumulator.mixed, model.has_bound

@@ -16,30 +16,30 @@ from pipeline.models.base import LatentModel, Partial
 
 @stored
 class Entry(NamedTuple):
-    """One iteration: a pass over all rows, or an epoch of passes over the blocks, at its last one.
+    """One iteration: a pass over all rows, or an epoch over the blocks.
 
     Attributes
     ----------
     objective : float
-        At the E-step, what the iterations raise (K-means: minus the inertia), total nats.
+        At the E-step, total nats (K-means: minus the inertia).
     weight : float
-        The sum of the rows' weights, which totals are divided by to be per row.
+        Sum of the rows' weights.
     log_likelihood, entropy : float
-        At the E-step, total nats; NaN where the model does not know it, and where blocks had different parameters.
+        At the E-step, total nats; NaN if the model does not know it, or if blocks had different parameters.
     lower_bound : float
         F(q_t, theta_{t+1}), after the M-step; NaN for models without a bound.
     traced : mapping of str to array
         The model's own series, such as n_effective (k,), at the E-step.
     rows : int
-        Rows read since the entry before, those of rejected steps included.
+        Rows read since the entry before, including rejected steps.
     phase : str
-        em, squarem (the E-step was at the end of an extrapolation step) or incremental.
+        em, squarem (the E-step at the end of an extrapolation step) or incremental.
     fisher_norm : float
-        Length of the M-step, sqrt(nats per row), 0 exactly where EM moves nothing.
+        Length of the M-step, sqrt(nats per row); 0 exactly where EM moves nothing.
     rate : float
-        Of that length to the one before; NaN while it is not known.
+        Ratio of this length to the one before; NaN if unknown.
     remaining_gain : float
-        Nats per row still to gain, by Aitken; NaN while it is not known.
+        Aitken's estimate, nats per row; NaN if unknown.
     """
 
     objective: float
@@ -57,38 +57,37 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One restart of one candidate: its model, parameters and history so far.
+    """One restart of one candidate: its model, parameters and history.
 
     Attributes
     ----------
     restart, candidate : int
-        Which restart of which of the models to choose from.
     model : LatentModel
     params : object
-        Its parameters, of the newest M-step.
+        After the newest M-step.
     history : tuple of Entry
     resets : tuple of int
-        Every component that was reset, once for each time.
+        Components that were reset, once for each reset.
     settled : bool
         Whether nothing was reset in the last iteration.
     label_hash : int or None
-        Hash of the last hard labels; None where there are none.
+        Of the last hard labels.
     accumulator : Accumulator or None
-        Statistics stored between passes; None before the first.
+        Statistics between passes; None before the first.
     read : int
         Rows read since the last entry of the history.
     bound : float
-        Free energy + log prior after the last M-step, total nats; -inf where it is not known.
+        Free energy + log prior after the last M-step, total nats; -inf if unknown.
     stop_reason : str or None
-        Why it stopped; None while it goes on.
+        None until it stops.
     final : Partial or None
         The E-step of the final parameters.
     refit : bool
-        Whether this is the chosen model once more, on the held-out rows as well.
+        Whether this is the fit of the chosen model to all rows, including held-out ones.
     levels : tuple
-        Of the search that found its start (em/search.py).
+        Of the search for its start (em/search.py).
     lengths : tuple of (int, float)
-        Message lengths by number of components, where components were pruned (em/pruning.py).
+        Message lengths by number of components, after pruning (em/pruning.py).
     """
 
     restart: int
@@ -110,7 +109,7 @@ class Run:
 
     @property
     def objective(self) -> float:
-        """That of the final parameters once finished, else of the last E-step where it was known; -inf before."""
+        """Objective of the final parameters, else of the last E-step where it was known, total nats; -inf before."""
         if self.final is not None:
             return self.model.objective(self.final.totals, self.params)
         known = (entry.objective for entry in reversed(self.history) if not np.isnan(entry.objective))
@@ -118,7 +117,7 @@ class Run:
 
     @property
     def log_likelihood(self) -> float:
-        """Total nats, of the final parameters once finished, else of the last E-step; NaN where it is not known."""
+        """Log-likelihood of the final parameters, else of the last E-step, total nats; NaN if unknown."""
         if self.final is None:
             return self.history[-1].log_likelihood if self.history else np.nan
         found = self.final.evidence.log_likelihood
