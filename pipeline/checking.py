@@ -125,7 +125,7 @@ class Labelling:
         return 0
 
 
-class _NoRows(Chunks):
+class _EmptyChunks(Chunks):
     """The chunks of a pass, with nothing in them: a pass over them takes what is neither reading nor arithmetic."""
 
     def chunk_bytes(self) -> int:
@@ -157,7 +157,7 @@ class Timer:
         return [tuple((j * n // w + i) % n for i in range(timed + 2)) for j in range(w)]
 
     def _seconds_of_nothing(self) -> float:
-        nothing = _NoRows(self.raw.source)
+        nothing = _EmptyChunks(self.raw.source)
         began = time.perf_counter()
         self.engine.sum_over(nothing, [_nothing])
         return time.perf_counter() - began

@@ -310,6 +310,7 @@ def test_the_estimator_of_a_run_and_its_exports_give_the_runs_labels(tmp_path, m
     model = {"family": "gaussian" if kind == "pca" else kind, "covariance_type": "full"}
     path = run(job(tmp_path / "x.npy", model=model, fit={"max_iter": 5, "init": "random"}, **changes), tmp_path / "run")
     labels = xr.open_zarr(path / "labels.zarr", consolidated=False).label.values
+    assert ("log_jacobian" in pipeline.open_run(path).attrs) == (kind != "pca"), "PCA drops dimensions"
     ours = pipeline.open_estimator(path)
     np.testing.assert_array_equal(ours.predict(x), labels)
     np.testing.assert_array_equal(as_sklearn(ours).predict(x), labels)

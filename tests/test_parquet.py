@@ -13,7 +13,6 @@ import pytest
 import pipeline
 from pipeline.data import source
 from pipeline.data.chunks import Chunks
-from pipeline.data.sources import parquet
 from pipeline.errors import InputError, StorageError
 from pipeline.jobconfig import validate
 from tests.jobs import blobs, job, results
@@ -73,11 +72,12 @@ def test_columns_read_as_pandas_reads_them(tmp_path: Path, monkeypatch, kinds, d
 @pytest.mark.parametrize("some", [1, 8 * 2**20])
 def test_a_null_is_a_bad_row(tmp_path: Path, monkeypatch, kind, some) -> None:
     """Whatever the type of its column, and however many columns are read at a time."""
-    monkeypatch.setattr(parquet, "TARGET_BYTES", some)
     values = table(50, {"a": kind, "b": "float64"})
     columns = {"a": pa.array(values["a"].to_numpy(), mask=np.arange(50) % 7 == 3), "b": pa.array(values["b"])}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=20)
-    chunk = chunks_of(tmp_path / "x.parquet").load(0)
+    chunks = chunks_of(tmp_path / "x.parquet")
+    monkeypatch.setattr(source, "TARGET_BYTES", some)
+    chunk = chunks.load(0)
     np.testing.assert_array_equal(chunk.bad, np.arange(50) % 7 == 3)
     np.testing.assert_array_equal(chunk.x[~chunk.bad], values.to_numpy(np.float64)[~chunk.bad])
 

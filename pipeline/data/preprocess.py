@@ -66,12 +66,12 @@ class Affine:
             return np.diag(1.0 / self.matrix)
         return np.linalg.pinv(self.matrix)
 
-    def log_jacobian(self) -> float:
-        """Return log |det matrix|: log-density in the data's space = log-density + this; NaN if dimensions were dropped."""
+    def log_jacobian(self) -> float | None:
+        """Return log |det matrix|, which added to a log-density gives that of the raw rows; None if dimensions were dropped."""
         if self.matrix.ndim == 1:
             return float(np.log(np.abs(self.matrix)).sum())
         if self.matrix.shape[0] != self.matrix.shape[1]:
-            return float("nan")
+            return None
         return float(np.linalg.slogdet(self.matrix)[1])
 
     def then(self, offset: Array, matrix: Array) -> Affine:

@@ -1,12 +1,12 @@
-"""Moves from one optimum to a better one: components that gain by being split make up for those that are hardly missed.
+"""Moves from one local optimum to a better one: components that gain by a split replace those that are hardly needed.
 
-A round splits `many` components where a fit of two to their own rows gains most, refines all of them, and then leaves out, one
-by one, those whose rows the others explain nearly as well. What is left is accepted only if the objective rose and no
-component came near collapse. Two runs are merged in the same way: the components of both, less those that are least missed.
-Components of which rows are known stay. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
+A round splits `many` components where two fitted to their own rows gain most, refines all of them, and then removes, one
+by one, those whose rows the others explain nearly as well. The result is accepted only if the objective rose and no
+component is near collapse. Two runs are merged in the same way: the components of both, less those that are least needed.
+Components with known rows stay. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
 
-Gains and costs come from the responsibilities alone: by Jensen's inequality the gain of a split is a lower bound of what the
-objective gains, and the cost of leaving a component out is exact while the others are fixed.
+Gains and costs follow from the responsibilities: by Jensen's inequality the gain of a split is a lower bound of the
+gain of the objective, and the cost of removing a component is exact while the others are fixed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ WIDE_STEPS = 4  # with more components than asked for
 MARGIN = 4  # times the rows below which a component is collapsed: no move may end with fewer
 
 
-class MemoryRows(Protocol):
-    """Rows in memory, see engine/held.py."""
+class SearchRows(Protocol):
+    """Rows in memory: `pipeline.engine.memory_rows.MemoryRows`."""
 
     @property
     def x(self) -> Matrix:
@@ -67,35 +67,35 @@ class MemoryRows(Protocol):
     def known(self) -> Array:
         """Components of which some rows are known, ascending."""
 
-    def head(self, m: int) -> MemoryRows:
-        """The first m rows: a sample."""
+    def head(self, m: int) -> SearchRows:
+        """Return the first m rows, a sample."""
 
-    def mapped(self, function: Callable[[Array], Array]) -> MemoryRows:
-        """The same rows with function(x) for x."""
+    def mapped(self, function: Callable[[Array], Array]) -> SearchRows:
+        """Return the same rows with function(x) for x."""
 
     def sum_over(self, jobs: Sequence[Callable[[Rows, Any], Any]]) -> list[Any]:
-        """Sums of jobs over all rows."""
+        """Return sums of jobs over all rows."""
 
     def map(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
-        """function(item) for each, in order."""
+        """Return function(item) for each item, in order."""
 
 
 @dataclass(frozen=True)
 class RemovalCosts:
-    """Job: what the objective would lose without each component, and which is next best, see ClusterModel.removal_costs."""
+    """Job: the cost of removing each component, and the next-best components: see `ClusterModel.removal_costs`."""
 
     model: ClusterModel
     params: Any
 
     def __call__(self, rows: Rows, kernels: Any) -> Array:
-        """(k + 1, k): the costs above the weights by next-best component, of one chunk."""
+        """Return the costs above the weights by next-best component of one chunk, shape (k + 1, k)."""
         cost, next_best = self.model.removal_costs(self.params, rows.x, rows.weight, kernels)
         return np.concatenate([cost[None], next_best])
 
 
 @dataclass(frozen=True)
 class Responsibilities:
-    """Job: (n, k) responsibilities of at least LEAST_SHARE, sparse; a list of one, so that sums concatenate."""
+    """Job: responsibilities of at least LEAST_SHARE, sparse (n, k); in a list of one, so that sums concatenate."""
 
     model: ClusterModel
     params: Any
@@ -106,35 +106,35 @@ class Responsibilities:
 
 
 class Split(NamedTuple):
-    """Two components in place of one. gain : of the objective, at least, nats or squared distance.  read : rows, for it."""
+    """Two components in place of one. gain : lower bound, nats or squared distance.  read : rows read for it."""
 
     gain: float
     params: Any
     read: int
 
 
-def refine(model: LatentModel, params: Any, rows: MemoryRows, limits: Limits) -> Run:
-    """EM on rows in memory until `limits`; the run, finished."""
+def refine(model: LatentModel, params: Any, rows: SearchRows, limits: Limits) -> Run:
+    """Run EM on rows in memory until `limits`; return the finished run."""
     (run,) = refine_all([Run(0, model, params)], rows, limits)
     return run
 
 
-def refine_all(runs: Sequence[Run], rows: MemoryRows, limits: Limits) -> list[Run]:
-    """The same for several runs that share each pass."""
+def refine_all(runs: Sequence[Run], rows: SearchRows, limits: Limits) -> list[Run]:
+    """Run EM on rows in memory for several runs that share each pass."""
     current = list(runs)
     for after, _ in em(runs, rows.sum_over, limits, rows.n_rows, ACCELERATED):
         current = after
     return current
 
 
-def improve(run: Run, rows: MemoryRows, limits: Limits, budget: float = np.inf) -> tuple[Run, list[int]]:
-    """Rounds of moves until none helps.
+def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) -> tuple[Run, list[int]]:
+    """Make rounds of moves until one is rejected with a single split.
 
     Parameters
     ----------
     run : Run
         Refined on these rows.
-    rows : MemoryRows
+    rows : SearchRows
     limits : Limits
         Of the refinement after a move.
     budget : float
@@ -143,7 +143,7 @@ def improve(run: Run, rows: MemoryRows, limits: Limits, budget: float = np.inf) 
     Returns
     -------
     run, moved : Run, list of int
-        The run, and how many components each accepted round moved.
+        The run, and the number of components that each accepted round moved.
     """
     moved: list[int] = []
     many = min(MOST_SPLITS, _clusters(run).n_components)
@@ -168,8 +168,8 @@ def improve(run: Run, rows: MemoryRows, limits: Limits, budget: float = np.inf) 
     return run, moved
 
 
-def merge_runs(runs: Sequence[Run], rows: MemoryRows, limits: Limits) -> list[Run]:
-    """Half as many runs: of each pair the better one, or their components merged, without those least needed.
+def merge_runs(runs: Sequence[Run], rows: SearchRows, limits: Limits) -> list[Run]:
+    """Return half as many runs: the best of each pair and of their merged components.
 
     runs : refined on these rows.  limits : of the refinement.
     """
@@ -188,12 +188,12 @@ def _clusters(run: Run) -> ClusterModel:
 
 
 def _best(runs: Sequence[Run]) -> Run:
-    """The highest, and of equals the first; one with near-empty components only if all have as many."""
+    """The run with the highest objective among those with the fewest near-empty components; ties go to the first."""
     return min(runs, key=lambda run: (near_empty(run), -run.objective))
 
 
-def _joint(a: Run, b: Run, rows: MemoryRows) -> Run:
-    """As many components as each has, chosen from those of both; known ones are the first run's."""
+def _joint(a: Run, b: Run, rows: SearchRows) -> Run:
+    """A run with the components of both that are needed most; those with known rows are the first run's."""
     model = _clusters(a)
     k = model.n_components
     arrays = schema.joined(model.fields, model.arrays(a.params), model.arrays(b.params))
@@ -204,11 +204,11 @@ def _joint(a: Run, b: Run, rows: MemoryRows) -> Run:
     return Run(a.restart, model, _narrowed(wide, params, k, rows))
 
 
-def _compared(run: Run, trial: Run, rows: MemoryRows, limits: Limits) -> tuple[Run, bool]:
+def _compared(run: Run, trial: Run, rows: SearchRows, limits: Limits) -> tuple[Run, bool]:
     """Return the current run and whether the candidate reached a better optimum.
 
-    Reaching the same optimum with a higher objective does not count: where the run might come as high in as many steps, each
-    gaining no more than its last, it is refined as long.
+    Reaching the same optimum with a higher objective does not count: if the current run might come as high in as many steps,
+    each gaining no more than its last, it is refined too.
     """
     gap = trial.objective - run.objective
     last = run.objective - run.history[-1].objective
@@ -219,14 +219,14 @@ def _compared(run: Run, trial: Run, rows: MemoryRows, limits: Limits) -> tuple[R
 
 
 def near_empty(run: Run) -> int:
-    """How many components are near collapse."""
+    """Return how many components are near collapse."""
     assert run.final is not None
     model = _clusters(run)
     return int((model.counts(run.final.stats) < MARGIN * model.least_rows).sum())
 
 
-def _split_then_merge(run: Run, rows: MemoryRows, splits: list[Split], many: int) -> Run | None:
-    """One round: `many` components more, then as many fewer. None if no component can be split."""
+def _split_then_merge(run: Run, rows: SearchRows, splits: list[Split], many: int) -> Run | None:
+    """One round: split `many` components, then remove as many. None if no component can be split."""
     model = _clusters(run)
     k = model.n_components
     order = np.argsort([-s.gain for s in splits], kind="stable")[:many]
@@ -238,7 +238,7 @@ def _split_then_merge(run: Run, rows: MemoryRows, splits: list[Split], many: int
     return Run(run.restart, model, _narrowed(wide, params, k, rows))
 
 
-def _splits(model: ClusterModel, params: Any, rows: MemoryRows) -> list[Split]:
+def _splits(model: ClusterModel, params: Any, rows: SearchRows) -> list[Split]:
     """For each component, two that are fitted to its own rows."""
     shares = sp.csc_array(sp.vstack(rows.sum_over([Responsibilities(model, params)])[0]))
 
@@ -263,7 +263,7 @@ def _splits(model: ClusterModel, params: Any, rows: MemoryRows) -> list[Split]:
 
 
 def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
-    """Two components against one, on weighted rows."""
+    """Fit two components to weighted rows, and compare with one."""
     x, weight = rows.x, rows.weight
     one = model.with_components(1)
     params = one.m_step(one.label_statistics(x, np.zeros(rows.n, dtype=np.int64), weight), None)
@@ -283,7 +283,7 @@ def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
 
 
 def _halves(x: Matrix, weight: Any) -> list[Array]:
-    """Ways to begin a split, (n,) bool: along the axis of most variance; and near against far (scale mixtures)."""
+    """Labels to begin a split from, (n,) bool: the sides of the axis of largest variance; near and far rows (scale mixtures)."""
     share = weight / weight.sum()
     mean = share @ x
     axis = np.ones(x.shape[1]) / np.sqrt(x.shape[1])
@@ -303,7 +303,7 @@ def _halves(x: Matrix, weight: Any) -> list[Array]:
 
 
 def _with_splits(model: ClusterModel, wide: Any, params: Any, splits: Sequence[Split], chosen: Sequence[int]) -> Any:
-    """Parameters in which each chosen component became two, the second at the end."""
+    """Parameters with two components in place of each chosen one, the second at the end."""
     fields, two = model.fields, model.with_components(2)
     arrays = {name: value.copy() for name, value in model.arrays(params).items()}
     for i in chosen:
@@ -318,8 +318,8 @@ def _with_splits(model: ClusterModel, wide: Any, params: Any, splits: Sequence[S
     return wide.params_from_arrays(schema.normalized(fields, arrays))
 
 
-def _narrowed(wide: Any, params: Any, k: int, rows: MemoryRows) -> Any:
-    """Parameters of the k components that are needed most: the least needed are left out, some at a time."""
+def _narrowed(wide: Any, params: Any, k: int, rows: SearchRows) -> Any:
+    """Parameters of the k components that are needed most; the others are removed, some at a time."""
     while wide.n_components > k:
         costs = rows.sum_over([RemovalCosts(wide, params)])[0]
         wide, params = only(wide, params, _needed(costs[0], costs[1:], wide.n_components - k, rows.known))
@@ -327,10 +327,10 @@ def _narrowed(wide: Any, params: Any, k: int, rows: MemoryRows) -> Any:
 
 
 def _needed(cost: Array, next_best: Array, excess: int, known: Array) -> Array:
-    """The components that stay when up to `excess` of the least missed are left out, in order.
+    """Indices of the components that stay when up to `excess` of the least needed are removed, in order.
 
-    The next best of one that is left out stays: of two that share a cluster both would hardly be missed. Known components stay
-    in their places, the others move up.
+    The next-best component of a removed one stays: two that share a cluster would both seem unnecessary. Components with known
+    rows keep their indices, the others move up.
     """
     dropped: list[int] = []
     staying = set(known.tolist())
@@ -348,7 +348,7 @@ def _needed(cost: Array, next_best: Array, excess: int, known: Array) -> Array:
 
 
 def only(model: Any, params: Any, components: Array) -> tuple[Any, Any]:
-    """A model of the given components alone, and its parameters."""
+    """Return a model of the given components, and its parameters."""
     fewer = model.with_components(len(components))
     arrays = schema.taken(model.fields, model.arrays(params), components)
     return fewer, fewer.params_from_arrays(schema.normalized(model.fields, arrays))

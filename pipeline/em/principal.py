@@ -1,7 +1,7 @@
-"""Rows in the space of their leading principal components, where K-means is refined at a fraction of the cost.
+"""K-means in the space of leading principal components, at a fraction of the cost.
 
-What a partition costs there differs from what it costs in full by nearly the same amount for all partitions that are any
-good. [Drineas, Frieze, Kannan, Vempala and Vinay 2004; Cohen, Elder, Musco, Musco and Persu 2015]
+The cost of a partition differs there from its cost in full by nearly the same amount for all good partitions.
+[Drineas, Frieze, Kannan, Vempala and Vinay 2004; Cohen, Elder, Musco, Musco and Persu 2015]
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import scipy.linalg
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
-from pipeline.em.moves import MemoryRows
+from pipeline.em.moves import SearchRows
 
 BASIS_ROWS = 2**14  # that the components are of: a direction that more rows would change carries little
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Job: (d, d) weighted products of rows about `shift`, formed in the dtype of the rows."""
+    """Job: weighted products of rows about `shift`, (d, d), in the dtype of the rows."""
 
     shift: Array
 
@@ -39,16 +39,16 @@ class Projection:
     basis: Array
 
     def __call__(self, x: Array) -> Array:
-        """(m, n) coordinates of rows (m, d), in their dtype."""
+        """Return coordinates of rows (m, d), shape (m, n), in their dtype."""
         return (x - self.shift.astype(x.dtype)) @ self.basis.astype(x.dtype)
 
     def back(self, points: Array) -> Array:
-        """(k, d) points with these coordinates (k, n)."""
+        """Return points (k, d) with coordinates (k, n)."""
         return self.shift + points @ self.basis.T
 
 
-def leading(rows: MemoryRows, shift: Array, n: int) -> Projection:
-    """To the n leading principal components of the rows, about `shift`."""
+def leading(rows: SearchRows, shift: Array, n: int) -> Projection:
+    """Return the projection to the n leading principal components of the rows, about `shift`."""
     scatter = rows.head(min(rows.n_rows, BASIS_ROWS)).sum_over([Scatter(shift)])[0]
     d = len(shift)
     basis = scipy.linalg.eigh(scatter, subset_by_index=(d - n, d - 1))[1]

@@ -1,14 +1,14 @@
-"""How many components, from more than enough: those that too few rows support are pruned, one at a time.
+"""The number of components: those that too few rows support are pruned, one at a time.
 
-Each component has to pay for its T parameters: weights follow w_k ∝ max(0, N_k - T/2), and one that comes to 0 is gone. Where
-that has settled, the message length
+A component needs more rows than half its T parameters: weights follow w_k ∝ max(0, N_k - T/2), and a component with weight 0
+is pruned. After convergence, the message length of K components is
 
     L(K) = T/2 Σ_k log(n w_k / 12) + K/2 log(n / 12) + K (T + 1)/2 - log p(x)
 
-says how good K components are; then the one that is least missed is left out, down to one. The shortest message wins.
-[Figueiredo and Jain 2002, eq. 15-17; here all components move together, on rows in memory that stand for n. They leave out the
-smallest one, which may be a cluster of its own while a larger one is shared by two: 2 of 10 data sets of 7 clusters then kept
-9 and 12 of 12]
+Then the least needed component is removed, and so on down to one. The K with the shortest message wins.
+[Figueiredo and Jain 2002, eq. 15-17. Here all components are updated together, on rows in memory that stand for n. The paper
+removes the smallest component, which may be a cluster of its own while two components share a larger one: 2 of 10 data sets
+of 7 clusters then ended with 9 and 12 components of 12.]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.em.moves import MemoryRows, RemovalCosts, only
+from pipeline.em.moves import RemovalCosts, SearchRows, only
 from pipeline.models.base import EStep
 from pipeline.models.mixture import Mixture
 
@@ -27,15 +27,15 @@ TOL = 1e-5  # nats a row
 
 
 class Pruned(NamedTuple):
-    """The model and parameters of the shortest message. lengths : (components, nats) of all that settled, the most first."""
+    """Model and parameters with the shortest message. lengths : (components, nats), the largest number first."""
 
     model: Mixture
     params: Any
     lengths: list[tuple[int, float]]
 
 
-def pruned(model: Mixture, params: Any, rows: MemoryRows, of: float) -> Pruned:
-    """From the given components to as many as the rows support.
+def pruned(model: Mixture, params: Any, rows: SearchRows, of: float) -> Pruned:
+    """Prune to the number of components with the shortest message.
 
     of : total weight of all rows, which those in memory stand for.
     """
@@ -55,19 +55,20 @@ def pruned(model: Mixture, params: Any, rows: MemoryRows, of: float) -> Pruned:
 
 
 def _price(model: Mixture) -> int:
-    """T, how many parameters one component has beside its weight."""
+    """T, the number of parameters of one component beside its weight."""
     return model.with_components(2).n_free_parameters() - model.with_components(1).n_free_parameters() - 1
 
 
 def _message_length(weights: Array, price: float, of: float) -> float:
-    """Nats of all but the rows themselves; `price` is T/2."""
+    """Message length without the rows, nats; `price` is T/2."""
     k = len(weights)
     return float(price * np.log(of * weights / 12.0).sum() + 0.5 * k * np.log(of / 12.0) + k * (price + 0.5))
 
 
-def _settled(model: Mixture, params: Any, rows: MemoryRows, threshold: float) -> tuple[Mixture, Any, float]:
-    """EM in which a component pays `threshold` rows and one that cannot is left out; model, parameters and
-    log-likelihood, nats a row of weight.
+def _settled(model: Mixture, params: Any, rows: SearchRows, threshold: float) -> tuple[Mixture, Any, float]:
+    """Run EM in which each component gives up `threshold` rows and one that cannot is pruned.
+
+    Returns the model, its parameters and the log-likelihood, nats per row of weight.
     """
     before, objective = -np.inf, -np.inf
     for step in range(STEPS):

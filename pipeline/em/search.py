@@ -1,9 +1,8 @@
-"""Where EM starts from under method auto: a multilevel search on rows in memory.
+"""The start of EM under method auto: a multilevel search on rows in memory.
 
-EM stops at the nearest local optimum, and a pass over data on disk is expensive. So what takes many passes is done on a
-sample: its levels are nested and grow by a factor; many candidate starts are refined on the lowest, merged in pairs from level
-to level, and the one that is left looks for a better optimum by moves (em/moves.py). The fit of all rows begins where the
-search ends; nothing of it is from a sample.
+EM ends in a local optimum near its start, and a pass over data on disk is expensive, so the search uses a sample. Its levels
+are nested and grow by a factor. Many candidate starts are refined on the lowest level and merged in pairs from level to
+level; the last run is improved by moves (em/moves.py). The fit to all rows begins where the search ends.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import scipy.sparse as sp
 
 from pipeline.arrays.packing import stored
 from pipeline.data.profile import DataSummary
-from pipeline.em.moves import MemoryRows, improve, merge_runs, refine_all
+from pipeline.em.moves import SearchRows, improve, merge_runs, refine_all
 from pipeline.em.principal import leading
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
@@ -40,9 +39,8 @@ CENTERS_ROWS = 2**15  # that K-means is refined on where it only starts another 
 class Level(NamedTuple):
     """What was done on one level.
 
-    rows : it has.  read : rows that were read, in all.  moved : components, in each accepted round of moves.
-    objective : per row, after it.  features : in which it was searched, fewer than there are where these are principal
-    components.
+    rows : of the level.  read : rows read in all.  moved : components in each accepted round of moves.
+    objective : per row, at the end.  features : in which it was searched; fewer than the data's for principal components.
     """
 
     family: str
@@ -56,19 +54,18 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """How to look for a start.
+    """How to search for a start.
 
     Attributes
     ----------
     init : str
         Where candidate starts come from, as fit.init.
     moves : bool
-        Whether components may be moved from one place to another.
     seed : int
     summary : DataSummary
-    rows : MemoryRows
+    rows : SearchRows
     of : int
-        How many rows there are in all.
+        Number of all rows.
     progress : callable
         Called after each level.
     """
@@ -77,12 +74,12 @@ class Search:
     moves: bool
     seed: int
     summary: DataSummary
-    rows: MemoryRows
+    rows: SearchRows
     of: int
     progress: Callable[[Level], None]
 
     def __call__(self, model: ClusterModel) -> Any:
-        """Return parameters for the fit to start from."""
+        """Return parameters to start the fit from."""
         if model.of_centers:
             return self._centers(model, self.rows)
         lowest = self.rows.head(levels(model, self.rows.n_rows)[0])
@@ -94,8 +91,8 @@ class Search:
             starts = from_hard(model, lowest.sum_over([HardStart(model, centers)]))
         return self._refine(model, starts, self.rows)
 
-    def _centers(self, model: ClusterModel, rows: MemoryRows) -> Centers:
-        """K-means on some rows; where they have many features, in the space of the leading principal components."""
+    def _centers(self, model: ClusterModel, rows: SearchRows) -> Centers:
+        """K-means on some rows; of many features, in the space of the leading principal components."""
         if model.n_features <= 2 * PRINCIPAL:
             found: Centers = self._refine(model, self._starts(model, rows, self.summary), rows)
             return found
@@ -109,7 +106,7 @@ class Search:
         found = from_hard(model, rows.sum_over([HardStart(model, centers)]))[0]
         return found
 
-    def _starts(self, model: ClusterModel, rows: MemoryRows, summary: DataSummary) -> list[Any]:
+    def _starts(self, model: ClusterModel, rows: SearchRows, summary: DataSummary) -> list[Any]:
         """Candidate starts for the lowest level."""
         sizes = levels(model, rows.n_rows)
         many, lowest = candidate_starts(model, len(sizes))[0], rows.head(sizes[0])
@@ -117,8 +114,8 @@ class Search:
         job = starting(model, self.init, many, self.seed, summary, rows.kernels, some_known=some_known)
         return in_step([job], lowest.sum_over)[0]
 
-    def _refine(self, model: ClusterModel, starts: Sequence[Any], rows: MemoryRows) -> Any:
-        """The one that comes of the starts: refined on each level, merged until few enough are left, and moved."""
+    def _refine(self, model: ClusterModel, starts: Sequence[Any], rows: SearchRows) -> Any:
+        """Refine the starts on each level, merge them until few enough are left, and move components of the last."""
         tol = model.search.tol
         sizes = levels(model, rows.n_rows)
         for size, left in zip(sizes, candidate_starts(model, len(sizes))[1:], strict=True):
@@ -142,7 +139,7 @@ class Search:
 
 
 def candidate_starts(model: ClusterModel, n_levels: int) -> list[int]:
-    """How many runs are on each level, and after the last: on each they cost as much as on the highest.
+    """Return the number of runs on each level, and after the last: each level costs as much as the highest.
 
     >>> candidate_starts(Lloyd(10, np.zeros(2)), 3)
     [256, 64, 16, 1]
@@ -152,7 +149,7 @@ def candidate_starts(model: ClusterModel, n_levels: int) -> list[int]:
 
 
 def levels(model: ClusterModel, n_rows: int) -> list[int]:
-    """Sizes of the levels, the largest n_rows, the lowest enough for every component.
+    """Return the sizes of the levels: the largest is n_rows, the lowest has enough rows for every component.
 
     >>> levels(Lloyd(10, np.zeros(2)), 200_000)
     [50000, 200000]
@@ -166,7 +163,7 @@ def levels(model: ClusterModel, n_rows: int) -> list[int]:
 
 
 def most_reads(model: ClusterModel, n_rows: int, moves: bool) -> int:
-    """How many rows a search by one run reads, about and at most."""
+    """Return an estimate of the rows that the search of one run reads at most."""
     sizes, reads = levels(model, n_rows), 0
     many = candidate_starts(model, len(sizes))
     for size, here, left in zip(sizes, many, many[1:], strict=False):

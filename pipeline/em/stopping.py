@@ -1,14 +1,13 @@
-"""When to stop, and why, in words.
+"""When to stop a run, and the reason in words.
 
-The objective per row moved by less than tol, strictly, so that tol = 0 never stops a run early. Slow convergence, a plateau
-and the end of an extrapolation step all look like the end to this rule. So a certified run goes on until, moreover, the
-maximum is less than sqrt(2 tol) away in the Fisher metric, as estimated at three iterations in a row: the complete data there
-and here then diverge by less than tol per row, and what is left to gain, the length of the M-step and what plain EM would gain
-next are below tol, sqrt(2 tol) and tol. (Aitken's estimate alone, which the fast directions mislead, stopped 5 of 12 runs too
-early, by up to 23 tol; three in a row 3 of 12; this rule none.)
+A run stops when the objective per row moved by less than tol, strictly, so that tol = 0 never stops it. Slow convergence, a
+plateau and the end of an extrapolation step satisfy this too. So a certified run also requires that at three iterations in
+a row the estimated distance to the maximum in the Fisher metric is below sqrt(2 tol). Then the remaining gain, the length of
+the M-step and the next gain of plain EM are below tol, sqrt(2 tol) and tol per row. (Aitken's estimate alone stopped 5 of 12
+runs too early, by up to 23 tol; three in a row 3 of 12; this rule none.)
 
-A model may have a rule of its own in its place (`LatentModel.converged`; K-means: scikit-learn's). An iteration with a reset,
-and the one after it, never stop a run: the objective is then not comparable.
+A model may have its own rule (`LatentModel.converged`; K-means: scikit-learn's). An iteration with a reset, and the one after
+it, never stop a run: the objectives cannot be compared.
 """
 
 from __future__ import annotations
@@ -32,9 +31,15 @@ class Limits(NamedTuple):
 
 
 def stop_reason(before: Run, after: Run, limits: Limits, certified: bool = False) -> str | None:
-    """Say why a run stops, beginning with `converged` or `stopped`; None to go on.
+    """Return why a run stops, beginning with `converged` or `stopped`; None to go on.
 
-    before, after : the run around its last M-step.  certified : whether it goes on until less than tol is left to gain.
+    Parameters
+    ----------
+    before, after : Run
+        Around the last M-step.
+    limits : Limits
+    certified : bool
+        Whether the remaining gain must be below tol too.
     """
     same_labels = before.label_hash is not None and before.label_hash == after.label_hash
     reason = after.model.converged(before.params, after.params, same_labels, limits.tol)
@@ -46,7 +51,7 @@ def stop_reason(before: Run, after: Run, limits: Limits, certified: bool = False
 
 
 def gained(before: Run, after: Run) -> float:
-    """How far the objective moved in the last iteration, nats per row; NaN where that says nothing."""
+    """Return the change of the objective in the last iteration, nats per row; NaN if it cannot be compared."""
     if not (before.history and before.settled and after.settled):
         return np.nan
     now, then = after.history[-1], before.history[-1]
@@ -71,10 +76,12 @@ def _is_near(run: Run, tol: float) -> bool:
 
 
 def _certificate(run: Run) -> str:
-    """What the last step says of those that would follow, where it says anything."""
+    """The remaining gain in words, if it is known."""
     last = run.history[-1]
     if not np.isfinite(last.remaining_gain):
         return ""
     rate = "" if np.isnan(last.rate) else f", rate {last.rate:.3g}"
     gain = f"about {last.remaining_gain:.2g} nats per row are left to gain"
+    if last.remaining_gain == 0:
+        gain = "less than can be computed is left to gain"
     return f"; {gain} (Fisher norm {last.fisher_norm:.2g}{rate})"

@@ -48,7 +48,7 @@ class _Lost(Exception):
     """The scheduler no longer has what was submitted: submit it again."""
 
 
-class _State(NamedTuple):
+class _SchedulerState(NamedTuple):
     """Of a scheduler. workers : those that are not frozen.  ended : grows with every task that ends.
     worker_ttl : seconds after which the scheduler itself takes a silent worker for dead; 0 for never.
     """
@@ -225,12 +225,14 @@ class Cluster:
             if time.monotonic() - began > patience:
                 raise ClusterLost(f"a result did not arrive in {patience:g} s, expected it in {FETCH:g}. {_ADVICE}")
 
-    def _state(self) -> _State:
+    def _state(self) -> _SchedulerState:
         """The scheduler's state; frozen workers are ended. Raises ClusterLost without a scheduler or workers."""
         if self.client.status != "running":
             raise _Lost(self.client.status)
         try:
-            state: _State = self.client.sync(self.client._run_on_scheduler, _look, FROZEN, callback_timeout=ANSWER)
+            state: _SchedulerState = self.client.sync(
+                self.client._run_on_scheduler, _look, FROZEN, callback_timeout=ANSWER
+            )
         except TimeoutError as error:
             raise ClusterLost(f"the scheduler did not answer in {ANSWER:g} s. {_ADVICE}") from error
         except (OSError, AttributeError) as error:  # AttributeError: the client has closed meanwhile
@@ -258,7 +260,7 @@ class Cluster:
 _ending: dict[str, asyncio.Future[Any]] = {}  # in the scheduler's process: frozen workers that are being ended
 
 
-async def _look(frozen: float, dask_scheduler: Any) -> _State:
+async def _look(frozen: float, dask_scheduler: Any) -> _SchedulerState:
     """On the scheduler: its state. Frozen workers that have nothing but our tasks are ended.
 
     They are restarted (where they have a nanny) or removed, as the scheduler does by itself after its worker-ttl, 300 s
@@ -283,7 +285,7 @@ async def _look(frozen: float, dask_scheduler: Any) -> _State:
         _ending.update(dict.fromkeys(ended, ending))
         ending.add_done_callback(lambda done: [_ending.pop(address) for address in ended])
     tasks = sum(group.states["memory"] + group.states["released"] for group in dask_scheduler.task_groups.values())
-    return _State(len(workers) - len(silent), tasks, float(dask_scheduler.worker_ttl or 0.0))
+    return _SchedulerState(len(workers) - len(silent), tasks, float(dask_scheduler.worker_ttl or 0.0))
 
 
 def _is_ours(task: Any) -> bool:

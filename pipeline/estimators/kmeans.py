@@ -21,8 +21,7 @@ from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
-from pipeline.estimators.rows import Table, table_of
-from pipeline.estimators.weights import column_of
+from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.clusters import ClusterModel
@@ -134,7 +133,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ValueError
             For parameters or rows that cannot be used.
         """
-        table = table_of(self, X, reset=True)
+        table = input_rows(self, X, reset=True)
         with value_errors():
             column = column_of(sample_weight, table)
             chunks = Chunks(table.source(), column)
@@ -207,7 +206,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Columns of `transform`."""
         return int(self.cluster_centers_.shape[0])
 
-    def _best(self, chunks: Chunks, table: Table, weight: Array | None) -> Run:
+    def _best(self, chunks: Chunks, table: InputRows, weight: Array | None) -> Run:
         k, named = self.n_clusters, isinstance(self.init, str)
         if self.algorithm not in ("lloyd", "elkan"):
             raise ValueError(f"algorithm: got {self.algorithm!r}, expected lloyd or elkan.")
@@ -237,7 +236,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             return 10 if callable(self.init) or self.init == "random" else 1
         return int(self.n_init)
 
-    def _centers(self, table: Table, weight: Array | None) -> list[Array]:
+    def _centers(self, table: InputRows, weight: Array | None) -> list[Array]:
         """Initial centres of each restart, (k, d): user-supplied, or drawn as scikit-learn draws them."""
         rng, k, x = check_random_state(self.random_state), self.n_clusters, table.x
         found = []
@@ -259,14 +258,14 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             found.append(_checked(centers, k, x.shape[1]))
         return found
 
-    def _table(self, X: Any) -> Table:
+    def _table(self, X: Any) -> InputRows:
         check_is_fitted(self)
-        return table_of(self, X, reset=False)
+        return input_rows(self, X, reset=False)
 
     def _nearest(self, centers: Array, part: int) -> Nearest:
         return Nearest(np.asarray(centers, dtype=np.float64), part)
 
-    def _labels(self, table: Table, centers: Array) -> Any:
+    def _labels(self, table: InputRows, centers: Array) -> Any:
         return table.map(self._nearest(centers, 0), None, np.int32, "cluster")
 
 

@@ -22,8 +22,7 @@ from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
 from pipeline.em.run import Run
 from pipeline.estimators.fit import Start, fitted, seed_of, value_errors
-from pipeline.estimators.rows import Table, table_of
-from pipeline.estimators.weights import column_of
+from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import Config, validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import LatentModel
@@ -199,7 +198,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         fit |= {"init": init, "max_iter": self.max_iter or 1, "random_state": seed}
         return validate({"model": self._section(), "fit": fit}, name=type(self).__name__).resolved()
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Table:
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> InputRows:
         table = self._table(X, reset=True, least=2)
         with value_errors():
             labels, column = _labels(y, table), column_of(sample_weight, table)
@@ -232,7 +231,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             )
         return table
 
-    def _start(self, table: Table, weight: Array | None, as_peer: bool) -> Start:
+    def _start(self, table: InputRows, weight: Array | None, as_peer: bool) -> Start:
         """Where the restarts begin: at the last fit, or at what is supplied, the rest from K-means if that is asked for."""
         if self.warm_start and hasattr(self, "converged_"):
             return Start([self._stored()])
@@ -252,12 +251,12 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         tags.input_tags.positive_only = self.section.counts
         return tags
 
-    def _table(self, X: Any, reset: bool = False, least: int = 1) -> Table:
+    def _table(self, X: Any, reset: bool = False, least: int = 1) -> InputRows:
         if not reset:
             check_is_fitted(self)
-        return table_of(self, X, reset, least, dense=False, counts=self.section.counts)
+        return input_rows(self, X, reset, least, dense=False, counts=self.section.counts)
 
-    def _predicted(self, table: Table, what: str) -> Any:
+    def _predicted(self, table: InputRows, what: str) -> Any:
         columns = self.n_components if what == "log_resp" else None
         with value_errors():
             function = Predicted(*self._model(), what)
@@ -332,7 +331,7 @@ def _doc(section: type[FamilySection], own: Sequence[str]) -> str:
     )
 
 
-def _labels(y: Any, table: Table) -> MemoryColumn | None:
+def _labels(y: Any, table: InputRows) -> MemoryColumn | None:
     """Known components, where y has a -1 for those that are not; else y means nothing to a mixture."""
     if y is None:
         return None

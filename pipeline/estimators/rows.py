@@ -1,4 +1,4 @@
-"""What X may be, and results in its kind: NumPy for NumPy, lazy Dask for Dask, named xarray for xarray."""
+"""X, and results of the kind of X: NumPy for NumPy, lazy Dask for Dask, named xarray for xarray; sample_weight."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils.validation import check_array, check_non_negative, validate_data
 
-from pipeline.data.memory import DaskSource
-from pipeline.data.memory import MemorySource as HeldSource
+from pipeline.data.column import MemoryColumn
+from pipeline.data.memory import DaskSource, MemorySource
 from pipeline.data.source import Source, rows_per_target
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import cores
@@ -24,21 +24,27 @@ KINDS = [np.float64, np.float32]
 
 @dataclass(frozen=True)
 class _Block:
-    """A function of a block of rows, which may have none. empty : what it then gives."""
+    """A function of a block of rows. empty : its result for no rows."""
 
     function: Callable[[Any], np.ndarray]
     empty: np.ndarray
 
     def __call__(self, x: Any) -> np.ndarray:
-        """What the function gives."""
         return self.function(x) if x.shape[0] else self.empty
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows as they came. x : (n, d), NumPy, CSR or a Dask array whose chunks have all features.
+class InputRows:
+    """Checked rows.
 
-    named : the xarray.DataArray that x is from, or None.  dense : whether sparse rows are made so, some at a time.
+    Attributes
+    ----------
+    x : array, csr_array or Dask array, shape (n, d)
+        Chunks of a Dask array have all features.
+    named : xarray.DataArray or None
+        Which x is from.
+    dense : bool
+        Whether sparse rows are made dense, a block at a time.
     """
 
     x: Any
@@ -51,13 +57,13 @@ class Table:
         return _is_dask(self.x)
 
     def source(self) -> Source:
-        """The rows for passes over them."""
-        return DaskSource(self.x) if self.lazy else HeldSource(self.x, self.dense)
+        """Return the rows as a source."""
+        return DaskSource(self.x) if self.lazy else MemorySource(self.x, self.dense)
 
     def map(self, function: Callable[[Any], np.ndarray], columns: int | None, dtype: Any, name: str) -> Any:
-        """function(block of rows) for all rows, in the kind that X came as: (n,), or (n, columns).
+        """Return function(block of rows) for all rows, in the kind of X, shape (n,) or (n, columns).
 
-        name : of the second dimension, where X has names.
+        name : of the second dimension, for xarray.
         """
         if self.lazy:
             more: dict[str, Any] = {"drop_axis": 1} if columns is None else {"chunks": (self.x.chunks[0], (columns,))}
@@ -68,7 +74,6 @@ class Table:
         return found if self.named is None else self._labelled(found, name)
 
     def _on_threads(self, function: Callable[[Any], np.ndarray]) -> list[np.ndarray]:
-        """function of each block of rows, in order."""
         n, d = self.x.shape
         height = rows_per_target(d, 8) if self.dense else BLOCK_ROWS
         blocks = [slice(a, a + height) for a in range(0, n, height)]
@@ -89,24 +94,57 @@ class Table:
         return xr.DataArray(found, dims=(row,) if found.ndim == 1 else (row, name), coords=coordinates)
 
 
-def table_of(estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = True, counts: bool = False) -> Table:
-    """The rows of X, checked as scikit-learn checks them; of a Dask array as far as its metadata tell.
+def column_of(sample_weight: Any, table: InputRows) -> MemoryColumn | None:
+    """Return sample_weight as a column, None for ones. Raises ValueError unless it is one number for each row."""
+    if sample_weight is None:
+        return None
+    n = table.x.shape[0]
+    weight = np.asarray(sample_weight, dtype=np.float64)
+    if weight.ndim == 0:
+        weight = np.full(n, float(weight))
+    if weight.ndim != 1:
+        raise ValueError("Sample weights must be 1D array or scalar")
+    if len(weight) != n:
+        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n,)}!")
+    if not weight.any():
+        raise ValueError("sample_weight: every weight is zero, expected at least one above. Leave out rows instead.")
+    return MemoryColumn(weight)
 
-    reset : whether n_features_in_ and feature_names_in_ are set, or compared.  least : rows that there have to be.
-    dense : whether sparse rows are made dense, some at a time.  counts : whether values below 0 are refused.
-    Raises ValueError or TypeError as sklearn.utils.validation.validate_data does.
+
+def input_rows(
+    estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = True, counts: bool = False
+) -> InputRows:
+    """Check X as scikit-learn does; of a Dask array only its metadata.
+
+    Parameters
+    ----------
+    estimator : object
+    x : array-like, shape (n, d)
+    reset : bool
+        Whether n_features_in_ and feature_names_in_ are set, or compared.
+    least : int
+        Smallest number of rows.
+    dense : bool
+        Whether sparse rows are made dense, a block at a time.
+    counts : bool
+        Whether values below 0 are refused.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `sklearn.utils.validation.validate_data`.
     """
     named = x if _is_named(x) else None
     if named is not None:
         if x.ndim != 2:
-            raise ValueError(f"X: came with dimensions {x.dims}, expected two: rows and features.")
+            raise ValueError(f"X: got dimensions {x.dims}, expected two: rows and features. Select or reshape.")
         x = named.data
     if _is_dask(x):
         _check_dask(x, least)
     if named is not None or _is_dask(x):
         _see(estimator, int(x.shape[1]), named, reset)
     if _is_dask(x):
-        return Table(x if len(x.chunks[1]) == 1 else x.rechunk({1: -1}), named)
+        return InputRows(x if len(x.chunks[1]) == 1 else x.rechunk({1: -1}), named)
     sparse = estimator.__sklearn_tags__().input_tags.sparse
     checks = {"dtype": KINDS, "accept_sparse": "csr" if sparse else False, "ensure_min_samples": least, "order": "C"}
     if named is not None:
@@ -116,8 +154,8 @@ def table_of(estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = 
     if counts:
         check_non_negative(checked, type(estimator).__name__)
     if not sp.issparse(checked):
-        return Table(checked, named)
-    return Table(sp.csr_array(checked), named, dense)
+        return InputRows(checked, named)
+    return InputRows(sp.csr_array(checked), named, dense)
 
 
 def _see(estimator: Any, n_features: int, named: Any, reset: bool) -> None:
@@ -132,19 +170,19 @@ def _see(estimator: Any, n_features: int, named: Any, reset: bool) -> None:
 
 
 def _check_dask(x: Any, least: int) -> None:
-    """What scikit-learn checks of arrays, without values: those are looked at by the profiling pass."""
+    """Check what scikit-learn checks, except values, which the profiling pass checks."""
     if x.ndim != 2:
         raise ValueError(f"Expected 2D array, got a {x.ndim}D Dask array instead. Reshape your data.")
     if x.dtype.kind not in "biuf":
-        raise ValueError(f"X: came as a Dask array of {x.dtype}, expected real numbers. Convert it first.")
+        raise ValueError(f"X: got a Dask array of {x.dtype}, expected real numbers. Convert it first.")
     if any(np.isnan(size) for size in (*x.chunks[0], x.shape[1])):
-        raise ValueError("X: came with chunks of unknown size, expected known ones. Use X.compute_chunk_sizes() first.")
+        raise ValueError("X: got chunks of unknown size, expected known ones. Use X.compute_chunk_sizes() first.")
     if x.shape[0] < least:
         raise ValueError(f"Found array with {x.shape[0]} sample(s) while a minimum of {least} is required.")
 
 
 def _is_dask(x: Any) -> bool:
-    dask = sys.modules.get("dask.array")  # who has a Dask array has loaded it
+    dask = sys.modules.get("dask.array")  # loaded if X is a Dask array
     return dask is not None and isinstance(x, dask.Array)
 
 

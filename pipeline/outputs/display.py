@@ -49,7 +49,7 @@ _COUNTS = ("iteration", "max_iter", "rows", "bytes_read", "workers", "restarts",
 
 
 @dataclass
-class _State:
+class _JobState:
     """What the events of one session of a job say. since : the last event but `progress`, when the present step began."""
 
     began: datetime | None = None
@@ -90,7 +90,7 @@ class JobDisplay:
 
     def __init__(self, title: str, console: Console, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.title, self.console, self.ended, self._clock = title, console, "", clock
-        self._state, self._lock, self._drawn_width = _State(), RLock(), 0
+        self._state, self._lock, self._drawn_width = _JobState(), RLock(), 0
         self._bars = Progress(
             TextColumn("{task.description}", "dim", markup=False, table_column=Column(min_width=LABEL)),
             TextColumn("{task.fields[figure]}", markup=False, table_column=Column(min_width=FIGURE, no_wrap=True)),
@@ -134,7 +134,7 @@ class JobDisplay:
         name, at = event["event"], datetime.fromisoformat(event["time"])
         with self._lock:
             if name == "start":
-                self._state = _State()
+                self._state = _JobState()
             state = self._state
             if name in ("start", "resume") or state.began is None:
                 state.began = at

@@ -170,6 +170,7 @@ def _attributes(
 ) -> dict[str, Any]:
     assert run.final is not None
     model, final = run.model, run.final
+    log_jacobian = 0.0 if summary.affine is None else summary.affine.log_jacobian()
     attributes: dict[str, Any] = {
         "family": model.family,
         "name": model.label,
@@ -187,7 +188,7 @@ def _attributes(
         "order": [] if order is None else order.tolist(),
         "data": source.describe(),
         "data_mean": summary.mean.tolist(),
-        "log_jacobian": 0.0 if summary.affine is None else summary.affine.log_jacobian(),
+        **({} if log_jacobian is None else {"log_jacobian": log_jacobian}),
         "restarts": restarts(runs, run),
         "versions": {name: version(name) for name in ("em-pipeline", "numpy", "scipy", "zarr")},
     }

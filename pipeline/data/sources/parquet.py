@@ -18,10 +18,11 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.arrays.dtypes import compute_dtype
+from pipeline.data import source as chunking
 from pipeline.data.column import Column
 from pipeline.data.files import absolute, damaged, is_url, open_binary, opening, reading, stored_size, what_it_is
 from pipeline.data.section import FileSection
-from pipeline.data.source import TARGET_BYTES, Source, rows_per_target
+from pipeline.data.source import Source, rows_per_target
 from pipeline.errors import InputError, did_you_mean
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
@@ -49,7 +50,7 @@ class ParquetSection(FileSection):
 
     def open(self) -> ParquetSource:
         paths = _files(self.path, self.storage_options)
-        tables = [_Table.open(path, self.storage_options) for path in paths]
+        tables = [_ParquetFile.open(path, self.storage_options) for path in paths]
         first = tables[0]
         beside = [name for name in (self.weights, self.labels) if name in first.columns]
         names = self.columns or [name for name in first.columns if name not in beside]
@@ -65,7 +66,7 @@ class ParquetSection(FileSection):
         name = getattr(self, what)
         if name is None or not isinstance(source, ParquetSource):
             return None
-        first = _Table.open(source.groups.paths[0], self.storage_options)
+        first = _ParquetFile.open(source.groups.paths[0], self.storage_options)
         if name in first.columns:
             first.refuse_absent_or_text([name], False)
             return ParquetColumn(source.groups, name, -1 if what == "labels" else None)
@@ -77,7 +78,7 @@ class ParquetSection(FileSection):
 
 
 @dataclass(frozen=True)
-class _Table:
+class _ParquetFile:
     """What the metadata of a file say. columns : types by name, without pandas' index.  rows : of each row group."""
 
     path: str
@@ -85,7 +86,7 @@ class _Table:
     rows: list[int]
 
     @classmethod
-    def open(cls, path: str, options: Mapping[str, Any]) -> _Table:
+    def open(cls, path: str, options: Mapping[str, Any]) -> _ParquetFile:
         arrow = _pyarrow()
         with opening(path), open_binary(path, options) as stream:
             try:
@@ -134,7 +135,7 @@ class _Table:
                 f"{self.path}: has no column that could be a feature, expected at least one. Check what wrote it."
             )
 
-    def refuse_other_columns(self, first: _Table, used: set[str] | None) -> None:
+    def refuse_other_columns(self, first: _ParquetFile, used: set[str] | None) -> None:
         """Raise InputError where a file has other columns than the first. used : those that are compared, None for all."""
         for name in sorted({*self.columns, *first.columns} if used is None else used):
             own, wanted = (table.columns.get(name, "no such column") for table in (self, first))
@@ -167,7 +168,7 @@ class RowGroups:
     starts: np.ndarray
 
     @classmethod
-    def of(cls, tables: Sequence[_Table], options: Mapping[str, Any]) -> RowGroups:
+    def of(cls, tables: Sequence[_ParquetFile], options: Mapping[str, Any]) -> RowGroups:
         found = [(f, g, n) for f, table in enumerate(tables) for g, n in enumerate(table.rows) if n]
         if not found:
             raise InputError(f"{tables[0].path}: has no rows, expected at least one. Check what wrote it.")
@@ -201,7 +202,7 @@ class RowGroups:
 
     def _columns(self, file: Any, i: int, names: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
         rows = int(self.starts[i + 1] - self.starts[i])
-        some = max(1, TARGET_BYTES // (8 * rows))  # columns at a time: beside a chunk little more is in memory
+        some = max(1, chunking.TARGET_BYTES // (8 * rows))  # columns at a time: beside a chunk little more is in memory
         for a in range(0, len(names), some):
             found = file.read_row_group(int(self.group[i]), columns=list(names[a : a + some]), use_threads=False)
             for name in names[a : a + some]:
