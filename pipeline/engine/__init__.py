@@ -1,1 +1,1 @@
-"""Where passes run: Dask graphs, clusters, BLAS threads and memory."""
+"""Execution of passes: Dask graphs, clusters, BLAS threads and memory."""

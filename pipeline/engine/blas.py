@@ -1,7 +1,7 @@
-"""BLAS: one thread, and which kernels it has; both decide bits.
+"""BLAS: one thread, and which kernels; both decide bits.
 
-Products change in the last digit between one and two threads, and between kernels for different CPUs (Haswell,
-SkylakeX, Zen, ...). Every process of a job therefore computes under one BLAS thread, and kernels are recorded and
+Matrix products differ in the last digit between one and two threads, and between kernels for different CPUs (Haswell,
+SkylakeX, Zen, ...). Every process of a job therefore uses one BLAS thread, and kernels are recorded and
 compared (`Kernels.identity`).
 """
 
@@ -26,11 +26,11 @@ _ASK = (
 
 
 def choose_kernels(cpu_info: Path = Path("/proc/cpuinfo")) -> None:
-    """Give this process, and those that it starts, OpenBLAS's AVX-512 kernels where the CPU has the instructions.
+    """Select OpenBLAS's AVX-512 kernels for this process and its children if the CPU has the instructions.
 
-    On a CPU that OpenBLAS does not know it falls back to its Haswell kernels, at half the speed. It chooses when NumPy
-    loads. So this comes before that, asks another process what OpenBLAS would choose, and does nothing once NumPy is
-    loaded, where OPENBLAS_CORETYPE is set, or where OpenBLAS chooses anything else. For the command alone: it sets an
+    On a CPU that it does not know, OpenBLAS uses its Haswell kernels, at half the speed. It chooses when NumPy
+    loads, so this runs before. It asks another process what OpenBLAS would choose, and does nothing if NumPy is
+    loaded, OPENBLAS_CORETYPE is set, or OpenBLAS chooses anything else. For the command only: it sets an
     environment variable.
     """
     if CORE_TYPE in os.environ or "numpy" in sys.modules or not cpu_info.exists():
@@ -50,11 +50,11 @@ _before: list[tuple[Any, int]] = []  # what they will restore
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """One BLAS and OpenMP thread for the length of a block; afterwards as many as before.
+    """Use one BLAS and OpenMP thread during a block; afterwards as many as before.
 
     Blocks of several threads may overlap. Most BLAS libraries have one limit in a process: the first block sets it, and
     the last one to end restores it. Libraries on OpenMP have one in each thread: each block sets its own thread's.
-    Takes about 30 µs, and 5 inside of another block.
+    Takes about 30 µs, and 5 inside another block.
     """
     global _blocks, _before
     shared, own = _libraries(len(sys.modules))
@@ -74,7 +74,7 @@ def single_thread() -> Iterator[None]:
 
 
 def _limited(libraries: list[Any]) -> list[tuple[Any, int]]:
-    """Set libraries to one thread; each with the number that it had."""
+    """Limit libraries to one thread; return each with its earlier number."""
     before = [(library, library.num_threads) for library in libraries]
     for library in libraries:
         _set(library, 1)
@@ -91,8 +91,8 @@ def _restore(before: list[tuple[Any, int]]) -> None:
 def _set(library: Any, threads: int) -> None:
     """Set a library's number of threads, from any thread.
 
-    threadpoolctl 3.8 and newer let only one thread of a process set OpenBLAS's, and ignore the others without a word:
-    then the limit would not be set in a fit beside it, nor restored where another thread's block ends last.
+    threadpoolctl 3.8 and newer let only one thread of a process set OpenBLAS's, and silently ignore the others: the limit
+    would not be set in a concurrent fit, nor restored if another thread's block ends last.
     """
     if library.num_threads == threads:
         return
@@ -104,9 +104,9 @@ def _set(library: Any, threads: int) -> None:
 
 @lru_cache(1)
 def _libraries(n_modules: int) -> tuple[list[Any], list[Any]]:
-    """Loaded libraries with one limit for the process, and with one for each thread.
+    """Loaded libraries with one limit for the process, and those with one for each thread.
 
-    Searched again only after an import: a search takes longer than a small fit.
+    Searched again only after an import, because a search takes longer than a small fit.
     """
     from threadpoolctl import ThreadpoolController
 

@@ -1,7 +1,6 @@
-"""Where tasks run: threads of this process, a Dask cluster that the job starts, or one that is there already.
+"""Where tasks run: threads of this process, a Dask cluster that the job starts, or a running one.
 
-Worker processes that the job starts are its own, and are set up as it likes. A scheduler and workers that others have
-started keep their settings.
+Workers that the job starts are set up by it. A scheduler and workers that others have started keep their settings.
 """
 
 from __future__ import annotations
@@ -49,19 +48,18 @@ def uses_processes(config: EngineConfig) -> bool:
 def open_engine(
     config: EngineConfig, workers: int, ahead: bool = True, spare: int = 0, kernels: Kernels = KERNELS
 ) -> Iterator[Engine]:
-    """An engine for the length of a job.
+    """Open an engine for the duration of a job.
 
     Parameters
     ----------
-    config : the `engine` section
+    config : EngineSection
     workers : int
         Tasks at a time, for threads and local clusters.
     ahead : bool
-        Whether a task reads its next chunk while one computes.
+        Whether a task reads its next chunk while it computes.
     spare : int
-        Bytes for cached chunks, where the config wants them.
+        Bytes for cached chunks, if the config wants them.
     kernels : Kernels
-        The arithmetic of the passes.
 
     Raises
     ------
@@ -87,7 +85,7 @@ def open_engine(
 
 
 def current_engine() -> Engine | None:
-    """An engine on the Dask client that is current in this process; None where there is none."""
+    """Return an engine on the current Dask client of this process; None without one."""
     distributed = sys.modules.get("distributed")
     if distributed is None:  # then there is no client
         return None
@@ -99,7 +97,7 @@ def current_engine() -> Engine | None:
 
 
 def serve(config: EngineConfig) -> NoReturn:
-    """Be the scheduler or a worker of an srun (kind slurm-runner); ends the process when the job ends."""
+    """Run the scheduler or a worker of an srun (kind slurm-runner); ends the process with the job."""
     profile = profile_of(config)
     assert profile is not None and profile.kind == "slurm-runner"
     for number in (signal.SIGUSR1, signal.SIGTERM):  # the batch system's: the driver answers, and ends the others
@@ -176,7 +174,7 @@ def _of_class(profile: Profile, workers: int, security: Any) -> AbstractContextM
 
 @contextmanager
 def _runner(profile: Profile, workers: int, security: Any) -> Iterator[Any]:
-    """The processes of one srun: the first is the scheduler, the second this process, the others workers."""
+    """The processes of one srun: the scheduler, this process, and workers."""
     from distributed import Client
 
     if security is not None:
@@ -220,7 +218,7 @@ def _client_of(make: Callable[[], Any], security: Any, patience: float) -> Itera
 
 
 def _within(seconds: float, make: Callable[[], T]) -> T:
-    """make(), with a deadline: some clusters wait for ever for a machine that does not answer. Raises ClusterLost."""
+    """make() with a deadline, because some clusters wait for a machine for ever. Raises ClusterLost."""
     outcome: Queue[tuple[T | None, BaseException | None]] = Queue()
 
     def work() -> None:
@@ -275,7 +273,7 @@ def _wait_for_workers(client: Any, patience: float, config: EngineConfig) -> Non
 
 
 def _address_in(file: Path) -> str:
-    """The scheduler's address, from the file that it writes when it starts; distributed would wait for ever."""
+    """The scheduler's address from its file, with a deadline that distributed does not have."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -283,7 +281,7 @@ def _address_in(file: Path) -> str:
 
 
 def _security(config: SecurityConfig | None) -> Any:
-    """The same certificate for driver, scheduler and workers."""
+    """One certificate for driver, scheduler and workers."""
     if config is None:
         return None
     from distributed import Security
@@ -299,7 +297,7 @@ def _security(config: SecurityConfig | None) -> Any:
 
 
 def _engine_of(client: Any, ahead: bool, patience: float, profile: Profile | None, kernels: Kernels) -> Engine:
-    """An engine on a client's cluster. profile : by which the job has started it; None where it has not."""
+    """An engine on a client's cluster. profile : that the job started; None for a running cluster."""
     from pipeline.engine.waiting import Cluster
 
     cluster, mine = Cluster(client, patience), identity(kernels)
@@ -314,14 +312,14 @@ def _engine_of(client: Any, ahead: bool, patience: float, profile: Profile | Non
 
 
 def _set_up_worker(expected: Identity, kernels: Kernels) -> None:
-    """In a worker process that the job has started, before each of its tasks."""
+    """Set up a worker process that the job has started; called before each task."""
     refuse_this_worker(expected, kernels)
     keep_freed_memory()
 
 
 @contextmanager
 def _silent_logs() -> Iterator[None]:
-    """Hide the logs of distributed: what happens to a cluster is raised as an error, and shown once."""
+    """Hide the logs of distributed: failures of a cluster are raised as errors."""
     import distributed  # noqa: F401  its loggers get levels and handlers when it loads
 
     named = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("distributed", "tornado")]

@@ -1,6 +1,6 @@
 """Loaded by the local worker processes that a job starts (Dask calls `dask_setup` in each).
 
-Ctrl-C in a terminal and the SIGUSR1 of a batch system reach every process. Only the driver acts on them, and ends its
+Ctrl-C in a terminal and the SIGUSR1 of a batch system reach every process. The driver alone handles them, and ends its
 workers.
 """
 

@@ -1,6 +1,6 @@
 """What decides the bits of results besides data and config: versions and kernels, the same in every process of a job.
 
-Compared when a job opens a cluster, and again in each worker process before its first task: some workers join later.
+Compared when a job opens a cluster, and in each worker process before its first task, because some workers join later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Identity(NamedTuple):
 
 
 def identity(kernels: Kernels) -> Identity:
-    """Python, this package's NUMERICS, the packages that compute or carry results, and the kernels of this process."""
+    """Return Python, NUMERICS, the packages that compute or carry results, and the kernels of this process."""
     python = ".".join(platform.python_version_tuple()[:2])
     packages = ((name, _version(name)) for name in _PACKAGES)
     return Identity((("python", python), ("numerics", str(NUMERICS)), *packages), tuple(kernels.identity()))
@@ -39,7 +39,7 @@ def _version(name: str) -> str:
 
 
 def refuse_other(worker: str, mine: Identity, theirs: Identity) -> None:
-    """Raise InputError, with the command to run, where a worker has other versions or kernels than this process."""
+    """Raise InputError, with the command to run, if a worker has other versions or kernels than this process."""
     here, there = dict(mine.versions), dict(theirs.versions)
     other = {name: here[name] for name in here if there.get(name) != here[name]}
     if other:
@@ -61,5 +61,5 @@ def refuse_other(worker: str, mine: Identity, theirs: Identity) -> None:
 
 @cache
 def refuse_this_worker(expected: Identity, kernels: Kernels) -> None:
-    """In a worker process: raise InputError where it differs from the process that started the job; compared once."""
+    """In a worker process: raise InputError, once, if it differs from the process that started the job."""
     refuse_other(f"at {platform.node()}", expected, identity(kernels))

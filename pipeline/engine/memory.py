@@ -1,4 +1,4 @@
-"""How much memory a job takes, predicted before it runs. It decides how many tasks run at once, and nothing else."""
+"""The memory of a job, predicted before it runs. It decides how many tasks run at once, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,11 +25,22 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Plan(NamedTuple):
-    """A predicted use of memory, in bytes.
+    """Predicted memory, in bytes.
 
-    workers : tasks at a time.  per_task : peak of one task.  fixed : what does not grow with workers.  limit : what the
-    job may use.  ahead : whether a task reads its next chunk while one computes.  wanted : tasks at a time without the
-    limit.
+    Attributes
+    ----------
+    workers : int
+        Tasks at a time.
+    per_task : int
+        Peak of one task.
+    fixed : int
+        What does not grow with workers.
+    limit : int
+        What the job may use.
+    ahead : bool
+        Whether a task reads its next chunk while it computes.
+    wanted : int
+        Tasks at a time without the limit.
     """
 
     workers: int
@@ -41,22 +52,22 @@ class Plan(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Predicted peak of the whole job on this machine, bytes; cached chunks come on top, up to the limit."""
+        """Predicted peak of the job on this machine, bytes; cached chunks are added, up to the limit."""
         return self.fixed + self.workers * self.per_task
 
     @property
     def spare(self) -> int:
-        """What the limit leaves for cached chunks, bytes."""
+        """Bytes for cached chunks within the limit."""
         return self.limit - self.peak
 
 
 def task_bytes(chunk_bytes: int, n_rows: int, stats_bytes: int, tile_bytes: int, n_partials: int) -> int:
-    """Peak of one task, bytes: a chunk while it is decoded and preprocessed, tiles, and statistics.
+    """Return the peak of one task, bytes: a chunk while it is decoded and preprocessed, tiles, and statistics.
 
     Parameters
     ----------
     chunk_bytes : int
-        Of a decoded chunk. While it is decoded its stored bytes and a copy are in memory too: three times as much.
+        Of a decoded chunk; stored bytes and a copy make three times as much during decoding.
     n_rows : int
         Rows of a chunk; each has a label, a score and a density of 8 bytes.
     stats_bytes : int
@@ -77,7 +88,7 @@ def plan(
     processes: bool,
     imports: int = IMPORTS,
 ) -> Plan:
-    """How many tasks may run at once within a limit, and whether there is room for one more chunk in each.
+    """Decide how many tasks may run at once within a limit, and whether each may read one chunk ahead.
 
     Parameters
     ----------
@@ -88,14 +99,14 @@ def plan(
     per_task, chunk_bytes, driver_bytes : int
         Bytes of a task, of a chunk, and of this process besides tasks.
     processes : bool
-        Whether each task has a worker process of its own on this machine.
+        Whether each task has a worker process on this machine.
     imports : int
-        Bytes of this process before it reads a row; 0 where it is the program of somebody else.
+        Bytes of this process before it reads a row; 0 if it is a user's program.
 
     Raises
     ------
     InputError
-        With advice, when not even one task fits.
+        With advice, if not even one task fits.
     """
     wanted = cores() if workers == "auto" else int(workers)
     allowed = int(0.6 * psutil.virtual_memory().available) if limit == "auto" else int(limit)
@@ -113,7 +124,7 @@ def plan(
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -121,9 +132,9 @@ def cores() -> int:
 def keep_freed_memory() -> None:
     """Let the C library reuse freed arrays, up to FREED_BYTES a thread, instead of returning them to the system.
 
-    Statistics of d = 64, K = 200 and decoded chunks would otherwise be new pages for every chunk, whose first touch costs
-    more than adding them. It calls glibc's mallopt, a setting of the whole process: for the command, and for workers
-    that it started. Where the C library has no mallopt, nothing happens.
+    Otherwise statistics of d = 64, K = 200 and decoded chunks would be new pages for every chunk, whose first touch costs
+    more than adding them. It calls glibc's mallopt, a setting of the whole process: for the command and the workers
+    that it started. Without mallopt it does nothing.
     """
     with suppress(OSError, AttributeError):
         c_library = ctypes.CDLL(None)
@@ -132,7 +143,7 @@ def keep_freed_memory() -> None:
 
 
 def job_pss() -> int:
-    """Proportional set size of this process and its children, bytes (Linux; resident size elsewhere)."""
+    """Return the proportional set size of this process and its children, bytes (Linux; resident size elsewhere)."""
     me = psutil.Process()
     return sum(_pss(process) for process in [me, *me.children(recursive=True)])
 
@@ -149,7 +160,7 @@ def _pss(process: psutil.Process) -> int:
 
 
 class PeakMemory:
-    """The highest job_pss() of a `with` block, measured twice a second by a thread of its own."""
+    """The highest job_pss() of a `with` block, measured twice a second by a thread."""
 
     def __init__(self) -> None:
         self.bytes = 0

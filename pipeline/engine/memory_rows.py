@@ -26,17 +26,16 @@ class MemoryRows:
 
     Parameters
     ----------
-    x : array or CSR array, shape (m, d)
-        In an order in which the first rows, however many, are a sample of all.
-    weight : array, shape (m,), or None
-        None for ones.
+    x : array or csr_array, shape (m, d)
+        In an order in which the first rows, for any number, are a sample of all.
+    weight : array, shape (m,), or None for ones
     threads : ThreadPoolExecutor
-        Results do not depend on how many threads it has.
+        Results do not depend on its number of threads.
     kernels : Kernels
     label : array, shape (m,), or None
-        The component of each row where it is known, else -1.
+        Known component of each row, else -1.
     known : array of int
-        Components of which some rows are known, among all rows, ascending.
+        Components with known rows, among all rows, ascending.
     read : list of one int
         Rows read so far; `head` and `mapped` share it.
     """
@@ -51,26 +50,26 @@ class MemoryRows:
 
     @property
     def n_rows(self) -> int:
-        """m."""
+        """Number of rows, m."""
         return int(self.x.shape[0])
 
     def head(self, m: int) -> MemoryRows:
-        """The first m rows."""
+        """Return the first m rows."""
         weight, label = (None if column is None else column[:m] for column in (self.weight, self.label))
         return replace(self, x=self.x[:m], weight=weight, label=label)
 
     def mapped(self, function: Callable[[Array], Array]) -> MemoryRows:
-        """The same rows with function(x) for x, computed block by block."""
+        """Return the same rows with function(x) for x."""
         return replace(self, x=np.concatenate(list(self.map(lambda block: function(block.x), self._blocks()))))
 
     def sum_over(self, functions: Sequence[ChunkFunction]) -> list[Any]:
-        """For each function, the sum of function(block) over all blocks: the same bits on any number of threads."""
+        """Return, for each function, the sum of function(block) over blocks: the same bits on any number of threads."""
         self.read[0] += self.n_rows
         parts = self.map(lambda block: on_chunk(block, functions, self.kernels), self._blocks())
         return tree_sum(parts, lambda a, b: [x + y for x, y in zip(a, b, strict=True)])
 
     def map(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
-        """function(item) for each item, in order."""
+        """Return function(item) for each item, in order."""
         listed = list(items)
         return self.threads.map(function, listed) if len(listed) > 1 else [function(item) for item in listed]
 

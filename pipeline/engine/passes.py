@@ -1,7 +1,7 @@
 """Passes over chunks on Dask: the only graph code.
 
-A task is a shard: it reads its chunks one by one, the next while one computes, gives each to every function (so one read
-serves all restarts and candidates), and sums what they return along the canonical tree, in place. A few tasks more sum
+A task is a shard: it reads its chunks one by one, the next while one computes, calls every function with each (so one read
+serves all restarts and candidates), and sums the results along the canonical tree, in place. A few tasks more sum
 the shards. What all tasks need (chunks, functions, kernels) is the result of one small task, not an argument of each.
 """
 
@@ -50,13 +50,12 @@ class Engine:
     workers : int
         Tasks at a time.
     ahead : bool
-        Whether a task reads its next chunk while one computes.
+        Whether a task reads its next chunk while it computes.
     cache_bytes : int
         Bytes of decoded chunks that stay in memory between passes (threads only).
     check : callable or None
-        Called in a worker process before each of its tasks; raises where the worker would compute other bits.
+        Called in a worker process before each of its tasks; raises if the worker would compute other bits.
     kernels : Kernels
-        The arithmetic of the passes.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Engine:
 
     @property
     def dashboard(self) -> str | None:
-        """Address of the cluster's dashboard; None where there is none."""
+        """Address of the cluster's dashboard; None without one."""
         return None if self.cluster is None else self.cluster.dashboard
 
     def sum_over(
@@ -91,17 +90,17 @@ class Engine:
         store: SumStore | None = None,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Any]:
-        """One pass: for each function, the sum of function(chunk) over chunks.
+        """Make one pass: for each function, sum function(chunk) over chunks.
 
         Parameters
         ----------
         chunks : Chunks
-        functions : sequence of callables
-            All are given each chunk that is read.
+        functions : sequence of callable
+            Each is called with every chunk.
         ids : sequence of int, or None
             The chunks to read; None for all.
         store : SumStore or None
-            Where sums of finished subtrees of a long pass are stored; those that it has already are not read again.
+            Stores sums of finished subtrees of a long pass; those that it has are not computed again.
         progress : callable
             Called from time to time in a pass that has a store: chunks done, and of how many.
 
@@ -160,11 +159,11 @@ class Engine:
             yield from self._compute(calls, names)
 
     def _shared(self, value: Any) -> Any:
-        """One small task that all others get a value from, with the check that a worker makes before it uses it."""
+        """One small task whose result all others use, with the check of a worker before its first task."""
         return delayed(_same)(_Opaque(value, self._check), dask_key_name=f"{OURS}shared-{uuid4().hex}")
 
     def _new_stop(self) -> _Opaque:
-        """How tasks learn that their results are no longer wanted: an event for threads, None for other processes."""
+        """An event that tells threads that their results are no longer wanted; None for other processes."""
         self._stop = None if self.cluster is not None else Event()
         return _Opaque(self._stop)
 
@@ -175,7 +174,7 @@ class Engine:
         finished: FinishedSums | None = None,
         storable: Sequence[Any] = (),
     ) -> Generator[Any]:
-        """The values of delayeds, in order. finished : records tasks as they finish; storable : those it may store."""
+        """Yield the values of delayeds, in order. finished : records finished tasks.  storable : those it may store."""
         if self.cluster is not None:
             return self.cluster.compute(roots, names, storable, finished)
         return self._on_threads(roots, finished)
@@ -209,7 +208,7 @@ class _Pass(NamedTuple):
     cache: ChunkCache | None
 
     def load(self, i: int) -> Rows:
-        """Chunk i, read or cached."""
+        """Return chunk i, read or cached."""
         return self.chunks.load(i) if self.cache is None else self.cache.load(self.chunks, i)
 
 
@@ -219,11 +218,11 @@ class _Tasks:
     Parameters
     ----------
     work : delayed
-        The pass, from its small task.
+        The `_Pass`.
     ids : sequence of int
         Chunks.
     blocks : sequence of delayeds, or None
-        Those of a Dask array, one for each chunk.
+        Of a Dask array, one for each chunk.
     stop : _Opaque
     width : int
         Chunks of a shard.
@@ -233,9 +232,9 @@ class _Tasks:
     Attributes
     ----------
     storable : list of delayeds
-        Subtrees that may be stored; spans : which subtrees they are, by key.
+        Subtrees that may be stored; `spans` has their ranges, by key.
     names : dict
-        What messages call a shard, by key.
+        Names of shards for messages, by key.
     """
 
     def __init__(
@@ -248,7 +247,7 @@ class _Tasks:
         self.names: dict[Hashable, str] = {}
 
     def subtree(self, span: Span) -> Any:
-        """The task that sums a subtree."""
+        """Return the task that sums a subtree."""
         start, stop = span
         if stop - start <= self._width:
             ids, key = self._ids[start:stop], (f"{OURS}shard-{self._token}", start, stop)
@@ -265,7 +264,7 @@ class _Tasks:
 
 
 class _Opaque:
-    """A value that Dask neither looks into nor copies into each task. check : called by tasks before they use it."""
+    """A value that Dask neither inspects nor copies into each task. check : called by tasks before they use it."""
 
     def __init__(self, value: Any, check: Callable[[], None] | None = None) -> None:
         self.value = value
@@ -277,12 +276,12 @@ def _same(opaque: _Opaque) -> _Opaque:
 
 
 def on_chunk(chunk: Rows, functions: Iterable[ChunkFunction], kernels: Kernels) -> list[Any]:
-    """What each function returns for a chunk: the one place where chunks, functions and kernels meet."""
+    """Return what each function returns for a chunk."""
     return [function(chunk, kernels) for function in functions]
 
 
 def _sum_shard(shared: _Opaque, ids: _Opaque, ended: _Opaque, block: Any = None) -> list[Any]:
-    """The sums over the chunks `ids`. block : the rows of the only one; None to read them."""
+    """Sums over the chunks `ids`. block : the rows of the only one; None to read them."""
     work: _Pass = shared.value
 
     def results() -> Iterator[list[Any]]:
@@ -304,7 +303,7 @@ def _call(shared: _Opaque, arguments: tuple[Any, ...], ended: _Opaque) -> Any:
 
 @contextmanager
 def _in_task(shared: _Opaque, ended: _Opaque) -> Iterator[None]:
-    """The surroundings of a task: one BLAS thread, in a process that computes the same bits as the others."""
+    """Context of a task: one BLAS thread, in a process that computes the same bits as the others."""
     if ended.value is None and shared.check is not None:
         shared.check()
     with single_thread():
@@ -312,7 +311,7 @@ def _in_task(shared: _Opaque, ended: _Opaque) -> Iterator[None]:
 
 
 def _refuse_unwanted(ended: Event | None) -> None:
-    """Raise Stopped where the result of this task is no longer wanted."""
+    """Raise Stopped if the result of this task is no longer wanted."""
     if ended is not None:
         wanted = not ended.is_set()
     else:
@@ -328,14 +327,14 @@ def _add_lists(a: list[Any], b: list[Any]) -> list[Any]:
 
 
 def _add_in_place(a: list[Any], b: list[Any]) -> list[Any]:
-    """_add_lists within a task. Between tasks Dask owns the lists, and may give them to a task that it repeats."""
+    """Add within a task. Between tasks Dask owns the lists, and may pass them to a task that it repeats."""
     for i, y in enumerate(b):
         a[i] += y
     return a
 
 
 def _refuse_another_view(chunks: Chunks, cluster: Cluster) -> None:
-    """Raise InputError where a worker cannot read the input, or reads other data than this process."""
+    """Raise InputError if a worker cannot read the input, or reads other data than this process."""
     advice = "Workers must see the input where this process does: mount the same storage, or give a path that all have."
     mine = chunks.digest(0)
     for address, (seen, theirs) in cluster.on_workers(_first_chunk, chunks).items():
@@ -345,7 +344,7 @@ def _refuse_another_view(chunks: Chunks, cluster: Cluster) -> None:
 
 
 def _first_chunk(chunks: Chunks) -> tuple[bool, str]:
-    """Whether this process reads the first chunk, and its checksum or why not."""
+    """Whether this process reads the first chunk, and its checksum or the error."""
     try:
         return True, chunks.digest(0)
     except (PipelineError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Chunks of a task one after another: the next is read while one computes, and decoded ones may be cached."""
+"""The chunks of a task in turn: the next is read while one computes, and decoded ones may be cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORTH_BYTES = 2**18  # of a chunk; below, handing it from thread to thread costs
 
 
 def in_turn(load: Callable[[int], T], indices: Sequence[int], ahead: bool) -> Iterator[T]:
-    """Yield load(i) for each i, in order. ahead : another thread loads the next one while the caller computes."""
+    """Yield load(i) for each i, in order. ahead : another thread loads the next while the caller computes."""
     if not ahead:
         yield from map(load, indices)
         return
@@ -33,7 +33,7 @@ def in_turn(load: Callable[[int], T], indices: Sequence[int], ahead: bool) -> It
 
 
 class ChunkCache:
-    """Decoded chunks of one set of rows, as many as fit in a number of bytes. For the threads of one process."""
+    """Decoded chunks of one set of rows, up to a number of bytes. For the threads of one process."""
 
     def __init__(self, limit: int) -> None:
         """limit : bytes."""
@@ -43,7 +43,7 @@ class ChunkCache:
         self._free = limit
 
     def load(self, chunks: Chunks, i: int) -> Rows:
-        """Chunk i, from the cache or by chunks.load(i). A cached chunk stays until other rows are asked for.
+        """Return chunk i, cached or by chunks.load(i). A cached chunk stays until other rows are read.
 
         A pass reads all chunks in turn, so replacing one by another would save no reads.
         """

@@ -1,7 +1,7 @@
-"""Sums of finished subtrees of a pass, stored from time to time once the pass is long.
+"""Sums of finished subtrees of a long pass, stored from time to time.
 
-A resumed pass reads only the other chunks. Sums follow the canonical tree (engine/tree.py), of which each subtree is a
-part, so the total keeps every bit whatever was finished and however large the tasks of either pass were.
+A resumed pass reads only the other chunks. Stored sums are subtrees of the canonical tree (engine/tree.py), so the total
+has the same bits whatever was finished and however large the tasks of either pass were.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ Fetch = Callable[[Any], list[Any]]  # the value of a finished task, or of a futu
 
 
 class SumStore(Protocol):
-    """A place for the sums of one pass that outlives the process (outputs/partial.py)."""
+    """Storage for the sums of one pass that outlives the process (outputs/partial.py)."""
 
     def spans(self) -> set[Span]:
-        """The subtrees that are stored, none of which contains another."""
+        """Return the stored subtrees, none of which contains another."""
 
     def read(self, span: Span) -> list[Any]:
-        """The sums of a stored subtree."""
+        """Return the sums of a stored subtree."""
 
     def write(self, span: Span, value: list[Any]) -> None:
         """Store the sums of a subtree, in place of all that it contains."""
 
 
 class FinishedSums:
-    """The finished subtrees of a running pass that no other finished one contains.
+    """The largest finished subtrees of a running pass.
 
     Parameters
     ----------
     store : SumStore
     spans : dict
-        The tasks that are subtrees and may be stored, by key.
+        Tasks that are subtrees and may be stored, by key.
     progress : callable
-        Called from time to time with the number of chunks that are finished.
+        Called from time to time with the number of finished chunks.
     """
 
     def __init__(self, store: SumStore, spans: dict[Hashable, Span], progress: Callable[[int], None]) -> None:
@@ -65,7 +65,7 @@ class FinishedSums:
         return [self._keys[one] for one in inner]
 
     def update(self, fetch: Fetch) -> None:
-        """Report progress and store new sums, each where enough time has passed since the last time."""
+        """Report progress and store new sums, each if enough time has passed since the last time."""
         now = time.monotonic()
         if now - self._reported_at > PROGRESS_SECONDS:
             self._reported_at = now
@@ -74,7 +74,7 @@ class FinishedSums:
             self._write(fetch)
 
     def store_if_long(self, fetch: Fetch) -> None:
-        """Store new sums if the pass has been a long one: for a pass that is about to be given up."""
+        """Store new sums if the pass has been a long one, before it is given up."""
         if self.is_long:
             self._write(fetch)
 
@@ -97,9 +97,9 @@ def total(
     computed: Callable[[Span], Any],
     add: Callable[[Any, Any], Any],
 ) -> Any:
-    """The sum of a subtree from stored sums and computed ones.
+    """Return the sum of a subtree from stored sums and computed ones.
 
-    computed : the sum of a subtree that contains no stored one; called for the largest of these, in order.
+    computed : sums a subtree that contains no stored one; called for the largest of these, in order.
     """
     if store is not None and span in stored:
         return store.read(span)

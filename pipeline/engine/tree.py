@@ -1,8 +1,8 @@
 """The canonical binary tree over chunk indices, along which everything is summed.
 
-Floating-point sums depend on their order. Here the order depends on the number of leaves alone: a sequence splits at the
+Floating-point sums depend on their order. Here the order depends only on the number of leaves: a sequence splits at the
 largest power of two below its length. Aligned runs of 2^j leaves are subtrees, so tasks may be subtrees of any size, on
-any number of workers, and the total keeps every bit.
+any number of workers, and the total has the same bits.
 
     7 leaves:  ((0 1) (2 3)) ((4 5) 6)
 """
@@ -17,7 +17,7 @@ Span = tuple[int, int]  # consecutive leaves from the first up to, not including
 
 
 def tree_sum(leaves: Iterable[T], add: Callable[[T, T], T]) -> T:
-    """The sum of the leaves along the canonical tree, with at most log2(n) + 1 partial sums in memory.
+    """Return the sum of the leaves along the canonical tree, with at most log2(n) + 1 partial sums in memory.
 
     A binary counter: the sums of two subtrees of one size are added as soon as both are complete. At the end the
     remaining sums are added from the smallest up: 7 leaves leave 4, 2 and 1, and (4 + (2 + 1)) is the tree, while
@@ -39,7 +39,7 @@ def tree_sum(leaves: Iterable[T], add: Callable[[T, T], T]) -> T:
 
 
 def halves(span: Span) -> tuple[Span, Span]:
-    """The two subtrees of a subtree of more than one leaf.
+    """Return the two subtrees of a subtree of more than one leaf.
 
     >>> halves((0, 7))
     ((0, 4), (4, 7))
@@ -55,7 +55,7 @@ def contains(outer: Span, inner: Span) -> bool:
 
 
 def uncovered(span: Span, stored: Collection[Span]) -> Iterator[Span]:
-    """The largest subtrees of a subtree that contain none of the stored ones, in order: what remains to be summed.
+    """Yield the largest subtrees of a subtree that contain none of the stored ones, in order.
 
     >>> list(uncovered((0, 8), {(0, 2), (4, 8)}))
     [(2, 4)]
@@ -70,16 +70,16 @@ def uncovered(span: Span, stored: Collection[Span]) -> Iterator[Span]:
 
 
 def shard_level(n_chunks: int, workers: int, chunk_seconds: float, per_worker: int = 8, longest: float = 20.0) -> int:
-    """The level j of a pass's shards, which are subtrees of 2^j chunks, one task each.
+    """Return the level j of a pass's shards, which are subtrees of 2^j chunks, one task each.
 
-    The largest with at least `per_worker` shards a worker, none of which takes much longer than `longest` seconds: a
-    task that does nothing takes 2 to 3.5 ms on worker processes, and a lost worker's shards are computed again.
+    The largest with at least `per_worker` shards a worker, each of which takes at most about `longest` seconds: an empty
+    task takes 2 to 3.5 ms on worker processes, and a lost worker's shards are computed again.
 
     Parameters
     ----------
     n_chunks, workers : int
     chunk_seconds : float
-        What one chunk takes.
+        Time of one chunk.
 
     >>> shard_level(n_chunks=10_000, workers=2, chunk_seconds=0.0)
     9

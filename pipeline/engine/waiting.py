@@ -1,8 +1,8 @@
-"""Waiting for the tasks of a cluster, so that it can be interrupted and never lasts for ever.
+"""Waiting for the tasks of a cluster, interruptible and with deadlines.
 
-Dask computes again what was on a lost worker. Other ways to wait for ever are noticed here: a scheduler that does not
-answer, a client that connected again to a scheduler that has lost its tasks, a cluster without workers, frozen workers,
-and tasks none of which ends.
+Dask computes again what was on a lost worker. This module detects the other reasons to wait for ever: a scheduler that
+does not answer, a client that reconnected to a scheduler that has lost its tasks, a cluster without workers, frozen
+workers, and tasks none of which ends.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _log = get_logger("cluster")
 
 
 class _Lost(Exception):
-    """The scheduler no longer has what was submitted: submit it again."""
+    """The scheduler no longer has the submitted tasks."""
 
 
 class _SchedulerState(NamedTuple):
-    """Of a scheduler. workers : those that are not frozen.  ended : grows with every task that ends.
-    worker_ttl : seconds after which the scheduler itself takes a silent worker for dead; 0 for never.
+    """State of a scheduler. workers : those that are not frozen.  ended : grows with every task that ends.
+    worker_ttl : seconds after which the scheduler itself considers a silent worker dead; 0 for never.
     """
 
     workers: int
@@ -76,7 +76,7 @@ class Cluster:
 
     @property
     def dashboard(self) -> str | None:
-        """Address of the dashboard; None where the scheduler has none."""
+        """Address of the dashboard; None without one."""
         try:
             return self.client.dashboard_link or None
         except (KeyError, AttributeError, *_GONE):
@@ -95,18 +95,18 @@ class Cluster:
         ----------
         roots : sequence of delayeds
         names : mapping
-            What messages call tasks, by key.
+            Names of tasks for messages, by key.
         storable : sequence of delayeds
             Tasks on the way to the roots whose sums may be stored: their futures are pending until then.
         finished : FinishedSums or None
-            Records the tasks that finish.
+            Records finished tasks.
 
         Raises
         ------
         ClusterLost
             If the scheduler or all workers are gone, or a chunk ends every worker that reads it.
         Exception
-            What a task raises, at once: another worker would find the same.
+            What a task raises, at once: it would fail on another worker too.
         """
         remaining = list(roots)
         for _ in range(TRIES):
@@ -131,7 +131,7 @@ class Cluster:
         raise ClusterLost(f"the cluster lost what was submitted {TRIES} times, expected results. {_ADVICE}")
 
     def on_workers(self, function: Callable[..., T], *arguments: Any) -> dict[str, T]:
-        """function(*arguments) in every worker process, by address. Raises what it raises, and ClusterLost."""
+        """Return function(*arguments) of every worker process, by address. Raises what it raises, and ClusterLost."""
         try:
             found = self.client.sync(self.client._run, function, *arguments, on_error="return", callback_timeout=FETCH)
         except (TimeoutError, *_GONE) as error:
@@ -202,7 +202,7 @@ class Cluster:
         return self.fetch(wanted[0])
 
     def _record(self, finished: FinishedSums, pending: Pending, roots: Sequence[Hashable]) -> None:
-        """Record the tasks that finished since the last call, and release the futures that are of no more use."""
+        """Record the tasks that finished since the last call, and release futures that are not needed any more."""
         for key, future in list(pending.items()):
             if future.status == "finished" and key not in self._recorded:
                 self._recorded.add(key)
@@ -212,7 +212,7 @@ class Cluster:
         finished.update(self.fetch)
 
     def fetch(self, future: Any) -> Any:
-        """The value of a finished future; computed again where its worker is gone. Raises ClusterLost."""
+        """Return the value of a finished future, computed again if its worker is gone. Raises ClusterLost."""
         began = time.monotonic()
         while True:
             try:
@@ -244,7 +244,7 @@ class Cluster:
         return state
 
     def _wait_until_back(self) -> None:
-        """Wait until the client, which connects again by itself, has a scheduler with workers. Raises ClusterLost."""
+        """Wait until the client has reconnected to a scheduler with workers. Raises ClusterLost."""
         self._seen_workers = began = time.monotonic()
         while True:
             if self.client.status == "running":
@@ -261,11 +261,11 @@ _ending: dict[str, asyncio.Future[Any]] = {}  # in the scheduler's process: froz
 
 
 async def _look(frozen: float, dask_scheduler: Any) -> _SchedulerState:
-    """On the scheduler: its state. Frozen workers that have nothing but our tasks are ended.
+    """On the scheduler: return its state, and end frozen workers that have only our tasks.
 
-    They are restarted (where they have a nanny) or removed, as the scheduler does by itself after its worker-ttl, 300 s
-    by default. Its settings stay as they are; so does a worker with tasks or data of anyone else, which may only be
-    busy in code that does not let its heartbeat through.
+    They are restarted (if they have a nanny) or removed, as the scheduler does after its worker-ttl, 300 s by default. Its
+    settings stay as they are. A worker with tasks or data of other programs is left: it may only be busy in code that
+    delays its heartbeat.
     """
     now, workers = time.time(), dask_scheduler.workers.values()
     # With many workers heartbeats are rare: every 6 s for 1000. The scheduler's own rule.
@@ -289,13 +289,13 @@ async def _look(frozen: float, dask_scheduler: Any) -> _SchedulerState:
 
 
 def _is_ours(task: Any) -> bool:
-    """Whether a task of a scheduler is one of a pass."""
+    """Whether a task of a scheduler belongs to a pass."""
     name = task.key[0] if isinstance(task.key, tuple) else task.key
     return str(name).startswith(OURS)
 
 
 def still_wanted() -> bool:
-    """In a task: whether its result is still wanted. It is not once the driver has gone on or ended."""
+    """In a task: whether its result is still wanted; it is not once the driver has gone on or ended."""
     try:
         task = get_worker().state.tasks.get(thread_state.key)
     except (ValueError, AttributeError):  # not on a worker

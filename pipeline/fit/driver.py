@@ -2,7 +2,7 @@
 
     config, chunks → plan → profile (one pass) → starts → [E-step per chunk → tree sum → M-step]* → choice among candidates
 
-The command, the Python classes and `check` use the same steps; they differ in the sink, and in the chunks that they hand over.
+The command, the Python classes and `check` use the same steps, with different sinks and chunks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Driver:
     sink: Sink
 
     def sums(self, refit: bool = False) -> SumJobs:
-        """What sums a list of jobs in one pass: over the rows that are not held out, or for a refit over all."""
+        """Return the function that sums jobs in one pass: over the rows that are not held out, or for a refit over all."""
         share, seed = self.config.select.heldout, self.config.fit.random_state
         return without(None if refit else Units.of(self.chunks.source, share, seed), self._sum)
 
@@ -62,7 +62,7 @@ class Driver:
         return self.engine.sum_over(self.chunks, jobs, ids, unfinished, self.sink.progress)
 
     def profiled(self) -> tuple[Driver, DataSummary, Sample | None]:
-        """The profiling pass: the driver with its preprocessing fitted, the statistics, and rows for the search.
+        """Make the profiling pass; return the driver with fitted preprocessing, the statistics, and rows for the search.
 
         Raises
         ------
@@ -88,13 +88,13 @@ class Driver:
         return self.after_profile(summary), summary, sampled[0] if sampled else None
 
     def after_profile(self, summary: DataSummary) -> Driver:
-        """The same with the preprocessing of a profile."""
+        """Return the driver with the preprocessing of a profile."""
         return replace(self, chunks=self.chunks.after_profile(summary.affine, summary.n_bad))
 
     def starts(self, summary: DataSummary, user: UserStart, sample: Sample | None) -> list[Run]:
-        """A run for each candidate and restart, with its initial parameters.
+        """Return a run for each candidate and restart, with its initial parameters.
 
-        sample : rows for the search; None to sample them now (a job that ended in the middle of its search).
+        sample : rows for the search; None to sample them now (after a job ended during its search).
         """
         fit = self.config.fit
         began = time.perf_counter()
@@ -115,7 +115,7 @@ class Driver:
         return runs
 
     def startings(self, models: Sequence[LatentModel], summary: DataSummary, user: UserStart) -> list[Starting]:
-        """How each candidate starts, for `in_step`."""
+        """Return how each candidate starts, for `in_step`."""
         fit = self.config.fit
         return [
             starting(
@@ -133,16 +133,16 @@ class Driver:
         ]
 
     def _own(self, summary: DataSummary, candidate: int) -> DataSummary:
-        """What a job with this candidate alone would have."""
+        """The statistics that a job with this candidate alone would have."""
         return summary.with_sample(self.plan.sample_rows[candidate])
 
     def _is_enough(self, sample: Sample) -> bool:
-        """Whether every candidate has a row for each component: with long rows, or few of positive weight, it may have none."""
+        """Whether every candidate has a row for each component; with long rows, or few of positive weight, it may not."""
         largest = [candidate.model.largest for candidate in self.config.candidates()]
         return all(sample.below(self.plan.search_share(i)) >= k for i, k in enumerate(largest))
 
     def _searched(self, summary: DataSummary, runs: list[Run], sample: Sample) -> list[Run]:
-        """The runs with parameters that a search has found, each on the rows that it would use alone."""
+        """The runs with searched parameters, each on the rows that it would use alone."""
         fit, found = self.config.fit, []
         with ThreadPoolExecutor(min(self.engine.workers, cores())) as threads:
             x, weight, label = sample.rows(summary.affine)
@@ -153,7 +153,7 @@ class Driver:
         return found
 
     def _found(self, summary: DataSummary, run: Run, rows: MemoryRows, seed: int) -> Run:
-        """One run with the parameters that its search has found."""
+        """One run with searched parameters."""
         model, levels = run.model, []
         assert isinstance(model, ClusterModel)
 
@@ -170,7 +170,7 @@ class Driver:
         return self._pruned(run, rows, summary.total) if self.config.select.pruning else run
 
     def _pruned(self, run: Run, rows: MemoryRows, of: float) -> Run:
-        """The run with as many components as the shortest message has."""
+        """The run with the number of components that has the shortest message."""
         began = time.perf_counter()
         assert isinstance(run.model, Mixture)
         found = pruned(run.model, run.params, rows, of)
@@ -185,14 +185,14 @@ class Driver:
         return replace(run, model=found.model, params=found.params, lengths=tuple(found.lengths))
 
     def begin(self, summary: DataSummary, user: UserStart, sample: Sample | None) -> list[Run]:
-        """The runs at their starts, saved. A search takes as long as some passes: the profile is saved before it."""
+        """Return the runs at their starts, saved. The profile is saved before, because a search takes as long as some passes."""
         self.sink.save(summary, [])
         runs = self.starts(summary, user, sample)
         self.sink.save(summary, runs)
         return runs
 
     def advance(self, summary: DataSummary, runs: list[Run], resting: Sequence[Run] = ()) -> list[Run]:
-        """The loop to its end. resting : runs that are saved beside these."""
+        """Run the loop to its end. resting : runs that are saved together with these."""
         labels, read, began = {run.candidate: run.model.label for run in runs}, [0], time.perf_counter()
         first = runs
         try:
@@ -213,7 +213,7 @@ class Driver:
     def iterations(
         self, summary: DataSummary, runs: Sequence[Run], read: list[int] | None = None
     ) -> Iterator[tuple[list[Run], list[Event]]]:
-        """The loop over all rows as the config asks for it; what `em` yields. read : its first number grows by the rows read."""
+        """Yield what `em` yields, for the config's method. read : its first number grows by the rows read."""
         fit, refit, counter = self.config.fit, runs[0].refit, [0] if read is None else read
         method, sums = method_of(fit.method, self.chunks.source.bounds, fit.random_state), self.sums(refit)
 
@@ -229,7 +229,7 @@ class Driver:
         return em(runs, evaluate, Limits(fit.max_iter or 0, fit.tol or 0.0), summary.n_rows, method, tuple(final))
 
     def finish(self, summary: DataSummary, runs: Sequence[Run]) -> tuple[Choice, list[Run], DataSummary]:
-        """All candidates to their ends, and the chosen one once more where rows were held out.
+        """Run all candidates to their ends, and fit the chosen one to all rows if some were held out.
 
         Returns
         -------
@@ -270,7 +270,7 @@ class Driver:
 
 
 def _figures(run: Run, total: float) -> dict[str, float | None]:
-    """What a pass left of its best run, None where it is not known. total : sum of the rows' weights."""
+    """Figures of a pass's best run for its event, None if unknown. total : sum of the rows' weights."""
     if not run.model.has_bound:
         name, value = run.model.words.series, run.model.words.sign * run.objective
     elif np.isnan(run.log_likelihood):  # between blocks that had different parameters, or of an approximate E-step

@@ -1,6 +1,6 @@
-"""What a job needs, derived once from its config and the shapes of its chunks, and handed on; what cannot work is refused.
+"""What a job needs, derived once from its config and the shapes of its chunks; refuses what cannot work.
 
-Models, their parameters and attachments state their own bytes; the plan adds them up. Memory decides how many tasks run at
+Models, their parameters and attachments know their sizes; the plan adds them up. Memory decides how many tasks run at
 once, and nothing else.
 """
 
@@ -43,11 +43,11 @@ class JobPlan:
     Attributes
     ----------
     models : tuple of LatentModel
-        One for each candidate, of no rows in particular: they say how large things are.
+        One for each candidate, without data; they know how large things are.
     sample_rows : tuple of int
         Rows that a profile stores for each candidate alone: for starts and pictures.
     search_rows : tuple of int
-        Rows in memory that the search for a start of each candidate uses; empty where there is no search.
+        Rows in memory for the search of each candidate; empty without a search.
     """
 
     config: Config
@@ -60,7 +60,7 @@ class JobPlan:
 
     @property
     def searches(self) -> bool:
-        """Whether a search on rows in memory looks for the start."""
+        """Whether the start is searched for on rows in memory."""
         return bool(self.search_rows)
 
     @property
@@ -69,19 +69,19 @@ class JobPlan:
         return sum(schema.n_bytes(model.fields, model.sizes) for model in self.models)
 
     def profile_job(self) -> ProfileJob:
-        """What the profiling pass computes of each chunk."""
+        """The job of the profiling pass."""
         full = any(step.kind in ("pca", "zca") for step in self.config.preprocess)
         moments = "none" if self.sparse else "matrix" if full else self.config.model.second_moments
         return ProfileJob(moments, max(self.sample_rows), self.config.fit.random_state)
 
     def sampling(self) -> list[SampleRows]:
-        """The job that samples rows for the search, where there is one; with several candidates for the largest."""
+        """The job that samples rows for the search; with several candidates for the largest. Empty without a search."""
         if not self.searches:
             return []
         return [SampleRows(max(self.search_rows) / self.n_rows, self.config.fit.random_state)]
 
     def search_share(self, candidate: int) -> float:
-        """The share of all rows that the search of a candidate uses."""
+        """Return the share of all rows that the search of a candidate uses."""
         return self.search_rows[candidate] / self.n_rows
 
 
@@ -91,7 +91,7 @@ def plan_job(config: Config, chunks: Chunks, fits: bool = True) -> JobPlan:
     Raises
     ------
     InputError
-        If these rows cannot be fitted as the config asks.
+        If these rows cannot be fitted as the config says.
     """
     _refuse_impossible(config, chunks, fits)
     # pca is the only step that changes how many features there are.
@@ -103,13 +103,13 @@ def plan_job(config: Config, chunks: Chunks, fits: bool = True) -> JobPlan:
 
 
 def _sample_rows(k: int, n_features: int) -> int:
-    """Enough for k components, within a fixed number of bytes."""
+    """Enough rows for k components, within a fixed number of bytes."""
     affordable = SAMPLE_BYTES // (8 * n_features)
     return max(k, min(max(MIN_SAMPLE_ROWS, SAMPLE_PER_COMPONENT * k), affordable))
 
 
 def _searches(config: Config, models: tuple[LatentModel, ...]) -> bool:
-    """A start that the user supplies is refined where it is, and fixed locations stay."""
+    """Whether there is a search: not from user-supplied starts, nor with fixed locations."""
     if config.fit.method == "em" or config.fit.init in ("explicit", "labels"):
         return False
     return all(isinstance(model, ClusterModel) and model.location not in model.fixed for model in models)
@@ -129,9 +129,9 @@ def _refuse_impossible(config: Config, chunks: Chunks, fits: bool) -> None:
 
 
 def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
-    """As many tasks at a time as engine.memory allows. Raises InputError, with advice, when not even one fits.
+    """Plan as many tasks at a time as engine.memory allows. Raises InputError, with advice, if not even one fits.
 
-    The statistics of all candidates stand beside each other, as those of restarts do.
+    The statistics of all candidates and restarts are in memory together.
     """
     config = job.config
     engine, n_init, k = config.engine, config.fit.n_init, config.model.largest
@@ -180,7 +180,7 @@ def refuse_negative(config: Config, profile: Profile) -> None:
 
 
 def warnings_of(config: Config, profile: Profile) -> list[str]:
-    """What the profile shows that a person should know."""
+    """Yield warnings about the rows, from the profile."""
     found = []
     if profile.n_bad:
         found.append(f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")

@@ -1,4 +1,4 @@
-"""Where a fit reports what happens and stores what it has: a run directory, or nowhere."""
+"""Where a fit reports events and stores state: a run directory, or nowhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.engine.stored_sums import SumStore
 
 
 class Sink(Protocol):
-    """What a fit reports to. The run directory is one (outputs/run_sink.py)."""
+    """What a fit reports to; `pipeline.outputs.run_sink.RunSink` writes a run directory."""
 
     @property
     def listens(self) -> bool:
-        """Whether anybody reads events and what the final pass collects for a report."""
+        """Whether anybody reads events and the report's attachments."""
 
     def log(self, event: str, **fields: Any) -> None:
         """Report an event."""
@@ -25,16 +25,16 @@ class Sink(Protocol):
         """Report how many chunks of a long pass are done."""
 
     def unfinished(self, chunks: Chunks, jobs: Sequence[Any], ids: Sequence[int] | None) -> SumStore | None:
-        """Where the finished part of a long pass is stored; None for nowhere."""
+        """Return where the finished part of a long pass is stored; None for nowhere."""
 
     def save(self, summary: DataSummary, runs: Sequence[Run]) -> None:
         """Store a checkpoint."""
 
     def passed(self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]) -> None:
-        """Take note of a pass: store what is due. before, runs : before and after it.  resting : saved beside them."""
+        """Called after each pass: store what is due. before, runs : before and after it.  resting : saved with them."""
 
     def interrupted(self, summary: DataSummary, runs: Sequence[Run], resting: Sequence[Run]) -> None:
-        """Store what has not been stored: the fit ends here."""
+        """Called when the fit ends early: store what has not been stored."""
 
 
 class NoSink:
@@ -52,13 +52,13 @@ class NoSink:
         """Do nothing."""
 
     def unfinished(self, chunks: Chunks, jobs: Sequence[Any], ids: Sequence[int] | None) -> None:
-        """Nowhere."""
+        """Return None: nothing is stored."""
 
     def save(self, summary: DataSummary, runs: Sequence[Run]) -> None:
         """Do nothing."""
 
     def passed(self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]) -> None:
-        """Call back."""
+        """Call `on_pass`."""
         if self._on_pass is not None:
             self._on_pass(runs)
 
