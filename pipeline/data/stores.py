@@ -18,12 +18,12 @@ import numpy as np
 import zarr
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
+from pipeline.arrays.stores import METADATA, GuardedStore
 from pipeline.data.files import absolute, damaged, is_url, reading, refuse_absent, remedy
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, PipelineError, StorageError
 
 # Codecs that store a sum of what they encode and compare it when they decode; zstd does so where it is asked to.
 _CHECKED = {"crc32c", "crc32", "adler32", "fletcher32", "jenkins_lookup3", "gzip", "zlib", "bz2", "lzma"}
-_METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
 
 class _WholeStore(WrapperStore[Any]):
@@ -31,7 +31,7 @@ class _WholeStore(WrapperStore[Any]):
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         value = await self._store.get(key, prototype, byte_range)
-        if value is None and key.rsplit("/", 1)[-1] not in _METADATA:
+        if value is None and key.rsplit("/", 1)[-1] not in METADATA:
             raise StorageError(
                 f"{self._store}: chunk {key} is missing. Mount or restore the storage; if the store leaves out chunks "
                 "of nothing but the fill value on purpose, set data.missing_chunks=fill."
@@ -77,6 +77,7 @@ class ZarrPlace:
             store = FsspecStore.from_url(self.path, storage_options=self.options, read_only=True)
         else:
             store = LocalStore(self.path, read_only=True)
+        store = GuardedStore(store)
         return zarr.open(_WholeStore(store) if self.missing_chunks == "error" else store, path=self.name, mode="r")
 
     def open_first(self) -> Any:
@@ -88,6 +89,8 @@ class ZarrPlace:
             )
         try:
             return self.open()
+        except PipelineError:
+            raise
         except Exception as error:  # every store and codec has its own kinds
             advice = remedy(self.path, error) or "Check data.path and data.variable"
             raise InputError(
@@ -157,7 +160,7 @@ class ZarrPlace:
                 top = os.path.join(self.path, self.name)
                 names = (os.path.join(folder, name) for folder, _, files in os.walk(top) for name in files)
                 sizes = {name: os.path.getsize(name) for name in names}
-        return [int(sizes[key]) for key in sorted(sizes) if key.rsplit("/", 1)[-1] not in _METADATA]
+        return [int(sizes[key]) for key in sorted(sizes) if key.rsplit("/", 1)[-1] not in METADATA]
 
 
 def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
-import zarr
 
 from pipeline.config import Fit
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
 from pipeline.data.files import refuse_absent
 from pipeline.data.section import DataSection
-from pipeline.errors import InputError
+from pipeline.data.stores import ZarrPlace
+from pipeline.errors import InputError, PipelineError
 
 
 class UserStart(NamedTuple):
@@ -69,10 +68,12 @@ def user_start(fit: Fit, data: DataSection, n_rows: int) -> UserStart:
         if path.endswith(".npz"):
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return UserStart(arrays={name: stored[name] for name in stored.files})
-        group = zarr.open_group(path, mode="r")
+        group = ZarrPlace(path, {}, "error").open()
         arrays = {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
         return UserStart(arrays=arrays)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except PipelineError:
+        raise
+    except Exception as error:  # every store, codec and archive has its own kinds
         raise InputError(
             f"fit.init_path {path}: cannot be read ({error}), expected an .npz or .zarr of arrays. Write it again."
         ) from error

@@ -21,6 +21,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from pipeline.arrays.dtypes import Array
+from pipeline.arrays.stores import open_whole
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs.run_directory import remove, sync, sync_tree
 
@@ -134,7 +135,7 @@ def read(path: Path) -> State:
     try:
         if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != sums(path):
             raise ValueError("its bytes do not match their checksums")
-        group = zarr.open_group(path, mode="r")
+        group = zarr.open_group(open_whole(path), mode="r")
         arrays = {name: np.asarray(group[name][...]) for name in group.attrs["arrays"]}  # type: ignore[index,union-attr]
         return State(arrays, group.attrs["facts"])  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, RuntimeError) as error:

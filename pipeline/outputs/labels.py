@@ -18,6 +18,7 @@ from zarr.codecs import ZstdCodec
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
+from pipeline.arrays.stores import guarded, open_group
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError
@@ -81,7 +82,7 @@ def has_labels(path: Path, top_k: int) -> bool:
 def _stored(path: Path) -> int:
     """Responsibilities per row of a store of labels; -1 when it cannot be opened."""
     try:
-        return int(zarr.open_group(path, mode="r").attrs["top_k"])  # type: ignore[arg-type]
+        return int(open_group(path).attrs["top_k"])  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError):
         return -1
 
@@ -94,7 +95,7 @@ def write_labels(path: Path, task: LabelBlock, engine: Engine, progress: Callabl
         if _stored(temporary) != task.top_k:
             remove(temporary)  # begun for another layout, or not even that
         attributes: dict[str, Any] = {"family": task.model.family, "n_rows": n, "top_k": task.top_k}
-        group = zarr.open_group(temporary, mode="a", zarr_format=3, attributes=attributes)
+        group = zarr.open_group(guarded(temporary, read_only=False), mode="a", zarr_format=3, attributes=attributes)
         specs = task.model.row_arrays(task.top_k)
         arrays = {name: _array(group, name, n, task.top_k, spec) for name, spec in specs.items()}
         last = temporary / [*arrays][-1] / "c"  # a block of which the last array is there is whole

@@ -19,6 +19,7 @@ from zarr.codecs import ZstdCodec
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import Packed, pack, unpack
+from pipeline.arrays.stores import open_whole
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import DataSummary
 from pipeline.data.source import Source
@@ -236,7 +237,9 @@ def read_dataset(path: Path) -> xr.Dataset:
     if not path.exists():
         raise InputError(f"{path}: there is no model yet. Finish the run first: `em-pipeline resume {path.parent}`.")
     try:
-        return xr.open_zarr(path, consolidated=False).load()
+        return xr.open_zarr(open_whole(path), consolidated=False).load()
+    except InputError:
+        raise
     except Exception as error:  # zarr, its codecs and xarray have their own kinds
         raise StorageError(
             f"{path}: damaged ({type(error).__name__}: {error}). Remove it, then `em-pipeline resume {path.parent}` "

@@ -19,6 +19,7 @@ import zarr
 from pydantic import Field
 from zarr.codecs import ZstdCodec
 
+from pipeline.arrays.stores import open_group
 from pipeline.data.csr import CsrSource
 from pipeline.data.files import absolute, beside, is_url, open_binary, opening, reading, sha256, stored_size
 from pipeline.data.section import ConvertedSection
@@ -78,7 +79,7 @@ def _made_from(store: str, made_from: Mapping[str, Any]) -> bool:
     if is_url(store):  # nothing is written beside a remote input
         return False
     try:
-        attributes = dict(zarr.open_group(store, mode="r").attrs)
+        attributes = dict(open_group(store).attrs)
     except Exception:  # absent, or damaged: written again in both cases
         return False
     return all(attributes.get(name) == value for name, value in made_from.items())
@@ -109,7 +110,7 @@ def _convert(path: str, options: Mapping[str, Any], store: Path, made_from: Mapp
 def _only_ours(store: Path) -> None:
     """Refuse to replace anything but a store that a conversion made."""
     try:
-        ours = "source-sha256" in zarr.open_group(store, mode="r").attrs
+        ours = "source-sha256" in open_group(store).attrs
     except Exception:
         ours = False
     if not ours:

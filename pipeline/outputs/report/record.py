@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.arrays.stores import guarded, open_whole
 from pipeline.config.loading import read_yaml
 from pipeline.errors import InputError, StorageError
 from pipeline.models.families import words_of
@@ -273,7 +274,7 @@ class Record:
         import zarr
 
         try:
-            return zarr.open_array(self.run / "labels.zarr" / name, mode="r")
+            return zarr.open_array(guarded(self.run / "labels.zarr" / name), mode="r")
         except (OSError, ValueError, KeyError):
             return None
 
@@ -361,7 +362,7 @@ def _open_model(store: Path) -> xr.Dataset:
     import xarray as xr
 
     try:
-        model: xr.Dataset = xr.open_zarr(store, consolidated=False, chunks=None)
+        model: xr.Dataset = xr.open_zarr(open_whole(store), consolidated=False, chunks=None)
     except Exception as error:  # as above: whatever zarr raises, the store is damaged
         raise StorageError(f"{store}: cannot be opened ({error}). Run the job again with --overwrite.") from error
     if not isinstance(model.attrs.get("family"), str):

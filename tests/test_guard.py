@@ -1,0 +1,175 @@
+"""The guard of stores: what is not known to be plain numbers is not decoded, and sizes are not believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+
+from pipeline.arrays import stores
+from pipeline.arrays.stores import Refused, guarded, open_whole
+from pipeline.data.stores import ZarrPlace
+from pipeline.errors import InputError
+from pipeline.outputs import checkpoint
+from pipeline.outputs.checkpoint import State
+from pipeline.outputs.model_store import read_dataset
+from tests.jobs import blobs, refused, write_config, write_rows
+
+MARK = "executed"
+
+
+class Evil:
+    """Leaves a mark when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (os.environ["CANARY"], "w")
+
+
+def hostile(path: Path, filters: list[str], dtype: str = "|O") -> None:
+    """A zarr v2 array, written by hand, whose only chunk is a pickle that numcodecs would load."""
+    path.mkdir(parents=True)
+    (path.parent / ".zgroup").write_text('{"zarr_format": 2}')
+    metadata = {"zarr_format": 2, "shape": [1, 1], "chunks": [1, 1], "dtype": dtype, "fill_value": None, "order": "C"}
+    metadata |= {"compressor": None, "filters": [{"id": name} for name in filters]}
+    (path / ".zarray").write_text(json.dumps(metadata))
+    (path / "0.0").write_bytes(pickle.dumps(Evil()))
+
+
+OPENED: dict[str, Callable[[Path], Any]] = {
+    "rows": lambda path: ZarrPlace(str(path), {}, "error").open_first()[...],
+    "a model": lambda path: read_dataset(path.parent),
+    "a checkpoint": lambda path: zarr.open_array(open_whole(path), mode="r")[...],
+    "any": lambda path: zarr.open(guarded(path), mode="r")[...],
+}
+
+
+@pytest.fixture(autouse=True)
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that a pickle would make."""
+    monkeypatch.setenv("CANARY", str(tmp_path / MARK))
+    return tmp_path / MARK
+
+
+@pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
+@pytest.mark.parametrize(
+    "filters", [["pickle"], ["vlen-utf8", "pickle"], ["pickle", "vlen-utf8"], ["json2"], ["categorize"], []]
+)
+def test_objects_are_never_decoded(
+    tmp_path: Path, canary: Path, opened: Callable[[Path], Any], filters: list[str]
+) -> None:
+    """Whatever stands beside the codec that would unpickle, in whatever order, and with the dtype of objects alone."""
+    hostile(tmp_path / "g.zarr" / "x", filters)
+    with pytest.raises(InputError, match="not decoded"):
+        opened(tmp_path / "g.zarr" / "x")
+    assert not canary.exists()
+
+
+def test_nor_behind_consolidated_metadata_or_in_shards(tmp_path: Path, canary: Path) -> None:
+    """.zmetadata and zarr.json describe arrays too; a shard has codecs of its own."""
+    hostile(tmp_path / "g.zarr" / "x", ["vlen-utf8", "pickle"])
+    node = json.loads((tmp_path / "g.zarr" / "x" / ".zarray").read_text())
+    everything = {"zarr_consolidated_format": 1, "metadata": {".zgroup": {"zarr_format": 2}, "x/.zarray": node}}
+    (tmp_path / "g.zarr" / ".zmetadata").write_text(json.dumps(everything))
+    with pytest.raises(Refused, match="'pickle'"):
+        zarr.open_group(guarded(tmp_path / "g.zarr"), mode="r")
+    zarr.create_array(tmp_path / "s.zarr", shape=(4, 4), shards=(4, 4), chunks=(2, 2), dtype="f8")
+    change(
+        tmp_path / "s.zarr" / "zarr.json", lambda found: found["codecs"][0]["configuration"]["codecs"].append("pickle")
+    )
+    with pytest.raises(Refused, match="'pickle'"):
+        zarr.open(guarded(tmp_path / "s.zarr"), mode="r")
+    assert not canary.exists()
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Edit a JSON file."""
+    found = json.loads(path.read_text())
+    edit(found)
+    path.write_text(json.dumps(found))
+
+
+def test_whatever_numpy_and_xarray_write_is_read(tmp_path: Path) -> None:
+    """All dtypes of rows and compressors, in both formats; text; shards: the guard changes nothing."""
+    x = np.arange(12).reshape(6, 2)
+    compressors = (None, numcodecs.Blosc(), numcodecs.Zstd(), numcodecs.GZip(), numcodecs.LZ4(), numcodecs.BZ2())
+    for i, dtype in enumerate(("f4", ">f8", "u1", "<i8", "f2", "?")):
+        old, new = tmp_path / f"{i}.v2", tmp_path / f"{i}.v3"
+        array = zarr.create_array(
+            old, shape=x.shape, dtype=dtype, chunks=(4, 2), zarr_format=2, compressors=compressors[i]
+        )
+        array[:] = x.astype(dtype)
+        zarr.create_array(new, data=x.astype(dtype), chunks=(2, 2), shards=(6, 2) if i % 2 else None)
+        for path in (old, new):
+            np.testing.assert_array_equal(zarr.open(guarded(path), mode="r")[...], x.astype(dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for version in (2, 3):
+            zarr.create_array(
+                tmp_path / f"t{version}", data=np.array(["a", "β"], np.dtypes.StringDType()), zarr_format=version
+            )
+            assert list(zarr.open(guarded(tmp_path / f"t{version}"), mode="r")[...]) == ["a", "β"]
+
+
+BOMBS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a chunk of terabytes": lambda found: found["chunk_grid"]["configuration"].update(chunk_shape=[2**40, 3]),
+    "a negative chunk": lambda found: found["chunk_grid"]["configuration"].update(chunk_shape=[-1, 3]),
+    "a shape that is none": lambda found: found.update(shape=["x", 3]),
+    "a codec that there is not": lambda found: found["codecs"].append({"name": "shell"}),
+    "objects": lambda found: found.update(data_type="object"),
+    "a dtype of no kind": lambda found: found.update(data_type={"name": {"a": 1}}),
+}
+
+
+@pytest.mark.parametrize("edit", BOMBS.values(), ids=BOMBS)
+def test_metadata_that_lie_are_refused_at_once(tmp_path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """In a second, with exit code 2, and nothing is written."""
+    write_rows(tmp_path / "x.zarr", blobs())
+    change(tmp_path / "x.zarr" / "zarr.json", edit)
+    config, began = write_config(tmp_path / "c.yaml", tmp_path / "x.zarr"), time.monotonic()
+    assert str(tmp_path / "x.zarr") in refused("run", config, "--output", tmp_path / "run")
+    assert time.monotonic() - began < 5 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["zstd", "blosc", "lz4"])
+def test_a_chunk_that_says_it_decodes_to_much_more_is_not_decoded(tmp_path: Path, kind: str) -> None:
+    """The sizes that zstd, blosc and lz4 write before their bytes."""
+    codec = {"zstd": numcodecs.Zstd(), "blosc": numcodecs.Blosc(), "lz4": numcodecs.LZ4()}[kind]
+    array = zarr.create_array(tmp_path / "x", shape=(8,), dtype="f8", chunks=(8,), zarr_format=2, compressors=codec)
+    array[:] = 1.0
+    (tmp_path / "x" / "0").write_bytes(codec.encode(np.zeros(2**21)))  # 16 MiB for 64 bytes
+    with pytest.raises(Refused, match="declares 16777216 bytes, expected 64"):
+        zarr.open(guarded(tmp_path / "x"), mode="r")[...]
+
+
+def test_pipes_and_devices_in_a_store_are_not_read(tmp_path: Path) -> None:
+    """As metadata or as a chunk: reading them might never end."""
+    for name in ("zarr.json", "c/0/0"):
+        path = write_rows(tmp_path / f"{name[:1]}.zarr", blobs())
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        with pytest.raises(Refused, match="no regular file"):
+            zarr.open(guarded(path), mode="r")[...]
+
+
+def test_a_small_store_may_not_declare_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stores that are read whole: checkpoints fall back, as with any damage, and a model is refused."""
+    monkeypatch.setattr(stores, "DECLARED", 2**20)
+    for i in range(2):
+        checkpoint.save(tmp_path, i, State({"x": np.zeros(8)}, {}))
+    path = tmp_path / "gen-000001"
+    change(path / "x" / "zarr.json", lambda found: found.update(shape=[2**40]))
+    (path / "manifest.json").write_text(json.dumps(checkpoint.sums(path)))
+    said: list[str] = []
+    assert checkpoint.load(tmp_path, said.append)[0] == 0 and "declares 8796093022208 bytes" in said[0]
+    with pytest.raises(Refused, match="expected no more than"):
+        read_dataset(path)
