@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pipeline.engine.blas import choose_kernels
-from pipeline.errors import InputError, PipelineError, Stopped
+from pipeline.errors import InputError, PipelineError, Stopped, shown_path
 from pipeline.logs import LEVELS, logging_to_stderr
 from pipeline.signals import StopRequested, stopping
 
@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, in place of the config's; repeatable")]
-Output = Annotated[Path | None, typer.Option("--output", help="directory to write to")]
+Output = Annotated[str | None, typer.Option("--output", help="directory to write to")]
 Address = Annotated[str | None, typer.Option("--scheduler-address", help="a running dask scheduler, tcp://host:8786")]
 File = Annotated[Path | None, typer.Option("--scheduler-file", help="scheduler file of a running dask scheduler")]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="a profile by name, such as local")]
@@ -94,7 +94,7 @@ def run_command(
     loaded = _loaded(config, [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)])
     from pipeline import workflow
 
-    where = output or Path(loaded.output.path)
+    where = loaded.output.path if output is None else output
     _with_progress(where, lambda listener: workflow.run(loaded, output, overwrite, [listener]), before=False)
 
 
@@ -149,7 +149,9 @@ def predict_command(
     _stored(run, changes)
     from pipeline import workflow
 
-    _with_progress(output or run, lambda listener: workflow.predict(run, changes, output, [listener]))
+    _with_progress(
+        run if output is None else output, lambda listener: workflow.predict(run, changes, output, [listener])
+    )
 
 
 @app.command("report")
@@ -221,7 +223,7 @@ def _before_numpy(engine: EngineSection) -> None:
         choose_kernels()  # these hand their environment on, or choose likewise
 
 
-def _with_progress(where: Path, action: Callable[[Any], Path], before: bool = True) -> None:
+def _with_progress(where: str | Path, action: Callable[[Any], Path], before: bool = True) -> None:
     """Do something and show how far it is. where : the run directory.  before : what its log holds is part of it."""
     from rich.console import Console
 
@@ -232,13 +234,13 @@ def _with_progress(where: Path, action: Callable[[Any], Path], before: bool = Tr
     directory = RunDirectory(where)
     past = list(read_events(directory.events)) if before else []
     try:
-        with following(Console(stderr=True, highlight=False), str(where), past) as listener:
+        with following(Console(stderr=True, highlight=False), str(directory), past) as listener:
             result = action(listener)
     except (KeyboardInterrupt, StopRequested) as stop:
         kept = directory.has_checkpoint
-        raise _stopped(stop, f"the last checkpoint is kept: em-pipeline resume {where}" if kept else None) from None
+        raise _stopped(stop, f"the last checkpoint is kept: em-pipeline resume {directory}" if kept else None) from None
     report = result / "report.html"
-    typer.echo(f"report: {report}" if report.exists() else f"written: {result}")
+    typer.echo(f"report: {shown_path(report)}" if report.exists() else f"written: {shown_path(result)}")
 
 
 def _stopped(stop: BaseException, advice: str | None = None) -> Stopped:

@@ -60,7 +60,9 @@ def _letters(word: str) -> str:
 
 def does_not_exist(path: str | Path) -> str:
     """That a local path does not exist, and the nearest that does, else where it was looked for: for messages."""
-    asked, known, parts = Path(path).expanduser(), Path(), Path(path).expanduser().parts
+    asked, here = Path(path), Path.cwd()
+    asked = asked.relative_to(here) if asked.is_relative_to(here) else asked
+    known, parts = Path(), asked.parts
     for i, part in enumerate(parts):
         if not (known / part).exists():
             there = sorted(os.listdir(known)) if os.access(known, os.R_OK) and known.is_dir() else []
@@ -68,16 +70,21 @@ def does_not_exist(path: str | Path) -> str:
             if near:
                 found = known.joinpath(near[0], *parts[i + 1 :])
                 found = found if found.exists() else known / near[0]
-                return f"does not exist; did you mean {_shown(found)}?"
+                return f"does not exist; did you mean {_with_slash(found)}?"
             break
         known /= part
     if asked.is_absolute() or len(parts) - i > 1:
-        return f"does not exist: there is no {parts[i]} in {_shown(known)}."
+        return f"does not exist: there is no {parts[i]} in {_with_slash(known)}."
     return f"does not exist; relative paths start from {Path.cwd()}."
 
 
-def _shown(path: Path) -> str:
-    """A path as one would type it here, a folder with a slash at its end."""
+def shown_path(path: Path) -> str:
+    """A path as one would type it here."""
     here = Path.cwd()
-    text = str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
+    return str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
+
+
+def _with_slash(path: Path) -> str:
+    """A path as one would type it here, a folder with a slash at its end."""
+    text = shown_path(path)
     return f"{text}/" if path.is_dir() and text != "/" else text

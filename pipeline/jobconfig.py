@@ -136,6 +136,10 @@ class Config(Section):
         }
         return self.model_copy(update={"fit": fit.model_copy(update=update)})
 
+    def written_to(self, path: Path) -> Config:
+        """Return the same config with another run directory."""
+        return self.model_copy(update={"output": self.output.model_copy(update={"path": str(path.absolute())})})
+
     def code(self) -> dict[str, str]:
         """Return the SHA-256 of each file of the user's own that the config names, by the key that names it."""
         found = {"data.path": self.data.code(), "model.path": self.model.code()}

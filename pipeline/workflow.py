@@ -98,10 +98,8 @@ def run(
     InputError, StorageError, ClusterLost
         A directory is made only once config and input open.
     """
-    if output is not None:
-        config = config.model_copy(update={"output": config.output.model_copy(update={"path": str(output)})})
-    config = config.resolved()
-    directory = RunDirectory(config.output.path)
+    directory = RunDirectory(config.output.path if output is None else output)
+    config = config.resolved().written_to(directory.path)
     directory.refuse_unless_free(overwrite)
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:

@@ -147,7 +147,7 @@ def test_overrides_replace_values_and_are_read_as_yaml():
     """--set takes YAML, reaches nested keys and leaves their neighbours alone."""
     raw = {"fit": {"max_iter": 5, "tol": 0.5}, "data": {"source": "images", "path": "a"}}
     config = validate(raw, ["fit.max_iter=7", "data.path=b=c", "preprocess=[{kind: center}]", "data.patch.size=[4, 6]"])
-    assert (config.fit.max_iter, config.fit.tol, config.data.path) == (7, 0.5, "b=c")
+    assert (config.fit.max_iter, config.fit.tol, config.data.path) == (7, 0.5, str(Path.cwd() / "b=c"))
     assert config.preprocess[0].kind == "center" and config.data.patch.size == (4, 6)
     assert raw["fit"] == {"max_iter": 5, "tol": 0.5}
 

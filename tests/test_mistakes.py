@@ -210,7 +210,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     ),
     "parameters": (
         ["run", X + "fit: {init: explicit, init_path: q.npz}\n"],
-        "fit.init_path q.npz: does not exist; relative paths start from",
+        "q.npz: does not exist; relative paths start from",
     ),
     "more components than rows": (
         ["run", X + "model: {n_components: 601}\n"],

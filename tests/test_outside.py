@@ -151,7 +151,7 @@ def test_keys_are_validated_by_the_class_of_the_file(desk: Path) -> None:
         (3, 0.2),
     ]
     assert validate(to_plain(config)) == config and config.resolved().fit.max_iter == 7
-    assert to_plain(config)["model"]["path"] == "my_family.py:Floored" and set(config.code()) == {
+    assert to_plain(config)["model"]["path"] == str(desk / "my_family.py:Floored") and set(config.code()) == {
         "data.path",
         "model.path",
     }

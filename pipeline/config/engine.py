@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.config.paths import LocalPath
 from pipeline.config.section import Section, parse_bytes
 
 
@@ -19,9 +20,9 @@ class Adapt(Section):
 class Security(Section):
     """TLS: one certificate for every process of the job."""
 
-    ca_file: str = Field(description="path of the authority's certificate, PEM")
-    cert: str = Field(description="path of this job's certificate, PEM")
-    key: str = Field(description="path of its key, PEM")
+    ca_file: LocalPath = Field(description="path of the authority's certificate, PEM")
+    cert: LocalPath = Field(description="path of this job's certificate, PEM")
+    key: LocalPath = Field(description="path of its key, PEM")
 
 
 class ClusterProfile(Section):
@@ -66,7 +67,7 @@ class EngineSection(Section):
 
     scheduler: str = Field("threads", description="threads (in this process), or the name of a profile (local)")
     scheduler_address: str | None = Field(None, description="address of a running dask scheduler")
-    scheduler_file: str | None = Field(None, description="scheduler file of a running dask scheduler")
+    scheduler_file: LocalPath | None = Field(None, description="scheduler file of a running dask scheduler")
     profiles: dict[str, ClusterProfile] = Field(
         default_factory=dict, description="clusters by name, beside those of the user's own file (docs/clusters.md)"
     )

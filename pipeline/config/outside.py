@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.config.paths import local
 from pipeline.errors import InputError, does_not_exist
 
 __path__: list[str] = []  # makes this module a package: its modules are found by `_Finder` alone
@@ -67,7 +68,10 @@ def _file_of(named: str, key: str) -> tuple[Path, str]:
         raise InputError(
             f"{key}: got {named!r}, expected a Python file and the name of a class in it: my_file.py:MyClass."
         )
-    path = Path(path_text).expanduser().absolute()
+    try:
+        path = Path(local(path_text))  # before the section that the file defines has validated it
+    except ValueError as error:
+        raise InputError(f"{key}: {error}.") from error
     if not path.is_file():
         raise InputError(f"{key} {path_text}: {does_not_exist(path_text)}")
     return path, name

@@ -63,8 +63,8 @@ def engine_alone(raw: Any, overrides: Sequence[str]) -> EngineSection | None:
 
 def profiles_file() -> Path:
     """Return the path of the user's own profiles: what EM_PIPELINE_PROFILES names, else em-pipeline/profiles.yaml of the user's settings."""
-    settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return Path(os.environ.get(FILE_VARIABLE) or settings / "em-pipeline" / "profiles.yaml")
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
+    return Path(os.environ.get(FILE_VARIABLE) or settings / "em-pipeline" / "profiles.yaml").expanduser()
 
 
 def profile_of(engine: EngineSection) -> ClusterProfile | None:

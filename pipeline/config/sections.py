@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.config.paths import AnyPath, LocalPath
 from pipeline.config.section import Section
 
 
@@ -45,7 +46,7 @@ class Fit(Section):
     init: Literal["k-means||", "k-means++", "random", "near-mean", "labels", "explicit"] = Field(
         "k-means||", description="where to start from"
     )
-    init_path: str | None = Field(
+    init_path: AnyPath | None = Field(
         None,
         description="explicit: .npz or .zarr with weights, means, covariances (or centers, or weights, log_prob); "
         "labels: .npy or .zarr, one integer a row",
@@ -100,7 +101,7 @@ class Select(Section):
 class Output(Section):
     """What to write."""
 
-    path: str = Field("runs/run", description="the run directory")
+    path: LocalPath = Field("runs/run", validate_default=True, description="the run directory")
     labels: bool = Field(True, description="write labels.zarr")
     top_k: int = Field(0, ge=0, description="responsibilities stored per row in labels.zarr")
     standard_errors: bool | Literal["given-covariances"] = Field(

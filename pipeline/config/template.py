@@ -72,7 +72,8 @@ def _options(
 def _option(section: Section, name: str, indent: int, end: str = "") -> Iterator[str]:
     """An option with its value and what it means; and what it could hold where it is empty."""
     field = type(section).model_fields[name]
-    value = section.model_dump(mode="json", include={name})[name]
+    said = name in section.model_fields_set  # a default as it stands in the code: a path of it is not absolute
+    value = section.model_dump(mode="json", include={name})[name] if said else _plain(type(section), name)
     yield from _beside(f"{'  ' * indent}{name}: {in_one_line(value)}", _meaning(field, end))
     if getattr(section, name) is None:
         yield from (f"{'  ' * indent}#   {line}" for line in _absent(field))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import zarr
 
-from pipeline.data.files import absolute, native, open_binary, opening, read_exactly, reading
+from pipeline.data.files import native, open_binary, opening, read_exactly, reading
 from pipeline.data.stores import ZarrPlace, listing
 from pipeline.data.table import npy_header
 from pipeline.errors import InputError
@@ -81,7 +81,7 @@ class RowColumn:
         InputError
             Unless there are `n_rows` real numbers.
         """
-        path, options = absolute(path), dict(storage_options or {})
+        options = dict(storage_options or {})
         place: ZarrPlace | None = None
         shape: tuple[int, ...]
         dtype: Any

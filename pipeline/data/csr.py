@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from pipeline.data import source
-from pipeline.data.files import absolute, damaged, native, open_binary, reading
+from pipeline.data.files import damaged, native, open_binary, reading
 from pipeline.data.source import Source, row_dtype
 from pipeline.data.stores import ZarrPlace, unprotected
 from pipeline.errors import InputError, PipelineError
@@ -59,7 +59,7 @@ class CsrSource(Source):
         self._place, self._document = place, document or vocabulary is not None
         codecs = {name: found for name, array in parts.items() if (found := unprotected(array)) is not None}
         self._unprotected = ", ".join(f"{place}/{name} (codecs: {found})" for name, found in codecs.items()) or None
-        self._vocabulary, self._options = vocabulary and absolute(vocabulary), dict(options or {})
+        self._vocabulary, self._options = vocabulary, dict(options or {})
         words = self.vocabulary()
         if words is not None and len(words) != self.n_features:
             raise InputError(

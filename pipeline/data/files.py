@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from pipeline.config.paths import is_url
 from pipeline.errors import InputError, PipelineError, StorageError, does_not_exist
 
 # gzip cannot seek: a read decompresses all that comes before it. Up to this many decompressed bytes (about eight
@@ -38,16 +39,6 @@ _REMEDIES = {
     "imeout": "The server does not answer in time: check the network, and endpoint_url in data.storage_options",
     "s3fs": "Install the extra: pip install 'em-pipeline[s3]'",
 }
-
-
-def is_url(path: str) -> bool:
-    """Return whether fsspec, rather than the operating system, opens this path."""
-    return "://" in path
-
-
-def absolute(path: str) -> str:
-    """Return a local path as an absolute one, because workers may run elsewhere; a URL as it is."""
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def open_binary(path: str, options: Mapping[str, Any]) -> IO[bytes]:
@@ -200,7 +191,7 @@ def beside(path: str, cache: str | None) -> Path:
     """
     if cache is None and is_url(path):
         raise InputError(f"{path}: must be converted once, and a URL is not written to. Set data.cache to a folder.")
-    folder = Path(absolute(cache)) if cache else Path(path).parent
+    folder = Path(cache) if cache else Path(path).parent
     probe = folder / f".{uuid.uuid4().hex}.probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Variant
+from pipeline.config import AnyPath, LocalPath, Variant
+from pipeline.config.paths import is_url
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import Column, RowColumn
-from pipeline.data.files import is_url
 from pipeline.data.source import Source
 
 
@@ -26,8 +26,8 @@ class DataSection(Variant):
     """
 
     source: str = Field("bundled", description="what kind of data this is")
-    weights: str | None = Field(None, description="path of a .npy or .zarr with one non-negative weight a row")
-    labels: str | None = Field(None, description="path of a .npy or .zarr with one integer a row; -1: unknown")
+    weights: AnyPath | None = Field(None, description="path of a .npy or .zarr with one non-negative weight a row")
+    labels: AnyPath | None = Field(None, description="path of a .npy or .zarr with one integer a row; -1: unknown")
     bad_rows: Literal["error", "drop"] = Field("error", description="what to do about rows with NaN or inf")
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="passed on to fsspec; never written to the run directory"
@@ -98,7 +98,7 @@ class DataSection(Variant):
 class FileSection(DataSection):
     """A source that reads files: local paths or fsspec URLs."""
 
-    path: str = Field(description="a file, or any fsspec URL")
+    path: AnyPath = Field(description="a file, or any fsspec URL")
 
     reads_files: ClassVar[bool] = True
 
@@ -106,7 +106,7 @@ class FileSection(DataSection):
 class ConvertedSection(FileSection):
     """A source whose files may have to be converted before they can be read by chunk."""
 
-    cache: str | None = Field(
+    cache: LocalPath | None = Field(
         None, description="folder of the converted copy, which workers must see; null: the folder of the input"
     )
 

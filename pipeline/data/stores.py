@@ -19,7 +19,8 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from pipeline.arrays.stores import METADATA, GuardedStore
-from pipeline.data.files import absolute, damaged, is_url, reading, refuse_absent, remedy
+from pipeline.config.paths import is_url
+from pipeline.data.files import damaged, reading, refuse_absent, remedy
 from pipeline.errors import InputError, PipelineError, StorageError
 
 # Codecs that store a sum of what they encode and compare it when they decode; zstd does so where it is asked to.
@@ -58,9 +59,6 @@ class ZarrPlace:
     options: dict[str, Any]
     missing_chunks: str
     name: str = ""
-
-    def __post_init__(self) -> None:
-        self.path = absolute(self.path)
 
     def __str__(self) -> str:
         return f"{self.path}/{self.name}" if self.name else self.path

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.loading import read_yaml
+from pipeline.config.paths import expanded
 from pipeline.config.syntax import written
-from pipeline.errors import InputError, StorageError, does_not_exist
+from pipeline.errors import InputError, StorageError, does_not_exist, shown_path
 from pipeline.outputs.lock import Locked, is_locked, locked
 
 MARK = "# em-pipeline run directory"
@@ -34,11 +35,17 @@ class RunDirectory:
     """Paths and state of one run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(expanded(str(path)))
+        except ValueError as error:
+            raise InputError(f"run directory: {error}.") from error
         self.config, self.checkpoints = self.path / "config.yaml", self.path / "checkpoints"
         self.model, self.labels = self.path / "model.zarr", self.path / "labels.zarr"
         self.report, self.events = self.path / "report.html", self.path / "events.jsonl"
         self.candidates, self.iterations = self.path / "candidates.zarr", self.path / "iterations"
+
+    def __str__(self) -> str:
+        return shown_path(self.path)
 
     @property
     def parts(self) -> list[Path]:
@@ -70,20 +77,20 @@ class RunDirectory:
             if not self.path.exists() or (self.path.is_dir() and all(map(_is_leftover, self.path.iterdir()))):
                 return
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise _unwritable(self, error) from error
         if not self.is_ours:
             raise InputError(
-                f"output {self.path}: got a path that exists and is not a run directory, expected a new path or a run directory. "
+                f"output {self}: got a path that exists and is not a run directory, expected a new path or a run directory. "
                 "Nothing was changed. Choose another --output."
             )
         if overwrite:
             return
         if self.model.exists() or self.labels.exists():
             what = "a finished run" if self.model.exists() else "the labels of other data"
-            raise InputError(f"output {self.path}: contains {what}. Use --overwrite, or choose another --output.")
+            raise InputError(f"output {self}: contains {what}. Use --overwrite, or choose another --output.")
         if self.has_checkpoint:
             raise InputError(
-                f"output {self.path}: contains an unfinished run. Use `em-pipeline resume {self.path}`, or --overwrite."
+                f"output {self}: contains an unfinished run. Use `em-pipeline resume {self}`, or --overwrite."
             )
 
     def create(self, content: Mapping[str, Any]) -> None:
@@ -96,7 +103,7 @@ class RunDirectory:
                 self.discard(name)
             self.write_config(content)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise _unwritable(self, error) from error
 
     def discard(self, name: str) -> None:
         """Remove one of a run's files and the temporary ones of its name. It disappears at once, by a rename."""
@@ -116,7 +123,7 @@ class RunDirectory:
     def read_config(self) -> dict[str, Any]:
         """What write_config wrote. Raises InputError when this is not a run directory, StorageError when it is damaged."""
         if not self.is_ours:
-            raise InputError(f"{self.path}: {self._what_else()}")
+            raise InputError(f"{self}: {self._what_else()}")
         content: Any
         try:
             content, _ = read_yaml(self.config)
@@ -149,11 +156,11 @@ class RunDirectory:
                 stack.enter_context(locked(path))
             except Locked as other:
                 raise InputError(
-                    f"{self.path}: in use by process {other.pid} on {other.host}. Wait until it ends. If it does not exist any more, "
+                    f"{self}: in use by process {other.pid} on {other.host}. Wait until it ends. If it does not exist any more, "
                     f"remove {path}."
                 ) from None
             except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-                raise _unwritable(self.path, error) from error
+                raise _unwritable(self, error) from error
             yield
 
 
@@ -162,7 +169,7 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith((".lock", ".config.yaml."))
 
 
-def _unwritable(path: Path, error: Exception) -> StorageError:
+def _unwritable(path: RunDirectory, error: Exception) -> StorageError:
     return StorageError(
         f"output {path}: cannot be written ({error}). Change its permissions, or choose another --output."
     )

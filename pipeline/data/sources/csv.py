@@ -13,7 +13,8 @@ from typing import IO, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.data.files import absolute, damaged, open_binary, opening, reading, seekable, stored_size, what_it_is
+from pipeline.config import AnyPath, LocalPath
+from pipeline.data.files import damaged, open_binary, opening, reading, seekable, stored_size, what_it_is
 from pipeline.data.section import ConvertedSection
 from pipeline.data.source import Source, even_bounds, rows_per_target
 from pipeline.errors import InputError
@@ -26,18 +27,18 @@ class CsvSection(ConvertedSection):
     """Numbers in delimited text. A first line without a single number is a header; lines that begin with # are comments."""
 
     source: Literal["csv"] = Field("csv", description="numbers in delimited text")
-    path: str = Field(description="a text file, .gz or plain, or an fsspec URL of one")
+    path: AnyPath = Field(description="a text file, .gz or plain, or an fsspec URL of one")
     delimiter: str | None = Field(
         None,
         description="what separates columns; null: the first of semicolon, tab and comma in the first line, else blanks",
     )
-    cache: str | None = Field(
+    cache: LocalPath | None = Field(
         None,
         description="folder of the unpacked copy of a large .gz file, which workers must see; null: the folder of the input",
     )
 
     def open(self) -> Source:
-        path = absolute(self.path)
+        path = self.path
         with opening(path), open_binary(path, self.storage_options) as stream:
             if advice := what_it_is(stream.read(8)):
                 raise InputError(f"{path}: is not text, expected lines of numbers. {advice}.")

@@ -20,8 +20,10 @@ from pydantic import Field
 from zarr.codecs import ZstdCodec
 
 from pipeline.arrays.stores import open_group
+from pipeline.config import AnyPath, LocalPath
+from pipeline.config.paths import is_url
 from pipeline.data.csr import CsrSource
-from pipeline.data.files import absolute, beside, is_url, open_binary, opening, reading, sha256, stored_size
+from pipeline.data.files import beside, open_binary, opening, reading, sha256, stored_size
 from pipeline.data.section import ConvertedSection
 from pipeline.data.stores import ZarrPlace
 from pipeline.errors import InputError
@@ -39,16 +41,16 @@ class DocwordSection(ConvertedSection):
     """
 
     source: Literal["docword"] = Field("docword", description="counts of words in UCI's docword format")
-    path: str = Field(description="a docword file, .gz or plain, or an fsspec URL of one")
-    vocabulary: str | None = Field(None, description="path of a text file with one word a line")
-    cache: str | None = Field(
+    path: AnyPath = Field(description="a docword file, .gz or plain, or an fsspec URL of one")
+    vocabulary: AnyPath | None = Field(None, description="path of a text file with one word a line")
+    cache: LocalPath | None = Field(
         None, description="folder of the converted copy, which workers must see; null: the folder of the input"
     )
 
     sparse: ClassVar[bool] = True
 
     def open(self) -> CsrSource:
-        path, store = absolute(self.path), self._store()
+        path, store = self.path, self._store()
         made_from = self._identity()
         if not _made_from(store, made_from):
             _convert(path, self.storage_options, beside(path, self.cache) / os.path.basename(store), made_from)
@@ -61,13 +63,13 @@ class DocwordSection(ConvertedSection):
 
     def _store(self) -> str:
         """Path of the converted store."""
-        path = absolute(self.path)
-        folder = absolute(self.cache) if self.cache else os.path.dirname(path)
+        path = self.path
+        folder = self.cache if self.cache else os.path.dirname(path)
         return os.path.join(folder, f"{os.path.basename(path)}.csr.zarr")
 
     def _identity(self) -> dict[str, Any]:
         """What a converted store records of its input."""
-        path = absolute(self.path)
+        path = self.path
         with opening(path):
             return {
                 "source-bytes": stored_size(path, self.storage_options),

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.data.files import absolute, damaged, open_binary, opening, seekable, what_it_is
+from pipeline.config import AnyPath, LocalPath
+from pipeline.data.files import damaged, open_binary, opening, seekable, what_it_is
 from pipeline.data.section import ConvertedSection
 from pipeline.data.table import TableSource, refuse_short
 from pipeline.errors import InputError
@@ -20,14 +21,14 @@ class IdxSection(ConvertedSection):
     """An IDX file such as MNIST's; pictures are flattened row by row."""
 
     source: Literal["idx"] = Field("idx", description="the format of MNIST")
-    path: str = Field(description="an IDX file, .gz or plain, or an fsspec URL of one")
-    cache: str | None = Field(
+    path: AnyPath = Field(description="an IDX file, .gz or plain, or an fsspec URL of one")
+    cache: LocalPath | None = Field(
         None,
         description="folder of the unpacked copy of a large .gz file, which workers must see; null: the folder of the input",
     )
 
     def open(self) -> TableSource:
-        path = absolute(self.path)
+        path = self.path
         with opening(path), open_binary(path, self.storage_options) as stream:
             magic = stream.read(4)
             if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from pipeline.config import Section
-from pipeline.data.files import absolute, damaged, is_url, open_binary, opening, reading, stored_size
+from pipeline.config import AnyPath, Section
+from pipeline.config.paths import is_url
+from pipeline.data.files import damaged, open_binary, opening, reading, stored_size
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
 from pipeline.errors import InputError, PipelineError, StorageError
@@ -43,11 +44,16 @@ class ImagesSection(FileSection):
     """The patches of a folder of pictures, or of a single one. Files without the name of a picture are left out."""
 
     source: Literal["images"] = Field("images", description="patches of pictures")
-    path: str = Field(
+    path: AnyPath = Field(
         description="a folder of pictures, a picture, or an fsspec URL of either; photographs: two that scikit-learn brings, "
         "while a folder of that name is ./photographs"
     )
     patch: Patch = Field(default_factory=Patch, description="how pictures are cut into rows, when they are read")
+
+    @field_validator("path", mode="wrap")
+    @classmethod
+    def _photographs_are_no_folder(cls, path: Any, to_path: Callable[[Any], str]) -> str:
+        return path if path == "photographs" else to_path(path)
 
     def open(self) -> Source:
         return open_patches(None if self.path == "photographs" else self.path, self.storage_options, self.patch)
@@ -257,7 +263,7 @@ def open_patches(path: str | None, options: Mapping[str, Any], patch: Patch) -> 
     """Open the patches of a folder of pictures or of a single one; None: scikit-learn's photographs."""
     if patch.remove_mean and patch.size == (1, 1):
         raise InputError("data.patch: got size [1, 1] with remove_mean, which leaves nothing. Make it larger.")
-    folder = None if path is None else absolute(path).rstrip("/")
+    folder = None if path is None else path.rstrip("/")
     names = _names(folder or _photographs(), options)
     if names is None and folder is not None:
         folder, _, name = folder.rpartition("/")

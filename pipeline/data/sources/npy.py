@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.data.files import absolute, open_binary, opening
+from pipeline.config import AnyPath
+from pipeline.data.files import open_binary, opening
 from pipeline.data.section import FileSection
 from pipeline.data.source import row_dtype
 from pipeline.data.table import TableSource, npy_header, refuse_short
@@ -17,10 +18,10 @@ class NpySection(FileSection):
     """A two-dimensional array in a .npy file, in C or Fortran order."""
 
     source: Literal["npy"] = Field("npy", description="an array that numpy.save has written")
-    path: str = Field(description="a .npy file, or an fsspec URL of one")
+    path: AnyPath = Field(description="a .npy file, or an fsspec URL of one")
 
     def open(self) -> TableSource:
-        path = absolute(self.path)
+        path = self.path
         with opening(path), open_binary(path, self.storage_options) as stream:
             shape, columns_first, dtype, offset = npy_header(stream, path)
             row_dtype(path, shape, dtype)

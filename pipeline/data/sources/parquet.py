@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.arrays.dtypes import compute_dtype
+from pipeline.config import AnyPath
+from pipeline.config.paths import absolute, is_url
 from pipeline.data import source as chunking
 from pipeline.data.column import Column
-from pipeline.data.files import absolute, damaged, is_url, open_binary, opening, reading, stored_size, what_it_is
+from pipeline.data.files import damaged, open_binary, opening, reading, stored_size, what_it_is
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
 from pipeline.errors import InputError, did_you_mean
@@ -32,7 +34,7 @@ class ParquetSection(FileSection):
     """Parquet files: one, or all of a folder or glob in the order of their names. A null is NaN, hence a bad row."""
 
     source: Literal["parquet"] = Field("parquet", description="parquet files (extra parquet)")
-    path: str = Field(
+    path: AnyPath = Field(
         description="a parquet file, a folder of them, a glob such as rows/*.parquet, or an fsspec URL of any of these"
     )
     columns: list[str] | None = Field(
@@ -47,6 +49,12 @@ class ParquetSection(FileSection):
         None,
         description="one integer a row; -1, and null in a column: unknown; a column by its name, else the path of a .npy or .zarr",
     )
+
+    @field_validator("weights", "labels")
+    @classmethod
+    def _absolute_where_it_looks_like_a_path(cls, name: str | None) -> str | None:
+        is_path = name is not None and (name.endswith((".npy", ".zarr")) or name.startswith(("~", "${", "./", "../")))
+        return absolute(name) if name is not None and is_path else name
 
     def open(self) -> ParquetSource:
         paths = _files(self.path, self.storage_options)
@@ -70,7 +78,7 @@ class ParquetSection(FileSection):
         if name in first.columns:
             first.refuse_absent_or_text([name], False)
             return ParquetColumn(source.groups, name, -1 if what == "labels" else None)
-        if not is_url(name) and not os.path.lexists(absolute(name)):
+        if not is_url(name) and not os.path.lexists(name):
             names = ", ".join(first.columns)
             near = did_you_mean(name, first.columns) or "."
             raise InputError(f"data.{what}: got {name!r}, expected a column ({names}) or a path that exists{near}")
@@ -281,7 +289,6 @@ def _is_number(kind: Any) -> bool:
 
 def _files(path: str, options: Mapping[str, Any]) -> list[str]:
     """The files of a path, a folder or a glob, sorted."""
-    path = absolute(path)
     with opening(path):
         if is_url(path):
             import fsspec

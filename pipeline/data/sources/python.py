@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from pipeline.config import outside
+from pipeline.config import LocalPath, outside
 from pipeline.config.explaining import explain
 from pipeline.data.section import DataSection
 from pipeline.data.source import Source
@@ -17,7 +17,7 @@ class PythonSection(DataSection):
     """A source that a file defines: a subclass of `Source`, made of `options`, or of `DataSection`, which validates them."""
 
     source: Literal["python"] = Field("python", description="a source in a file of your own")
-    path: str = Field(
+    path: LocalPath = Field(
         description="a Python file and a class in it, such as my_source.py:MySource; the file is executed"
     )
     options: dict[str, Any] = Field(default_factory=dict, description="what the class is made of")

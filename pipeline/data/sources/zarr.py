@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 from pydantic import Field
 
+from pipeline.config import AnyPath
 from pipeline.data.csr import CsrSource
 from pipeline.data.files import native
 from pipeline.data.section import FileSection
@@ -22,9 +23,9 @@ class ZarrSection(FileSection):
     """A zarr array, one variable of a group, or a CSR matrix in anndata's layout."""
 
     source: Literal["zarr"] = Field("zarr", description="a zarr store, such as xarray and anndata write")
-    path: str = Field(description="a zarr store, or an fsspec URL of one")
+    path: AnyPath = Field(description="a zarr store, or an fsspec URL of one")
     variable: str | None = Field(None, description="which array of a group; null: the only two-dimensional one")
-    vocabulary: str | None = Field(None, description="of a CSR matrix: path of a text file with one word a line")
+    vocabulary: AnyPath | None = Field(None, description="of a CSR matrix: path of a text file with one word a line")
 
     reads_stores: ClassVar[bool] = True
 

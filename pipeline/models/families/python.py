@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config import outside
+from pipeline.config import LocalPath, outside
 from pipeline.errors import InputError
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import Summary
@@ -23,7 +23,9 @@ class PythonFamilySection(FamilySection):
     """
 
     family: Literal["python"] = Field("python", description="a family in a file of your own")
-    path: str = Field(description="a Python file and a class in it, such as my_model.py:Poisson; the file is executed")
+    path: LocalPath = Field(
+        description="a Python file and a class in it, such as my_model.py:Poisson; the file is executed"
+    )
 
     words: ClassVar[Words] = Words("model", "A model with {k} components")
 
@@ -52,7 +54,7 @@ def _with_path(section: type[FamilySection], sha256: str) -> type[FamilySection]
     class FromFile(section):  # type: ignore[valid-type, misc]  # the class is not known before the config is read
         __doc__ = section.__doc__
         family: Literal["python"] = Field("python", description="a family in a file of your own")
-        path: str = Field(description=PythonFamilySection.model_fields["path"].description)
+        path: LocalPath = Field(description=PythonFamilySection.model_fields["path"].description)
 
         def code(self) -> str:
             return sha256
