@@ -12,6 +12,7 @@ from pipeline.config import EngineSection, Fit, Output, Preprocess, Section, Sel
 from pipeline.config.syntax import Place
 from pipeline.config.template import commented
 from pipeline.config.variants import OUTSIDE
+from pipeline.data.chunks import Chunks
 from pipeline.data.section import DataSection
 from pipeline.data.sources import SOURCES
 from pipeline.errors import InputError, did_you_mean
@@ -32,6 +33,7 @@ _FIRST = {
         "vocabulary",
         "weights",
         "labels",
+        "units",
         "bad_rows",
     ),
     "model": ("family", "n_components", "covariance_type", "concentration"),
@@ -80,6 +82,10 @@ class Config(Section):
                 raise ValueError("output.standard_errors: are those of soft assignment; set it to false")
             if {"weights", "means"} <= set(model.fixed_parts):
                 raise ValueError("output.standard_errors: weights and means are both fixed; set it to false")
+        if self.data.units is not None and not (model.by_unit or self.select.heldout):
+            raise ValueError(
+                "data.units: is for select.heldout above 0, and for families that model units; leave it out, or set one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -116,6 +122,10 @@ class Config(Section):
         if fit.init == "labels" and len({each.largest for each in self.model.candidates()}) > 1:
             raise ValueError("fit.init: labels are those of one number of components; give one n_components")
         return self
+
+    def open_chunks(self) -> Chunks:
+        """Open the rows as the model reads them. Raises InputError or StorageError."""
+        return self.data.open_chunks(self.model.by_unit)
 
     def candidates(self) -> list[Config]:
         """Return one config for each of the models to choose from."""

@@ -103,7 +103,7 @@ def run(
     directory.refuse_unless_free(overwrite)
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
-        chunks = config.data.open_chunks()
+        chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         user = user_start(config.fit, config.data, chunks.n_rows)
         record = provenance.record(config, chunks.fingerprint(), user.fingerprint(chunks))
@@ -147,7 +147,7 @@ def check(config: Config) -> Cost:
     """
     config = config.resolved()
     with single_thread(), TemporaryDirectory(prefix="em-pipeline-") as scratch:
-        chunks = config.data.converted_in(scratch).open_chunks()
+        chunks = config.data.converted_in(scratch).open_chunks(config.model.by_unit)
         plan = plan_job(config, chunks)
         user, planned = user_start(config.fit, config.data, chunks.n_rows), memory_plan(plan, chunks)
         with _engine(config, planned) as engine:
@@ -192,7 +192,7 @@ def resume(
     refuse_unnamed_engine(record["config"], overrides, name)
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
-        chunks = config.data.open_chunks()
+        chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         provenance.refuse_other_data(record, chunks.fingerprint())
         refuse_full(directory, _disk(plan, chunks))
@@ -305,7 +305,7 @@ def predict(
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
         model, params, affine = load_model(read_dataset(directory.model))
-        chunks = config.data.open_chunks()
+        chunks = config.open_chunks()
         n_raw = model.sizes.get("feature", chunks.n_features) if affine is None else len(affine.offset)
         if chunks.n_features != n_raw:
             raise InputError(

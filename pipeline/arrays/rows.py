@@ -32,6 +32,9 @@ class Rows:
         Known component of each row, -1 if unknown; None without such a column.
     whole : Rows or None
         The same rows before some were left out.
+    units : array, shape (n_units,), int64, or None
+        First row of each unit, counted from the first of the chunk. Every unit is whole. None if the model does not ask for
+        units (`FamilySection.by_unit`).
     """
 
     x: Matrix
@@ -40,6 +43,7 @@ class Rows:
     bad: Array | None = None
     label: Array | None = None
     whole: Rows | None = None
+    units: Array | None = None
 
     @property
     def n(self) -> int:

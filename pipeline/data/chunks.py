@@ -88,7 +88,14 @@ class Chunks:
         if bad is not None:
             weight = np.where(bad, 0.0, 1.0 if weight is None else weight)
             x = _zeroed(x, bad)
-        return Rows(x if self.affine is None else self.affine.apply(x), weight, start, bad, label)
+        return Rows(
+            x if self.affine is None else self.affine.apply(x),
+            weight,
+            start,
+            bad,
+            label,
+            units=self.source.units_of(start, stop),
+        )
 
     def chunk_bytes(self) -> int:
         """Return the bytes of the largest chunk in the dtype that it is computed in; of sparse rows what a chunk aims at."""

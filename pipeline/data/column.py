@@ -70,7 +70,7 @@ class RowColumn:
         n_rows : int
             How many numbers there must be.
         what : str
-            What they are, for messages: "weights" or "labels".
+            What they are, for messages: "weights", "labels" or "units".
         variable : str, optional
             The array of a group; by default the one named `what`, with or without its last s.
         storage_options : mapping, optional

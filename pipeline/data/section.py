@@ -12,6 +12,8 @@ from pipeline.config.paths import is_url
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import Column, RowColumn
 from pipeline.data.source import Source
+from pipeline.data.units import UnitSource, unit_starts
+from pipeline.errors import InputError
 
 
 class DataSection(Variant):
@@ -28,6 +30,11 @@ class DataSection(Variant):
     source: str = Field("bundled", description="what kind of data this is")
     weights: AnyPath | None = Field(None, description="path of a .npy or .zarr with one non-negative weight a row")
     labels: AnyPath | None = Field(None, description="path of a .npy or .zarr with one integer a row; -1: unknown")
+    units: AnyPath | None = Field(
+        None,
+        description="path of a .npy or .zarr with one number a row, the same for consecutive rows that belong together, such as "
+        "those of a sequence: they are held out together",
+    )
     bad_rows: Literal["error", "drop"] = Field("error", description="what to do about rows with NaN or inf")
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="passed on to fsspec; never written to the run directory"
@@ -42,14 +49,14 @@ class DataSection(Variant):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Self:
-        beside = self.weights is not None or self.labels is not None
+        beside = any(path is not None for path in (self.weights, self.labels, self.units))
         if self.storage_options and not (self.reads_files or beside):
             raise ValueError(
-                f"storage_options: source {self.source} reads no files without weights or labels; leave it out"
+                f"storage_options: source {self.source} reads no files without weights, labels or units; leave it out"
             )
         if self.missing_chunks != "error" and not (self.reads_stores or beside):
             raise ValueError(
-                f"missing_chunks: source {self.source} reads no stores without weights or labels; leave it out"
+                f"missing_chunks: source {self.source} reads no stores without weights, labels or units; leave it out"
             )
         return self
 
@@ -65,18 +72,28 @@ class DataSection(Variant):
             If they are damaged.
         """
 
-    def open_chunks(self) -> Chunks:
-        """Open the rows with their weights and labels. Raises what `open` does."""
+    def open_chunks(self, by_unit: bool = False) -> Chunks:
+        """Open the rows with their weights, labels and units. Raises what `open` does.
+
+        by_unit : whether each chunk must hold whole units.
+        """
         source = self.open()
-        weights, labels = (self.open_column(what, source) for what in ("weights", "labels"))
+        weights, labels, units = (self.open_column(what, source) for what in ("weights", "labels", "units"))
+        starts = source.units() if units is None else unit_starts(units, source.n_rows)
+        if by_unit and starts is None:
+            raise InputError(
+                "data.units: got none, expected them: the model is one of units, such as sequences. Set it."
+            )
+        if starts is not None and (by_unit or units is not None):
+            source = UnitSource(source, starts, by_unit)
         return Chunks(source, weights, labels=labels)
 
     def open_column(self, what: str, source: Source) -> Column | None:
-        """Open the column of weights or labels.
+        """Open a column beside the rows.
 
         Parameters
         ----------
-        what : {"weights", "labels"}
+        what : {"weights", "labels", "units"}
         source : Source
             The rows, as `open` returned them.
 

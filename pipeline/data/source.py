@@ -83,6 +83,15 @@ class Source(ABC):
         """Return names of the pictures and the first row of each, shape (n_pictures,), int64; None if rows are not patches."""
         return None
 
+    def units(self) -> np.ndarray | None:
+        """Return the first row of each unit (picture, sequence), shape (n_units,), int64; None where each row is one."""
+        pictures = self.pictures()
+        return None if pictures is None else pictures[1]
+
+    def units_of(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the first row of each unit of a chunk, counted from `start`; None where chunks need not hold whole units."""
+        return None
+
     def vocabulary(self) -> list[str] | None:
         """Return the word of each feature, where there are words."""
         return None

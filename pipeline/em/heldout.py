@@ -47,12 +47,11 @@ class Units:
         """
         if share == 0:
             return None
-        pictures = source.pictures()
-        units = cls(share, seed, None if pictures is None else pictures[1])
+        units = cls(share, seed, source.units())
         n = source.n_rows if units.start is None else len(units.start)
         out = int(units.chosen(np.arange(min(n, LOOKED_AT))).sum())
         if out in (0, min(n, LOOKED_AT)):
-            what = "rows" if units.start is None else "pictures"
+            what = "rows" if units.start is None else "units" if source.pictures() is None else "pictures"
             raise InputError(
                 f"select.heldout: {share:g} holds {'none' if out == 0 else 'all'} of {n} {what} out, expected at least one "
                 "on either side. Change the share, or fit.random_state, which decides which ones they are."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
+from pipeline.arrays.packing import pack, unpack
 from pipeline.arrays.tiles import TILE_BYTES
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import PROFILE_TILE, Profile, ProfileJob
@@ -97,9 +98,22 @@ def plan_job(config: Config, chunks: Chunks, fits: bool = True) -> JobPlan:
     # pca is the only step that changes how many features there are.
     d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
     models, largest = tuple(config.models(NoRows(d))), [c.model.largest for c in config.candidates()]
+    for model in models:
+        _refuse_unreadable(model)
     sample = tuple(_sample_rows(k, chunks.n_features) for k in largest)
     search = tuple(n_sampled(chunks, k) for k in largest) if _searches(config, models) else ()
     return JobPlan(config, models, sample, search, chunks.n_rows, chunks.n_features, chunks.source.sparse)
+
+
+def _refuse_unreadable(model: LatentModel) -> None:
+    """Raise InputError for a model that could be written and not read again: before it is fitted."""
+    try:
+        unpack(*pack(model))
+    except (TypeError, ValueError) as error:
+        advice = (
+            "Make it a frozen dataclass of plain values and arrays, with the decorator pipeline.arrays.packing.stored."
+        )
+        raise InputError(f"model.family: {model.family}: {error}. {advice}") from error
 
 
 def _sample_rows(k: int, n_features: int) -> int:

@@ -36,6 +36,8 @@ class FamilySection(Variant):
         Whether rows must be counts of 0 or more, which are never preprocessed.
     sparse : bool
         Whether rows may be sparse.
+    by_unit : bool
+        Whether the rows of a unit (a sequence, a picture) are read together and come with `Rows.units`.
     second_moments : {"matrix", "variances", "none"}
         Which second moments of the rows the profile has to form for it.
     can_prune, has_standard_errors : bool
@@ -57,6 +59,7 @@ class FamilySection(Variant):
     has_likelihood: ClassVar[bool] = True
     counts: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
+    by_unit: ClassVar[bool] = False
     second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "variances"
     can_prune: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False
