@@ -18,6 +18,7 @@ from pipeline.kernels.base import LloydSums
 from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, transpose_square, update_nearest
 from pipeline.kernels.compiling import exact_kernel, kernel
 
+DOUBTFUL = 16 * 2.0**-23  # of float32: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
 
 
@@ -38,7 +39,26 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     inertia, key = _pass(
         x, weights, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
     )
+    if x.itemsize == 4 and _corrected(x, weights, centers, shift, reference, label, score):
+        sum_w[:], sum_x[:] = 0.0, 0.0
+        inertia, key = _sums_of(x, weights, first, centers, label, score, sum_w, sum_x)
     return LloydSums(label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key)
+
+
+def _corrected(
+    x: Array, weight: Array, centers: Array, shift: Array, reference: Array, label: Array, score: Array
+) -> bool:
+    """Look the rows up again, in float64, whose nearest centre float32 may not tell; return whether any label has changed.
+
+    Their squared distance to it is below the rounding of their squared distance to the reference.
+    """
+    doubtful = np.flatnonzero(_are_doubtful(x, reference, score))
+    if not len(doubtful):
+        return False
+    again = lloyd_pass(x[doubtful].astype(np.float64), weight[doubtful] if weight.size else None, centers, shift).label
+    changed = again != label[doubtful]
+    label[doubtful] = again
+    return bool(changed.any())
 
 
 def nearest(x: Any, centers: Array, shift: Array) -> tuple[Array, Array]:
@@ -92,6 +112,43 @@ def _pass(
         inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
         key += _key(own, w, first + start, len(centers))
     return inertia, key
+
+
+@exact_kernel
+def _sums_of(
+    x: np.ndarray,
+    weight: np.ndarray,
+    first: int,
+    centers: np.ndarray,
+    label: np.ndarray,
+    score: np.ndarray,
+    sum_w: np.ndarray,
+    sum_x: np.ndarray,
+) -> tuple[float, np.uint64]:
+    """What _pass writes and returns, for labels that are known."""
+    n, w = len(x), np.ones(TILE)
+    inertia, key = 0.0, np.uint64(0)
+    for start in range(0, n, TILE):
+        stop = min(start + TILE, n)
+        own, m = label[start:stop], stop - start
+        if weight.size:
+            w[:m] = weight[start:stop]
+        inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
+        key += _key(own, w, first + start, len(centers))
+    return inertia, key
+
+
+@kernel
+def _are_doubtful(x: np.ndarray, reference: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether minus the score is below DOUBTFUL times the squared distance to the reference."""
+    out = np.empty(len(x), np.bool_)
+    for t in range(len(x)):
+        square = np.float32(0.0)
+        for i in range(x.shape[1]):
+            apart = x[t, i] - reference[i]
+            square += apart * apart
+        out[t] = -score[t] < DOUBTFUL * square and score[t] < np.inf
+    return out
 
 
 @exact_kernel
