@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
 from pipeline.arrays.rows import Rows
+from pipeline.data.checked import checked_column, checked_rows
 from pipeline.data.column import Column
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import TARGET_BYTES, Source
@@ -75,15 +76,24 @@ class Chunks:
         StorageError
             If the chunk cannot be read.
         InputError
-            If a weight or label is not valid; the message names the row.
+            If the rows are not what the source declares, or a weight or label is not valid; the message names them.
         """
         return self.prepared(i, self.source.read(i))
 
     def prepared(self, i: int, x: Matrix) -> Rows:
         """Return chunk i from its rows as they were read."""
         start, stop = self.rows(i)
-        weight = None if self.weights is None else _checked_weights(self.weights.read(start, stop), start)
-        label = None if self.labels is None else _checked_labels(self.labels.read(start, stop), start)
+        source, place = self.source, f"rows {start}:{stop} (chunk {i})"
+        x = checked_rows(place, x, (stop - start, source.n_features), source.dtype, source.sparse)
+        weight, label = (
+            None
+            if column is None
+            else check(checked_column(f"data.{what}, {place}", column.read(start, stop), stop - start), start)
+            for what, column, check in (
+                ("weights", self.weights, _checked_weights),
+                ("labels", self.labels, _checked_labels),
+            )
+        )
         bad = None if self.clean else _bad_rows(x)
         if bad is not None:
             weight = np.where(bad, 0.0, 1.0 if weight is None else weight)

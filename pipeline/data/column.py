@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import zarr
 
+from pipeline.data.encoded import refuse_encoded
 from pipeline.data.files import native, open_binary, opening, read_exactly, reading
 from pipeline.data.stores import ZarrPlace, listing
-from pipeline.data.table import npy_header
+from pipeline.data.table import npy_header, refuse_other_size
 from pipeline.errors import InputError
 
 
@@ -87,7 +88,9 @@ class RowColumn:
         dtype: Any
         if path.endswith(".npy"):
             with opening(path), open_binary(path, options) as stream:
-                shape, _, dtype, _ = npy_header(stream, path)
+                shape, _, dtype, offset = npy_header(stream, path)
+                if shape == (n_rows,):
+                    refuse_other_size(stream, path, offset + n_rows * dtype.itemsize)
         else:
             place = ZarrPlace(path, options, missing_chunks)
             node = place.open_first()
@@ -99,6 +102,8 @@ class RowColumn:
                 place = place.child(found)
                 node = place.open_first()
             shape, dtype = getattr(node, "shape", ()), getattr(node, "dtype", None)
+            if isinstance(node, zarr.Array):
+                refuse_encoded(str(place), node)
         if shape != (n_rows,) or getattr(dtype, "kind", "O") not in "biuf":
             raise InputError(
                 f"{place or path}: got dtype {dtype} and shape {shape} as {what}, expected one number for each of the "

@@ -9,6 +9,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from pipeline.data import source
+from pipeline.data.checked import canonical
+from pipeline.data.encoded import refuse_encoded
 from pipeline.data.files import damaged, native, open_binary, reading
 from pipeline.data.source import Source, row_dtype
 from pipeline.data.stores import ZarrPlace, unprotected
@@ -52,6 +54,8 @@ class CsrSource(Source):
                 "indptr of rows + 1. It is no CSR matrix; write it again."
             )
         stored = row_dtype(str(place), shape, parts["data"].dtype)
+        for name, array in parts.items():
+            refuse_encoded(f"{place}/{name}", array)
         self.dtype = np.dtype(np.float32) if stored == np.float16 else stored  # scipy has no sparse float16
         self.n_features = shape[1]
         itemsize = self.dtype.itemsize + parts["indices"].dtype.itemsize
@@ -78,8 +82,7 @@ class CsrSource(Source):
         if (np.diff(indptr) < 0).any() or (len(indices) and not 0 <= indices.min() <= indices.max() < self.n_features):
             raise damaged(f"{self._place}, rows {start}:{stop} (chunk {i})", "its indices are out of range")
         rows = csr_array((data, indices, (indptr - first).astype(kind)), (stop - start, self.n_features))
-        rows.sum_duplicates()
-        return rows
+        return canonical(f"{self._place}, rows {start}:{stop} (chunk {i})", rows)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "document" if self._document else "rows"}

@@ -143,6 +143,6 @@ def row_dtype(what: str, shape: tuple[int, ...], dtype: Any) -> np.dtype[Any]:
         raise InputError(f"{got}, expected bool, integers or float16/32/64. Convert it first.")
     if len(shape) != 2:
         raise InputError(f"{got}, expected two dimensions (rows, features). Reshape it first.")
-    if 0 in shape:
+    if min(shape) < 1:
         raise InputError(f"{got}, expected at least one row and one feature. Check what wrote it.")
     return np.dtype(np.uint8) if kind.kind == "b" else kind.newbyteorder("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import IO, Any
@@ -39,7 +40,7 @@ class TableSource(Source):
         stored: np.dtype[Any],
         columns_first: bool = False,
     ) -> None:
-        n_features = int(np.prod(shape[1:], dtype=np.int64))
+        n_features = math.prod(shape[1:])
         rows = (shape[0], n_features) if len(shape) > 1 else tuple(shape)
         self.dtype = row_dtype(path, rows, stored)
         self.n_features = n_features
@@ -101,8 +102,15 @@ def npy_header(stream: IO[bytes], path: str) -> tuple[tuple[int, ...], bool, np.
     return shape, columns_first, dtype, stream.tell()
 
 
-def refuse_short(stream: IO[bytes], path: str, expected: int) -> None:
-    """Raise StorageError for a file of fewer than the expected bytes."""
-    size = stream.seek(0, os.SEEK_END)
+def refuse_other_size(stream: IO[bytes], path: str, expected: int) -> None:
+    """Raise StorageError for a file of fewer than the expected bytes, InputError for one of more."""
+    size = (
+        stream.seek(expected) if path.endswith(".gz") else stream.seek(0, os.SEEK_END)
+    )  # gzip only knows what it has read
     if size < expected:
         raise StorageError(f"{path}: has {size} bytes, its header promises {expected}. Fetch or write it again.")
+    if size > expected or stream.read(1):
+        raise InputError(
+            f"{path}: goes on after the array that its header promises, at byte {expected}, expected its end. Two arrays in "
+            "one file are not read: write each to a file of its own."
+        )

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.config import Fit
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
+from pipeline.data.encoded import refuse_encoded
 from pipeline.data.files import refuse_absent
 from pipeline.data.section import DataSection
 from pipeline.data.stores import ZarrPlace
@@ -69,8 +70,10 @@ def user_start(fit: Fit, data: DataSection, n_rows: int) -> UserStart:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return UserStart(arrays={name: stored[name] for name in stored.files})
         group = ZarrPlace(path, {}, "error").open()
-        arrays = {name: np.asarray(array[...]) for name, array in group.arrays() if array.dtype.kind in "iuf"}
-        return UserStart(arrays=arrays)
+        found = {name: array for name, array in group.arrays() if array.dtype.kind in "iuf"}
+        for name, array in found.items():
+            refuse_encoded(f"fit.init_path {path}/{name}", array)
+        return UserStart(arrays={name: np.asarray(array[...]) for name, array in found.items()})
     except PipelineError:
         raise
     except Exception as error:  # every store, codec and archive has its own kinds

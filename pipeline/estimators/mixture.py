@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.arrays.dtypes import Array
 from pipeline.config.variants import OUTSIDE
+from pipeline.data.checked import unmasked
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
 from pipeline.em.run import Run
@@ -335,7 +336,7 @@ def _labels(y: Any, table: InputRows) -> MemoryColumn | None:
     """Known components, where y has a -1 for those that are not; else y means nothing to a mixture."""
     if y is None:
         return None
-    labels = np.asarray(y)
+    labels = np.asarray(unmasked("y", y))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not (labels == -1).any():
         return None
     if len(labels) != table.x.shape[0]:

@@ -303,6 +303,8 @@ def _unit(x: Matrix) -> Matrix:
     """Sparse rows scaled to unit length: documents differ in length more than in words. Empty rows stay."""
     if not sp.issparse(x):
         return x
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)  # the squares of integers may not fit their type
     length = np.sqrt(x.multiply(x).sum(axis=1))
     scale = np.divide(1.0, length, out=np.zeros_like(length, dtype=np.float64), where=length > 0)
     return sp.csr_array(x.multiply(scale[:, None]))

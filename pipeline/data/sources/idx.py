@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Literal
 
@@ -9,9 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import AnyPath, LocalPath
-from pipeline.data.files import damaged, open_binary, opening, seekable, what_it_is
+from pipeline.data.files import GZIP_BYTES, damaged, open_binary, opening, seekable, what_it_is
 from pipeline.data.section import ConvertedSection
-from pipeline.data.table import TableSource, refuse_short
+from pipeline.data.table import TableSource, refuse_other_size
 from pipeline.errors import InputError
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}  # the third byte; big-endian
@@ -43,9 +44,9 @@ class IdxSection(ConvertedSection):
             shape = struct.unpack(f">{rank}I", sizes)
             stored = np.dtype(_TYPES[magic[2]])
             offset = 4 + 4 * rank
-            n_bytes = offset + int(np.prod(shape, dtype=np.int64)) * stored.itemsize
-            if not path.endswith(".gz"):
-                refuse_short(stream, path, n_bytes)
+            n_bytes = offset + math.prod(shape) * stored.itemsize
+            if not path.endswith(".gz") or n_bytes <= GZIP_BYTES:
+                refuse_other_size(stream, path, n_bytes)
         if rank < 2:
             raise InputError(f"{path}: got shape {shape}, expected rows and features. Are these the labels?")
         path = seekable(path, self.storage_options, self.cache, n_bytes)

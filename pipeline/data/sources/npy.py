@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from pipeline.config import AnyPath
 from pipeline.data.files import open_binary, opening
 from pipeline.data.section import FileSection
 from pipeline.data.source import row_dtype
-from pipeline.data.table import TableSource, npy_header, refuse_short
+from pipeline.data.table import TableSource, npy_header, refuse_other_size
 
 
 class NpySection(FileSection):
@@ -25,5 +25,5 @@ class NpySection(FileSection):
         with opening(path), open_binary(path, self.storage_options) as stream:
             shape, columns_first, dtype, offset = npy_header(stream, path)
             row_dtype(path, shape, dtype)
-            refuse_short(stream, path, offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+            refuse_other_size(stream, path, offset + math.prod(shape) * dtype.itemsize)
         return TableSource(path, self.storage_options, offset, shape, dtype, columns_first and len(shape) > 1)

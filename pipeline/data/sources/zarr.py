@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +10,7 @@ from pydantic import Field
 
 from pipeline.config import AnyPath
 from pipeline.data.csr import CsrSource
+from pipeline.data.encoded import dimension_names, refuse_encoded, refuse_exchanged
 from pipeline.data.files import native
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, even_bounds, row_dtype, rows_per_target
@@ -44,7 +43,8 @@ class ZarrSection(FileSection):
             node = node[tables[0]]
         if self.vocabulary is not None:
             raise InputError(f"data.vocabulary: {place} is a dense array, expected a CSR matrix. Remove it.")
-        _refuse_encoded(str(place), node)
+        refuse_encoded(str(place), node)
+        refuse_exchanged(str(place), dimension_names(node))
         return ZarrSource(place, node)
 
     def _node(self) -> tuple[ZarrPlace, Any]:
@@ -94,24 +94,3 @@ class ZarrSource(Source):
 
     def unprotected(self) -> str | None:
         return self._unprotected
-
-
-def _refuse_encoded(what: str, array: Any) -> None:
-    """Refuse an array whose numbers are not the values: packed, or with a number that stands for "missing" (CF)."""
-    for name in ("scale_factor", "add_offset", "_FillValue", "missing_value"):
-        value = array.attrs.get(name)
-        if value is None or (name in ("_FillValue", "missing_value") and _is_nan(value)):
-            continue
-        raise InputError(
-            f"{what}: got the attribute {name}={value!r}, expected plain values (missing ones as NaN). "
-            "Write the decoded values, for example with xarray and an empty encoding, or delete the attribute."
-        )
-
-
-def _is_nan(value: Any) -> bool:
-    """Whether a fill value is NaN; xarray writes floats in base64."""
-    try:
-        number = struct.unpack("<d", base64.standard_b64decode(value))[0] if isinstance(value, str) else float(value)
-    except (ValueError, TypeError, struct.error):
-        return isinstance(value, str) and value.lower() == "nan"
-    return bool(np.isnan(number))

@@ -1,0 +1,70 @@
+"""Rows that a program has opened and not read: arrays of zarr and HDF5, and Dask DataFrames, as Dask arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.checked import BadRows
+from pipeline.data.encoded import dimension_names, refuse_encoded, refuse_exchanged
+from pipeline.data.source import rows_per_target
+from pipeline.data.stores import WholeRows
+
+ON_DISK = {"zarr", "h5py", "h5netcdf", "netCDF4", "tensorstore"}  # packages whose arrays are read when they are indexed
+
+
+def lazy_rows(x: Any) -> tuple[Any, list[str] | None] | None:
+    """Return such rows as a Dask array, and the names of their features.
+
+    Parameters
+    ----------
+    x : Any
+        Rows as a user supplies them.
+
+    Returns
+    -------
+    array : dask.array.Array, shape (n, d)
+    names : list of str, or None
+    None for anything else, which is in memory or is a Dask array already.
+
+    Raises
+    ------
+    BadRows
+        If they are encoded, or no two-dimensional table.
+    """
+    package = type(x).__module__.partition(".")[0]
+    if hasattr(x, "to_dask_array") and hasattr(x, "columns") and package.startswith("dask"):
+        return _of_frame(x)
+    if package in ON_DISK and all(hasattr(x, name) for name in ("shape", "dtype")):
+        return _of_array(x), None
+    return None
+
+
+def _of_frame(x: Any) -> tuple[Any, list[str]]:
+    text = [str(name) for name, kind in x.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
+    if text:
+        raise BadRows(
+            f"X: column {text[0]!r} of the Dask DataFrame holds no numbers. Leave it out, or write it as numbers."
+        )
+    names = [str(name) for name in x.columns]
+    # pandas' own numbers with missing values have no NumPy dtype until they are converted.
+    kinds = [kind if isinstance(kind, np.dtype) else np.dtype(np.float64) for kind in x.dtypes]
+    return x.astype(np.result_type(*kinds)).to_dask_array(lengths=True), names
+
+
+def _of_array(x: Any) -> Any:
+    import dask.array as da
+
+    what = f"X, {type(x).__module__.partition('.')[0]} array {getattr(x, 'name', '')}".rstrip()
+    refuse_encoded(what, x)
+    if len(x.shape) != 2:
+        raise BadRows(
+            f"{what}: got shape {tuple(x.shape)}, expected two dimensions (rows, features). Reshape it first."
+        )
+    refuse_exchanged(what, dimension_names(x))
+    n, d = map(int, x.shape)
+    unit = (getattr(x, "shards", None) or getattr(x, "chunks", None) or (1,))[0] if n else 1
+    height = rows_per_target(max(d, 1), np.dtype(x.dtype).itemsize, int(unit))
+    rows = WholeRows(x) if hasattr(x, "store_path") else x
+    return da.from_array(rows, chunks=(height, max(d, 1)), meta=np.empty((0, 0), x.dtype), lock=rows is x)

@@ -1,0 +1,402 @@
+"""Every way in, against NumPy read by hand: sources x dtypes x layouts x oddities. Equal, or refused with a sentence; never
+silently different.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import xarray as xr
+import zarr
+from dask import delayed
+
+from pipeline import GaussianMixture, KMeans, MultinomialMixture
+from pipeline.data.chunks import Chunks
+from pipeline.errors import InputError, PipelineError
+from pipeline.estimators.rows import input_rows
+from pipeline.jobconfig import validate
+
+N, D = 23, 3
+REFUSALS = (PipelineError, ValueError, TypeError, NotImplementedError)
+
+
+def rows_of(dtype: str) -> np.ndarray:
+    """Small whole numbers that every dtype of numbers holds, with zeros among them, (N, D)."""
+    x = np.random.default_rng(7).integers(0, 100, (N, D)) * (np.arange(N * D).reshape(N, D) % 4 > 0)
+    return x.astype(dtype)
+
+
+def opened(folder: Path, source: str, name: str, **options: Any) -> Chunks:
+    """The chunks of a file or store, as the command opens them."""
+    return validate({"data": {"source": source, "path": str(folder / name), **options}}).data.open_chunks()
+
+
+def values(x: Any) -> np.ndarray:
+    """Rows as float64, dense."""
+    return np.asarray(x.toarray() if sp.issparse(x) else x, dtype=np.float64)
+
+
+def loaded(chunks: Chunks) -> np.ndarray:
+    """All rows as models see them; bad ones are NaN again."""
+    found = []
+    for i in range(chunks.n_chunks):
+        rows = chunks.load(i)
+        x = values(rows.x).copy()
+        if rows.bad is not None:
+            assert rows.weight is not None and (rows.weight[rows.bad] == 0).all()
+            x[rows.bad] = np.nan
+        found.append(x)
+    return np.concatenate(found)
+
+
+def seen(x: Any, kind: type = KMeans) -> np.ndarray:
+    """Rows as the Python classes see them: the chunks of a fit, which have to equal the blocks of a prediction."""
+    table = input_rows(kind(), x, reset=True, dense=False, counts=kind is MultinomialMixture)
+    of_fit = loaded(Chunks(table.source()))
+    of_prediction = values(table.map(values, of_fit.shape[1], np.float64, "feature"))
+    np.testing.assert_array_equal(of_prediction, of_fit)
+    return of_fit
+
+
+# --- ways in, by name: each writes or wraps the rows and gives them back as they are read
+
+Way = Callable[[np.ndarray, Path], np.ndarray]
+
+
+def npy(order: Any) -> Way:
+    """A .npy file."""
+
+    def way(x: np.ndarray, folder: Path) -> np.ndarray:
+        np.save(folder / "x.npy", np.asarray(x, order=order))
+        return loaded(opened(folder, "npy", "x.npy"))
+
+    return way
+
+
+def stored(**layout: Any) -> Way:
+    """A zarr array."""
+
+    def way(x: np.ndarray, folder: Path) -> np.ndarray:
+        zarr.create_array(folder / "x.zarr", data=x, **layout)
+        return loaded(opened(folder, "zarr", "x.zarr"))
+
+    return way
+
+
+def dataset(zarr_format: Any) -> Way:
+    """A variable that xarray wrote."""
+
+    def way(x: np.ndarray, folder: Path) -> np.ndarray:
+        variable = xr.Dataset({"x": (("row", "feature"), x)})
+        variable.to_zarr(folder / "x.zarr", zarr_format=zarr_format, consolidated=False)
+        return loaded(opened(folder, "zarr", "x.zarr"))
+
+    return way
+
+
+def write_csr(folder: Path, x: sp.csr_array, zarr_format: Any = 3) -> Path:
+    """A CSR matrix in anndata's layout."""
+    attributes = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(x.shape)}
+    group = zarr.open_group(folder / "x.zarr", mode="w", zarr_format=zarr_format)
+    group.attrs.update(attributes)
+    for name in ("data", "indices", "indptr"):
+        group.create_array(name, data=getattr(x, name))
+    return folder / "x.zarr"
+
+
+def sparse_store(zarr_format: Any) -> Way:
+    """A CSR matrix in zarr."""
+
+    def way(x: np.ndarray, folder: Path) -> np.ndarray:
+        write_csr(folder, sp.csr_array(x), zarr_format)
+        return loaded(opened(folder, "zarr", "x.zarr"))
+
+    return way
+
+
+def text(delimiter: str, header: bool) -> Way:
+    """A table in text."""
+
+    def way(x: np.ndarray, folder: Path) -> np.ndarray:
+        lines = [delimiter.join(f"c{j}" for j in range(x.shape[1]))] * header
+        lines += [delimiter.join(str(v) for v in row) for row in x]
+        (folder / "x.csv").write_text("\n".join(lines) + "\n")
+        return loaded(opened(folder, "csv", "x.csv"))
+
+    return way
+
+
+def idx(x: np.ndarray, folder: Path) -> np.ndarray:
+    """A file in the format of MNIST, which has five types; others cannot be written."""
+    codes = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
+    if x.dtype.str[1:] not in codes:
+        raise TypeError("not a type of the format")
+    big = x.astype(x.dtype.newbyteorder(">"))
+    header = bytes([0, 0, codes[x.dtype.str[1:]], x.ndim]) + struct.pack(f">{x.ndim}I", *x.shape)
+    (folder / "x.idx").write_bytes(header + big.tobytes())
+    return loaded(opened(folder, "idx", "x.idx"))
+
+
+def parquet(x: np.ndarray, folder: Path) -> np.ndarray:
+    """A parquet file of several row groups."""
+    pd.DataFrame(x, columns=list("abc")).to_parquet(folder / "x.parquet", row_group_size=7)
+    return loaded(opened(folder, "parquet", "x.parquet"))
+
+
+def memory(wrap: Callable[[np.ndarray], Any], kind: type = KMeans) -> Way:
+    """Rows that are handed to a Python class."""
+    return lambda x, folder: seen(wrap(x), kind)
+
+
+def blocks(x: np.ndarray, of: Any) -> Any:
+    """A Dask array of sparse blocks."""
+    meta = of(np.zeros((0, D), x.dtype))
+    return da.from_array(x, chunks=(10, D)).map_blocks(of, dtype=x.dtype, meta=meta)
+
+
+def strided(x: np.ndarray) -> np.ndarray:
+    """The same rows, neither C- nor Fortran-contiguous."""
+    wide = np.zeros((2 * N, 2 * D), x.dtype)
+    wide[::2, ::2] = x
+    return wide[::2, ::2]
+
+
+def opened_zarr(x: np.ndarray, folder: Path) -> np.ndarray:
+    """A zarr array that a program has opened."""
+    zarr.create_array(folder / "x.zarr", data=x, chunks=(5, 2))
+    return seen(zarr.open_array(folder / "x.zarr", mode="r"))
+
+
+WAYS: dict[str, Way] = {
+    "npy": npy("C"),
+    "npy by columns": npy("F"),
+    "zarr 2": stored(zarr_format=2),
+    "zarr 2 by columns": stored(zarr_format=2, order="F", chunks=(7, 2)),
+    "zarr 3": stored(),
+    "zarr 3 ragged": stored(chunks=(7, 2)),
+    "zarr 3 shards": stored(chunks=(3, 1), shards=(9, 2)),
+    "xarray's zarr 2": dataset(2),
+    "xarray's zarr 3": dataset(3),
+    "CSR in zarr 2": sparse_store(2),
+    "CSR in zarr 3": sparse_store(3),
+    "csv": text(",", False),
+    "csv with a header": text(",", True),
+    "tabs": text("\t", False),
+    "blanks": text(" ", True),
+    "idx": idx,
+    "parquet": parquet,
+    "NumPy": memory(lambda x: x),
+    "NumPy by columns": memory(np.asfortranarray),
+    "NumPy, strided": memory(strided),
+    "DataFrame": memory(lambda x: pd.DataFrame(x, columns=list("abc"))),
+    "csr_array": memory(sp.csr_array, MultinomialMixture),
+    "csr_matrix": memory(sp.csr_matrix, MultinomialMixture),
+    "csc_array": memory(sp.csc_array, MultinomialMixture),
+    "coo_matrix": memory(sp.coo_matrix, MultinomialMixture),
+    "Dask": memory(lambda x: da.from_array(x, chunks=(10, D))),
+    "Dask, cut through the features": memory(lambda x: da.from_array(x, chunks=(8, 2))),
+    "Dask of csr_array": memory(lambda x: blocks(x, sp.csr_array), MultinomialMixture),
+    "Dask of csr_matrix": memory(lambda x: blocks(x, sp.csr_matrix), MultinomialMixture),
+    "Dask of csc_matrix": memory(lambda x: blocks(x, sp.csc_matrix), MultinomialMixture),
+    "Dask DataFrame": memory(lambda x: dd.from_pandas(pd.DataFrame(x, columns=list("abc")), npartitions=3)),
+    "xarray": memory(lambda x: xr.DataArray(x, dims=("row", "feature"))),
+    "xarray of Dask": memory(lambda x: xr.DataArray(da.from_array(x, chunks=(10, D)), dims=("row", "feature"))),
+    "an open zarr array": opened_zarr,
+}
+NUMBERS = ["?", "u1", "i1", "u2", ">i2", "i4", ">u4", "i8", "u8", "f2", "f4", ">f4", "f8", ">f8"]
+OTHERS = ["c8", "M8[s]", "m8[s]", "U3", "O"]
+SWAPPED = {dtype for dtype in NUMBERS if dtype[0] == ">"}
+
+
+def cannot(way: str) -> set[str]:
+    """What a format or a library itself does not hold."""
+    if way in ("tabs", "blanks") or "csv" in way:
+        return {"?"}
+    if way == "idx":
+        return {"?", "u2", ">u4", "i8", "u8", "f2"}
+    if way == "parquet":
+        return SWAPPED
+    return {"f2", *SWAPPED} if "cs" in way.lower() or "coo" in way else set()
+
+
+def said(error: BaseException) -> None:
+    """A refusal says something that a person can read."""
+    assert len(str(error)) > 20 and " " in str(error), error
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("way", WAYS)
+def test_numbers_are_read_as_numpy_holds_them(tmp_path, way, dtype):
+    """Every way in gives the values that NumPy holds, whatever their type, byte order and layout."""
+    x = rows_of(dtype)
+    try:
+        found = WAYS[way](x, tmp_path)
+    except REFUSALS as error:
+        if dtype not in cannot(way):
+            raise
+        said(error)
+    else:
+        np.testing.assert_array_equal(found, x.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", OTHERS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings(
+    "ignore::zarr.errors.UnstableSpecificationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+def test_what_is_no_number_is_refused_or_read_as_the_number_it_is(tmp_path, way, dtype):
+    """Complex numbers, times, text and objects are refused with a sentence; text and objects that are numbers may be read."""
+    x = rows_of("i4").astype(dtype)
+    try:
+        found = WAYS[way](x, tmp_path)
+    except REFUSALS as error:
+        said(error)
+    else:
+        assert dtype in ("U3", "O") or "csv" in way or way in ("tabs", "blanks"), "read as something else"
+        np.testing.assert_array_equal(found, rows_of("f8"))
+
+
+# --- oddities of rows: what must come of each way that can hold it
+
+
+def odd(value: float, dtype: str = "f8") -> np.ndarray:
+    """Rows, one of whose values is this."""
+    x = rows_of(dtype)
+    x[11, 1] = value
+    return x
+
+
+FILES = ["npy", "npy by columns", "zarr 2", "zarr 3", "zarr 3 shards", "CSR in zarr 3", "csv", "tabs", "idx", "parquet"]
+LAZY = [
+    "Dask",
+    "Dask, cut through the features",
+    "Dask of csr_array",
+    "Dask of csr_matrix",
+    "Dask DataFrame",
+    "xarray of Dask",
+]
+LOADED = ["NumPy", "DataFrame", "csr_array", "csr_matrix", "xarray"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("way", FILES)
+def test_a_row_of_a_file_without_a_finite_value_is_a_bad_row(tmp_path, way, value):
+    """It is set aside, with weight 0, and no other row is."""
+    expected = rows_of("f8")
+    expected[11] = np.nan
+    np.testing.assert_array_equal(WAYS[way](odd(value), tmp_path), expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("way", [*LAZY, *LOADED, "an open zarr array"])
+def test_a_row_without_a_finite_value_is_refused_in_python(tmp_path, way, value):
+    """By NumPy and Dask alike: never a label."""
+    with pytest.raises(ValueError, match=r"(?i)nan|inf"):
+        WAYS[way](odd(value), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "way", [name for name in WAYS if "cs" in name.lower() and "csv" not in name and "zarr" not in name]
+)
+def test_negative_counts_are_refused_in_python(tmp_path, way):
+    """By NumPy and Dask alike."""
+    with pytest.raises(ValueError, match=r"(?i)negative|lowest value is -1"):
+        WAYS[way](odd(-1), tmp_path)
+
+
+def repeated(dtype: str) -> tuple[sp.csr_array, np.ndarray]:
+    """A matrix with each entry stored twice, unsorted, and what it stands for."""
+    x = sp.csr_array(rows_of("f8"))
+    ends = zip(x.indptr[:-1], x.indptr[1:], strict=True)
+    order = np.concatenate([np.tile(np.arange(a, b)[::-1], 2) for a, b in ends])
+    twice = sp.csr_array((x.data[order].astype(dtype), x.indices[order], 2 * x.indptr), x.shape)
+    return twice, 2 * x.toarray()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("kind", ["store", "csr_array", "csr_matrix", "csc_array", "coo_array", "Dask"])
+def test_repeated_entries_are_summed(tmp_path, kind, dtype):
+    """In 64 bits; the caller's matrix stays as it is."""
+    twice, expected = repeated(dtype)
+    before = [part.copy() for part in (twice.data, twice.indices, twice.indptr)]
+    if kind == "store":
+        write_csr(tmp_path, twice)
+        found = loaded(opened(tmp_path, "zarr", "x.zarr"))
+    elif kind == "Dask":
+        cuts = [twice[a : a + 10] for a in range(0, N, 10)]
+        parts = [da.from_delayed(delayed(part), part.shape, part.dtype, meta=twice[:0]) for part in cuts]
+        found = seen(da.concatenate(parts), MultinomialMixture)
+    else:
+        found = seen(getattr(sp, kind)(twice), MultinomialMixture)
+    np.testing.assert_array_equal(found, expected)
+    for part, was in zip((twice.data, twice.indices, twice.indptr), before, strict=True):
+        np.testing.assert_array_equal(part, was)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("u1", 200), ("i1", 100), ("u2", 40_000), ("i4", 2**31 - 1)])
+def test_repeated_entries_whose_sum_does_not_fit_are_refused(tmp_path, dtype, value):
+    """A store of a narrow type cannot hold the sum; Python's rows are float64 by then."""
+    x = sp.csr_array((np.array([value, value], dtype), np.array([1, 1]), np.array([0, 2])), (1, D))
+    write_csr(tmp_path, x)
+    with pytest.raises(InputError, match=f"repeated entries sum to {2 * value}"):
+        loaded(opened(tmp_path, "zarr", "x.zarr"))
+    assert seen(x, MultinomialMixture)[0, 1] == 2 * value
+
+
+@pytest.mark.parametrize("dtype", ["i4", "f4", "f8"])
+@pytest.mark.parametrize("kind", ["NumPy", "Dask", "xarray of Dask", "weights", "y"])
+def test_masked_values_are_refused(kind, dtype):
+    """A mask is never dropped; an array in which nothing is masked is its values."""
+    x = rows_of(dtype)
+    for masked in (np.ma.masked_array(x, mask=np.zeros_like(x, bool)), np.ma.masked_equal(x, x[0, 1])):
+        rows, more = masked, {}
+        if kind == "weights":
+            rows, more = rows_of("f8"), {"sample_weight": masked[:, 0] + 1}
+        elif kind == "y":
+            rows, more = rows_of("f8"), {"y": np.ma.masked_array(np.full(N, -1), masked.mask[:, 0])}
+        elif kind != "NumPy":
+            rows = da.from_array(masked, chunks=(10, D))
+            rows = rows if kind == "Dask" else xr.DataArray(rows, dims=("row", "feature"))
+        model = KMeans(2, random_state=0) if kind != "y" else GaussianMixture(1)
+        if masked.mask.any() and (kind not in ("weights", "y") or masked.mask[:, 0].any()):
+            with pytest.raises(ValueError, match=r"masked|NaN"):  # xarray makes them NaN
+                model.fit(rows, **more)
+        else:
+            model.fit(rows, **more)
+
+
+@pytest.mark.parametrize("n", [9, 11, 0])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_block_of_another_shape_is_refused(n, sparse):
+    """A Dask block that is not what its chunks say is named, in fits and in predictions."""
+    x = rows_of("f8")
+    wrong = np.ones((n, D))
+    meta = sp.csr_array((0, D)) if sparse else np.empty((0, D))
+    part = da.from_delayed(delayed(sp.csr_array(wrong) if sparse else wrong), (10, D), float, meta=meta)
+    rest = blocks(x, sp.csr_array) if sparse else da.from_array(x, chunks=(10, D))
+    rows, kind = da.concatenate([rest, part]), MultinomialMixture if sparse else KMeans
+    model = kind(2, random_state=0).fit(x)
+    for act in (lambda: kind(2, random_state=0).fit(rows), lambda: np.asarray(model.predict(rows))):
+        with pytest.raises(ValueError, match=rf"rows 23:33 .*got shape \({n}, 3\), expected \(10, 3\)"):
+            act()
+
+
+@pytest.mark.parametrize(("declared", "dtype", "fits"), [("f8", "f4", True), ("f8", "i4", True), ("f4", "f8", False), ("f8", "c16", False), ("f8", "O", False)])  # fmt: skip
+def test_a_block_of_another_dtype_is_cast_or_refused(declared, dtype, fits):
+    """Cast where every value stays as it is."""
+    x = rows_of("f8")
+    rows = da.from_delayed(delayed(x.astype(dtype)), x.shape, np.dtype(declared))
+    if fits:
+        np.testing.assert_array_equal(seen(rows), x)
+    else:
+        with pytest.raises(ValueError, match=f"got dtype {np.dtype(dtype)}"):
+            seen(rows)
