@@ -1,1 +1,1 @@
-"""Models: parameters, sufficient statistics, E-steps and M-steps. No Dask, no files, no screens."""
+"""Models: parameters, sufficient statistics, E-steps and M-steps; independent of Dask, files and terminals."""

@@ -1,7 +1,7 @@
 """Models whose latent variable is a label: each row belongs to one of K components.
 
-What labels allow is asked of these models alone: labels of rows, statistics of labels, resets, moves between components,
-their order, and rows whose labels are known.
+Only these have labels of rows, statistics of labels, resets, moves between components, an order of components, and rows
+with known labels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
 
 
 class Labels(NamedTuple):
-    """What prediction says of each row.
+    """Predictions for rows.
 
-    label : (n,) int32.  score : (n,) float64, log p(x) in nats (K-means: the squared distance to the centre).
+    label : (n,) int32.  score : (n,) float64, log p(x) in nats (K-means: squared distance to the centre).
     log_resp : (n, k) float64.
     """
 
@@ -35,19 +35,19 @@ class Labels(NamedTuple):
 
 
 class Summary(Protocol):
-    """What the profiling pass says of all rows, in the model's space."""
+    """Statistics of all rows from the profiling pass, in the model's space."""
 
     @property
     def mean(self) -> Array:
-        """(d,)."""
+        """Shape (d,)."""
 
     @property
     def covariance(self) -> Array:
-        """(d, d) or (d,), of the population."""
+        """Of the population, shape (d, d) or (d,)."""
 
     @property
     def variance(self) -> Array:
-        """(d,)."""
+        """Shape (d,)."""
 
     @property
     def sample(self) -> LowestRows:
@@ -55,7 +55,7 @@ class Summary(Protocol):
 
 
 class NoRows:
-    """Statistics of no rows: zeros and ones, to make a model that is only asked how large things are. d : features."""
+    """Statistics without rows (zeros and ones), for a model that is only asked for sizes. d : features."""
 
     def __init__(self, d: int) -> None:
         none = np.empty(0)
@@ -66,8 +66,8 @@ class NoRows:
 class SearchEffort(NamedTuple):
     """How a search for a start treats a model.
 
-    level_rows : rows of the lowest level, at least: on fewer the local optima are others.
-    starts : candidate starts, at least.  finalists : of them on the highest level.
+    level_rows : least rows of the lowest level; fewer rows have other local optima.
+    starts : least candidate starts.  finalists : candidate starts on the highest level.
     tol : nats per row, of the refinement on each level.
     principal : whether rows of many features are searched in the space of their leading principal components.
     """
@@ -81,7 +81,7 @@ class SearchEffort(NamedTuple):
 
 @dataclass(frozen=True)
 class WorstRows:
-    """Attachment: the rows with the lowest scores; places for resets, and what the report shows as outliers."""
+    """Attachment: the rows with the lowest scores, for resets and for the report's outliers."""
 
     limit: int
     name: ClassVar[str] = "outliers"
@@ -97,7 +97,7 @@ class WorstRows:
 
 @dataclass(frozen=True)
 class BestRows:
-    """Attachment: the rows that each component is most responsible for."""
+    """Attachment: the rows with the highest responsibilities of each component."""
 
     limit: int = 5
     name: ClassVar[str] = "representatives"
@@ -112,17 +112,17 @@ class BestRows:
 
 
 class ClusterModel(LatentModel):
-    """A model of K components, of which each row belongs to one.
+    """A model of K components, where each row belongs to one.
 
     Attributes
     ----------
     n_components, n_features : int
     shift : array, shape (d,), float64
-        The reference point of distances, near the rows: about one that is far away they would cancel.
+        Reference point near the rows, so that distances do not cancel.
     location : str
-        The field that says where a component is, shape (k, d).
+        The field with the components' locations, shape (k, d).
     of_centers : bool
-        Whether the centres are all its parameters, so that they alone are a start.
+        Whether the centres are its only parameters.
     search : SearchEffort
     """
 
@@ -135,11 +135,11 @@ class ClusterModel(LatentModel):
     @property
     @abstractmethod
     def n_components(self) -> int:
-        """K."""
+        """Number of components, K."""
 
     @property
     def n_features(self) -> int:
-        """d, the columns of a row."""
+        """Columns of a row, d."""
         return len(self.shift)
 
     @property
@@ -155,28 +155,28 @@ class ClusterModel(LatentModel):
 
     @property
     def least_rows(self) -> int:
-        """A component with fewer effective rows than this is collapsed."""
+        """Effective rows below which a component is collapsed."""
         return 1
 
     @abstractmethod
     def with_components(self, k: int) -> Any:
-        """The same model with another number of components."""
+        """Return the same model with another number of components."""
 
     @abstractmethod
     def without_fixed(self, field: str) -> Any:
-        """The same model in which a field is learned."""
+        """Return the same model in which a field is estimated."""
 
     @abstractmethod
     def counts(self, stats: Any) -> Array:
-        """(k,) effective rows of each component."""
+        """Return the effective rows of each component, shape (k,)."""
 
     @abstractmethod
     def label_statistics(self, x: Matrix, labels: Array, weight: Array | None = None) -> Any:
-        """Statistics of given labels. labels : (n,) int; rows with label -1 are left out."""
+        """Return the statistics of labels. labels : (n,) int; rows with label -1 are left out."""
 
     @abstractmethod
     def assign(self, params: Any, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
-        """Labels and scores of rows, tile by tile."""
+        """Yield labels and scores of rows, tile by tile."""
 
     def row_arrays(self, top_k: int) -> dict[str, RowArray]:
         ranked = {
@@ -187,7 +187,7 @@ class ClusterModel(LatentModel):
         return {**super().row_arrays(top_k), **(ranked if top_k else {}), **label}
 
     def predict(self, params: Any, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
-        """Labels, scores and the highest responsibilities; a row whose component is known has its own label."""
+        """Return labels, scores and the highest responsibilities; a row with a known label has that label."""
         parts: dict[str, list[Array]] = {name: [] for name in self.row_arrays(top_k)}
         for _, found in self.assign(params, rows.x, kernels):
             parts[self.words.score].append(found.score)
@@ -204,33 +204,37 @@ class ClusterModel(LatentModel):
 
     @abstractmethod
     def representatives(self, params: Any, rows: Rows, found: Expectation, limit: int, kernels: Any) -> Representatives:
-        """The rows of a chunk that each component is most responsible for. found : what the E-step returned."""
+        """Return the rows of a chunk with the highest responsibilities of each component. found : the E-step."""
 
     @abstractmethod
     def removal_costs(self, params: Any, x: Matrix, weight: Array | None, kernels: Any) -> tuple[Array, Array]:
-        """What the objective would lose on these rows without each component, the others unchanged, and who would get them.
+        """Return the cost of removing each component, the others unchanged, and the next-best components.
 
-        Returns (k,) costs, and (k, k) weights of the rows of one component whose next-best component is another.
+        Returns
+        -------
+        costs : array, shape (k,)
+        next_best : array, shape (k, k)
+            Weights of the rows of one component whose next-best component is another.
         """
 
     @abstractmethod
     def responsibilities(self, params: Any, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
-        """(n, k) responsibilities, those below `least` left out."""
+        """Return sparse responsibilities of at least `least`, shape (n, k)."""
 
     @abstractmethod
     def collapsed(self, params: Any, counts: Array) -> list[tuple[int, str]]:
-        """Components that are collapsed, and why. counts : (k,) their effective rows."""
+        """Return collapsed components with the reasons. counts : (k,) effective rows."""
 
     @abstractmethod
     def start_at(self, rows: Array, summary: Summary) -> Any:
-        """Parameters of a start: components at given rows, equal in all else. rows : (k, d)."""
+        """Return initial parameters with components at given rows, equal otherwise. rows : (k, d)."""
 
     def start_near_mean(self, summary: Summary, draws: Array) -> Any:
-        """Parameters of a start near the mean of the rows. draws : (k, d), standard normal."""
+        """Return initial parameters near the mean of the rows. draws : (k, d), standard normal."""
         return self.start_at(summary.mean + 0.01 * np.sqrt(summary.variance) * draws, summary)
 
     def shares(self, params: Any, stats: Any) -> Array:
-        """(k,) share of the rows that each component has."""
+        """Return the share of the rows of each component, shape (k,)."""
         counts = self.counts(stats)
         return counts / counts.sum()
 
@@ -238,7 +242,7 @@ class ClusterModel(LatentModel):
         return {"n_effective": self.counts(stats)}
 
     def checked_labels(self, rows: Rows) -> Array | None:
-        """The known labels of a chunk. Raises InputError where one names a component that is not there."""
+        """Return the known labels of a chunk. Raises InputError for a component that does not exist."""
         if rows.label is not None and (rows.label >= self.n_components).any():
             i = int((rows.label >= self.n_components).argmax())
             raise InputError(

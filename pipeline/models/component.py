@@ -1,4 +1,4 @@
-"""What a family of mixtures has of its own: K distributions p(x | theta_k) side by side."""
+"""A component of a mixture: K distributions p(x | theta_k) side by side."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ from pipeline.models.words import Words
 
 
 class Pass(NamedTuple):
-    """What one pass over rows gives.
-
-    log_norm : (n,) log p(x), nats.  sum_w : (k,) soft counts.  stats : the component's.  entropy : total nats.
-    """
+    """Result of one pass. log_norm : (n,) log p(x), nats.  sum_w : (k,) soft counts.  stats : the component's.  entropy : total nats."""
 
     log_norm: Array
     sum_w: Array
@@ -32,19 +29,19 @@ class Pass(NamedTuple):
 
 
 class Component(ABC):
-    """K distributions p(x | theta_k) side by side: what a family of mixtures has of its own.
+    """K distributions p(x | theta_k) side by side: what distinguishes one family of mixtures from another.
 
     Attributes
     ----------
     n_components, n_features : int
     shift : array, shape (d,), float64
-        The reference point of distances between rows.
+        Reference point of distances between rows.
     fields : mapping of str to Field
-        The schema of theta.
+        Schema of theta.
     fixed : tuple of str
-        Fields of theta that keep their initial values.
+        Fields of theta that stay at their initial values.
     location : str
-        The field that says where a component is, shape (k, d).
+        The field with the components' locations, shape (k, d).
     search : SearchEffort
     impossible_advice : str
         What to do about a row that no component can produce.
@@ -61,16 +58,16 @@ class Component(ABC):
 
     @property
     def n_features(self) -> int:
-        """d."""
+        """Columns of a row, d."""
         return len(self.shift)
 
     def facts(self) -> dict[str, Any]:
-        """Hyperparameters that people read, by name; text among them tells candidates apart."""
+        """Return hyperparameters for people, by name; text among them is part of a candidate's name."""
         return {}
 
     @property
     def least_rows(self) -> int:
-        """A component with fewer effective rows than this is collapsed."""
+        """Effective rows below which a component is collapsed."""
         return 1
 
     @property
@@ -80,47 +77,47 @@ class Component(ABC):
 
     @abstractmethod
     def theta(self, **arrays: Array) -> Any:
-        """Parameters from the arrays of the schema, with what is derived from them once."""
+        """Return theta from the arrays of the schema, with what is computed from them once."""
 
     @abstractmethod
     def log_joint(self, theta: Any, log_weights: Array, x: Matrix, kernels: Any) -> Array:
-        """(n, k) float64: log pi_k + log p(x | theta_k), nats. log_weights : (k,), may hold -inf."""
+        """Return log pi_k + log p(x | theta_k), nats, (n, k) float64. log_weights : (k,), may have -inf."""
 
     @abstractmethod
     def statistics(self, theta: Any, x: Matrix, resp: Array) -> Any:
-        """Sums over rows by component. theta : None where there is none yet.  resp : (n, k), weights multiplied in."""
+        """Return sums over rows by component. theta : None at a start.  resp : (n, k), times the weights."""
 
     @abstractmethod
     def m_step(self, stats: Any, sum_w: Array, theta: Any | None) -> Any:
-        """Parameters that maximize the expected log density + log prior. sum_w : (k,).  theta : as in a model's m_step."""
+        """Return theta that maximizes expected log density + log prior. sum_w : (k,).  theta : as in `LatentModel.m_step`."""
 
     @abstractmethod
     def expected_log_joint(self, theta: Any, weights: Array, sum_w: Array, stats: Any) -> float:
-        """sum_n sum_k r_nk (log pi_k + log p(x_n | theta_k)), total nats, where 0 log 0 = 0."""
+        """Return sum_n sum_k r_nk (log pi_k + log p(x_n | theta_k)), total nats, where 0 log 0 = 0."""
 
     @abstractmethod
     def start_at(self, rows: Array, summary: Summary | None) -> Any:
-        """Parameters of components at given rows. rows : (k, d).  summary : of all rows, None at a reset."""
+        """Return theta of components at given rows. rows : (k, d).  summary : of all rows, None at a reset."""
 
     @abstractmethod
     def sample(self, theta: Any, labels: Array, rng: np.random.Generator) -> Matrix:
-        """Rows drawn from the components that labels name, (n, d)."""
+        """Return rows drawn from the components that labels name, (n, d)."""
 
     def start_near_mean(self, summary: Summary, draws: Array) -> Any:
-        """Parameters of components near the mean of the rows. draws : (k, d), standard normal."""
+        """Return theta of components near the mean of the rows. draws : (k, d), standard normal."""
         return self.start_at(summary.mean + 0.01 * np.sqrt(summary.variance) * draws, summary)
 
     def log_prior(self, theta: Any) -> float:
-        """Log of the prior density, up to a constant."""
+        """Return the log prior density, up to a constant."""
         return 0.0
 
     def statistics_bytes(self) -> int:
-        """Bytes of the statistics: by default of one row."""
+        """Return the bytes of the statistics: by default those for one row."""
         x = np.zeros((1, self.n_features))
         return int(self.statistics(None, x, np.zeros((1, self.n_components))).nbytes)
 
     def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> Any:
-        """Statistics of given labels. labels : (n,) int, all components' own.  weight : (n,)."""
+        """Return the statistics of labels. labels : (n,) int >= 0.  weight : (n,)."""
         total: Any = None
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.n_components)):
             resp = np.where(labels[rows, None] == np.arange(self.n_components), weight[rows, None], 0.0)
@@ -129,7 +126,7 @@ class Component(ABC):
         return total
 
     def e_step(self, theta: Any, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any) -> Pass:
-        """Responsibilities and their statistics, tile by tile. A family may have a compiled one in its place."""
+        """Return responsibilities and their statistics, tile by tile; a family may override it with a compiled pass."""
         k = self.n_components
         log_norm, sum_w, stats, entropy = np.empty(x.shape[0]), np.zeros(k), None, 0.0
         for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
@@ -144,7 +141,7 @@ class Component(ABC):
         return Pass(log_norm, sum_w, stats, entropy)
 
     def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
-        """Terms of the squared Fisher norm of a step: sum_k N_k/N Δᵀ I_k Δ. By default twice the gain of the step."""
+        """Return terms of the squared Fisher norm of a step, sum_k N_k/N Δᵀ I_k Δ: by default twice the gain of the step."""
         one = np.ones(self.n_components)
         gain = self.expected_log_joint(new, one, sum_w, stats) - self.expected_log_joint(theta, one, sum_w, stats)
         return (max(0.0, 2.0 * gain / float(sum_w.sum())),)
@@ -152,20 +149,20 @@ class Component(ABC):
     def change_squares(
         self, change: Any, change_w: Array, stats: Any, sum_w: Array, theta: Any
     ) -> tuple[float, ...] | None:
-        """Terms of the same for what a small change of the statistics does; None where only differences say it."""
+        """Return the same terms for a small change of the statistics; None to compute them by differences."""
         return None
 
     def feasible(self, stats: Any, known: Any) -> Any:
-        """Extrapolated statistics as some rows could have them. known : statistics that rows do have."""
+        """Return extrapolated statistics, corrected to be possible for some rows. known : possible statistics."""
         return stats
 
     def collapsed(self, theta: Any, sum_w: Array) -> list[tuple[int, str]]:
-        """Components that are collapsed, and why."""
+        """Return collapsed components with the reasons."""
         few = np.flatnonzero(sum_w < self.least_rows)
         return [(int(k), f"{sum_w[k]:.3g} effective rows, fewer than {self.least_rows}") for k in few]
 
     def reset(self, new: Any, old: Any, stats: Any, sum_w: Array, collapsed: Array, places: Mapping[int, Array]) -> Any:
-        """Parameters in which collapsed components start again at a row each; those without a place stay.
+        """Return theta with each collapsed component at a row; those without a place stay.
 
         new, old : after and before the M-step.  collapsed : (m,) int.  places : row (d,) by component.
         """
@@ -180,7 +177,7 @@ class Component(ABC):
         return self.theta(**arrays)
 
     def arrays(self, theta: Any) -> dict[str, Array]:
-        """Theta by the names of the schema."""
+        """Return theta by the names of the schema."""
         return {name: getattr(theta, name) for name in self.fields}
 
     def implementations(self, theta: Any, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
@@ -192,5 +189,5 @@ class Component(ABC):
         raise InputError(f"output.standard_errors: family {self.family} has none; set it to false.")
 
     def broken(self, theta: Any) -> Array:
-        """(k,) bool: components whose density cannot be computed."""
+        """Return which components have a density that cannot be computed, (k,) bool."""
         return np.zeros(self.n_components, dtype=bool)

@@ -1,7 +1,7 @@
 """The four shapes of a Gaussian's covariance, as a table of functions.
 
-A shape says how its second moments are formed (`outer`), how they become covariances, and how a
-covariance whitens a row. For every shape, moments about another point follow from
+A shape defines its second moments (`outer`), the covariances from them, and how a covariance whitens a row. For every
+shape, moments about another point follow from
 
     M(a + b) = M(a) - outer(b, s) - outer(s, b) + N outer(b, b)
 
@@ -72,7 +72,7 @@ class Shape(NamedTuple):
 
     @property
     def is_matrix(self) -> bool:
-        """Whether a covariance is stored whole: for a diagonal of it, or one variance, its inverse is by element."""
+        """Whether a covariance is a whole matrix, not variances, whose inverse is by element."""
         return "feature_2" in self.field.dims
 
     def array_shape(self, k: int, d: int) -> tuple[int, ...]:
@@ -80,16 +80,16 @@ class Shape(NamedTuple):
         return self.field.shape({"component": k, "feature": d})
 
     def moved(self, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:
-        """First and second moments about points that lie `by` further on. counts : (k,).  sum_x, by : (k, d)."""
+        """Return first and second moments about points moved by `by`. counts : (k,).  sum_x, by : (k, d)."""
         cross = self.outer(by, sum_x) + self.outer(sum_x, by)
         return sum_x - counts[:, None] * by, sum_xx - cross + self.outer(by * counts[:, None], by)
 
 
 def _cholesky_factor(covariance: Array) -> Array:
-    """Upper triangular P with P Pᵀ = covariance⁻¹, or NaN where there is no Cholesky factor.
+    """Upper triangular P with P Pᵀ = covariance⁻¹, or NaN without a Cholesky factor.
 
-    A pivot is the share of a feature's variance that those before it leave open; one that is lost in rounding
-    would pass or fail by luck.
+    A pivot is the share of a feature's variance that the features before it do not explain; if it is within rounding, the
+    factorization would succeed or fail by chance.
     """
     lower, failed = dpotrf(covariance, lower=1)
     pivots = np.diagonal(lower) ** 2
@@ -99,7 +99,7 @@ def _cholesky_factor(covariance: Array) -> Array:
 
 
 def _squares(diff: Array) -> Array:
-    """(n,) squared lengths, summed in float64: over hundreds of pixels a float32 sum would drift."""
+    """Squared lengths, (n,), summed in float64: float32 sums over hundreds of pixels would be inexact."""
     return np.square(diff).sum(axis=1, dtype=np.float64)
 
 
@@ -115,7 +115,7 @@ def _ratio(moments: Array, counts: Array) -> Array:
 
 
 def _symmetric(moments: Array) -> Array:
-    """The average of matrices and their transposes: a product's two triangles differ in the last digit."""
+    """Average of matrices and their transposes, because the two triangles of a product differ in the last digit."""
     return 0.5 * (moments + np.swapaxes(moments, -1, -2))
 
 
@@ -276,12 +276,12 @@ def _extreme_eigenvalues(covariances: Array) -> Array:
 
 
 def identity(shape: Shape, k: int, d: int) -> Array:
-    """Unit covariances in the shape's array."""
+    """Return unit covariances."""
     return from_covariance(shape, np.eye(d), k)
 
 
 def from_covariance(shape: Shape, covariance: Array, k: int) -> Array:
-    """One full covariance (d, d), given to all k components in the shape's array."""
+    """Return one full covariance (d, d) for all k components, in the shape's array."""
     d = len(covariance)
     narrow = {2: covariance, 1: np.diagonal(covariance), 0: np.trace(covariance) / d}
     target = shape.array_shape(k, d)
@@ -290,12 +290,12 @@ def from_covariance(shape: Shape, covariance: Array, k: int) -> Array:
 
 
 def full_matrix(covariance: Array) -> Array:
-    """(d, d) of a covariance given whole or by its diagonal (d,)."""
+    """Return a covariance, whole or as its diagonal (d,), as (d, d)."""
     return np.diag(covariance) if covariance.ndim == 1 else covariance
 
 
 def full_covariances(shape: Shape, covariances: Array, k: int, d: int) -> Array:
-    """(k, d, d) of the shape's array."""
+    """Return the shape's array as (k, d, d)."""
     wide = covariances if shape.per_component else covariances[None]
     if wide.ndim == 1:
         wide = np.repeat(wide[:, None], d, axis=1)

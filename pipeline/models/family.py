@@ -1,4 +1,4 @@
-"""What the `model` sections of all families have in common: what each states of itself, its candidates, its model."""
+"""What the `model` sections of all families have in common: properties of the family, candidates, the model."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ class FamilySection(Variant):
 
     @property
     def largest(self) -> int:
-        """The most components of a candidate, each of which needs a row to start from; 1 where there are none."""
+        """The largest number of components of a candidate, each of which needs a row to start from; 1 without components."""
         return 1
 
     def candidates(self) -> list[Self]:
-        """Return a section with one value of each list, for every combination in the order of the lists."""
+        """Return a section with one value of each list, for every combination, in the order of the lists."""
         names = lists_of(type(self))
         return [
             self.model_copy(update={name: (value,) for name, value in zip(names, values, strict=True)})
@@ -99,16 +99,15 @@ class FamilySection(Variant):
         Parameters
         ----------
         summary : Summary
-            Statistics of the rows.
         assignment : {"soft", "hard"}
         """
 
     def for_few_rows(self) -> Self:
-        """Return the section for a fit to a few chunks alone, which need not show all that the rows have."""
+        """Return the section for a fit to a few chunks, which may lack words or labels that all rows have."""
         return self
 
     def of_no_rows(self, d: int) -> LatentModel:
-        """Return a model for rows of d features: of no rows in particular, to ask it how large things are."""
+        """Return a model for rows of d features, without data, to ask it for sizes."""
         return self.candidates()[0].build(NoRows(d), self.assignments[0])
 
     @classmethod
@@ -119,12 +118,12 @@ class FamilySection(Variant):
 
     @classmethod
     def name(cls) -> str:
-        """Return the name that `model.family` has for it."""
+        """Return the family's name in `model.family`."""
         return str(cls.model_fields["family"].default)
 
 
 class ClusterSection(FamilySection):
-    """What to fit, of a family with components: mixtures and K-means."""
+    """A family with components: mixtures and K-means."""
 
     n_components: OneOrMore[Annotated[int, Field(ge=1)]] = Field(
         (8,), description="how many components or clusters, or a list such as [5, 10, 20] to choose from (see select)"

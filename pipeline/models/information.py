@@ -2,11 +2,10 @@
 
     I = sum_n w_n s_n s_nᵀ    s_n = gradient of log p(x_n):  d/d pi_k = r_nk / pi_k,  d/d mu_k = r_nk Sigma_k⁻¹ (x_n - mu_k)
 
-and, for y = x_n - mu_k, r_nk (y yᵀ - Sigma_k) but for a linear map, where covariances are learned: leaving them out would make
-the errors of overlapping components far too small. All scores are linear in u_n, which holds the r_nk, r_nk y and r_nk y yᵀ (what
-the shape keeps of it); the map is the same for every row, so sum w u uᵀ is what travels, a statistic that adds. Errors are the
-roots of I⁻¹'s diagonal, the weights moving within their sum of 1.
-[Louis 1982; Meilijson 1989; McLachlan and Peel 2000, sec. 2.15]
+If covariances are estimated, their scores are included, up to a linear map r_nk (y yᵀ - Sigma_k) with y = x_n - mu_k; without
+them the errors of overlapping components would be far too small. All scores are linear in u_n, the r_nk, r_nk y and r_nk y yᵀ
+(the shape's part of it), by the same map for every row, so sum w u uᵀ is a statistic that adds. Errors are the
+roots of the diagonal of I⁻¹, where weights sum to 1. [Louis 1982; Meilijson 1989; McLachlan and Peel 2000, sec. 2.15]
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ _SQUARES: dict[int, Callable[[Array, Array], Array]] = {
 
 @dataclass(frozen=True)
 class ScoreProducts:
-    """Job: (p, p) sum over rows of w u uᵀ. u : the k of r, then r y of each component in turn, then r y yᵀ likewise.
+    """Job: sum over rows of w u uᵀ, (p, p). u : the k of r, then r y of each component in turn, then r y yᵀ.
 
-    covariances : whether they are learned, and u has that last part (tied: summed over components).
+    covariances : whether they are estimated, and u has that last part (tied: summed over components).
     """
 
     model: Mixture
@@ -51,7 +50,7 @@ class ScoreProducts:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the matrix. Raises InputError where it is more than MOST_BYTES."""
+        """Bytes of the matrix. Raises InputError if it is more than MOST_BYTES."""
         model, shape = self.model, self.model.component.shape
         k, d = model.n_components, model.n_features
         size = k * (d + 1) + (shape.field.support.n_free(shape.array_shape(k, d)) if self.covariances else 0)
@@ -76,11 +75,11 @@ class ScoreProducts:
         return total
 
     def errors(self, products: Array) -> dict[str, Array]:
-        """Standard errors of the fields that are learned, weights (k,) and means (k, d). products : the sum over all rows."""
+        """Return standard errors of the estimated fields, weights (k,) and means (k, d). products : the sum over all rows."""
         return _standard_errors(self, products)
 
     def _linear(self, x: Array, resp: Array) -> Array:
-        """(n, p) of u. x : (n, d).  resp : (n, k)."""
+        """u of rows, (n, p). x : (n, d).  resp : (n, k)."""
         shape = self.model.component.shape
         diff = [np.subtract(x, mean, dtype=np.float64) for mean in self.params.theta.means]
         first = [y * r[:, None] for y, r in zip(diff, resp.T, strict=True)]
@@ -91,9 +90,9 @@ class ScoreProducts:
 
 
 def _standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
-    """Standard errors of the fields that are learned, weights (k,) and means (k, d); NaN where the information is singular.
+    """Standard errors of weights (k,) and means (k, d); NaN where the information is singular.
 
-    products : the job's sum over all rows. Components of weight 0, at the edge of what weights can be, have no errors either.
+    products : the job's sum over all rows. Components of weight 0, at the boundary, have no errors.
     """
     model, params, shape = job.model, job.params, job.model.component.shape
     (k, d), live = params.theta.means.shape, np.flatnonzero(params.weights > 0)
@@ -137,7 +136,7 @@ def _expected_squares(shape: Shape, sigma: Array) -> Array:
 
 
 def _inverse(information: Array) -> Array:
-    """The inverse, NaN where it is singular: rows are too few, or some parameters are told apart by none."""
+    """The inverse, NaN if it is singular: rows are too few, or parameters cannot be distinguished."""
     scale = np.sqrt(np.diagonal(information))
     try:
         with np.errstate(divide="ignore", invalid="ignore"):

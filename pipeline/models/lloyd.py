@@ -1,6 +1,6 @@
-"""K-means by Lloyd's iterations: each row goes to its nearest centre, each centre to the mean of its rows.
+"""K-means by Lloyd's iterations: each row is assigned to its nearest centre, each centre is the mean of its rows.
 
-With scikit-learn's stopping and its rule for empty centres: each takes the row farthest from its own centre, which leaves
+Stopping and empty centres as in scikit-learn: each empty centre moves to the row farthest from its own centre, which leaves
 its old cluster. [Lloyd 1982; MacQueen 1967]
 """
 
@@ -47,7 +47,7 @@ class LloydStats(Additive):
 @stored
 @dataclass(frozen=True)
 class LabelHash:
-    """A sum of hashes of (row, label), modulo 2^64; those of two chunks merge by +."""
+    """Sum of hashes of (row, label), modulo 2^64; those of two chunks merge by +."""
 
     value: np.uint64
 
@@ -57,7 +57,7 @@ class LabelHash:
 
 @dataclass(frozen=True)
 class HashedLabels:
-    """Attachment: whether any label has changed since the iteration before."""
+    """Attachment: the label hash, which shows whether any label has changed."""
 
     name: ClassVar[str] = "label_hash"
 
@@ -140,7 +140,7 @@ class Lloyd(ClusterModel):
         return Expectation(LloydStats(sum_w, sum_x, inertia), evidence, score, label, label_hash)
 
     def _with_known(self, params: Centers, rows: Rows, known: Array, kernels: Any) -> LloydSums:
-        """As `lloyd_pass`. Rows whose cluster is known keep it, and are no places for empty centres: their score is inf."""
+        """As `lloyd_pass`. Rows with a known cluster stay in it, and are no places for empty centres: their score is inf."""
         label, score = known.astype(np.int32), np.full(rows.n, np.inf)
         sums = LloydSums(label, score, np.zeros(self.k), np.zeros_like(params.centers), 0.0, np.uint64(0))
         free, own = np.flatnonzero(known < 0), np.flatnonzero(known >= 0)
@@ -177,14 +177,14 @@ class Lloyd(ClusterModel):
         return stats.sum_w
 
     def collapsed(self, params: Centers, counts: Array) -> list[tuple[int, str]]:
-        """Clusters with less than one row; within the iterations only empty ones are filled again."""
+        """Clusters with less than one row; only empty ones are reset during the iterations."""
         few = np.flatnonzero(counts < 1.0)
         return [(int(k), f"{counts[k]:.3g} rows, fewer than 1") for k in few]
 
     def reset(
         self, new: Centers, old: Centers, stats: LloydStats, attached: Mapping[str, Any], resets: tuple[int, ...]
     ) -> tuple[Centers, list[Reset]]:
-        """scikit-learn's relocation: each empty centre takes the farthest row, which leaves its old cluster."""
+        """scikit-learn's relocation: each empty centre moves to the farthest row, which leaves its old cluster."""
         far = attached["outliers"]
         empty = np.flatnonzero(stats.sum_w == 0)
         if not len(empty):
@@ -207,7 +207,7 @@ class Lloyd(ClusterModel):
         return self.m_step(LloydStats(sum_w, sum_x, stats.inertia), old), done
 
     def converged(self, before: Centers, after: Centers, same_labels: bool, tol: float) -> str | None:
-        """As scikit-learn's KMeans: no label has changed, or the centres moved by at most tol x variance, squared."""
+        """As scikit-learn's KMeans: no label has changed, or the squared distance that centres moved is at most tol x variance."""
         if same_labels:
             return "converged: no label changed"
         moved = float(((after.centers - before.centers) ** 2).sum())
@@ -217,7 +217,7 @@ class Lloyd(ClusterModel):
         return None
 
     def fisher_norm(self, totals: Totals, params: Centers, new: Centers) -> float:
-        """sqrt of sum_k N_k/N |Δc|² / variance: that of equal spherical components as wide as the data."""
+        """sqrt of sum_k N_k/N |Δc|² / variance: that of equal spherical components with the data's variance."""
         stats = totals.stats
         moved = stats.sum_w @ ((new.centers - params.centers) ** 2).sum(axis=1) / stats.sum_w.sum()
         with np.errstate(divide="ignore"):  # rows that are all the same

@@ -1,7 +1,7 @@
-"""Mixtures: log p(x) = log sum_k pi_k p(x | theta_k), for components of any kind.
+"""Mixtures: log p(x) = log sum_k pi_k p(x | theta_k), for any kind of component.
 
-A `Component` is K distributions side by side. The mixture adds weights, responsibilities, labels, resets and the share of
-a step that belongs to the weights. [Dempster, Laird and Rubin 1977; McLachlan and Peel 2000]
+The mixture adds weights, responsibilities, labels, resets and the weights' part of a step to a `Component`.
+[Dempster, Laird and Rubin 1977; McLachlan and Peel 2000]
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Mixture(ClusterModel):
     component : Component
     assignment : {'soft', 'hard'}
     fixed_weights : bool
-        Whether weights keep their initial values.
+        Whether weights stay at their initial values.
     weight_concentration : float
         Of the weights' symmetric Dirichlet prior, at least 1; 1 is none.
     """
@@ -101,7 +101,7 @@ class Mixture(ClusterModel):
 
     @property
     def fixed(self) -> tuple[str, ...]:  # type: ignore[override]  # of weights and component
-        """Fields that keep their initial values."""
+        """Fields that stay at their initial values."""
         return (*(("weights",) if self.fixed_weights else ()), *self.component.fixed)
 
     @property
@@ -113,7 +113,7 @@ class Mixture(ClusterModel):
 
     @property
     def hard(self) -> bool:
-        """Whether each row counts for one component alone."""
+        """Whether each row belongs to one component entirely."""
         return self.assignment == "hard"
 
     @property
@@ -151,7 +151,7 @@ class Mixture(ClusterModel):
         return params
 
     def log_joint(self, params: MixtureParams, x: Matrix, kernels: Any) -> Array:
-        """(n, k) float64: log pi_k + log p(x | theta_k), nats."""
+        """Return log pi_k + log p(x | theta_k), nats, (n, k) float64."""
         return self.component.log_joint(params.theta, _log(params.weights), x, kernels)
 
     def e_step(self, params: MixtureParams, rows: Rows, kernels: Any) -> Expectation:
@@ -164,7 +164,7 @@ class Mixture(ClusterModel):
         return Expectation(MixtureStats(found.sum_w, found.stats), evidence, score)
 
     def _by_label(self, params: MixtureParams, rows: Rows, kernels: Any) -> Pass:
-        """The pass over a chunk; rows whose component is known are passed with the weights of all others at 0."""
+        """The pass over a chunk; rows with a known component are passed with all other weights at 0."""
         log_weights, labels = _log(params.weights), self.checked_labels(rows)
         e_step = self.component.e_step
         if labels is None:
@@ -182,7 +182,7 @@ class Mixture(ClusterModel):
         return Pass(log_norm, *total)
 
     def _refuse_impossible(self, score: Array, start: int) -> None:
-        """score : (n,) log-densities, inf for rows of weight 0."""
+        """Raise InputError for a row without density. score : (n,) log-densities, inf for rows of weight 0."""
         bad = np.flatnonzero(~(score > -np.inf))
         if len(bad):
             raise InputError(
@@ -251,9 +251,9 @@ class Mixture(ClusterModel):
         attached: Mapping[str, Any],
         resets: tuple[int, ...],
     ) -> tuple[MixtureParams, list[Reset]]:
-        """Each collapsed component starts again at the next worst row, with weight 1/K.
+        """Move each collapsed component to the next worst row, with weight 1/K.
 
-        After MAX_RESETS it stays: so K = N still ends.
+        After MAX_RESETS it stays, so that fits with K = N end.
         """
         collapsed = self.collapsed(new, stats.sum_w)
         if not collapsed:
@@ -316,7 +316,7 @@ class Mixture(ClusterModel):
     def removal_costs(
         self, params: MixtureParams, x: Matrix, weight: Array | None, kernels: Any
     ) -> tuple[Array, Array]:
-        """Sums of -log(1 - r_nk); where r_nk is near 1 the rest is summed without it, so that no digit is lost."""
+        """Sums of -log(1 - r_nk); for r_nk near 1, the other responsibilities are summed, so that no digit is lost."""
         k = self.n_components
         cost, next_best = np.zeros(k), np.zeros((k, k))
         for rows in self._tiles(x):
@@ -345,7 +345,7 @@ class Mixture(ClusterModel):
         return found
 
     def sample(self, params: MixtureParams, n: int, rng: np.random.Generator) -> tuple[Matrix, Array]:
-        """Rows drawn from the mixture, (n, d), and their components, (n,), in the order of the components."""
+        """Return rows drawn from the mixture, (n, d), and their components, (n,), in the order of the components."""
         counts = rng.multinomial(n, params.weights / params.weights.sum())
         labels = np.repeat(np.arange(len(counts)), counts)
         return self.component.sample(params.theta, labels, rng), labels
@@ -361,7 +361,7 @@ class Mixture(ClusterModel):
 
 
 def log_sum_exp(log_joint: Array) -> Array:
-    """(n,) log of the sum of exponentials of each row; -inf for a row of -inf. log_joint : (n, k) float64."""
+    """Return the log of the sum of exponentials of each row, (n,); -inf for a row of -inf. log_joint : (n, k) float64."""
     out = np.empty(len(log_joint))
     log_sum_exp_rows(log_joint, np.full(padded(log_joint.shape[1], 8), -np.inf), out)
     return out
@@ -373,7 +373,7 @@ def _log(weights: Array) -> Array:  # a start may have weights of 0
 
 
 def share_with(weights: Array, reset: Array) -> Array:
-    """Weights in which each component that was reset has 1/K, and the others share the rest as before. reset : (m,) int."""
+    """Return weights with 1/K for each component in `reset` (m,), and the others scaled to sum to 1."""
     k = len(weights)
     others = np.delete(np.arange(k), reset)
     shared = np.full(k, 1.0 / k)
@@ -384,21 +384,21 @@ def share_with(weights: Array, reset: Array) -> Array:
 
 
 def map_weights(sum_w: Array, concentration: float) -> Array:
-    """Weights at the mode under a symmetric Dirichlet. sum_w : (k,) soft counts.  concentration >= 1; 1: no prior."""
+    """Return weights at the mode under a symmetric Dirichlet. sum_w : (k,) soft counts.  concentration >= 1; 1: no prior."""
     counts = sum_w + (concentration - 1.0)
     return counts / counts.sum()
 
 
 def log_dirichlet(weights: Array, concentration: float) -> float:
-    """Log density of that Dirichlet, nats, up to its constant. weights : (k,)."""
+    """Return the log density of that Dirichlet, nats, up to a constant. weights : (k,)."""
     return 0.0 if concentration == 1.0 else float((concentration - 1.0) * _log(weights).sum())
 
 
 def relative_squares(share: Array, change: Array, value: Array) -> Array:
-    """(k,) sums of change² / value (k, d); 0 for a component without a share (k,), which may be reset from 0."""
+    """Return sums of change² / value (k, d), shape (k,); 0 for a component with share 0."""
     return np.where(share > 0, relative_square(change, value).sum(axis=1), 0.0)
 
 
 def relative_square(change: Array, value: Array) -> Array:
-    """change² / value, and 0 where nothing changes: 0/0 is a part that no row belongs to."""
+    """Return change² / value, and 0 for 0/0."""
     return np.divide(change * change, value, out=np.where(change == 0, 0.0, np.inf), where=value > 0)

@@ -1,9 +1,9 @@
-"""Conjugate priors of Gaussian components, as what a few imagined rows would add to the statistics.
+"""Conjugate priors of Gaussian components, as pseudo-rows that are added to the statistics.
 
     mu_k | Sigma_k ~ N(m, Sigma_k / kappa)    Sigma_k ~ inverse Wishart(nu, Lambda)
 
 (diag: each variance ~ inverse gamma(nu/2, lambda_j/2); spherical: the one variance, with the mean of the lambda_j.) The
-M-step then maximizes free energy + log prior in closed form: kappa rows at m join each mean, and
+M-step then maximizes free energy + log prior in closed form: kappa rows at m are added to each mean, and
 
     full       Sigma_k  = (Lambda + kappa N_k/(kappa + N_k) (xbar_k - m)(xbar_k - m)ᵀ + W_k) / (nu + N_k + d + 2)
     tied       Sigma    = the same, summed over components, Lambda once                      / (nu + N + K + d + 1)
@@ -33,12 +33,20 @@ SHRINKAGE = 0.01  # rows: Fraley and Raftery's, found to make the BIC curve smoo
 @stored
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of Gaussian components before rows are seen.
+    """A prior of Gaussian components.
 
-    mean : (d,), where means are drawn to.  shrinkage : kappa, how many rows that counts as; 0: means are free.
-    dof : nu.  scale : (d, d) Lambda, of which narrower shapes take their part; None: covariances are free.
+    Attributes
+    ----------
+    mean : array, shape (d,)
+        Prior mean of the means.
+    shrinkage : float
+        kappa, in rows; 0: no prior on means.
+    dof : float
+        nu.
+    scale : array, shape (d, d), or None
+        Lambda, of which other shapes use their part; None: no prior on covariances.
 
-    Nothing in it depends on how many components there are, so one prior serves models of any K.
+    It does not depend on the number of components.
     """
 
     mean: Array
@@ -47,20 +55,17 @@ class Prior:
     scale: Array | None = None
 
     def pseudo_moments(self, shape: Shape, shift: Array, k: int) -> tuple[float, Array, Array | float]:
-        """What is added to sum_w and sum_x of each component, and to sum_xx, all about `shift` (d,).
-
-        A fixed mean then is where the moments are taken about, as it is for rows.
-        """
+        """Return what is added to sum_w and sum_x of each component, and to sum_xx, about `shift` (d,)."""
         by = np.tile(self.mean - shift, (k, 1))
         return self.shrinkage, self.shrinkage * by[0], shape.outer(self.shrinkage * by, by) + self._lambda(shape)
 
     def rows(self, shape: Shape, k: int, d: int) -> float:
-        """What is added to each N_k where a covariance is moments divided by rows (tied: to their sum / K)."""
+        """Return what is added to N_k in the denominator of a covariance (tied: to their sum / K)."""
         of_covariance = 0.0 if self.scale is None else shape.prior_rows(self.dof, d) / (1 if shape.per_component else k)
         return of_covariance + (self.shrinkage > 0)
 
     def log_density(self, shape: Shape, means: Array, factors: Array) -> float:
-        """Log of the prior's density, nats, up to a constant. means : (k, d).  factors : of the covariances' precisions."""
+        """Return the log density, nats, up to a constant. means : (k, d).  factors : of the covariances' precisions."""
         k, d = means.shape
         by = means - self.mean
         log_dets = np.broadcast_to(shape.log_det(factors, d), (k,)).sum()
@@ -76,7 +81,7 @@ class Prior:
 
 
 def _auto(value: Any) -> Any:
-    """`auto` is the prior of which every part is left out."""
+    """`auto` is a prior without any part set."""
     if isinstance(value, str):
         if value != "auto":
             raise ValueError("write null for none, auto, or a mapping such as {shrinkage: 0.01}")
@@ -85,7 +90,7 @@ def _auto(value: Any) -> Any:
 
 
 class PriorSection(Section):
-    """Conjugate priors, as rows that are imagined beside the data's; what is left out is Fraley and Raftery's (2007)."""
+    """Conjugate priors, as pseudo-rows; parts that are not set are those of Fraley and Raftery (2007)."""
 
     weights: float = Option(1.0, ge=1, description="Dirichlet concentration of the weights; 1: none")
     shrinkage: float | None = Option(
@@ -107,7 +112,7 @@ class PriorSection(Section):
         return self
 
     def of(self, mean: Array, covariance: Array, k: int, floor: float) -> Prior:
-        """Return the prior; what is left out is as in Fraley and Raftery (2007, sec. 4.2).
+        """Return the prior; parts that are not set are those of Fraley and Raftery (2007, sec. 4.2).
 
         Parameters
         ----------
@@ -116,7 +121,7 @@ class PriorSection(Section):
         k : int
             Components.
         floor : float
-            Added to the variances: it keeps features that never vary from a scale of 0.
+            Added to the variances, so that constant features have no scale of 0.
         """
         d = len(mean)
         factor = k ** (-2.0 / d) if self.scale is None else self.scale

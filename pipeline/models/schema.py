@@ -1,7 +1,7 @@
 """The schema of a model's parameters, and what follows from it for every model.
 
-A model names its arrays, their dimensions and what values they may hold. Checking arrays that a user gives, reordering,
-splitting and joining components, counting free parameters, bytes and the dimensions of stored arrays follow from that.
+A model names its arrays, their dimensions and the values they may have. From that follow: checks of user-supplied arrays,
+selecting and joining components, the number of free parameters, bytes, and dimensions of stored arrays.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ COMPONENT = "component"
 
 
 class Support:
-    """Values that an array may hold: real numbers; subclasses are narrower."""
+    """Values that an array may have: real numbers; subclasses are narrower."""
 
     def problem(self, name: str, value: Array) -> str | None:
-        """Say what is wrong with an array; None where nothing is."""
+        """Return what is wrong with an array; None if it is valid."""
         return None if np.isfinite(value).all() else f"{name}: got NaN or infinity, expected finite numbers."
 
     def n_free(self, shape: tuple[int, ...]) -> int:
-        """How many numbers of such an array are free."""
+        """Return how many numbers of such an array are free."""
         return int(np.prod(shape))
 
 
@@ -54,7 +54,7 @@ class Simplex(Support):
 
 
 class LogSimplex(Simplex):
-    """Logarithms, of which -inf is one, of numbers that sum to 1 along the last axis."""
+    """Logarithms (or -inf) of numbers that sum to 1 along the last axis."""
 
     def problem(self, name: str, value: Array) -> str | None:
         if np.isnan(value).any() or (value == np.inf).any():
@@ -67,7 +67,7 @@ class LogSimplex(Simplex):
 
 
 class PositiveDefinite(Support):
-    """Symmetric positive definite matrices in the last two axes. That they are definite is seen when they are factored."""
+    """Symmetric positive definite matrices in the last two axes; definiteness is checked when they are factored."""
 
     def problem(self, name: str, value: Array) -> str | None:
         if wrong := super().problem(name, value):
@@ -107,7 +107,7 @@ class Field(NamedTuple):
 
     @property
     def component_axes(self) -> tuple[int, ...]:
-        """The axes that run over the components; none where all components share the array, or there are none."""
+        """The axes that run over the components."""
         return tuple(i for i, name in enumerate(self.dims) if _stem(name) == COMPONENT)
 
     @property
@@ -151,7 +151,7 @@ def checked(fields: Fields, sizes: Mapping[str, int], arrays: Mapping[str, Array
 
 
 def taken(fields: Fields, arrays: Mapping[str, Array], components: Array) -> Arrays:
-    """Return the arrays of some components, in the order given; shares are normalized where some are left out."""
+    """Return the arrays of some components, in the order of `components`; shares are normalized if some are left out."""
     found: Arrays = {}
     for name, value in arrays.items():
         for axis in fields[name].component_axes:
@@ -161,7 +161,7 @@ def taken(fields: Fields, arrays: Mapping[str, Array], components: Array) -> Arr
 
 
 def joined(fields: Fields, first: Mapping[str, Array], second: Mapping[str, Array]) -> Arrays:
-    """Return the components of two models in one; what components share is the first one's. Shares do not sum to 1 yet."""
+    """Return the components of two models in one; arrays that components share are the first model's. Shares do not sum to 1 yet."""
     return {
         name: np.concatenate([value, second[name]]) if fields[name].component_axes else value
         for name, value in first.items()
@@ -174,10 +174,10 @@ def normalized(fields: Fields, arrays: Arrays) -> Arrays:
 
 
 def n_free(fields: Fields, sizes: Mapping[str, int], fixed: tuple[str, ...] = ()) -> int:
-    """How many numbers are learned: those that are free in each array that is not fixed."""
+    """Return the number of estimated parameters: the free ones of each array that is not fixed."""
     return sum(field.support.n_free(field.shape(sizes)) for name, field in fields.items() if name not in fixed)
 
 
 def n_bytes(fields: Fields, sizes: Mapping[str, int]) -> int:
-    """Bytes of all arrays, float64."""
+    """Return the bytes of all arrays, float64."""
     return 8 * sum(int(np.prod(field.shape(sizes))) for field in fields.values())

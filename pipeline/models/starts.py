@@ -1,8 +1,8 @@
-"""Where to start from: centres or labels, then one M-step from the hard assignment.
+"""Starts: centres or labels, then one M-step from the hard assignment.
 
 k-means||: rounds of D²-weighted sampling over all rows, then weighted k-means++ on the candidates [Bahmani et al. 2012];
-k-means++ on a sample [Arthur and Vassilvitskii 2007]; random rows; near the mean; labels or parameters of the user's. All
-restarts of all models share each read of the data. Components of which rows are known start at the mean of these rows.
+k-means++ on a sample [Arthur and Vassilvitskii 2007]; random rows; near the mean; user-supplied labels or parameters. All
+restarts of all models share each read of the data. Components with known rows start at the mean of these rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RowLabels(Protocol):
 
 @dataclass(frozen=True)
 class DistanceSample:
-    """Job: `size` rows drawn without replacement with probability proportional to weight x D²."""
+    """Job: draw `size` rows without replacement, with probability proportional to weight x D²."""
 
     centers: Array
     shift: Array
@@ -52,7 +52,7 @@ class DistanceSample:
     stream: int
 
     def __call__(self, chunk: Rows, kernels: Any) -> LowestRows:
-        """Return the rows of this chunk that arrive first."""
+        """Return the candidate rows of this chunk."""
         total: LowestRows | None = None
         for rows, x, weight, _, squared in _tiles_to_centers(chunk, self.centers, self.shift, kernels):
             index = np.arange(chunk.start + rows.start, chunk.start + rows.stop)
@@ -65,7 +65,7 @@ class DistanceSample:
 
 @dataclass(frozen=True)
 class CountNearest:
-    """Job: (k,) total weight of the rows nearest to each centre."""
+    """Job: total weight of the rows nearest to each centre, (k,)."""
 
     centers: Array
     shift: Array
@@ -81,7 +81,7 @@ class CountNearest:
 @stored
 @dataclass(frozen=True)
 class LabelSums(Additive):
-    """Of the rows whose labels are known. sum_w : (k,).  sum_x : (k, d), about a point."""
+    """Sums over rows with known labels. sum_w : (k,).  sum_x : (k, d), about a point."""
 
     sum_w: Array
     sum_x: Array
@@ -89,7 +89,7 @@ class LabelSums(Additive):
 
 @dataclass(frozen=True)
 class SumKnown:
-    """Job: weights and sums of the rows of each component that is known."""
+    """Job: weights and sums of the rows of each known component."""
 
     model: ClusterModel
 
@@ -107,10 +107,7 @@ class SumKnown:
 
 @dataclass(frozen=True)
 class HardStart:
-    """Job: a model's statistics of a hard assignment, to the nearest centre or to labels of the user's.
-
-    Rows whose component is known keep it.
-    """
+    """Job: a model's statistics of a hard assignment, to the nearest centre, user-supplied or known labels."""
 
     model: ClusterModel
     centers: Array | None
@@ -140,9 +137,9 @@ class HardStart:
 
 
 def in_step(startings: Sequence[Starting], sum_jobs: SumJobs) -> list[list[Any]]:
-    """Return what each of several starts returns; the jobs that they wait for at a time are summed in one pass.
+    """Return the results of several starts; jobs that they need at the same time are summed in one pass.
 
-    sum_jobs : one pass over all rows for a list of jobs. None knows of the others: each starts as it would alone.
+    sum_jobs : one pass over all rows for a list of jobs. Each start has the result that it would have alone.
     """
     found: list[list[Any]] = [[] for _ in startings]
     sums: dict[int, Any] = dict.fromkeys(range(len(startings)))  # None begins a generator
@@ -169,13 +166,13 @@ def starting(
     arrays: Mapping[str, Array] | None = None,
     some_known: bool = False,
 ) -> Starting:
-    """Find one set of initial parameters for each restart, for `in_step`.
+    """Return a generator, for `in_step`, of initial parameters for each restart.
 
     Parameters
     ----------
     model : LatentModel
     init : str
-        As fit.init; a model without components has only its own start, and explicit parameters.
+        As fit.init; a model without components has its own start, and explicit parameters.
     n_init, seed : int
     summary : Summary
         Moments and a sample of the rows.
@@ -187,7 +184,7 @@ def starting(
     Raises
     ------
     InputError
-        If there are fewer usable rows than components, or what the user gives does not fit.
+        If there are fewer usable rows than components, or user-supplied values do not fit.
     """
     if init == "explicit":
         assert arrays is not None
@@ -219,7 +216,7 @@ def starting(
 
 
 def _at_known(centers: Array, known: LabelSums | None, shift: Array) -> Array:
-    """Centres of which those of known components are the means of their rows; each replaces one that is near."""
+    """Centres with those of known components at the means of their rows; each replaces a near one."""
     if known is None or not (known.sum_w > 0).any():
         return centers
     from scipy.optimize import linear_sum_assignment
@@ -237,7 +234,7 @@ def _at_known(centers: Array, known: LabelSums | None, shift: Array) -> Array:
 def _parallel(
     model: ClusterModel, summary: Summary, seed: int, generators: Sequence[np.random.Generator], kernels: Any
 ) -> Starting:
-    """k-means||: (k, d) centres for each restart. Each round is one pass that serves all restarts."""
+    """k-means||: centres for each restart, (k, d). Each round is one pass for all restarts."""
     k, shift = model.n_components, model.shift
     sample = _unit(summary.sample.x)
     candidates = [sample[[rng.integers(sample.shape[0])]] for rng in generators]
@@ -259,7 +256,7 @@ def _parallel(
 
 
 def _plus_plus(rows: Matrix, weight: Array, k: int, rng: np.random.Generator, kernels: Any) -> Array:
-    """Weighted k-means++ and a few steps of weighted Lloyd on rows that fit in memory: (k, d)."""
+    """Weighted k-means++ and a few steps of weighted Lloyd on rows in memory: (k, d)."""
     from sklearn.cluster import kmeans_plusplus
 
     seed = int(rng.integers(2**31))
@@ -283,7 +280,7 @@ def _plus_plus(rows: Matrix, weight: Array, k: int, rng: np.random.Generator, ke
 
 
 def from_hard(model: ClusterModel, stats: Sequence[Any]) -> list[Any]:
-    """One M-step from each hard assignment; other fixed fields that no one gave are uniform, and the identity."""
+    """Return parameters after one M-step from each hard assignment; other fixed fields are uniform, and the identity."""
     if not all(model.counts(s).sum() > 0 for s in stats):
         raise InputError("fit.init_path: no row with a positive weight has a label; give at least one.")
     started = model.without_fixed(model.location)
@@ -291,7 +288,7 @@ def from_hard(model: ClusterModel, stats: Sequence[Any]) -> list[Any]:
 
 
 def _tiles_to_centers(chunk: Rows, centers: Array, shift: Array, kernels: Any) -> Any:
-    """(rows, x, weight, nearest centre, D²), for sparse rows tile by tile: they are compared, at unit length, by products."""
+    """Yield (rows, x, weight, nearest centre, D²). Sparse rows are compared at unit length, tile by tile."""
     n = chunk.n
     for rows in tiles(n, tile_height(len(shift), len(centers)) if sp.issparse(chunk.x) else n):
         x = chunk.x[rows]
@@ -300,7 +297,7 @@ def _tiles_to_centers(chunk: Rows, centers: Array, shift: Array, kernels: Any) -
 
 
 def _unit(x: Matrix) -> Matrix:
-    """Sparse rows scaled to unit length: documents differ in length more than in words. Empty rows stay."""
+    """Sparse rows scaled to unit length, because documents differ in length more than in words. Empty rows stay."""
     if not sp.issparse(x):
         return x
     if x.dtype.kind != "f":

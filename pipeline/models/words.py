@@ -1,4 +1,4 @@
-"""What a family is called, wherever people read of it: report, terminal, messages."""
+"""What a family is called in the report, the terminal and messages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Words(NamedTuple):
 
     @property
     def series(self) -> str:
-        """The name of the objective in model.zarr and in events, such as log_likelihood."""
+        """Name of the objective in model.zarr and in events, such as log_likelihood."""
         return self.objective.replace("-", "_")
 
     def entitle(self, k: int, **sizes: int) -> str:

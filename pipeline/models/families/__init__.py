@@ -1,4 +1,4 @@
-"""The families of models: one file each, which holds the section of the config."""
+"""The families of models: one file each, with the config section."""
 
 from pipeline.config import Variants
 from pipeline.models.family import FamilySection
@@ -8,7 +8,7 @@ FAMILIES = Variants(FamilySection, "family", __name__, "em_pipeline.families")  
 
 
 def words_of(family: str) -> Words:
-    """Return what a family is called; one that is not here, by its own name."""
+    """Return the words of a family; of an unknown one, its name."""
     return (
         FAMILIES[family].words
         if family in FAMILIES

@@ -3,8 +3,8 @@
 log p(x | k) = -(d log 2 pi + log|Sigma_k| + (x - mu_k)ᵀ Sigma_k⁻¹ (x - mu_k)) / 2
 [Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
 
-Distances and moments are formed from x - mu_k, so that neither loses digits far from the origin or in float32; a tile's
-moments are then moved, in float64, to the fixed reference point, where those of all tiles, chunks and iterations add. A
+Distances and moments use x - mu_k, so that neither loses digits far from the origin or in float32. The moments of a tile
+are then moved, in float64, to the fixed reference point, where those of all tiles, chunks and iterations add. A
 prior adds its own there (models/prior.py).
 """
 
@@ -42,7 +42,7 @@ LOG_2PI = float(np.log(2.0 * np.pi))
 @dataclass(frozen=True)
 class Gaussians:
     """means : (k, d).  covariances : scikit-learn's shape for the type.
-    factors, eigenvalues : derived from the covariances once, so that no chunk has to; eigenvalues : (k, 2), extremes.
+    factors, eigenvalues : computed from the covariances once; eigenvalues : (k, 2), smallest and largest.
     """
 
     means: Array
@@ -65,7 +65,7 @@ class GaussianStats(Additive):
 @stored
 @dataclass(frozen=True)
 class Gaussian(Component):
-    """Gaussian components; `fixed` names fields that keep their initial values; prior : None for maximum likelihood."""
+    """Gaussian components. fixed : fields that stay at their initial values.  prior : None for maximum likelihood."""
 
     n_components: int
     shift: Array
@@ -95,18 +95,18 @@ class Gaussian(Component):
 
     @property
     def bounded(self) -> bool:
-        """Whether a prior keeps covariances away from 0: then the objective is bounded, however few rows they have."""
+        """Whether a prior bounds covariances away from 0, and so the objective."""
         return self.prior is not None and self.prior.scale is not None
 
     @property
     def floor(self) -> float:
-        """What an M-step adds to the diagonal: nothing under a prior of covariances, whose mode it would leave."""
+        """What an M-step adds to the diagonal: 0 under a prior of covariances, whose mode it would miss."""
         return 0.0 if self.bounded else self.reg_covar
 
     @property
     def least_rows(self) -> int:
-        """Where covariances are fixed, or a prior bounds them from below, few rows do no harm; but without one row a
-        component explains nothing, and under most priors never would again.
+        """With fixed covariances, or a prior that bounds them, few rows do no harm; but a component with less than one row
+        explains nothing, and under most priors would stay so.
         """
         learned = "covariances" not in self.fixed
         return self.shape.min_rows(self.n_features) if learned and not self.bounded else 1
@@ -148,7 +148,7 @@ class Gaussian(Component):
         return total
 
     def _problem(self, theta: Gaussians, log_weights: Array, hard: bool) -> GaussianProblem:
-        """What the kernels need, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
+        """The input of the kernels, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
         shape, k, d = self.shape, self.n_components, self.n_features
         with np.errstate(divide="ignore"):
             log_scale = log_weights + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
@@ -158,7 +158,7 @@ class Gaussian(Component):
         return GaussianProblem(shape, theta.means, theta.factors, log_scale, reach, condition, self.shift, hard)
 
     def statistics(self, theta: Gaussians | None, x: Matrix, resp: Array) -> GaussianStats:
-        """By component about the shift; the passes of a fit use compiled ones."""
+        """By component about the shift; fits use compiled passes."""
         moments = [Moments(self.shape, self.shift) for _ in range(self.n_components)]
         for one, own in zip(moments, resp.T, strict=True):
             one.add(x.astype(np.float64), own)
@@ -198,14 +198,14 @@ class Gaussian(Component):
         return self._mended(new, stats, sum_w) if theta is None else new
 
     def _with_prior(self, stats: GaussianStats, sum_w: Array) -> tuple[Array, Array, Array]:
-        """sum_w, sum_x and sum_xx, with those of the rows that the prior stands for."""
+        """sum_w, sum_x and sum_xx with the pseudo-rows of the prior."""
         if self.prior is None:
             return sum_w, stats.sum_x, stats.sum_xx
         more_w, more_x, more_xx = self.prior.pseudo_moments(self.shape, self.shift, self.n_components)
         return sum_w + more_w, stats.sum_x + more_x, stats.sum_xx + more_xx
 
     def _covariances(self, moments: Array, sum_w: Array) -> Array:
-        """Covariances of moments about the means, the prior's among them. sum_w : (k,), of rows alone."""
+        """Covariances from moments about the means, with the prior's. sum_w : (k,), of rows alone."""
         d = self.n_features
         rows = sum_w if self.prior is None else sum_w + self.prior.rows(self.shape, len(sum_w), d)
         return self.shape.covariances(moments, rows, d, self.floor)
@@ -300,7 +300,7 @@ class Gaussian(Component):
             )
 
     def start_at(self, rows: Array, summary: Summary | None) -> Gaussians:
-        """Components at the rows with the covariance of all rows."""
+        """Components at the rows, with the covariance of all rows."""
         k, d = self.n_components, self.n_features
         if "covariances" in self.fixed or summary is None:
             covariances = identity(self.shape, k, d)
@@ -318,7 +318,7 @@ class Gaussian(Component):
         collapsed: Array,
         places: Mapping[int, Array],
     ) -> Gaussians:
-        """With the pooled covariance; a component that stays keeps the last covariance that has a Cholesky factor."""
+        """With the pooled covariance; a component that stays has the last covariance with a Cholesky factor."""
         means, covariances = new.means.copy(), new.covariances.copy()
         per_component, learned = self.shape.per_component, "covariances" not in self.fixed
         pooled = self._pooled(new, stats, sum_w, collapsed)
@@ -334,7 +334,7 @@ class Gaussian(Component):
         return self.theta(means=means, covariances=covariances)
 
     def _pooled(self, theta: Gaussians, stats: GaussianStats, sum_w: Array, collapsed: Array) -> Array:
-        """The average covariance of the other components, or of all rows when there is none."""
+        """The average covariance of the other components, or of all rows if there is none."""
         if not self.shape.per_component:
             return theta.covariances
         share = sum_w.copy()

@@ -33,7 +33,7 @@ WORDS = 100  # of a document that is drawn
 
 @dataclass(frozen=True)
 class WordProbabilities:
-    """log_prob : (k, v), log theta; -inf where a word cannot occur. Stored word by word, as the kernels read it."""
+    """log_prob : (k, v), log theta; -inf for impossible words. Stored word by word, as the kernels read it."""
 
     log_prob: Array
 
@@ -50,7 +50,7 @@ class CountStats(Additive):
 @stored
 @dataclass(frozen=True)
 class Multinomial(Component):
-    """Multinomial components over v words. concentration : of the Dirichlet prior on the words of each, at least 1."""
+    """Multinomial components over v words. concentration : of the Dirichlet prior on each component's words, at least 1."""
 
     n_components: int
     n_words: int
@@ -151,7 +151,7 @@ class Multinomial(Component):
         return (squares.sum(),)
 
     def feasible(self, stats: CountStats, known: CountStats) -> CountStats:
-        """Expected counts that would fall below zero stay as they are: of many rare words some always would."""
+        """Expected counts that would be negative stay as they are; with many rare words there are always some."""
         return replace(stats, sum_x=np.where(stats.sum_x > 0, stats.sum_x, known.sum_x))
 
     def collapsed(self, theta: WordProbabilities, sum_w: Array) -> list[tuple[int, str]]:
@@ -166,7 +166,7 @@ class Multinomial(Component):
         collapsed: Array,
         places: Any,
     ) -> WordProbabilities:
-        """Halfway between the place, a document, and the words of all documents."""
+        """Halfway between the new place, a document, and the words of all documents."""
         log_prob = new.log_prob.copy()
         for k, place in places.items():
             log_prob[k] = _halfway(place, stats.sum_x.sum(axis=0), self.concentration)
@@ -194,14 +194,14 @@ class Multinomial(Component):
 
 
 def _halfway(document: Array, background: Array, concentration: float) -> Array:
-    """(v,) log probabilities halfway between one document's words and everybody's."""
+    """Log probabilities halfway between one document's words and those of all documents, (v,)."""
     background = background + max(concentration - 1.0, 0.0)
     own = document / max(document.sum(), 1.0)
     return _log_shares(own + background / max(background.sum(), np.finfo(np.float64).tiny))
 
 
 def _log_shares(counts: Array) -> Array:
-    """(..., v) log of each row's shares; equal shares where every count is 0."""
+    """Log of each row's shares, (..., v); equal shares if every count is 0."""
     counts = np.where(counts.sum(axis=-1, keepdims=True) > 0, counts, 1.0)
     with np.errstate(divide="ignore"):
         return np.log(counts) - np.log(counts.sum(axis=-1, keepdims=True))
@@ -217,7 +217,7 @@ def _no_word(value: Any) -> Any:
 
 
 class WeightPriorSection(Section):
-    """A conjugate prior on the weights; that of the words is `concentration`."""
+    """A conjugate prior on the weights; `concentration` is that of the words."""
 
     weights: float = Option(gt=1, description="Dirichlet concentration of the weights")
 

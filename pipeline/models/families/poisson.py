@@ -1,7 +1,7 @@
 """Mixtures of Poisson distributions, for counts: log p(x | k) = sum_j (x_j log lambda_kj - lambda_kj - log x_j!).
 
-MAP under a gamma prior of shape `concentration` and rate 0 on each rate; 1 is maximum likelihood, under which a rate that comes to
-0 makes a count above 0 impossible. [Karlis and Meligkotsidou 2007]
+MAP under a gamma prior of shape `concentration` and rate 0 on each rate. 1 is maximum likelihood; then a rate may become 0,
+which makes a count above 0 impossible. [Karlis and Meligkotsidou 2007]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.models.words import Words
 
 @dataclass(frozen=True)
 class Rates:
-    """rates : (k, d), the expected count of each feature."""
+    """rates : (k, d), expected count of each feature."""
 
     rates: Array
 
@@ -102,11 +102,11 @@ class Poisson(Component):
         return (0.0,) if "rates" in self.fixed else (share @ relative_squares(share, moved, theta.rates),)
 
     def feasible(self, stats: PoissonStats, known: PoissonStats) -> PoissonStats:
-        """Expected counts that would fall below zero stay as they are."""
+        """Expected counts that would be negative stay as they are."""
         return PoissonStats(np.where(stats.sum_x > 0, stats.sum_x, known.sum_x), stats.log_factorials)
 
     def start_at(self, rows: Array, summary: Summary | None) -> Rates:
-        """Halfway between each row and the mean of all: a count of 0 then has no rate of 0."""
+        """Halfway between each row and the mean of all, so that no rate is 0."""
         return Rates(np.maximum(0.5 * (rows + self.shift), np.finfo(np.float64).tiny))
 
     def sample(self, theta: Rates, labels: Array, rng: np.random.Generator) -> Matrix:

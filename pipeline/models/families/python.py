@@ -19,7 +19,7 @@ from pipeline.models.words import Words
 class PythonFamilySection(FamilySection):
     """A family that a file defines: a subclass of `FamilySection`, which validates the keys beside `path`.
 
-    A class of a model will do as well, if its attribute `section` is such a subclass.
+    The class may also be a model, whose attribute `section` is such a subclass.
     """
 
     family: Literal["python"] = Field("python", description="a family in a file of your own")
