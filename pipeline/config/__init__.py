@@ -1,4 +1,4 @@
-"""The machinery of configs: strict sections, how they are read from YAML, and the commented YAML made from them.
+"""Strict sections of configs, how they are read from YAML, and the commented YAML made from them.
 
 The config of a job is composed in `pipeline.jobconfig`, of these sections and those of data and models.
 """

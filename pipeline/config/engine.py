@@ -1,4 +1,4 @@
-"""The section of where to compute, and the description of a cluster."""
+"""The section `engine`, and descriptions of clusters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.config.section import Section, parse_bytes
 
 
 class Adapt(Section):
-    """How many workers a cluster may have; the load decides."""
+    """Limits of a cluster whose number of workers follows the load."""
 
     minimum: int = Field(0, ge=0, description="least workers, when there is nothing to do")
     maximum: int = Field(ge=1, description="most workers")
@@ -26,7 +26,7 @@ class Security(Section):
 
 
 class ClusterProfile(Section):
-    """A cluster with a name."""
+    """A named cluster."""
 
     kind: str = Field(
         "local",

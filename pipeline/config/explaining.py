@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words: what was found, what is valid, and the nearest key or value."""
+"""Errors of a config in words: what was found, what is valid, and the nearest key or value."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _EXPECTED = {
 
 
 def explain(problems: Sequence[Any], raw: Any, of: Mapping[Place, str], name: str, root: type[Section]) -> str:
-    """Put what pydantic found into words.
+    """Put pydantic's errors into words.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def explain(problems: Sequence[Any], raw: Any, of: Mapping[Place, str], name: st
     of : mapping
         Where a key was written, such as ``c.yaml, line 3``.
     name : str
-        Of the config, for what has no place.
+        Of the config, for errors without a key.
     root : type
         The section that validated it.
     """
@@ -73,13 +73,13 @@ def home_of(name: str, root: type[Section]) -> str | None:
 
 @dataclass(frozen=True)
 class _Config:
-    """A config that is wrong. root : the section that validates it.  raw : what was written."""
+    """An invalid config. root : the section that validates it.  raw : what was written."""
 
     root: type[Section]
     raw: Any
 
     def place_of(self, problem: Any) -> Place:
-        """Where it was written: pydantic also names the type of a union that it tried, and an item of a lone value."""
+        """Where it was written, without the names of types and indices that pydantic adds."""
         at: list[str | int] = []
         raw = self.raw
         for i, part in enumerate(problem["loc"]):
@@ -95,7 +95,7 @@ class _Config:
         return tuple(at)
 
     def explained(self, at: Place, problems: Sequence[Any]) -> str:
-        """What is wrong at one place."""
+        """Return the error at one key, in words."""
         key, first = ".".join(map(str, at)), problems[0]
         if first["type"] == "extra_forbidden":
             return f"{key}: there is no such key{self._nearest_key(at)}"
@@ -121,13 +121,13 @@ class _Config:
         return raw
 
     def _field(self, at: Place) -> Any:
-        """The field at a place, None where there is none."""
+        """The field at a place; None without one."""
         while at and not isinstance(at[-1], str):
             at = at[:-1]
         return self.section(at[:-1]).model_fields.get(str(at[-1])) if at else None
 
     def section(self, at: Place) -> type[Section]:
-        """The section at or around a place: of several variants the one that its keys name."""
+        """Return the section at or around a place; of variants the one that its keys name."""
         section, raw = self.root, self.raw
         for part in at:
             field = section.model_fields.get(str(part))
@@ -145,12 +145,12 @@ class _Config:
         return None if field is None else variants_in(field)
 
     def _meant(self, at: Place, got: str) -> str:
-        """The value that another name stands for: gmm for gaussian."""
+        """The value that another name stands for, such as gaussian for gmm."""
         variants = self._variants(at[:-1])
         return variants.meant(got) if variants is not None and at[-1] == variants.key else got
 
     def _who_needs(self, at: Place) -> str:
-        """Which variant needs a key that is missing, and what it is."""
+        """Which variant needs a missing key, and its meaning."""
         variants, section = self._variants(at[:-1]), self.section(at[:-1])
         if variants is None:
             return ""
@@ -158,7 +158,7 @@ class _Config:
         return f"; {variants.key} {self._at(at[:-1]).get(variants.key, variants.default)} needs it: {about}"
 
     def _own_words(self, at: Place, words: str) -> str:
-        """The message of a validator of ours, which may begin with a key of its section."""
+        """The message of one of our validators, which may begin with a key of its section."""
         key = ".".join(map(str, at))
         if not key:
             return words
@@ -186,7 +186,7 @@ class _Config:
         return words.format(**context) + (f", such as {example}" if example is not None else "")
 
     def _nearest_key(self, at: Place) -> str:
-        """What was probably meant: a key of this section, one of another, or the whole list."""
+        """The key that was probably meant: of this section, of another, or the whole list."""
         section, word = self.section(at[:-1]), str(at[-1])
         if ":" in word:
             return "; a space is missing after its colon."
@@ -208,7 +208,7 @@ class _Config:
         return near or f"; expected one of {', '.join(section.model_fields)}."
 
     def _example(self, at: Place, got: Any) -> str:
-        """The section at a place with one key: a lone word is most often its first."""
+        """The section at a place with one key: a single word is usually its first."""
         section = self.section(at)
         inner = next(iter(section.model_fields))
         default = section.model_fields[inner].get_default(call_default_factory=True)
@@ -217,7 +217,7 @@ class _Config:
         return f"{at[-1]}: {{{example}}}" if isinstance(at[-1], str) else f"{{{example}}}"
 
     def _default(self, at: Place) -> str | None:
-        """The default of the field at or around a place, as it would be written; None where that would not help."""
+        """The default of the field at or around a place, as YAML; None if it would not help."""
         field = self._field(at)
         if field is None or field.is_required():
             return None
@@ -234,7 +234,7 @@ def _first(field: Any) -> type[Section] | None:
 
 
 def _chosen(variants: Variants[Any], raw: Any) -> type[Section]:
-    """The variant that some keys name; what all have in common where they name none of ours."""
+    """The variant that some keys name, else what all variants have in common."""
     try:
         return variants.section_of(raw) if isinstance(raw, Mapping) else variants.base
     except ValidationError:

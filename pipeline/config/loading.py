@@ -1,4 +1,4 @@
-"""From a YAML file and `section.key=value` strings to a validated section, or to an error that names the nearest key."""
+"""From YAML and `section.key=value` strings to a validated section, or to an error that names the nearest key."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def validate(
 
 
 def asked_for(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what overrides say, merged, as plain dicts; those that are none are left to `validate`."""
+    """Return the content of overrides, merged, as plain dicts; invalid ones are left to `validate`."""
     asked: dict[str, Any] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -118,7 +118,7 @@ def asked_for(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _override(override: str, root: type[Section]) -> tuple[tuple[str, ...], Any]:
-    """The place and the value of `section.key=value`."""
+    """Place and value of `section.key=value`."""
     key, separator, value = override.partition("=")
     parts = tuple(key.strip().split("."))
     if not separator or not all(parts):
@@ -137,7 +137,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_new_names(raw: dict[str, Any], of: dict[Place, str], name: str) -> dict[str, Any]:
-    """Keys by the names that they have now. of : where keys were written, which goes with them."""
+    """Keys by their present names. of : where keys were written, with the same changes."""
     for (section, old), new in RENAMED.items():
         inner = raw.get(section)
         if isinstance(inner, dict) and old in inner:

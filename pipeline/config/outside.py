@@ -1,7 +1,7 @@
-"""Classes in files that a config names, such as `my_model.py:Poisson`: the one place where code of a user's own is executed.
+"""Classes in files that a config names, such as `my_model.py:Poisson`: the only place where code of a user is executed.
 
-A file becomes a module below this one whose name holds the file's SHA-256 and its path. So a worker process that is sent an
-object of such a class imports the same file, or refuses one that has changed; it must see the file under the same path.
+A file becomes a module below this one whose name has the file's SHA-256 and its path. So a worker process that receives an
+object of such a class imports the same file, under the same path, or refuses one that has changed.
 """
 
 from __future__ import annotations

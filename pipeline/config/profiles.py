@@ -1,4 +1,4 @@
-"""Clusters by name: those of the config, and those that a user has for all jobs."""
+"""Named clusters: those of the config, and those of a user's file."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _OWN_WORDS = ("local", "ssh", "slurm", "slurm-runner")
 
 
 class _EngineAlone(Section):
-    """A config of which nothing but the engine is of interest."""
+    """A config of which only the engine is validated."""
 
     engine: EngineSection = Field(default_factory=EngineSection)
 
 
 def engine_alone(raw: Any, overrides: Sequence[str]) -> EngineSection | None:
-    """Return the engine section of a config without a look at the rest, which may need NumPy.
+    """Return the engine section of a config without the rest, which may need NumPy.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def engine_alone(raw: Any, overrides: Sequence[str]) -> EngineSection | None:
     Returns
     -------
     EngineSection or None
-        None where it is wrong: the validation of the whole config names the mistake.
+        None if it is invalid: the validation of the whole config names the error.
     """
     plain = {"engine": raw["engine"]} if isinstance(raw, dict) and "engine" in raw else {}
     try:
@@ -62,13 +62,13 @@ def engine_alone(raw: Any, overrides: Sequence[str]) -> EngineSection | None:
 
 
 def profiles_file() -> Path:
-    """Return the path of the user's own profiles: what EM_PIPELINE_PROFILES names, else em-pipeline/profiles.yaml of the user's settings."""
+    """Return the path of the user's profiles: EM_PIPELINE_PROFILES, else em-pipeline/profiles.yaml in the user's settings."""
     settings = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
     return Path(os.environ.get(FILE_VARIABLE) or settings / "em-pipeline" / "profiles.yaml").expanduser()
 
 
 def profile_of(engine: EngineSection) -> ClusterProfile | None:
-    """Return the profile that a job runs on; None for threads, or a scheduler that others started.
+    """Return the profile that a job runs on; None for threads or a running scheduler.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def profile_of(engine: EngineSection) -> ClusterProfile | None:
 
 
 def users_own() -> dict[str, ClusterProfile]:
-    """Return the profiles of the user's own file by name. Raises InputError if it cannot be used."""
+    """Return the profiles of the user's file by name. Raises InputError if it cannot be used."""
     path = profiles_file()
     if not path.exists():
         if os.environ.get(FILE_VARIABLE):
@@ -110,6 +110,6 @@ def users_own() -> dict[str, ClusterProfile]:
 
 
 def serves(engine: EngineSection) -> bool:
-    """Whether this process is one of an srun that is to be the scheduler or a worker: the second is the job's driver."""
+    """Whether this process of an srun is to be the scheduler or a worker; the second process is the driver."""
     profile = profile_of(engine)
     return profile is not None and profile.kind == "slurm-runner" and os.environ.get("SLURM_PROCID", "1") != "1"

@@ -1,4 +1,4 @@
-"""What every part of the config is: strict, frozen, with sizes a person can write."""
+"""The base of all sections: strict, frozen, with sizes as people write them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """To pydantic true is the number 1: where only numbers may stand, it becomes a value that no type takes."""
+        """Reject true and false as numbers, which pydantic accepts as 1 and 0."""
         if isinstance(value, int) and abs(value) >= 2**63:
             raise ValueError(f"got {str(value)[:20]}…, expected a number below 2**63")
         types = set(_types(cls.model_fields[info.field_name or ""].annotation))
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class _Truth:
-    """A true or false where none may stand."""
+    """A true or false in place of a number."""
 
 
 def _without_bools(value: Any) -> Any:
@@ -40,7 +40,7 @@ def _without_bools(value: Any) -> Any:
 
 
 def _types(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of; those of sections are their own affair."""
+    """The types in an annotation, without those of sections."""
     yield annotation
     for part in get_args(annotation):
         yield from _types(part)

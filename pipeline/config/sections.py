@@ -1,7 +1,7 @@
-"""The sections that are the same for all data and all models: how to fit, how to choose, what to write.
+"""The sections that do not depend on data or model: how to fit, how to choose, what to write.
 
-A field's default, bounds and description are written once, here; the commented YAML that `em-pipeline config` prints and
-the reference in docs are generated from them.
+A field's default, bounds and description are written once, here; the YAML that `em-pipeline config` prints and the
+reference in docs are generated from them.
 """
 
 from __future__ import annotations

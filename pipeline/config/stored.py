@@ -1,7 +1,7 @@
 """The config of a run directory, which may come from a stranger.
 
-What it says of rows and models is followed. What starts processes, connects to other machines or executes a file is not:
-the user names it again, on the command line or in a file of their own.
+Its options of rows and models are used. Its options that start processes, connect to other machines or execute a file are
+not: the user must repeat them, on the command line or in a file of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KINDS = {"data": "source", "model": "family"}  # sections that may name a Pytho
 
 
 def engine_of(path: Path | None) -> list[str]:
-    """Overrides that put the section `engine` of a file of the user's in place of a run's. Raises InputError."""
+    """Return overrides that replace a run's section `engine` by that of a user's file. Raises InputError."""
     if path is None:
         return []
     engine = _section(read_yaml(path)[0], "engine")
@@ -32,21 +32,21 @@ def engine_of(path: Path | None) -> list[str]:
 
 
 def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
-    """What may be obeyed of a run's config, before the overrides.
+    """Return the part of a run's config that may be used, before the overrides.
 
     Parameters
     ----------
     raw : Any
         The section `config` of a config.yaml.
     overrides : sequence of str
-        What the user says: ``section.key=value``.
+        ``section.key=value`` of the user.
     name : str
         Of the file, for messages.
 
     Raises
     ------
     InputError
-        If a Python file would be executed that the user has not named, or a profile is asked for that only the run describes.
+        If a Python file would be executed that the user has not named, or for a profile that only the run describes.
     """
     if not isinstance(raw, dict):
         return raw
@@ -81,7 +81,7 @@ def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
 
 
 def refuse_unnamed_engine(raw: Any, overrides: Sequence[str], name: str) -> None:
-    """Raise InputError where a run's config says where to compute, and the user does not."""
+    """Raise InputError if a run's config says where to compute and the user does not."""
     asked, engine = asked_for(overrides), _section(raw, "engine")
     if _names_a_place(asked) or _is_the_users(engine):
         return
@@ -105,7 +105,7 @@ def _names_a_place(asked: Mapping[str, Any]) -> bool:
 
 
 def _is_the_users(engine: Mapping[str, Any]) -> bool:
-    """Whether it computed on this machine, or on a profile of the user's own file."""
+    """Whether it computed on this machine, or on a profile of the user's file."""
     scheduler = engine.get("scheduler", "threads")
     if any(engine.get(key) is not None for key in (*_PLACES[1:], "security")) or not isinstance(scheduler, str):
         return False

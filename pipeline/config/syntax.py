@@ -1,8 +1,8 @@
-"""YAML as people write it: read safely, with the line of each key, and with errors that name the usual causes.
+"""YAML: read safely, with the line of each key, and with errors that name the usual causes.
 
-Plain values mean what they mean in YAML 1.2's core schema, where PyYAML's own rules are those of YAML 1.1: 1e-3 is a number; 12:00:00,
-yes and 2024-01-31 are text. Whole numbers that begin with 0 stay text too, as an account's number must; an option that is a number reads
-them as decimal. A key that is given twice is an error.
+Plain values have the meaning of YAML 1.2's core schema, not PyYAML's 1.1: 1e-3 is a number; 12:00:00, yes and 2024-01-31 are
+text. Whole numbers that begin with 0 stay text too, such as account numbers; an option that is a number reads them as
+decimal. A duplicate key is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper, which quotes what YAML 1.1 or 1.2 would take for something else than text."""
+    """The safe dumper, which quotes text that YAML 1.1 or 1.2 would read as something else."""
 
 
 _Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1's
@@ -79,7 +79,7 @@ def written(value: Any, **options: Any) -> str:
 
 
 def in_one_line(value: Any) -> str:
-    """Return plain values as one would write them after a key; what has no form in YAML (made in Python) as Python shows it."""
+    """Return plain values as YAML on one line; values without a form in YAML as Python shows them."""
     try:
         return written(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
     except yaml.YAMLError:
@@ -120,7 +120,7 @@ def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
 
 
 def _places(node: Any, at: Place, name: str, above: set[int]) -> Iterator[tuple[Place, int]]:
-    """Every key with its line. Raises InputError for a key that is given twice: YAML would take the last."""
+    """Every key with its line. Raises InputError for a duplicate key."""
     if id(node) in above:  # an anchor inside itself
         return
     if isinstance(node, yaml.MappingNode):
@@ -151,7 +151,7 @@ def _in_words(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
 
 
 def _usually(error: yaml.MarkedYAMLError, lines: list[str], mark: yaml.Mark) -> tuple[int, int, str]:
-    """Line and column, from 0, of what is usually wrong there, and what to do about it."""
+    """Line and column, from 0, of the usual cause, and what to do about it."""
     number, column = min(mark.line, len(lines) - 1), mark.column
     for i in range(number, max(number - 3, -1), -1):  # the error is at or before the line where it is noticed
         indent = lines[i][: len(lines[i]) - len(lines[i].lstrip())]

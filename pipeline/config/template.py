@@ -1,4 +1,4 @@
-"""The commented YAML that `em-pipeline config` prints: every option, its default, bounds and meaning, from the sections."""
+"""The commented YAML that `em-pipeline config` prints, generated from the sections."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def commented(
     Parameters
     ----------
     config : Section
-        The whole config, whose values are written.
+        The whole config.
     about : sequence of str
-        Paragraphs to begin with.
+        Paragraphs at the top.
     first : mapping
         Names of the options that come first, by section; the others follow as seldom changed.
     nulls : mapping
-        By section and option: what null stands for, after descriptions that end with it.
+        What null means, by section and option; added to descriptions.
     others : sequence of str
         Sections of which the keys of all variants are written, as comments.
     """
@@ -70,7 +70,7 @@ def _options(
 
 
 def _option(section: Section, name: str, indent: int, end: str = "") -> Iterator[str]:
-    """An option with its value and what it means; and what it could hold where it is empty."""
+    """An option with its value and meaning; an empty one also with what it may have."""
     field = type(section).model_fields[name]
     said = name in section.model_fields_set  # a default as it stands in the code: a path of it is not absolute
     value = section.model_dump(mode="json", include={name})[name] if said else _plain(type(section), name)
@@ -80,7 +80,7 @@ def _option(section: Section, name: str, indent: int, end: str = "") -> Iterator
 
 
 def _meaning(field: Any, end: str = "") -> str:
-    """The description of a field, its end, its bounds and its choices."""
+    """Description, bounds and choices of a field."""
     said = (field.description or "") + end
     bounds = [_bound(constraint) for constraint in (*field.metadata, *_inner(field.annotation))]
     choices = _choices(field.annotation)
@@ -106,7 +106,7 @@ def _others(variants: Variants[Any], chosen: Section) -> Iterator[str]:
 
 
 def _plain(section: type[Section], name: str) -> Any:
-    """The default of a field, as it would be written."""
+    """The default of a field, as YAML."""
     value = section.model_fields[name].get_default(call_default_factory=True)
     if isinstance(value, Section):
         return value.model_dump(mode="json")
@@ -114,7 +114,7 @@ def _plain(section: type[Section], name: str) -> Any:
 
 
 def _beside(text: str, comment: str) -> Iterator[str]:
-    """A line and its comment, which goes on below where it is long."""
+    """A line and its comment, continued below if it is long."""
     at = max(COLUMN, len(text) + 2)
     first, *more = textwrap.wrap(comment, max(40, WIDTH - at - 4), break_long_words=False, break_on_hyphens=False)
     yield f"{text:{at}}# {first}".replace(_FIXED, " ")
@@ -122,14 +122,14 @@ def _beside(text: str, comment: str) -> Iterator[str]:
 
 
 def _absent(field: Any) -> Iterator[str]:
-    """What a section that may be given could say, where it has defaults."""
+    """The defaults of an optional section, as comments."""
     for section in sections_in(field):
         if not any(inner.is_required() for inner in section.model_fields.values()):
             yield from _options(section(), 0, section.model_fields)
 
 
 def _inner(annotation: Any) -> Iterator[Any]:
-    """The constraints of what a list or a choice of types holds."""
+    """The constraints of the items of a list or of a union."""
     for field in getattr(annotation, "__metadata__", ()):
         yield from getattr(field, "metadata", ())
     for argument in getattr(annotation, "__args__", ()):

@@ -1,4 +1,4 @@
-"""Sections of which a config has one of several, such as the kinds of data: one file each, imported when asked for."""
+"""Sections of which a config has one of several, such as the sources: one file each, imported when needed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ OUTSIDE = "python"  # the name of the variant that is in a file of the user's ow
 
 
 class Variant(Section):
-    """A section that is one of several, told apart by one key; the other keys are those of this one alone.
+    """A section that is one of several, distinguished by one key; its other keys are its own.
 
     Attributes
     ----------
     also_called : tuple of str
-        Other names that people may give it, for messages.
+        Other names, for messages.
     """
 
     also_called: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def resolve(cls, raw: Mapping[str, Any]) -> type[Self]:
-        """Return the class that validates these keys; a subclass where the keys themselves name one."""
+        """Return the class that validates these keys; a subclass if the keys name one."""
         return cls
 
     def code(self) -> str | None:
-        """Return the SHA-256 of the file of the user's own that this section executes, None where there is none."""
+        """Return the SHA-256 of the user's file that this section executes; None without one."""
         return None
 
 
@@ -45,15 +45,15 @@ V = TypeVar("V", bound=Variant)
 class Variants(Mapping[str, type[V]]):
     """The sections that a key of the config may name: a lazy mapping from names to classes.
 
-    A module of `package` holds the section that has the module's name. Other distributions add theirs by entry points.
+    A module of `package` has the section with the module's name. Other distributions add theirs by entry points.
     As an annotation, `Annotated[Base, variants]` makes pydantic validate a mapping by the section that it names.
 
     Parameters
     ----------
     base : type
-        The class that all derive from; its first field is `key`.
+        The base class of all; its first field is `key`.
     key : str
-        The key that tells them apart, such as ``source``.
+        The key that distinguishes them, such as ``source``.
     package : str
         Dotted name of a package with one module for each.
     group : str
@@ -65,7 +65,7 @@ class Variants(Mapping[str, type[V]]):
 
     @cached_property
     def own(self) -> tuple[str, ...]:
-        """Names of those that have a module in the package, sorted; nothing is imported."""
+        """Names of those with a module in the package, sorted; nothing is imported."""
         path = import_module(self._package).__path__
         return tuple(sorted(module.name for module in pkgutil.iter_modules(path)))
 
@@ -76,7 +76,7 @@ class Variants(Mapping[str, type[V]]):
 
     @property
     def default(self) -> str:
-        """The name that is meant where the key is left out."""
+        """The name if the key is left out."""
         return str(self.base.model_fields[self.key].default)
 
     def __iter__(self) -> Iterator[str]:
@@ -121,7 +121,7 @@ class Variants(Mapping[str, type[V]]):
         Raises
         ------
         ValidationError
-            If its name is not one of ours.
+            If there is no such section.
         """
         name = raw.get(self.key, self.default)
         if not isinstance(name, str) or name not in self:
@@ -131,15 +131,15 @@ class Variants(Mapping[str, type[V]]):
         return self[name].resolve(raw)
 
     def meant(self, name: str) -> str:
-        """Return the name of ours that another name stands for, else the name as it is."""
+        """Return the name that another name stands for, else the name itself."""
         return next((own for own in self.own if name.lower() in self[own].also_called), name)
 
     def default_section(self) -> V:
-        """Return the section of a config that leaves it out."""
+        """Return the section of a config without one."""
         return self[self.default]()
 
     def owners(self, key: str) -> list[str]:
-        """Return the names of ours that have a key which not all have."""
+        """Return the names of the sections with a key that not all have."""
         if key in self.base.model_fields:
             return []
         return [name for name in self.own if key in self[name].model_fields]
@@ -154,9 +154,9 @@ class Variants(Mapping[str, type[V]]):
         return section.model_validate(self._meaningful(section, raw))
 
     def _meaningful(self, section: type[V], raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The keys without those of other variants that say nothing.
+        """The keys without those of other variants at their defaults.
 
-        Templates and run directories of earlier versions name every key of every variant, at its default.
+        Templates and run directories of earlier versions name every key of every variant.
         """
         foreign = [key for key in raw if key not in section.model_fields]
         silent = {key for key in foreign if self._says_nothing(str(key), raw[key])}

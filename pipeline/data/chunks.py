@@ -108,7 +108,7 @@ class Chunks:
         )
 
     def chunk_bytes(self) -> int:
-        """Return the bytes of the largest chunk in the dtype that it is computed in; of sparse rows what a chunk aims at."""
+        """Return the bytes of the largest chunk in the dtype of computations; of sparse rows the target."""
         if self.source.sparse:
             return TARGET_BYTES
         rows = int(np.diff(self.source.bounds).max())
@@ -179,7 +179,7 @@ def _checked_weights(weight: Array, start: int) -> Array:
 
 
 def _checked_labels(label: Array, start: int) -> Array:
-    """(n,) int64. Of floats, which hold integers to 2**53, whole numbers are taken."""
+    """Labels as (n,) int64; floats must be whole numbers."""
     with np.errstate(invalid="ignore"):  # of NaN, which is refused
         found = label.astype(np.int64)
     wrong = np.flatnonzero((found != label) | (found < -1))

@@ -36,7 +36,7 @@ class MemoryColumn:
 
 @dataclass(frozen=True)
 class RowColumn:
-    """A column in a file or store: small and picklable, and reads only what is asked for. Made by `open`.
+    """A column in a file or store: small and picklable. Made by `open`.
 
     Attributes
     ----------

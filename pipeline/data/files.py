@@ -1,6 +1,6 @@
-"""What all files have in common: a local path or any fsspec URL, opened for each read.
+"""Local files and fsspec URLs, opened for each read.
 
-Rows are read from the file into a new buffer: a mapped file would count against the job's memory as long as its pages stay.
+Rows are read into a new buffer: a mapped file would count as the job's memory as long as its pages are cached.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def stored_size(path: str, options: Mapping[str, Any]) -> int:
 
 @contextmanager
 def opening(path: str) -> Iterator[None]:
-    """Context in which errors of opening a file for the first time become InputError (absent) or StorageError (damaged)."""
+    """Context in which errors of opening a file become InputError (absent) or StorageError (damaged)."""
     with reading(path):
         try:
             yield
@@ -102,7 +102,7 @@ def opening(path: str) -> Iterator[None]:
 
 
 def refuse_absent(path: str, key: str = "") -> None:
-    """Raise InputError, naming the nearest path that exists, where a local path does not. key : of the config, for the message."""
+    """Raise InputError, naming the nearest path that exists, if a local path does not. key : of the config, for the message."""
     if not is_url(path) and not os.path.lexists(path):
         raise InputError(f"{key} {path}: {does_not_exist(path)}".lstrip())
 
@@ -118,13 +118,13 @@ _BEGINNINGS = {
 
 
 def what_it_is(beginning: bytes) -> str | None:
-    """Return what to do about a file of another kind than expected; None when its first bytes do not tell."""
+    """Return what to do about a file of another kind; None if its first bytes are not known."""
     return next((advice for sign, advice in _BEGINNINGS.items() if beginning.startswith(sign)), None)
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Context in which errors of reading stored bytes become a StorageError that names them."""
+    """Context in which errors of reading stored bytes become a StorageError that names the file."""
     try:
         yield
     except PipelineError:
@@ -144,12 +144,12 @@ def damaged(what: str, error: object) -> StorageError:
 
 
 def said(error: object) -> str:
-    """Return the text of an error; a bare FileNotFoundError of a remote filesystem holds only the name."""
+    """Return the text of an error; a FileNotFoundError of a remote filesystem has only the name."""
     return f"there is no such object: {error}" if type(error) is FileNotFoundError and not error.errno else str(error)
 
 
 def remedy(what: str, error: object) -> str | None:
-    """Return what to do about an error of a remote filesystem; None when that is not known, and for local files."""
+    """Return what to do about an error of a remote filesystem; None if unknown, and for local files."""
     text = f"{type(error).__name__}: {error}"
     return next((advice for sign, advice in _REMEDIES.items() if sign in text), None) if is_url(what) else None
 
@@ -206,9 +206,9 @@ def beside(path: str, cache: str | None) -> Path:
 
 
 def seekable(path: str, options: Mapping[str, Any], cache: str | None, n_bytes: int) -> str:
-    """Return `path`, or that of its unpacked copy where it is a gzip of more than GZIP_BYTES decompressed bytes.
+    """Return `path`, or its unpacked copy if it is a gzip of more than GZIP_BYTES decompressed bytes.
 
-    The name of the copy ends in the hash of the packed file, and it appears by rename: a copy that exists is whole.
+    The name of the copy ends in the hash of the packed file, and it appears by rename, complete.
     """
     if not path.endswith(".gz") or n_bytes <= GZIP_BYTES:
         return path

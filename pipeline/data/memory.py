@@ -1,4 +1,4 @@
-"""Rows in the memory of a program: an array, a sparse matrix, or a Dask array, whose blocks are used where they are."""
+"""Rows in memory: an array, a sparse matrix, or a Dask array, whose blocks are used in place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MemorySource(Source):
 class DaskSource(Source):
     """Rows of a two-dimensional Dask array whose chunks have known sizes and all features.
 
-    Tasks are given the blocks; what is sent to them of this source leaves these out.
+    Tasks receive the blocks as arguments; the pickled source does not have them.
     """
 
     def __init__(self, x: Any) -> None:

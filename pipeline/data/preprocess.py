@@ -1,7 +1,7 @@
-"""Preprocessing: a chain of affine maps, fitted from the mean and covariance of one streaming pass.
+"""Preprocessing: a chain of affine maps, fitted from the mean and covariance of one pass.
 
-Centre, scale, PCA and ZCA are all x -> (x - offset) @ matrix, and the moments of a mapped row follow from
-those of the row; so the whole chain is one map, and one pass over the data fits it.
+Centring, scaling, PCA and ZCA are all x -> (x - offset) @ matrix, and the moments of mapped rows follow from
+those of the rows; so the whole chain is one map, fitted in one pass over the data.
 [PCA: Jolliffe 2002; ZCA: Bell and Sejnowski 1997]
 """
 

@@ -1,7 +1,7 @@
-"""The profiling pass: how many rows, their mean and covariance, bad rows, and a sample; one read of everything.
+"""The profiling pass: number of rows, mean, covariance, bad rows, and a sample, in one read of the data.
 
 Means and scatters of two sets merge as M = M_a + M_b + (n_a n_b / n) (m_b - m_a)(m_b - m_a)ᵀ, which needs no
-reference point and loses nothing far from the origin. [Chan, Golub and LeVeque 1983, eq. 2.1]
+reference point and loses no digits far from the origin. [Chan, Golub and LeVeque 1983, eq. 2.1]
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Profile:
         return np.flatnonzero(self.low == self.high)
 
     def distinct_sample_rows(self) -> int:
-        """Count the distinct rows of the sample: with fewer than K of them, K components cannot all differ."""
+        """Return the number of distinct rows of the sample: with fewer than K, components cannot all differ."""
         x = self.sample.x
         return len(np.unique(x.toarray() if sp.issparse(x) else x, axis=0))
 
@@ -200,7 +200,7 @@ class ProfileJob:
 
 
 def _known(chunk: Rows, rows: slice, weight: Array) -> Array:
-    """Weights of the components that are known in some rows of a chunk."""
+    """Weights of known components in a chunk."""
     if chunk.label is None:
         return np.zeros(0)
     label = chunk.label[rows]
@@ -208,7 +208,7 @@ def _known(chunk: Rows, rows: slice, weight: Array) -> Array:
 
 
 def _added(a: Array, b: Array) -> Array:
-    """The sum of two arrays, the shorter one filled up with zeros."""
+    """The sum of two arrays, the shorter one padded with zeros."""
     total = np.zeros(max(len(a), len(b)))
     total[: len(a)] += a
     total[: len(b)] += b
@@ -258,7 +258,7 @@ class DataSummary:
         return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance).copy()
 
     def with_sample(self, size: int) -> DataSummary:
-        """Return the same with the sample that a profile of that size draws: the first of these rows."""
+        """Return the same with the sample that a profile of that size draws."""
         return replace(self, sample=self.sample.first(size))
 
 

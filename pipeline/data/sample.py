@@ -1,4 +1,4 @@
-"""A random sample of rows in memory for the search of a start, ordered so that any first part of it is a sample too."""
+"""A random sample of rows in memory for the search, ordered so that its first rows are a sample for any number."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Sample:
         return Sample(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def below(self, share: float) -> int:
-        """Return how many rows a sample of this share, at most that of this one, would have."""
+        """Return how many rows a sample of a smaller share would have."""
         return sum(int((key < share).sum()) for key in self.key)
 
     def rows(self, affine: Affine | None) -> tuple[Matrix, Array | None, Array | None]:
@@ -103,7 +103,7 @@ class SampleRows:
 
 
 def n_sampled(chunks: Chunks, n_components: int) -> int:
-    """Return how many rows the search samples: what a fixed number of bytes and the number of components allow, at most all."""
+    """Return how many rows the search samples: at most a number of bytes, a number by component, and all."""
     most = max(SAMPLE_ROWS, SAMPLE_ROWS_PER_COMPONENT * n_components)
     return min(chunks.n_rows, most, max(1, SAMPLE_BYTES // row_bytes(chunks)))
 

@@ -1,7 +1,7 @@
-"""Zarr arrays and where they are stored, read so that no absent chunk is replaced by fill values silently.
+"""Zarr arrays and where they are stored, read so that absent chunks are errors.
 
-zarr reads a chunk that is not stored as fill values, without a warning, so that an unmounted disk looks like zeros. Here every
-chunk is read through a store that raises when the object is absent, unless the config says that absent chunks are intended
+zarr reads an absent chunk as fill values, without a warning, so that an unmounted disk looks like zeros. Here every
+chunk is read through a store that raises if the object is absent, unless the config says that absent chunks are intended
 (`missing_chunks: fill`).
 """
 
@@ -45,7 +45,7 @@ class _WholeStore(WrapperStore[Any]):
 
 @dataclass
 class ZarrPlace:
-    """Where a zarr array or group is, and what an absent chunk means. Small and picklable.
+    """Where a zarr array or group is. Small and picklable.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class ZarrPlace:
         Of its file system.
     missing_chunks : {"error", "fill"}
     name : str
-        The path of the array or group inside the store.
+        Path of the array or group inside the store.
     """
 
     path: str
@@ -72,7 +72,7 @@ class ZarrPlace:
         return ZarrPlace(self.path, self.options, self.missing_chunks, below)
 
     def open(self) -> Any:
-        """Open the zarr Array or Group. Raises what zarr raises when there is none."""
+        """Open the zarr Array or Group. Raises what zarr raises."""
         store: Any
         if is_url(self.path):
             store = FsspecStore.from_url(self.path, storage_options=self.options, read_only=True)
@@ -107,7 +107,7 @@ class ZarrPlace:
         ----------
         start, stop : int
         then : int
-            How many entries after these are likely to be read next: the disk may read them while these are decoded.
+            Number of following entries that the disk may read ahead.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class ZarrPlace:
             raise damaged(self._name_damage(array, start, stop), f"{type(error).__name__}: {error}") from error
 
     def _announce(self, array: Any, start: int, stop: int) -> None:
-        """Ask the system to read files into its cache, without waiting; do nothing where it has no such call."""
+        """Ask the system to read files into its cache, without waiting, if it can."""
         if start >= stop or is_url(self.path) or not hasattr(os, "posix_fadvise"):
             return
         for where in _stored(array, start, stop):
@@ -143,7 +143,7 @@ class ZarrPlace:
                     os.close(file)
 
     def _name_damage(self, array: Any, start: int, stop: int) -> str:
-        """Name the chunk under start:stop that does not decode: the error of a whole read does not."""
+        """Name the chunk under start:stop that cannot be decoded, which the error of a whole read does not."""
         steps = array.shards or array.chunks
         for where in _stored(array, start, stop):
             try:
@@ -227,7 +227,7 @@ def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:
 
 
 def unprotected(array: Any) -> str | None:
-    """Return the codecs of an array, none of which would notice a flipped bit; None where one does."""
+    """Return the codecs of an array if none of them would detect a flipped bit, else None."""
     found = [codec.get_config() if hasattr(codec, "get_config") else codec.to_dict() for codec in _codecs(array)]
     names = [str(codec.get("id") or codec.get("name")).removeprefix("numcodecs.") for codec in found]
     sums = [codec.get("checksum") or dict(codec.get("configuration") or {}).get("checksum") for codec in found]
@@ -239,7 +239,7 @@ def _codecs(array: Any) -> tuple[Any, ...]:
 
 
 def listing(group: zarr.Group) -> str:
-    """What is in a group, for messages."""
+    """Return the content of a group, for messages."""
     arrays = ", ".join(f"{name} {array.shape}" for name, array in sorted(group.arrays())) or "none"
     groups = ", ".join(sorted(name for name, _ in group.groups()))
     return f"Arrays here: {arrays}" + (f"; groups: {groups}." if groups else ".")

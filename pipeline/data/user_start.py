@@ -1,4 +1,4 @@
-"""Starts that the user supplies in a file: labels of the rows, or parameters by name."""
+"""User-supplied starts in a file: labels of the rows, or parameters by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.errors import InputError, PipelineError
 
 
 class UserStart(NamedTuple):
-    """Where the user wants the fit to start; empty where nothing is supplied.
+    """A user-supplied start; empty without one.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class UserStart(NamedTuple):
     arrays: dict[str, np.ndarray] | None = None
 
     def fingerprint(self, chunks: Chunks) -> str | None:
-        """Return the SHA-256 of the parameters, or of the labels of the chunks that are hashed; None if there are none."""
+        """Return the SHA-256 of the parameters, or of the labels of the hashed chunks; None without a start."""
         if self == UserStart():
             return None
         content = hashlib.sha256()

@@ -1,1 +1,1 @@
-"""What a job leaves behind: checkpoints, the model, labels, events and the report."""
+"""The outputs of a job: checkpoints, model, labels, events and report."""

@@ -1,7 +1,7 @@
 """Checkpoints: immutable, checksummed generations of the state between two passes.
 
-A generation is written to a temporary directory, flushed, described by a manifest of SHA-256 sums, and renamed. If the
-process ends at any time, there are the old generations or the new one, never half of it. Loading verifies every byte and
+A generation is written to a temporary directory, flushed, described by a manifest of SHA-256 sums, and renamed. Whenever
+the process ends, there are the old generations or the new one, never a part of it. Loading verifies every byte and
 falls back to the generation before.
 """
 
@@ -30,14 +30,14 @@ _MANIFEST = "manifest.json"
 
 
 class State(NamedTuple):
-    """The content of a checkpoint: arrays by path, and facts that JSON can store."""
+    """Content of a checkpoint: arrays by path, and facts for JSON."""
 
     arrays: Mapping[str, Array]
     facts: Mapping[str, Any]
 
 
 def save(folder: Path, generation: int, state: State, keep: int | None = KEPT) -> Path:
-    """Write one generation; then remove all but the newest `keep` up to it (None: no one), and any newer ones.
+    """Write one generation; then remove all but the newest `keep` up to it (None: remove none), and any newer ones.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def save(folder: Path, generation: int, state: State, keep: int | None = KEPT) -
     Raises
     ------
     StorageError
-        When it cannot be written.
+        If it cannot be written.
     """
     final = folder / f"gen-{generation:06d}"
     # A unique name: a save that was stopped in the middle may still be writing its last file in a thread.
@@ -83,36 +83,30 @@ def _prune(folder: Path, newest: int, keep: int | None) -> None:
 
 
 def generations(folder: Path) -> list[Path]:
-    """All generations, oldest first."""
+    """Return all generations, oldest first."""
     return sorted((path for path in folder.glob("gen-*") if path.name[4:].isdecimal()), key=number)
 
 
 def number(path: Path) -> int:
-    """The number of a generation."""
+    """Return the number of a generation."""
     return int(path.name.removeprefix("gen-"))
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
-    """The newest generation that is not damaged.
+    """Return the number and content of the newest undamaged generation.
 
     Parameters
     ----------
     folder : Path
-        Of the generations.
     warn : callable
         Called with a sentence about each damaged one.
-
-    Returns
-    -------
-    int, State
-        Its number and its content.
 
     Raises
     ------
     InputError
-        When there is no generation yet.
+        If there is no generation yet.
     StorageError
-        When all are damaged.
+        If all are damaged.
     """
     found = generations(folder)
     if not found:
@@ -131,7 +125,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
 
 
 def read(path: Path) -> State:
-    """The content of one generation. Raises StorageError unless every byte is as it was written."""
+    """Return the content of one generation. Raises StorageError if a byte has changed."""
     try:
         if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != sums(path):
             raise ValueError("its bytes do not match their checksums")
@@ -143,6 +137,6 @@ def read(path: Path) -> State:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file below a folder, by its path in it."""
+    """Return the SHA-256 of each file below a folder, by its path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

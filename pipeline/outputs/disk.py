@@ -1,4 +1,4 @@
-"""How much room a run will take on the disk, known before its first pass."""
+"""The disk space of a run, known before its first pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERIES = 9  # numbers that the history has of every iteration
 
 
 class Disk(NamedTuple):
-    """Bytes before compression. checkpoints : all that are stored, and one that is being written."""
+    """Bytes before compression. checkpoints : those that are stored, and one that is being written."""
 
     checkpoints: int
     iterations: int
@@ -29,7 +29,7 @@ class Disk(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it, and something for the rest."""
+        """All of it, and SLACK."""
         return sum(self) + SLACK
 
 
@@ -43,7 +43,7 @@ def disk_plan(
     summary_bytes: int,
     n_rows: int,
 ) -> Disk:
-    """What a run will write. models : one for each candidate.  summary_bytes : of the profile's statistics and its sample."""
+    """Plan the disk space of a run. models : one for each candidate.  summary_bytes : of the profile's statistics and its sample."""
     parameters = [schema.n_bytes(model.fields, model.sizes) for model in models]
     traced = [sum(model.sizes[dim] for dims in model.traced.values() for dim in dims) for model in models]
     history = sum(8 * max_iter * (SERIES + each) for each in traced)
@@ -60,7 +60,7 @@ def disk_plan(
 
 
 def refuse_full(directory: RunDirectory, planned: Disk) -> None:
-    """Raise StorageError unless there is room; what is in the directory will be replaced, or is a part of it."""
+    """Raise StorageError if there is too little space. What is in the directory will be replaced, or is included."""
     place = next(path for path in (directory.path, *directory.path.absolute().parents) if path.is_dir())
     present = sum(_stored(path) for path in directory.parts if path.exists())
     room = shutil.disk_usage(place).free + present

@@ -1,6 +1,6 @@
-"""A job in a terminal: the bars of rich.progress between a few lines of text, a function of the events and of the time.
+"""A job in a terminal: the bars of rich.progress between lines of text, a function of the events and of the time.
 
-`run` passes on events as they happen, `status` those that are in events.jsonl: both draw the same.
+`run` passes on events as they happen, `status` those in events.jsonl: both draw the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _COUNTS = ("iteration", "max_iter", "rows", "bytes_read", "workers", "restarts",
 
 @dataclass
 class _JobState:
-    """What the events of one session of a job say. since : the last event but `progress`, when the present step began."""
+    """State of one session of a job, from its events. since : time of the last event but `progress`."""
 
     began: datetime | None = None
     since: datetime | None = None
@@ -71,21 +71,20 @@ class _JobState:
 
 
 class JobDisplay:
-    """How far a job is: within `with`, at the foot of a terminal, with lines above it for what should stay.
+    """The progress of a job at the bottom of a terminal, within `with`; lines above it stay.
 
     Parameters
     ----------
     title : str
         The first line, the run directory.
     console : Console
-        Where it is drawn.
     clock : callable
         The time now.
 
     Attributes
     ----------
     ended : str
-        Why no more events will come, in a word or two; empty while they may.
+        Why there will be no more events, in a word or two; empty before that.
     """
 
     def __init__(self, title: str, console: Console, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -105,20 +104,20 @@ class JobDisplay:
         self._live = Live(console=console, get_renderable=self.draw, refresh_per_second=DRAWS_A_SECOND)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Show an event: in the display, and in a line where it is worth one."""
+        """Show an event in the display, and in a line unless the display has it."""
         self.add(event)
         if event["event"] not in QUIET:
             self.write(event)
 
     def write(self, event: dict[str, Any]) -> None:
-        """Write a line about an event above the display, if it is for people. A second line begins below the words."""
+        """Write a line about an event above the display, if it has words for people."""
         if (text := describe(event)) is not None:
             row = Table.grid(padding=(0, 2, 0, 0))
             row.add_row(Text(event["time"][11:19], style="dim"), Text(text, style=_STYLES.get(event["event"], "")))
             self.console.print(row)
 
     def end(self, why: str) -> None:
-        """Draw why no more will come."""
+        """Set why there will be no more events."""
         self.ended = why
 
     def __enter__(self) -> JobDisplay:
@@ -130,7 +129,7 @@ class JobDisplay:
         self._live.stop()
 
     def add(self, event: dict[str, Any]) -> None:
-        """Take note of an event; what it lacks is not drawn."""
+        """Update the state by an event; what it lacks is not drawn."""
         name, at = event["event"], datetime.fromisoformat(event["time"])
         with self._lock:
             if name == "start":
@@ -148,7 +147,7 @@ class JobDisplay:
                     handler(event)
 
     def begin_again(self) -> None:
-        """Another session of the job begins: the missing steps are done."""
+        """Begin another session of the job."""
         state = self._state
         state.began = state.since = self._clock() if state.latest else None
         state.finished, state.labelled, state.seconds = None, {}, {}
@@ -211,9 +210,9 @@ class JobDisplay:
     # --- drawing
 
     def draw(self) -> Group:
-        """The lines, at the width that there is; none of what ended before it began, for the error says it.
+        """Return the lines at the present width; none for a job that failed before its first event.
 
-        A terminal that became narrower has broken the lines drawn before; rich would go up by too few, so it is cleared.
+        In a terminal that became narrower, lines drawn before are broken, and rich would move up by too few: it is cleared.
         """
         width = min(self.console.width - 2, WIDEST)  # room for the ^C that a terminal echoes
         if width < self._drawn_width:
@@ -234,7 +233,7 @@ class JobDisplay:
         return self._state.latest if self.ended and self._state.latest else self._clock()
 
     def _ago(self, then: datetime | None) -> float:
-        """Seconds since; never negative, should another machine's clock be ahead."""
+        """Seconds since then; never negative, even if another machine's clock is ahead."""
         return 0.0 if then is None else max(0.0, (self._now() - then).total_seconds())
 
     def _heading(self) -> Table:
@@ -253,7 +252,7 @@ class JobDisplay:
             yield Text(about, style="dim", no_wrap=True, overflow="ellipsis")
 
     def _phases(self) -> Text:
-        """The steps that are done, the present one, and those to come."""
+        """The finished steps, the present one, and those to come."""
         line, state = Text(), self._state
         if state.phase not in PHASES or not state.facts:  # labels of other data: no run of its own
             return line
@@ -281,7 +280,7 @@ class JobDisplay:
         return label, figure, done / max(most, 1), "" if self.ended else f"at most {roughly(rest)} left"
 
     def _this_pass(self) -> tuple[str, str, float, str] | None:
-        """How far the present step is: by its finished chunks where these were logged, else by the last pass's time."""
+        """Progress of the present step: by finished chunks if they were logged, else by the time of the last pass."""
         state, spent = self._state, self._ago(self._state.since)
         if self.ended or state.phase not in ("profile", "start", "fit") or state.began is None:
             return None
@@ -344,7 +343,7 @@ class JobDisplay:
             yield "last event", f"{roughly(self._ago(state.latest))} ago", "yellow"
 
     def _objective(self, width: int) -> str:
-        """Value, change and a curve of the later two thirds: with the first iterations these would look flat."""
+        """Value, change and a curve of the later two thirds, which would look flat with the first iterations."""
         state = self._state
         iterations, words = sorted(state.values), words_in(state.facts)
         values = [state.values[i] for i in iterations[len(iterations) // 3 if len(iterations) > 5 else 0 :]]
@@ -357,7 +356,7 @@ class JobDisplay:
 
 
 def curve(values: list[float], width: int) -> str:
-    """Values as bars of eight heights, stretched to a width in characters.
+    """Return values as bars of eight heights, stretched to a width in characters.
 
     >>> curve([0.0, 1.0], 8)
     '▁▂▃▄▅▆▇█'

@@ -1,6 +1,6 @@
 """The log of a run: one JSON object a line, appended as things happen and passed on to listeners.
 
-The log is for people and for the report. Nothing that is computed depends on it, so a line that cannot be read is skipped.
+The log is for people and for the report. No computation depends on it, so a line that cannot be read is skipped.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Events so far; an incomplete last line is left out."""
+    """Yield the events so far, without an incomplete last line."""
     yield from Tail(path).new()
 
 
 class Tail:
-    """A log that is read while it grows: what is new each time. A log that was started again is read from its start."""
+    """Reads a log while it grows. A log that was started again is read from its start."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,7 +73,7 @@ class Tail:
         self._file = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """Events since the last call, under their present names; lines that are not events are left out."""
+        """Yield events since the last call, by their present names; lines that are not events are skipped."""
         try:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
@@ -91,7 +91,7 @@ class Tail:
 
 
 def _event_of(line: str) -> dict[str, Any] | None:
-    """The event that a line holds, or None."""
+    """The event of a line, or None."""
     try:
         record = json.loads(line)
         zone = datetime.fromisoformat(record["time"]).tzinfo

@@ -1,7 +1,7 @@
-"""Parameters of chosen iterations, to be looked at or replayed: each a small immutable checkpoint of its own.
+"""Parameters of chosen iterations: each is a small immutable checkpoint.
 
 `iterations/k10-full-0/gen-000003` has those of restart 0 after three iterations, `k10-full-0-refit` those of the chosen
-model's refit; components are in the order that they had then.
+model's refit; components are in the order of that iteration.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pipeline.outputs import checkpoint
 
 
 def folder_of(folder: Path, label: str, restart: int, refit: bool) -> Path:
-    """The folder of the iterations of one restart of the candidate with this label."""
+    """Return the folder of the iterations of one restart of a candidate."""
     return folder / f"{label}-{restart}{'-refit' if refit else ''}"
 
 
 def stored_iterations(folder: Path) -> dict[int, Path]:
-    """The iterations of one restart: number to parameters, for `checkpoint.read`, in order; empty where there are none."""
+    """Return the stored iterations of one restart in order: number to path, for `checkpoint.read`."""
     return {checkpoint.number(path): path for path in checkpoint.generations(folder)}
 
 
 def store_iterations(
     folder: Path, before: Sequence[Run | None], after: Sequence[Run], wanted: Literal["all"] | Sequence[int]
 ) -> None:
-    """Store the parameters of each run that has come to a wanted iteration. before : the runs a pass ago, None at the start.
+    """Store the parameters of each run that has reached a wanted iteration. before : the runs a pass ago, None at the start.
 
-    A resumed job writes the same bytes again. Raises StorageError when the disk does not take it.
+    A resumed job writes the same bytes again. Raises StorageError if they cannot be written.
     """
     for old, run in zip(before, after, strict=True):
         t = len(run.history)

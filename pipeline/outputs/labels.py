@@ -1,7 +1,7 @@
-"""labels.zarr: the label and log-density of every row, or what else the model says, in row order, out of core.
+"""labels.zarr: label and log-density of every row, or other predictions of the model, in row order, out of core.
 
-Blocks of 2^18 rows are computed by the engine and written here, in order; an interrupted job goes on with the
-first block that is not there, and the store appears under its name only when it is whole.
+The engine computes blocks of 2^18 rows, which are written in order. An interrupted job continues with the
+first missing block, and the store gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BLOCK_ROWS = 2**18
 
 @dataclass(frozen=True)
 class LabelBlock:
-    """Task: what the model says of rows start:stop, reading only the chunks that hold them.
+    """Task: predictions for rows start:stop, reading only the chunks with them.
 
     top_k : responsibilities stored per row, at most n_components.  drop : whether rows with NaN or inf get fill values, such
     as label -1, or are an error.
@@ -54,7 +54,7 @@ class LabelBlock:
         return self.of_rows(chunk, max(start - chunk.start, 0), stop - chunk.start, kernels)
 
     def of_rows(self, chunk: Rows, first: int, last: int, kernels: Any) -> dict[str, Array]:
-        """Return the arrays of rows first:last of a chunk that was read, by name."""
+        """Return the arrays of rows first:last of a loaded chunk, by name."""
         rows = slice(first, last)
         label = None if chunk.label is None else chunk.label[rows]
         part = Rows(chunk.x[rows], start=chunk.start + rows.start, label=label)
@@ -69,18 +69,18 @@ class LabelBlock:
 
 
 def row_bytes(model: LatentModel, top_k: int) -> int:
-    """Bytes of one row of the arrays of labels.zarr."""
+    """Return the bytes of one row of labels.zarr."""
     arrays = model.row_arrays(top_k).values()
     return sum(np.dtype(array.dtype).itemsize * (top_k if array.ranked else 1) for array in arrays)
 
 
 def has_labels(path: Path, top_k: int) -> bool:
-    """Whether whole labels with at least this many responsibilities per row are there."""
+    """Whether there are complete labels with at least this many responsibilities per row."""
     return path.exists() and _stored(path) >= top_k
 
 
 def _stored(path: Path) -> int:
-    """Responsibilities per row of a store of labels; -1 when it cannot be opened."""
+    """Responsibilities per row of a store of labels; -1 if it cannot be opened."""
     try:
         return int(open_group(path).attrs["top_k"])  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError):
@@ -88,7 +88,7 @@ def _stored(path: Path) -> int:
 
 
 def write_labels(path: Path, task: LabelBlock, engine: Engine, progress: Callable[[int], None]) -> None:
-    """Write what the model says of all rows into `path`, which appears whole. progress : called with the rows done."""
+    """Write the predictions for all rows to `path`, which appears complete. progress : called with the rows done."""
     temporary = path.with_name(f".{path.name}.partial")
     n = task.chunks.n_rows
     try:

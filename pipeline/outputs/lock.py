@@ -1,9 +1,9 @@
 """One writer at a time: a lock file that names its owner, on local and shared file systems.
 
-A lock is a hard link to a file that is complete already, so nobody reads half of one. Linking is atomic on network file
+A lock is a hard link to a complete file, so nobody reads a part of one. Linking is atomic on network file
 systems too, where flock may be missing or cover one machine only. The lock of a process that has ended is stale. To
 replace it, a process first takes a second lock, whose name is a digest of the stale one's content, and checks that the
-stale one is unchanged: of many processes that find it exactly one takes it over, and a slow one never replaces a new lock.
+stale one is unchanged: of many processes exactly one takes it over, and a slow one never replaces a new lock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SAME_START_SECONDS = 10.0
 
 
 class Locked(Exception):
-    """Another process has the lock. host, pid : where it runs, and its number."""
+    """Another process has the lock. host, pid : of that process."""
 
     def __init__(self, text: str) -> None:
         self.host, self.pid, *_ = text.split()
@@ -33,7 +33,7 @@ class Locked(Exception):
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock `path` for the length of a block. Raises Locked where another process has the lock, and OSError from the disk."""
+    """Lock `path` during a block. Raises Locked if another process has the lock, and OSError from the disk."""
     text = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()} {uuid.uuid4().hex}"
     mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
@@ -71,7 +71,7 @@ def _acquire(path: Path, mine: Path) -> None:
 
 
 def _linked(whole: Path, name: Path) -> bool:
-    """Give a file a second name, unless that is taken."""
+    """Give a file a second name; False if it exists."""
     try:
         os.link(whole, name)
     except FileExistsError:
@@ -87,7 +87,7 @@ def _content(path: Path) -> str | None:
 
 
 def _is_live(text: str) -> bool:
-    """Whether the process that wrote this may still run."""
+    """Whether the process that wrote this may be running."""
     try:
         host, pid, created, _ = text.split()
         number, start = int(pid), float(created)

@@ -1,6 +1,6 @@
 """model.zarr: the fitted model with its history, as one xarray dataset in the root group.
 
-Nothing in it depends on when, where, from which path or how fast it ran: the same fit gives the same bytes.
+It does not depend on when, where, from which path or how fast the job ran: the same fit gives the same bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OUTLIERS, OUTLIER_WORDS = 10, 8  # at most
 
 
 def canonical_order(run: Run) -> Array:
-    """Components by decreasing weight, ties by position: (k,) int64, old indices in their new order."""
+    """Return components by decreasing weight, ties by position: old indices in their new order, (k,) int64."""
     model = run.model
     assert run.final is not None and isinstance(model, ClusterModel)
     weight = run.params.weights if "weights" in model.fields else model.counts(run.final.stats)
@@ -51,7 +51,7 @@ def canonical_order(run: Run) -> Array:
 def build_dataset(
     run: Run, runs: Sequence[Run], order: Array | None, summary: DataSummary, source: Source
 ) -> xr.Dataset:
-    """The dataset of a finished run.
+    """Return the dataset of a finished run.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def build_dataset(
     runs : sequence of Run
         All restarts of its candidate.
     order : array of int, shape (k,), or None
-        Components in the order in which they are stored; None where there are none.
+        Components in their stored order; None without components.
     summary : DataSummary
     source : Source
     """
@@ -126,7 +126,7 @@ def _representatives(run: Run) -> dict[str, Any]:
 
 
 def _outliers(run: Run) -> dict[str, Any]:
-    """The rows that fit worst, the worst first; of a document its commonest words, with -1 for none."""
+    """The rows that fit worst, worst first; of documents their commonest words, -1 for none."""
     assert run.final is not None
     found, words = run.final.attached["outliers"].first(OUTLIERS), run.model.words
     variables: dict[str, Any] = {
@@ -155,7 +155,7 @@ def _preprocessing(affine: Affine | None) -> dict[str, Any]:
 
 
 def _hyperparameters(model: LatentModel) -> dict[str, Any]:
-    """Arrays among the hyperparameters; the rest of the model is the attribute `model`."""
+    """Arrays among the hyperparameters; the others are in the attribute `model`."""
     return {
         name: (tuple(f"{name}.{axis}" for axis in range(array.ndim)), array)
         for name, array in _packed(model).arrays.items()
@@ -206,12 +206,12 @@ def _attributes(
 
 
 def write_dataset(path: Path, dataset: xr.Dataset) -> None:
-    """Write a dataset so that it appears whole under its name."""
+    """Write a dataset, which appears complete under its name."""
     write_datasets(path, {"/": dataset})
 
 
 def write_datasets(path: Path, datasets: Mapping[str, xr.Dataset]) -> None:
-    """Write a store with a dataset in each named group (/ is the root), so that it appears whole under its name."""
+    """Write a store with a dataset in each group (/ is the root), which appears complete under its name."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         remove(temporary)
@@ -231,7 +231,7 @@ def write_datasets(path: Path, datasets: Mapping[str, xr.Dataset]) -> None:
 
 
 def read_dataset(path: Path) -> xr.Dataset:
-    """The dataset of a finished run, in memory. Raises InputError when there is none, StorageError if it is damaged."""
+    """Return the dataset of a finished run, in memory. Raises InputError without one, StorageError if it is damaged."""
     import xarray as xr
 
     if not path.exists():
@@ -248,7 +248,7 @@ def read_dataset(path: Path) -> xr.Dataset:
 
 
 def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
-    """Model, parameters and preprocessing of a stored dataset. Raises InputError for one of another version."""
+    """Return model, parameters and preprocessing of a stored dataset. Raises InputError for another version's."""
     if "model" not in dataset.attrs:
         raise InputError(
             "model.zarr: another version of em-pipeline wrote it, expected one with the attribute `model`. Use that version, or "

@@ -1,10 +1,10 @@
-"""Finished subtrees of a long pass, in the run directory: a job whose time limit is shorter than a pass still ends.
+"""Finished subtrees of a long pass, in the run directory: for jobs whose time limit is shorter than a pass.
 
     checkpoints/partial-<what the pass computes>/<first chunk>-<after the last>-<SHA-256>.npz
 
-The folder's name is a hash of the jobs, of the chunks they see and of what decides bits, so that only the same pass finds
-it again; a file's name is that of its bytes, so that a damaged one is noticed and its chunks are read once more. Files
-appear whole, by rename, and hold arrays only. The next checkpoint covers them, and they go.
+The folder's name is a hash of the jobs, their chunks and what decides bits, so that only the same pass uses it. A file's
+name has the hash of its bytes, so that damage is detected and its chunks are read again. Files appear complete, by rename,
+and have arrays only. They are removed after the next checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STRUCTURE = "structure"
 
 
 class PartialPass:
-    """Where one pass stores its finished sums: the SumStore of engine/stored_sums.py. warn : called with a text for each damaged file."""
+    """The SumStore of one pass (engine/stored_sums.py). warn : called with a text for each damaged file."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class PartialPass:
 
     @cached_property
     def _can_be_kept(self) -> bool:
-        """Whether it can be told from other passes: not where a job holds something else than values."""
+        """Whether the pass has a digest: not if a job holds something else than values."""
         try:
             return self._folder is not None
         except TypeError as error:
@@ -59,7 +59,7 @@ class PartialPass:
             return False
 
     def spans(self) -> set[Span]:
-        """Which are there, whole; damaged ones are removed."""
+        """Return the complete stored subtrees; damaged ones are removed."""
         # The hash of the parameters takes longer than a short pass.
         if not exist(self._checkpoints) or not self._can_be_kept:
             return set()
@@ -74,7 +74,7 @@ class PartialPass:
         return {span for span in found if not any(contains(one, span) for one in found if one != span)}
 
     def read(self, span: Span) -> list[Any]:
-        """What was written. Raises StorageError when it is gone."""
+        """Return stored sums. Raises StorageError if they are gone."""
         try:
             path = next(self._folder.glob(f"{span[0]}-{span[1]}-*.npz"))
             with np.load(path, allow_pickle=False) as arrays:
@@ -87,7 +87,7 @@ class PartialPass:
             ) from error
 
     def write(self, span: Span, value: list[Any]) -> None:
-        """Store a subtree, in place of all that it contains. Raises StorageError when the disk does not take it."""
+        """Store a subtree, in place of all that it contains. Raises StorageError if it cannot be written."""
         if not self._can_be_kept:
             return
         packed, content = pack(value), io.BytesIO()
@@ -114,12 +114,12 @@ class PartialPass:
 
 
 def exist(checkpoints: Path) -> bool:
-    """Whether a pass has left something."""
+    """Whether a pass has stored something."""
     return any(checkpoints.glob("partial-*"))
 
 
 def forget(checkpoints: Path) -> None:
-    """Remove what passes left: a checkpoint has been written since."""
+    """Remove what passes stored, after a checkpoint."""
     for folder in checkpoints.glob("partial-*"):
         remove(folder)
 

@@ -1,4 +1,4 @@
-"""What `check` prints: the cost of a job in words, from the plain record that --json prints."""
+"""The output of `check`: the cost of a job in words, from the plain record that --json prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.outputs.progress import count, duration, memory, size
 
 
 def in_words(cost: dict[str, Any]) -> Iterator[str]:
-    """The lines that `check` prints for the facts of a Cost."""
+    """Yield the lines that `check` prints."""
     yield (
         f"data      {count(cost['rows'])} rows of {cost['features']} features, {cost['dtype']}: "
         f"{size(cost['pass_bytes'])} a pass, in {count(cost['chunks'])} chunks of up to {size(cost['chunk_bytes'])}"

@@ -1,4 +1,4 @@
-"""Events of a job and the quantities in them, in words."""
+"""Events of a job and quantities, in words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ASKED = ("family", "n_components", "method", "max_iter", "tol")  # of `asked`; 
 
 
 def describe(event: dict[str, Any]) -> str | None:
-    """An event in a few words; None for one that only machines need, and for one that lacks what its words are made of."""
+    """Return an event in a few words; None for events for programs only, and for incomplete ones."""
     describer = _DESCRIBERS.get(event["event"])
     try:
         return None if describer is None else describer(event)
@@ -21,7 +21,7 @@ def describe(event: dict[str, Any]) -> str | None:
 
 
 def words_in(event: dict[str, Any]) -> Words:
-    """What the model of a job is called, as its `start` event says; else as its family is called in this version."""
+    """Return the words of a job's model from its `start` event, else those of its family in this version."""
     stored = event.get("words")
     if isinstance(stored, dict) and {"name", "title"} <= stored.keys():
         return Words(**{key: value for key, value in stored.items() if key in Words._fields})
@@ -38,7 +38,7 @@ def _start(e: dict[str, Any]) -> str:
 
 
 def figure_of(e: dict[str, Any]) -> tuple[str, float | None]:
-    """The name of the objective of a pass, and its value per row, None where that is not known."""
+    """Return the name of the objective of a pass, and its value per row, None if unknown."""
     key = next(key for key in e if key.endswith("_per_row"))
     return key.removesuffix("_per_row"), None if e[key] is None else float(e[key])
 
@@ -161,7 +161,7 @@ def size(n_bytes: float) -> str:
 
 
 def memory(plan: dict[str, Any]) -> str:
-    """A memory plan: `at most 620 MiB of 4.2 GiB: 451 MiB for the job, and 84.3 MiB for each of 2 tasks at a time`."""
+    """A memory plan, such as `at most 620 MiB of 4.2 GiB: 451 MiB for the job, and 84.3 MiB for each of 2 tasks at a time`."""
     tasks = f"each of {plan['workers']} tasks at a time" if plan["workers"] > 1 else "one task at a time"
     ahead = "" if plan["ahead"] else ", without reading ahead"
     return (
@@ -171,7 +171,7 @@ def memory(plan: dict[str, Any]) -> str:
 
 
 def asked(facts: dict[str, Any]) -> str:
-    """The model that a `start` event asks for: `Gaussian mixture, 5, 10 or 20 components, full`."""
+    """Return the requested model of a `start` event: `Gaussian mixture, 5, 10 or 20 components, full`."""
     words, model = words_in(facts), facts["asked"]
     parts = [f"{words.name[:1].upper()}{words.name[1:]}"]
     parts += [f"{_either(model['n_components'])} {words.components}"] if "n_components" in model else []

@@ -1,4 +1,4 @@
-"""The kinds of data: one file each, which holds the section of the config and the source that it opens."""
+"""The sources: one file each, with the section of the config and the source that it opens."""
 
 from pipeline.config import Variants
 from pipeline.data.section import DataSection

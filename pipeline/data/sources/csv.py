@@ -1,7 +1,7 @@
 """Tables of numbers in text: comma, semicolon, tab or blanks between cells, with or without a header line.
 
-Opening is one streaming pass that notes where each chunk starts, so a read seeks and parses its own lines
-only. Text is slow (a few million cells a second): convert what is read many times to zarr or npy.
+Opening is one pass that finds where each chunk starts; a read parses only its own lines.
+Text is slow (a few million cells a second): convert what is read often to zarr or npy.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class TextSource(Source):
 
 
 class _Lines(Iterator[str]):
-    """The next `n` lines of a stream, decoded one by one so that the whole text is never in memory."""
+    """The next `n` lines of a stream, decoded one by one so that the text is never in memory as a whole."""
 
     def __init__(self, stream: IO[bytes], n: int) -> None:
         self._stream, self._lines = stream, islice(stream, n)

@@ -1,7 +1,7 @@
 """Counts of words in documents, in the text format of UCI's bags of words: sparse rows, never made dense.
 
-The text (D, W, NNZ, then "docID wordID count" a line) cannot be read from the middle, so it is converted once, streaming,
-into a zarr group in the layout that anndata uses for CSR matrices. `source: zarr` reads any such group directly.
+The text (D, W, NNZ, then "docID wordID count" a line) cannot be read from the middle, so it is converted once
+into a zarr group in the layout of anndata's CSR matrices. `source: zarr` reads any such group directly.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _MAX_COUNT = np.iinfo(np.int32).max
 class DocwordSection(ConvertedSection):
     """Counts of words in documents, converted on first use.
 
-    The converted store is `<name>.csr.zarr` in `cache` or beside the input. It is used again as long as the input has the size
-    and the SHA-256 that it was made from.
+    The converted store is `<name>.csr.zarr` in `cache` or beside the input. It is used again if the size and SHA-256
+    of the input are the same.
     """
 
     source: Literal["docword"] = Field("docword", description="counts of words in UCI's docword format")
@@ -88,7 +88,7 @@ def _made_from(store: str, made_from: Mapping[str, Any]) -> bool:
 
 
 def _convert(path: str, options: Mapping[str, Any], store: Path, made_from: Mapping[str, Any]) -> None:
-    """Write the CSR store under a temporary name and rename it: what bears the name is whole."""
+    """Write the CSR store under a temporary name and rename it, so that it appears complete."""
     part = store.with_name(f".{store.name}.{uuid.uuid4().hex}")
     try:
         with opening(path), open_binary(path, options) as stream:
@@ -110,7 +110,7 @@ def _convert(path: str, options: Mapping[str, Any], store: Path, made_from: Mapp
 
 
 def _only_ours(store: Path) -> None:
-    """Refuse to replace anything but a store that a conversion made."""
+    """Refuse to replace anything but a converted store."""
     try:
         ours = "source-sha256" in open_group(store).attrs
     except Exception:
@@ -140,7 +140,7 @@ class _Header:
 
 
 def _triples(stream: IO[bytes], header: _Header, path: str) -> Iterator[np.ndarray]:
-    """Blocks of (document, word, count) from 1, (n, 3) int64, checked: ranges, order, and their number."""
+    """Yield blocks of (document, word, count) from 1, (n, 3) int64, after checking ranges, order and number."""
     rest, line, total, previous = b"", 4, 0, 1
     while block := stream.read(_BLOCK):
         cut = block.rfind(b"\n") + 1
@@ -162,7 +162,7 @@ def _triples(stream: IO[bytes], header: _Header, path: str) -> Iterator[np.ndarr
 
 
 def _parse(text: bytes, line: int, previous: int, header: _Header, path: str) -> np.ndarray:
-    """The triples in whole lines of text, the first of which is number `line`. Raises InputError naming a bad line."""
+    """The triples in complete lines of text, the first of which is number `line`. Raises InputError naming a bad line."""
     characters = np.frombuffer(text, np.uint8)
     is_digit = (characters >= ord("0")) & (characters <= ord("9"))
     is_blank = (characters == ord(" ")) | (characters == ord("\t")) | (characters == ord("\r"))
@@ -196,7 +196,7 @@ def _bad_line(path: str, line: int, text: bytes, expected: str) -> InputError:
 
 
 def _fill(group: Any, blocks: Iterator[np.ndarray], header: _Header, path: str) -> None:
-    """Write data, indices and indptr from sorted triples, a block at a time; documents without words stay, empty."""
+    """Write data, indices and indptr from sorted triples, a block at a time; documents without words are empty rows."""
     codec = ZstdCodec(level=3, checksum=True)
     sizes = {"data": header.n_triples, "indices": header.n_triples, "indptr": header.n_documents + 1}
     kinds = {"data": np.int32, "indices": np.int32, "indptr": np.int64}

@@ -1,7 +1,7 @@
 """Patches of pictures, cut when they are read and never stored.
 
-Overlapping p x q patches of a picture are p*q times as many bytes as the picture. So a chunk decodes its
-pictures, or its strip of a large one, and cuts the patches there.
+Overlapping p x q patches of a picture are p*q times as many bytes as the picture, so a chunk decodes its
+pictures, or its strip of a large one, and cuts the patches.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class ImageSource(Source):
         self._cached = threading.local()
 
     def read(self, i: int) -> np.ndarray:
-        """Read chunk i. Its bits depend on the BLAS threads in use: read under one."""
+        """Read chunk i. Its bits depend on the number of BLAS threads: read with one."""
         start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
         basis = patch_basis(self._patch.size).astype(np.float32) if self._patch.remove_mean else None
         x = np.empty((stop - start, self.n_features), np.float32)
@@ -195,7 +195,7 @@ class ImageSource(Source):
 def _picture_bounds(grid: np.ndarray, target: int) -> np.ndarray:
     """Chunk bounds: small pictures share a chunk, large ones are cut between rows of patch positions.
 
-    `grid` is (n_pictures, 2), positions down and across; `target` the rows that a chunk aims at.
+    `grid` is (n_pictures, 2), positions down and across; `target` the desired rows of a chunk.
     """
     bounds, row, first = [0], 0, 0  # `first`: where the chunk that is being filled starts
     for down, across in grid.tolist():

@@ -1,7 +1,7 @@
 """Rows in parquet files: whole row groups at a time, columns by name; needs the extra `parquet`.
 
-Of a file's metadata the schema and the numbers of rows are used. Statistics of row groups (extremes, counts of nulls) are
-what a writer claimed, and are never looked at.
+Only the schema and the numbers of rows of a file's metadata are used, not the statistics of row groups (extremes, counts of
+nulls), which may be wrong.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ParquetSection(FileSection):
 
 @dataclass(frozen=True)
 class _ParquetFile:
-    """What the metadata of a file say. columns : types by name, without pandas' index.  rows : of each row group."""
+    """Metadata of a file. columns : types by name, without pandas' index.  rows : of each row group."""
 
     path: str
     columns: dict[str, Any]
@@ -119,7 +119,7 @@ class _ParquetFile:
         return cls(path, columns, rows)
 
     def refuse_absent_or_text(self, names: Sequence[str], chosen_by_default: bool) -> None:
-        """Raise InputError for a name that is no column, and for a column that does not hold numbers."""
+        """Raise InputError for a name that is no column, and for a column without numbers."""
         for name in names:
             if name not in self.columns:
                 near = did_you_mean(name, self.columns) or f", expected one of {', '.join(self.columns)}."
@@ -144,7 +144,7 @@ class _ParquetFile:
             )
 
     def refuse_other_columns(self, first: _ParquetFile, used: set[str] | None) -> None:
-        """Raise InputError where a file has other columns than the first. used : those that are compared, None for all."""
+        """Raise InputError if the columns differ from those of the first file. used : those that are compared, None for all."""
         for name in sorted({*self.columns, *first.columns} if used is None else used):
             own, wanted = (table.columns.get(name, "no such column") for table in (self, first))
             if own != wanted:
@@ -230,7 +230,7 @@ class RowGroups:
 
 
 class ParquetSource(Source):
-    """Rows of some columns of parquet files, float32 where that holds every value of their types exactly, else float64.
+    """Rows of some columns of parquet files: float32 if it represents every value of their types exactly, else float64.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ class ParquetSource(Source):
 
 @dataclass(frozen=True)
 class ParquetColumn:
-    """A column of parquet files. null : what stands for a null; None: NaN."""
+    """A column of parquet files. null : replaces a null; None for NaN."""
 
     groups: RowGroups
     name: str
@@ -277,7 +277,7 @@ class ParquetColumn:
 
 
 def _numbers(values: Any) -> np.ndarray:
-    """A column as NumPy has it: a null is NaN, and makes integers float64."""
+    """A column as a NumPy array; a null is NaN, which makes integers float64."""
     arrow = _pyarrow()
     return np.asarray((values.cast(arrow.uint8()) if arrow.types.is_boolean(values.type) else values).to_numpy())
 
@@ -316,7 +316,7 @@ def _files(path: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _pyarrow() -> Any:
-    """The module. Raises InputError where it is not installed."""
+    """The module. Raises InputError if it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

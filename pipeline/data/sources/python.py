@@ -1,4 +1,4 @@
-"""Rows of a source that a file of the user's own defines."""
+"""Rows of a source in a file of the user's own."""
 
 from __future__ import annotations
 

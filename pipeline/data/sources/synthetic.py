@@ -1,7 +1,7 @@
-"""Rows drawn from a known Gaussian mixture: as many as asked for, stored nowhere.
+"""Rows drawn from a given Gaussian mixture when they are read.
 
-Draws are keyed by (random_state, block of 4096 rows), by the counter-based generator Philox, so that a row is
-the same however many rows are asked for and wherever it is read. [Salmon et al. 2011]
+Draws are keyed by (random_state, block of 4096 rows), with the counter-based generator Philox, so that a row is
+the same for any number of rows and on any worker. [Salmon et al. 2011]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SyntheticSource(Source):
         return x
 
     def _draw_labels(self, block: int) -> tuple[np.ndarray, np.random.Generator]:
-        """The components of a whole block, and the generator for what follows."""
+        """The components of a whole block, and the generator for its rows."""
         key = np.array([self._seed, block], np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
         return np.searchsorted(self._edges, generator.random(_BLOCK), side="right"), generator
