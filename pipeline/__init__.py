@@ -1,6 +1,6 @@
 """Exact clustering of data larger than memory by Expectation-Maximization.
 
-The public names; each is imported when first used, so that `import pipeline` costs nothing and what must be
+Public names are imported when first used, so that `import pipeline` is cheap and what must be
 set before NumPy loads still can be.
 """
 

@@ -1,4 +1,4 @@
-"""What would make a job cheaper: chunks, reading, memory, precision. Each item says why, and what to do."""
+"""Advice that makes a job cheaper: chunks, reading, memory, precision. Each item says why, and what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL_OBJECT = 2**20  # bytes; opening one takes as long as reading some hundred
 
 
 def advice(cost: Cost, config: Config, chunks: Chunks) -> list[str]:
-    """All that there is to say of a job; nothing, where it is well laid out."""
+    """Yield advice about a job; nothing if it is well configured."""
     return [text for rule in (_chunking, _reading, _memory, _precision) for text in rule(cost, config, chunks)]
 
 

@@ -1,7 +1,7 @@
-"""What a job will cost, known before it runs: counted from shapes and timed on a few chunks; nothing is written.
+"""The cost of a job before it runs: counted from shapes and timed on a few chunks; nothing is written.
 
 Each worker reads five neighbouring chunks as a shard of a pass does, ahead of its arithmetic. The first compiles kernels
-and is discarded, the last is only waited for: from the arrival of the second to that of the last is what three take.
+and is discarded, the last is only waited for: the time between the arrivals of the second and the last is that of three.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job will cost. Bytes and seconds; `seconds_per_pass` is that of one iteration with all fits going on.
+    """The cost of a job, in bytes and seconds.
 
-    read_seconds, overhead_seconds : how long reading alone would take in a pass, and what is neither reading nor arithmetic.
-    memory : the plan's fields and its peak.
-    exact_in_float32 : of rows stored in more, whether all that were looked at fit float32; None for others.
+    seconds_per_pass : of one iteration of all fits.  read_seconds : of reading alone in a pass.
+    overhead_seconds : of a pass besides reading and arithmetic.  memory : the plan's fields and its peak.
+    exact_in_float32 : of float64 rows, whether float32 represents all sampled values exactly; None for others.
     """
 
     rows: int
@@ -83,24 +83,24 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """For max_iter iterations and all that goes with them."""
+        """For max_iter iterations and all other phases."""
         return sum(phase.seconds for phase in self.phases)
 
     def facts(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return all of it, for JSON."""
         return asdict(self) | {"seconds": self.seconds}
 
 
 @dataclass(frozen=True)
 class TimedShard:
-    """Task: seconds and rows of the jobs on consecutive chunks, the first discarded and the last only waited for."""
+    """Task: seconds and rows of jobs on consecutive chunks, without the first and the last."""
 
     chunks: Chunks
     jobs: Sequence[ChunkFunction]
     ahead: bool
 
     def __call__(self, *ids: Any) -> tuple[float, int]:
-        """Seconds between the arrivals of the second and the last chunk, and rows of those between."""
+        """Return seconds between the arrivals of the second and the last chunk, and rows of those between."""
         *ids, kernels = ids  # type: ignore[assignment]
         arrivals, rows, total = [], 0, None
         for chunk in in_turn(self.chunks.load, ids, self.ahead):
@@ -115,18 +115,18 @@ class TimedShard:
 
 @dataclass(frozen=True)
 class Labelling:
-    """Job: labels of a chunk, which nobody keeps."""
+    """Job: labels of a chunk, which are discarded."""
 
     task: LabelBlock
 
     def __call__(self, chunk: Rows, kernels: Any) -> int:
-        """Nothing that could be added up."""
+        """Return 0."""
         self.task.of_rows(chunk, 0, chunk.x.shape[0], kernels)
         return 0
 
 
 class _EmptyChunks(Chunks):
-    """The chunks of a pass, with nothing in them: a pass over them takes what is neither reading nor arithmetic."""
+    """Chunks without rows: a pass over them costs neither reading nor arithmetic."""
 
     def chunk_bytes(self) -> int:
         return 0
@@ -142,7 +142,7 @@ def _nothing(chunk: Any, kernels: Any) -> int:
 class Timer:
     """Times jobs on a few chunks, with the engine of the run.
 
-    ids, first : the timed chunks, and the first one of each worker.  overhead : seconds of a pass over chunks of nothing.
+    ids, first : the timed chunks, and the first one of each worker.  overhead : seconds of a pass over empty chunks.
     """
 
     def __init__(self, engine: Engine, chunks: Chunks, ahead: bool) -> None:
@@ -163,15 +163,15 @@ class Timer:
         return time.perf_counter() - began
 
     def rows_of(self, ids: Sequence[int]) -> int:
-        """Rows of some chunks."""
+        """Return the rows of some chunks."""
         return int(np.diff(self.raw.source.bounds)[list(ids)].sum())
 
     def sum_over(self, chunks: Chunks, ids: Sequence[int]) -> Callable[[Sequence[ChunkFunction]], list[Any]]:
-        """What sums jobs over some chunks alone."""
+        """Return a function that sums jobs over some chunks."""
         return lambda jobs: self.engine.sum_over(chunks, jobs, ids)
 
     def pass_seconds(self, chunks: Chunks, jobs: Sequence[ChunkFunction]) -> float:
-        """How long a pass of these jobs over all chunks will take."""
+        """Return the estimated time of a pass of these jobs over all chunks."""
         timed = TIMED_CHUNKS
         while True:
             found = list(self.engine.map_in_order(TimedShard(chunks, jobs, self._ahead), self._shards(timed)))
@@ -187,7 +187,7 @@ class Timer:
 
 
 def tasks_of(n_chunks: int, workers: int, chunk_seconds: float) -> tuple[int, int]:
-    """Tasks of a pass, and chunks of each.
+    """Return the tasks of a pass, and the chunks of each.
 
     >>> tasks_of(n_chunks=100, workers=2, chunk_seconds=0.1)
     (25, 4)
@@ -282,9 +282,9 @@ def _for_report(run: Run) -> tuple[BestRows, ...]:
 def _starts(
     driver: Driver, timer: Timer, summary: DataSummary, user: UserStart, sums: Callable[..., list[Any]]
 ) -> tuple[list[Run], Phase, Phase]:
-    """Runs that start from what one chunk of each worker says.
+    """Starts from one chunk of each worker.
 
-    Also the phase of such a start on all rows, and what the first one took to import libraries and to load or compile kernels.
+    Also the phase of such a start on all rows, and the time of the first one for importing libraries and loading or compiling kernels.
     """
     config, passes, reading, spent = driver.config, 0, 0.0, []
     # Few chunks need not have every word, nor every label.
@@ -315,7 +315,7 @@ def _starts(
 
 
 def _warm(runs: list[Run], sums: Callable[..., list[Any]], summary: DataSummary) -> tuple[list[Run], float]:
-    """The runs some iterations on, on some chunks, and the seconds of their M-steps."""
+    """The runs after some iterations on some chunks, and the seconds of their M-steps."""
     limits = Limits(WARM_ITERATIONS, 0.0)
     *_, (warm, _) = em(runs, sums, limits, summary.n_rows)
     began = time.perf_counter()
@@ -326,7 +326,7 @@ def _warm(runs: list[Run], sums: Callable[..., list[Any]], summary: DataSummary)
 
 
 def _search(plan: JobPlan, runs: Sequence[Run], one: float) -> Phase:
-    """The search for a start. one : seconds of a pass of one fit over all rows, which has the same arithmetic."""
+    """The search for a start. one : seconds of a pass of one fit over all rows, with the same arithmetic."""
     config, in_memory = plan.config, max(plan.search_rows)
     moves = config.fit.moves == "auto"
 
@@ -360,7 +360,7 @@ def _labels(config: Config, chunks: Chunks, timer: Timer, run: Run) -> Phase:
 
 
 def _exact_in_float32(chunks: Chunks, profile: Profile) -> bool | None:
-    """Whether the sample of rows that are computed in float64 would be the same numbers in float32."""
+    """Whether float32 represents the sample of float64 rows exactly."""
     x = profile.sample.x
     if chunks.source.sparse or profile.low.dtype != np.float64:
         return None

@@ -1,4 +1,4 @@
-"""The command line: thin. Parses, calls the workflow, turns errors into messages and exit codes."""
+"""The command line: parses, calls the workflow, turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
     log_level: Annotated[str | None, typer.Option("--log-level", help=f"show the log: {', '.join(LEVELS)}")] = None,
 ) -> None:
-    """What every command takes; `main` looks at both, so that they may stand anywhere."""
+    """Options of every command, which `main` reads, so that they may stand anywhere."""
 
 
 @app.command("config")
@@ -211,7 +211,7 @@ def _validated(raw: Any, changes: list[str], name: str, lines: dict[Place, int])
 
 
 def _before_numpy(engine: EngineSection) -> None:
-    """Set this process up, before NumPy loads. Workers that others started have their kernels already: ours must match."""
+    """Set this process up before NumPy loads. Workers that others started have their kernels already: ours must match."""
     from pipeline.config.profiles import profile_of
     from pipeline.engine.memory import keep_freed_memory
 
@@ -224,7 +224,7 @@ def _before_numpy(engine: EngineSection) -> None:
 
 
 def _with_progress(where: str | Path, action: Callable[[Any], Path], before: bool = True) -> None:
-    """Do something and show how far it is. where : the run directory.  before : what its log holds is part of it."""
+    """Run something and show its progress. where : the run directory.  before : whether its log is included."""
     from rich.console import Console
 
     from pipeline.outputs.events import read_events
@@ -268,7 +268,7 @@ def main() -> None:
 
 
 def _log_level(arguments: list[str]) -> str | None:
-    """Take --log-level and its value out of the arguments, wherever they are; the value, or None."""
+    """Remove --log-level and its value from the arguments, wherever they are; return the value, or None."""
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--log-level":

@@ -1,6 +1,6 @@
-"""What can go wrong, by exit code.
+"""Errors, by exit code.
 
-Every message says three things: what came, what was expected, what to do next.
+Every message says what was found, what is valid, and what to do.
 The command line prints the message alone; `--debug` adds the traceback.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class PipelineError(Exception):
-    """Base of all errors that the user is told about; `exit_code` is the command's."""
+    """Base of all errors that users see; `exit_code` is the command's."""
 
     exit_code = 1
 
@@ -25,7 +25,7 @@ class InputError(PipelineError):
 
 
 class SingularCovariance(InputError):
-    """A covariance that has no inverse: rows that lie in fewer dimensions than there are."""
+    """A covariance without an inverse: its rows lie in fewer dimensions than there are."""
 
 
 class StorageError(PipelineError):
@@ -47,19 +47,19 @@ class Stopped(PipelineError):
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`; did you mean full?`, or nothing where no known word is like it."""
+    """Return `; did you mean full?`, or nothing if no known word is similar."""
     by_letters = {_letters(each): each for each in known}
     near = difflib.get_close_matches(_letters(word), by_letters, n=1, cutoff=cutoff)
     return f"; did you mean {by_letters[near[0]]}?" if near else ""
 
 
 def _letters(word: str) -> str:
-    """What typos leave: kmeans++ is k-means++."""
+    """A word without what typos change: kmeans++ is k-means++."""
     return word.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
 def does_not_exist(path: str | Path) -> str:
-    """That a local path does not exist, and the nearest that does, else where it was looked for: for messages."""
+    """Return that a local path does not exist, and the nearest that does, else where it was searched: for messages."""
     asked, here = Path(path), Path.cwd()
     asked = asked.relative_to(here) if asked.is_relative_to(here) else asked
     known, parts = Path(), asked.parts

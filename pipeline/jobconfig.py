@@ -1,4 +1,4 @@
-"""The config of a job, composed of the sections of data, models and all the rest; and what is checked across sections."""
+"""The config of a job, composed of the sections of data, models and the rest; and what is checked across sections."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The package's logger, `em_pipeline`. It is silent until an application, or `em-pipeline --log-level`, gives it a handler.
+"""The package's logger, `em_pipeline`. It is silent until an application, or `em-pipeline --log-level`, adds a handler.
 
-debug: passes, tasks and plans.  info: the phases of a job.  warning: what its events call warnings.
+debug: passes, tasks and plans.  info: the phases of a job.  warning: warnings in its events.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _ROOT.addHandler(logging.NullHandler())  # without one, Python would print warni
 
 
 def get_logger(part: str) -> logging.Logger:
-    """The logger `em_pipeline.<part>`."""
+    """Return the logger `em_pipeline.<part>`."""
     return _ROOT.getChild(part)
 
 
 class _ToStderr(logging.Handler):
-    """Writes to the stderr of the moment: a progress display puts a stream of its own in its place."""
+    """Writes to the present sys.stderr, which a progress display replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
@@ -32,7 +32,7 @@ class _ToStderr(logging.Handler):
 
 @contextmanager
 def logging_to_stderr(level: str | None) -> Iterator[None]:
-    """Show records of a level and above for the length of a block; None shows none. Raises InputError."""
+    """Show records of a level and above during a block; None shows none. Raises InputError."""
     if level is None:
         yield
         return

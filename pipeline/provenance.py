@@ -1,4 +1,4 @@
-"""What a run was made with, and whether it is still the same: config, data, versions and BLAS kernels."""
+"""The origin of a run (config, data, versions, BLAS kernels), and whether it is still the same."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> di
 
 
 def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, Any]:
-    """Return what a job is, where and with what it runs, for the log."""
+    """Return what the job is, and where and with what it runs, for the log."""
     return {
         "asked": {
             **config.model.model_dump(mode="json", include={"family", *lists_of(type(config.model))}),
@@ -75,7 +75,7 @@ def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, An
 
 
 def _without_secrets(argument: str) -> str:
-    """The argument without what is passed on to a storage, which may be a password and is never written."""
+    """The argument without storage options, which may be passwords and are never written."""
     key, separator, _ = argument.partition("=")
     return f"{key}{separator}…" if "storage_options" in key else argument
 
@@ -87,14 +87,14 @@ def other_versions(record: dict[str, Any]) -> list[str]:
 
 
 def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], accept_other_bits: bool) -> None:
-    """Refuse to resume where something else would be computed.
+    """Refuse to resume if something else would be computed.
 
     `engine`, `output`, `data.path` and a higher `fit.max_iter` may change; nothing else.
 
     Parameters
     ----------
     stored, wanted : Config
-        As the run began, and as it is to go on.
+        Of the run, and for its continuation.
     record : dict
         The content of config.yaml.
     accept_other_bits : bool
@@ -128,19 +128,19 @@ def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], acc
 
 
 def refuse_other_code(config: Config, record: dict[str, Any], keys: Sequence[str]) -> None:
-    """Raise InputError if a file of the user's own, which one of these keys names, is not the one that the run executed."""
+    """Raise InputError if a user's file, which one of these keys names, is not the one that the run executed."""
     if changes := [line for line in _other_code(config, record) if line.split(":")[0].strip() in keys]:
         raise InputError("\n".join(["the run executed another file than this.", *changes, "Restore the file."]))
 
 
 def _other_code(config: Config, record: dict[str, Any]) -> list[str]:
-    """A line for each file of the user's own that differs from the one that the run began with."""
+    """A line for each user's file that has changed since the run began."""
     found = _differences(record.get("code", {}), config.code())
     return [f"  {key}: had SHA-256 {old}, now {new}" for key, old, new in found]
 
 
 def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> None:
-    """Raise InputError, showing the difference, if the input is not the one that the run has read."""
+    """Raise InputError, showing the difference, if the input has changed since the run read it."""
     stored = record.get("fingerprint")
     if stored != fingerprint:
         lines = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(stored, fingerprint)]
@@ -149,7 +149,7 @@ def refuse_other_data(record: dict[str, Any], fingerprint: dict[str, Any]) -> No
 
 
 def refuse_other_start(record: dict[str, Any], start: str | None) -> None:
-    """Raise InputError if fit.init_path holds something else than when the run began; later it is not needed any more."""
+    """Raise InputError if the content of fit.init_path has changed since the run began, and is still needed."""
     if record.get("start") != start:
         raise InputError(
             f"fit.init_path: got SHA-256 {start}, expected {record.get('start')}, which the run began with and has not "

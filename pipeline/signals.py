@@ -1,6 +1,6 @@
 """Signals that stop the command: SIGINT (Ctrl-C), SIGTERM, and SIGUSR1 (of batch systems, before a job's time is up).
 
-The first one raises StopRequested in the main thread, wherever it is; handlers on the way out save the newest state. A
+The first one raises StopRequested in the main thread; handlers save the newest state as it propagates. A
 second one ends the process at once, and so does a stop that takes longer than STOP_SECONDS: batch systems do not wait.
 """
 
@@ -25,7 +25,7 @@ _LATE = (
 
 
 class StopRequested(BaseException):
-    """A signal, which it names, asks to stop. No Exception and no KeyboardInterrupt: libraries catch both."""
+    """A request to stop, by the named signal. No Exception and no KeyboardInterrupt, which libraries catch."""
 
 
 @contextmanager

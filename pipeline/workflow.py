@@ -1,4 +1,4 @@
-"""The composition root: the only place where the parts meet.
+"""A job from its config to its report: run, resume, predict, check.
 
 config → source → chunks → plan → profile → starts → [E-step, accumulate, M-step, checkpoint]* → model, labels, report
 """
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A command at work: its config, rows and engine, and the run directory that it writes."""
+    """A running command: its config, rows and engine, and the run directory that it writes."""
 
     config: Config
     chunks: Chunks
@@ -68,7 +68,7 @@ class Job:
     began: float
 
     def driver(self, generation: int = -1) -> Driver:
-        """The fit, which reports to the run directory. generation : the newest checkpoint."""
+        """Return the driver of the fit, which writes the run directory. generation : the newest checkpoint."""
         sink = RunSink(self.directory, self.log, self.config.output, generation)
         return Driver(self.config, self.chunks, self.engine, plan_job(self.config, self.chunks), sink)
 
@@ -76,7 +76,7 @@ class Job:
 def run(
     config: Config, output: str | Path | None = None, overwrite: bool = False, listeners: Sequence[Listener] = ()
 ) -> Path:
-    """Fit what the config asks for.
+    """Fit what the config describes.
 
     Parameters
     ----------
@@ -84,9 +84,9 @@ def run(
     output : str or Path, optional
         In place of config.output.path.
     overwrite : bool
-        Whether an earlier run of ours is replaced.
+        Whether an earlier run of em-pipeline is replaced.
     listeners : sequence of callable
-        Called with each event, for progress.
+        Called with each event.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def run(
     Raises
     ------
     InputError, StorageError, ClusterLost
-        A directory is made only once config and input open.
+        A directory is made only after config and input are opened.
     """
     directory = RunDirectory(config.output.path if output is None else output)
     config = config.resolved().written_to(directory.path)
@@ -141,9 +141,9 @@ def _disk(plan: JobPlan, chunks: Chunks) -> Disk:
 
 
 def check(config: Config) -> Cost:
-    """Say what `run` would cost; writes nothing. Raises what `run` would raise before its first pass.
+    """Return the cost of a job without writing anything. Raises what `run` would raise before its first pass.
 
-    Inputs that have to be converted and have not been are converted in a scratch folder, which is removed.
+    Inputs that have to be converted are converted in a scratch folder, which is removed.
     """
     config = config.resolved()
     with single_thread(), TemporaryDirectory(prefix="em-pipeline-") as scratch:
@@ -166,9 +166,28 @@ def resume(
     listeners: Sequence[Listener] = (),
     accept_other_bits: bool = False,
 ) -> Path:
-    """Go on exactly where a run stopped; of a finished run, do what is missing.
+    """Continue where a run stopped; of a finished run, compute what is missing.
 
-    Raises InputError, with the difference, if what is computed would change.
+    Parameters
+    ----------
+    path : str or Path
+        The run directory.
+    overrides : sequence of str
+        ``section.key=value``; engine, output, data.path and a higher fit.max_iter may change.
+    listeners : sequence of callable
+        Called with each event.
+    accept_other_bits : bool
+        Whether to go on with other BLAS kernels, which change last digits.
+
+    Returns
+    -------
+    Path
+        The run directory.
+
+    Raises
+    ------
+    InputError
+        With the difference, if something else would be computed.
     """
     directory = RunDirectory(path)
     record = directory.read_config()
@@ -211,7 +230,7 @@ def resume(
 
 
 def _goes_on(directory: RunDirectory, config: Config) -> bool:
-    """Whether a finished fit had stopped at a lower max_iter than is asked for now, or the other candidates are gone."""
+    """Whether a finished fit goes on: it stopped at a lower max_iter, or the other candidates are gone."""
     limit = config.fit.max_iter or 0
     attrs = read_dataset(directory.model).attrs
     restarts = [*attrs["restarts"], *(r for entry in attrs.get("candidates", ()) for r in entry["restarts"])]
@@ -235,7 +254,7 @@ def _fit(job: Job, driver: Driver, user: UserStart) -> None:
 
 
 def _go_on(job: Job) -> None:
-    """The fit, from the newest checkpoint that is whole."""
+    """Continue the fit from the newest undamaged checkpoint."""
     directory, surroundings = job.directory, provenance.surroundings(job.config, job.engine, job.chunks)
     if not checkpoint.generations(directory.checkpoints) and partial.exist(directory.checkpoints):
         job.log("resume", generation=None, **surroundings)
@@ -255,7 +274,7 @@ def _go_on(job: Job) -> None:
 
 
 def _to_the_end(job: Job, driver: Driver, summary: DataSummary, runs: list[Run]) -> None:
-    """Iterations and choice; ends with model.zarr."""
+    """Iterate and choose; ends with model.zarr."""
     choice, chosen, summary_of_all = driver.finish(summary, runs)
     if choice.others:
         datasets = {best_run(each).model.label: _dataset(job, driver, summary, each) for each in choice.others}
@@ -267,7 +286,7 @@ def _to_the_end(job: Job, driver: Driver, summary: DataSummary, runs: list[Run])
 
 
 def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]) -> xr.Dataset:
-    """What the best of a candidate's restarts leaves: what a job with this candidate alone would."""
+    """The dataset of the best restart of a candidate: that of a job with this candidate alone."""
     run, order = best_run(restarts), None
     if isinstance(run.model, ClusterModel):
         named = job.config.fit.init in ("explicit", "labels") or job.config.data.labels is not None
@@ -277,7 +296,7 @@ def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]
 
 
 def _same_start(job: Job) -> UserStart:
-    """What the user supplied to start from. Raises InputError if that has changed since."""
+    """The user-supplied start. Raises InputError if that has changed since."""
     user = user_start(job.config.fit, job.config.data, job.chunks.n_rows)
     provenance.refuse_other_start(job.directory.read_config(), user.fingerprint(job.chunks))
     return user
@@ -289,7 +308,24 @@ def predict(
     output: str | Path | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Path:
-    """Label the run's own rows, or others (`data.…` overrides and an output directory); the store of labels."""
+    """Label the run's own rows, or others.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run directory.
+    overrides : sequence of str
+        ``data.key=value`` for other rows; engine and output.top_k may change too.
+    output : str or Path, optional
+        Directory for the labels of other rows.
+    listeners : sequence of callable
+        Called with each event.
+
+    Returns
+    -------
+    Path
+        The store of labels.
+    """
     directory = RunDirectory(path)
     record = directory.read_config()
     for override in overrides:
@@ -330,7 +366,7 @@ def predict(
 def _begin_prediction(
     target: RunDirectory, config: Config, fingerprint: dict[str, Any], run_directory: RunDirectory
 ) -> None:
-    """Make a directory for labels of other data; one that an earlier call made for the same is gone on with."""
+    """Make a directory for labels of other data, or continue with one of the same prediction."""
     plain = to_plain(config)
     plain.pop("engine")
     record = {
@@ -345,17 +381,17 @@ def _begin_prediction(
 
 
 def open_run(path: str | Path) -> xr.Dataset:
-    """The fitted model of a run as an xarray dataset in memory."""
+    """Return the fitted model of a run as an xarray dataset in memory."""
     return read_dataset(RunDirectory(path).model)
 
 
 def _engine(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
-    """The engine with as many tasks at a time as the memory plan allows."""
+    """The engine with the number of tasks of the memory plan."""
     return open_engine(config.engine, plan.workers, plan.ahead, plan.spare)
 
 
 def _reopened(runs: list[Run], config: Config) -> list[Run]:
-    """Runs that had stopped at a lower max_iter go on when it was raised; a refit then waits for another choice."""
+    """Runs that stopped at a lower max_iter go on if it was raised; a refit then waits for another choice."""
     limit = config.fit.max_iter or 0
     runs = [
         replace(r, stop_reason=None) if str(r.stop_reason).startswith("stopped") and len(r.history) < limit else r
@@ -366,7 +402,7 @@ def _reopened(runs: list[Run], config: Config) -> list[Run]:
 
 
 def _finish(job: Job) -> None:
-    """Standard errors, labels and the report, each if it is missing."""
+    """Compute standard errors, labels and the report, each if it is missing."""
     directory = job.directory
     if lacks_errors(directory.model, job.config.output):
         write_errors(directory.model, job.config.output, job.chunks, job.engine, job.log)

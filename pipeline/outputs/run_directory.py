@@ -1,6 +1,6 @@
 """The run directory: its files, its lock, and how files appear in it complete or not at all.
 
-Only directories that this package made are changed, and in them only the names listed here.
+Only directories made by this package are changed, and in them only the names listed here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RunDirectory:
 
     @property
     def parts(self) -> list[Path]:
-        """Everything that a run may write, whether it exists or not."""
+        """Everything that a run may write."""
         return [self.path / name for name in _OURS]
 
     @property
@@ -68,7 +68,7 @@ class RunDirectory:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process may be writing here. A lock of another machine always counts: its process cannot be checked."""
+        """Whether a process may be writing here. A lock of another machine always counts, because its process cannot be checked."""
         return is_locked(self.path / ".lock")
 
     def refuse_unless_free(self, overwrite: bool) -> None:
@@ -94,9 +94,9 @@ class RunDirectory:
             )
 
     def create(self, content: Mapping[str, Any]) -> None:
-        """Start a run here: remove the files of an earlier run, and write a config.yaml of this content.
+        """Start a run here: remove the files of an earlier run, and write config.yaml.
 
-        At no time is there half a model, or a file of a run without its config.yaml.
+        At no time is there a partial model, or a file of a run without its config.yaml.
         """
         try:
             for name in _OURS[1:]:
@@ -106,7 +106,7 @@ class RunDirectory:
             raise _unwritable(self, error) from error
 
     def discard(self, name: str) -> None:
-        """Remove one of a run's files and the temporary ones of its name. It disappears at once, by a rename."""
+        """Remove one of a run's files and the temporary ones of its name, by a rename."""
         if (self.path / name).exists():
             remove(self.path / f".{name}.old")
             os.replace(self.path / name, self.path / f".{name}.old")
@@ -121,7 +121,7 @@ class RunDirectory:
         os.replace(temporary, self.config)
 
     def read_config(self) -> dict[str, Any]:
-        """What write_config wrote. Raises InputError when this is not a run directory, StorageError when it is damaged."""
+        """Return the content of config.yaml. Raises InputError if this is not a run directory, StorageError if it is damaged."""
         if not self.is_ours:
             raise InputError(f"{self}: {self._what_else()}")
         content: Any

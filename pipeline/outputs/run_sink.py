@@ -1,4 +1,4 @@
-"""The run directory as the place that a fit reports to: events, checkpoints, stored iterations, unfinished passes."""
+"""The sink of a fit that writes a run directory: events, checkpoints, stored iterations, unfinished passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKPOINT_SECONDS = 10.0
 
 
 class RunSink:
-    """Stores what a fit has in its run directory.
+    """Stores the state of a fit in its run directory.
 
     Parameters
     ----------
@@ -29,9 +29,8 @@ class RunSink:
         Locked by the caller.
     log : EventLog
     output : Output
-        The section of the config.
     generation : int
-        The newest checkpoint that there is, -1 for none.
+        The newest checkpoint, -1 for none.
     """
 
     listens = True
@@ -47,17 +46,17 @@ class RunSink:
         self.log("progress", chunks=done, of=of)
 
     def unfinished(self, chunks: Chunks, jobs: Sequence[Any], ids: Sequence[int] | None) -> PartialPass:
-        """Where the finished part of a long pass is stored."""
+        """Return where the finished part of a long pass is stored."""
         warn = lambda text: self.log("warning", message=text)  # noqa: E731
         return PartialPass(self.directory.checkpoints, chunks, jobs, ids, warn)
 
     def save(self, summary: DataSummary, runs: Sequence[Run]) -> None:
-        """Write the next checkpoint; what passes had stored on the way to it is in it."""
+        """Write the next checkpoint, and remove what passes stored before it."""
         self._write(summary, runs)
         partial.forget(self.directory.checkpoints)
 
     def passed(self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]) -> None:
-        """Write iterations that are asked for, and a checkpoint where the last one is old enough."""
+        """Write wanted iterations, and a checkpoint if the last one is old enough."""
         folder, wanted = self.directory.iterations, self._output.keep_iterations
         if before is not self._last:  # a fit begins
             store_iterations(folder, [None] * len(before), before, wanted)
@@ -69,7 +68,7 @@ class RunSink:
             partial.forget(self.directory.checkpoints)
 
     def interrupted(self, summary: DataSummary, runs: Sequence[Run], resting: Sequence[Run]) -> None:
-        """Write a checkpoint, unless the newest one has these runs. What the pass has stored since is still of use."""
+        """Write a checkpoint, unless the newest one has these runs. What the pass has stored is still needed."""
         if self._saved is not runs:
             self._checkpoint(summary, runs, resting)
 

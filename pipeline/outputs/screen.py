@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a display in a terminal, plain lines elsewhere."""
+"""The output of a running job: a display in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS = dict.fromkeys(QUIET, 5.0) | {"progress": 60.0}
 def following(
     console: Console, title: str, past: Sequence[dict[str, Any]] = (), show: int | None = None
 ) -> Iterator[JobDisplay | Lines]:
-    """A listener for the length of a job.
+    """Context with a listener for the duration of a job.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def following(
     past : sequence of dict
         The events so far.
     show : int, optional
-        How many of the latest of these get a line; None where a session of the job only begins now.
+        How many of the latest of these get a line; None if a session of the job begins now.
     """
     shown = latest(past, show or 0)
     if not (console.is_interactive and console.file.isatty()):
@@ -53,7 +53,7 @@ def following(
 
 
 def latest(events: Iterable[dict[str, Any]], n: int) -> list[dict[str, Any]]:
-    """The last n of the events that people get to see."""
+    """Return the last n of the events with words for people."""
     return list(deque((event for event in events if describe(event) is not None), maxlen=n))
 
 
@@ -65,7 +65,7 @@ class Lines:
         self._last = time.monotonic()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Write a line about an event, if it is news."""
+        """Write a line about an event, unless a frequent one had a line just before."""
         quiet = _SECONDS.get(event["event"], 0.0)
         if event.get("final") or (event["event"] == "pass" and event.get("iteration") == 0):
             quiet = 0.0
@@ -73,11 +73,11 @@ class Lines:
             self.write(event)
 
     def write(self, event: dict[str, Any]) -> None:
-        """Write a line about an event, if it is for people."""
+        """Write a line about an event with words for people."""
         if (text := describe(event)) is not None:
             self._last = time.monotonic()
             self._put(f"{event['time'][11:19]}  {text}")
 
     def end(self, why: str) -> None:
-        """Write why no more will come."""
+        """Write why there will be no more events."""
         self._put(why)

@@ -15,13 +15,13 @@ from pipeline.outputs.model_store import load_model, read_dataset, write_dataset
 
 
 def lacks_errors(path: Path, output: Output) -> bool:
-    """Whether standard errors are wanted, and the stored model has none of that kind."""
+    """Return whether standard errors are wanted that the stored model does not have."""
     wanted = output.standard_errors
     return wanted is not False and read_dataset(path).attrs.get("standard_errors") != wanted
 
 
 def write_errors(path: Path, output: Output, chunks: Chunks, engine: Engine, log: Callable[..., None]) -> None:
-    """Add the errors to a stored model, which appears whole again. chunks : its rows, before preprocessing."""
+    """Add standard errors to a stored model, which appears complete again. chunks : its rows, before preprocessing."""
     began = time.perf_counter()
     dataset = read_dataset(path)
     model, params, affine = load_model(dataset)

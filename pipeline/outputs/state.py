@@ -1,4 +1,4 @@
-"""The state of a job between two passes, as the arrays and facts of a checkpoint, and back."""
+"""The state of a job between two passes, as arrays and facts of a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ LAYOUT = 2  # of checkpoints; raised when what they hold is laid out in another 
 
 
 def pack_state(summary: DataSummary, runs: Sequence[Run]) -> State:
-    """Everything that resuming needs; nothing that depends on when or where it ran."""
+    """Return all that resuming needs, and nothing that depends on when or where the job ran."""
     packed = pack({"summary": summary, "runs": [_plain(run) for run in runs]})
     return State(packed.arrays, {"layout": LAYOUT, "state": packed.structure})
 
 
 def _plain(run: Run) -> dict[str, Any]:
-    """A run by its fields, parameters by the names of their schema. What an E-step of final parameters finds is found again."""
+    """A run by its fields, with parameters by name. The E-step of final parameters is computed again."""
     fields = {name: value for name, value in vars(run).items() if name not in ("model", "params", "final")}
     return {**fields, "params": run.model.arrays(run.params)}
 
 
 def unpack_state(state: State, models: Any) -> tuple[DataSummary, list[Run]]:
-    """The profile's statistics and the restarts of all candidates, ready to go on; finished ones are evaluated again.
+    """Return the profile's statistics and the restarts of all candidates; finished ones are evaluated again.
 
-    models : function of the statistics that returns the model of each candidate.
+    models : maps the statistics to the model of each candidate.
     Raises StorageError for the state of another version.
     """
     if state.facts.get("layout") != LAYOUT:

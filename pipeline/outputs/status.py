@@ -1,4 +1,4 @@
-"""How far a run is, from its files alone: needs no cluster, during and after the run, on any machine."""
+"""The progress of a run, from its files alone: without a cluster, during and after the run, on any machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LATEST = 5
 
 
 def show(run: Path, watch: bool) -> None:
-    """Print the state of a run once, or keep showing it until the run has ended."""
+    """Print the progress of a run once, or until the run has ended."""
     directory = RunDirectory(run)
     directory.read_config()  # refuses what is not a run
     console, tail = Console(highlight=False), Tail(directory.events)

@@ -1,6 +1,6 @@
-"""`report.html`: one file that says what was asked, what came out, and how it went.
+"""`report.html`: one file with the question, the results, and the course of the run.
 
-The run directory alone is read, never the data, so a report can be made anywhere and at any time.
+It is made from the run directory alone, never from the data, so anywhere and at any time.
 The page needs no network and no script; its charts are inline SVG that follow the reader's light or dark theme.
 """
 

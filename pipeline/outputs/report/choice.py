@@ -1,7 +1,7 @@
-"""The choice among candidates: a line for each, and the criteria by number of components, or by another size that differs.
+"""The choice among candidates: a table, and the criteria by number of components or another size.
 
-Per row, BIC/n, AIC/n, ICL/n and -2 times the held-out log-likelihood are on one scale, on which lower is better:
-AIC was made as an estimate of the last (Akaike 1974).
+Per row, BIC/n, AIC/n, ICL/n and -2 times the held-out log-likelihood have one scale, lower is better:
+AIC estimates the last (Akaike 1974).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COMMON = {
 
 
 def choice(record: Record) -> dict[str, Any] | None:
-    """The table, the chart and the note above them; None where there was one candidate and nothing held out."""
+    """Return the table, the chart and the note above them; None for one candidate without held-out rows."""
     table: list[dict[str, Any]] = record.attrs.get("candidates") or []
     if not table:
         return None
@@ -51,13 +51,13 @@ def choice(record: Record) -> dict[str, Any] | None:
 
 
 def _options(table: list[dict[str, Any]]) -> list[str]:
-    """Names of the options beside the number of components that the candidates differ in, such as covariance_type."""
+    """Names of the options besides the number of components in which the candidates differ, such as covariance_type."""
     others = [key for key in table[0] if key not in _COMMON and not key.startswith("final_")]
     return [key for key in others if len({str(entry.get(key)) for entry in table}) > 1]
 
 
 def _whole(table: list[dict[str, Any]], options: list[str]) -> str | None:
-    """The first of the options that is a whole number."""
+    """The first option that is a whole number."""
     return next((option for option in options if all(isinstance(entry.get(option), int) for entry in table)), None)
 
 
@@ -83,7 +83,7 @@ def _per_row(entry: dict[str, Any], name: str) -> float:
 
 
 def _chart(table: list[dict[str, Any]], size: str, options: list[str], title: str) -> Chart:
-    """Criteria by size; where options differ too, the deciding criterion, with a line for each of them."""
+    """Criteria by size; if options differ too, the deciding criterion, with a line for each option."""
     decides = table[0]["criterion"]
     kinds = {id(entry): ", ".join(str(entry.get(option)) for option in options) for entry in table}
     several = len(set(kinds.values())) > 1
@@ -117,7 +117,7 @@ def _chart(table: list[dict[str, Any]], size: str, options: list[str], title: st
 
 
 def message_lengths(record: Record) -> Chart | None:
-    """The message length of each number of components that pruning reached; None where there was none."""
+    """Return the message length of each number of components that pruning reached; None without pruning."""
     lengths: list[tuple[int, float]] = sorted(
         (int(k), float(nats)) for k, nats in record.attrs.get("message_lengths") or []
     )

@@ -1,7 +1,7 @@
 """Charts of any run: the objective, the two steps of EM, component sizes, the speed of the passes.
 
 The free energy F(q, θ) rises twice in an iteration: the M-step raises it from log p(X|θ_t) to F(q_t, θ_{t+1}), the next
-E-step by the KL divergence that remains, up to log p(X|θ_{t+1}) (Neal and Hinton 1998; Bishop 2006, section 9.4).
+E-step by the remaining KL divergence, to log p(X|θ_{t+1}) (Neal and Hinton 1998; Bishop 2006, section 9.4).
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Curve:
 
     @property
     def m_gain(self) -> np.ndarray:
-        """(n,) what each M-step added."""
+        """Gain of each M-step, (n,)."""
         after = self.objective[1:] if self.bound is None else self.bound
         return np.asarray(after - self.objective[:-1])
 
     @property
     def e_gain(self) -> np.ndarray | None:
-        """(n,) what the E-step after it added: the KL divergence before it."""
+        """Gain of the E-step after it, (n,): the KL divergence before it."""
         return None if self.bound is None else self.objective[1:] - self.bound
 
 
 def read_curve(record: Record) -> Curve | None:
-    """The history per row, None where the run stored none."""
+    """Return the history per row; None without one."""
     if not record.has(record.words.series):
         return None
     final = np.nan if record.final is None else record.final
@@ -61,7 +61,7 @@ def read_curve(record: Record) -> Curve | None:
 
 
 def convergence(record: Record, curve: Curve) -> list[Chart]:
-    """The objective over the whole run, EM's two steps close up, what iterations gained, and how certain labels became."""
+    """Return charts of the objective, of EM's two steps, of the gains of iterations, and of the entropy of labels."""
     known = curve.objective[np.isfinite(curve.objective)]
     if not len(known):
         return []
@@ -103,7 +103,7 @@ def _objective(record: Record, curve: Curve) -> Chart:
 
 
 def _what_is_raised(record: Record) -> str:
-    """What the verdict, the tolerance and the restarts are about, where that is not what the curve shows."""
+    """What verdict, tolerance and restarts refer to, if it is not the plotted objective."""
     objective, value = record.words.objective, number((record.final or 0.0) / record.total_weight + record.penalty)
     other = "the entropy of the labels" if record.attrs.get("assignment") == "hard" else "the log prior"
     return (
@@ -137,7 +137,7 @@ def _staircase(curve: Curve) -> Chart:
 
 
 def _clearest_window(curve: Curve) -> tuple[int, int]:
-    """First iteration and end of the longest window whose smallest step can be seen, else of the clearest short one."""
+    """First iteration and end of the longest window whose smallest step is visible, else of the clearest short one."""
     assert curve.e_gain is not None
     steps = np.minimum(curve.m_gain, curve.e_gain)
     best = (0, min(2, len(steps)))
@@ -154,7 +154,7 @@ def _clearest_window(curve: Curve) -> tuple[int, int]:
 
 
 def _gains(record: Record, curve: Curve) -> Chart | None:
-    """What each iteration gained, where that is more than rounding; None where none did."""
+    """Gain of each iteration, if it is more than rounding; None if none is."""
     words = record.words
     total = words.sign * np.diff(curve.objective)
     least = ROUNDING * np.abs(curve.objective[1:])
@@ -181,7 +181,7 @@ def _gains(record: Record, curve: Curve) -> Chart | None:
 
 
 def _losses(record: Record, count: int) -> str:
-    """Why some iterations lost, where there is a known reason."""
+    """Known reasons why the objective fell in some iterations."""
     if not count:
         return ""
     note = f" {plural(count, 'iteration')} lost instead and {'is' if count == 1 else 'are'} left out."
@@ -197,9 +197,9 @@ def _losses(record: Record, count: int) -> str:
 
 
 def numbers(curve: Curve) -> tuple[list[list[str]], int]:
-    """A line for each iteration with what its M-step and E-step gained; and how many in the middle are left out.
+    """Return a row for each iteration with the gains of its M-step and E-step; and how many in the middle are left out.
 
-    The iteration and the objective, and where there is a free energy: gain of the M-step, free energy, gain of the E-step.
+    The iteration and the objective, and with a free energy: gain of the M-step, free energy, gain of the E-step.
     """
     n = len(curve.objective) - 1
     shown = [t for t in range(n) if t < LISTED // 2 or t >= n - LISTED // 2]
@@ -233,7 +233,7 @@ def _entropy(record: Record) -> Chart:
 
 
 def sizes_over_time(record: Record) -> Chart | None:
-    """Effective rows by iteration; None where the history has no two of them."""
+    """Return effective rows by iteration; None if the history has fewer than two."""
     if not record.has("n_effective") or record.model.sizes["iteration"] < 2 or record.k < 2:
         return None
     share = record.array("n_effective")
@@ -254,7 +254,7 @@ def sizes_over_time(record: Record) -> Chart | None:
 
 
 def sizes(record: Record) -> Chart | None:
-    """The component weights, in stored order; None where there are no two."""
+    """Return the component weights, in stored order; None for fewer than two."""
     if record.k < 2:
         return None
     component, components = record.words.component, record.words.components
@@ -272,7 +272,7 @@ def sizes(record: Record) -> Chart | None:
 
 
 def _extremes(record: Record) -> str:
-    """`, about 12,345 to 67 rows`: the extremes of the sizes as rows."""
+    """`, about 12,345 to 67 rows`: the largest and smallest component."""
     n = record.attrs.get("n_rows")
     if not isinstance(n, (int, float)):
         return ""
@@ -280,7 +280,7 @@ def _extremes(record: Record) -> str:
 
 
 def speed(passes: list[dict[str, Any]]) -> Chart | None:
-    """Rows per second, pass by pass; None with fewer than three passes that say."""
+    """Return rows per second by pass; None with fewer than three timed passes."""
     speeds = np.array([entry["rows"] / entry["seconds"] for entry in passes if entry["seconds"] > 0])
     if len(speeds) < 3:
         return None

@@ -1,6 +1,6 @@
-"""Numbers for people: grouped digits, real minus signs, and always a unit.
+"""Numbers for people: grouped digits, real minus signs, and units.
 
-The report and nothing else uses these, so they return text; no-break spaces keep a number beside its unit.
+Only for the report. They return text; no-break spaces join a number and its unit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float | None, digits: int = 6) -> str:
-    """A count or a measurement with at least `digits` significant digits and grouped thousands.
+    """Return a number with at least `digits` significant digits and grouped thousands.
 
     >>> number(1234567), number(-2668.2486295), number(1.5e-7)
     ('1,234,567', '−2,668.25', '1.5 × 10⁻⁷')
@@ -36,7 +36,7 @@ def number(value: float | None, digits: int = 6) -> str:
 
 
 def setting(value: float) -> str:
-    """A number that somebody chose, with the digits that they gave it.
+    """Return a number of the config, with its own digits.
 
     >>> setting(0.001), setting(1e-6)
     ('0.001', '10⁻⁶')
@@ -46,7 +46,7 @@ def setting(value: float) -> str:
 
 
 def power_of_ten(exponent: int) -> str:
-    """`10⁻³` for -3: plain text, so that it reads the same in a chart and in a sentence."""
+    """Return `10⁻³` for -3: plain text, the same in charts and sentences."""
     return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
@@ -98,7 +98,7 @@ def rate(per_second: float | None, what: str = "rows") -> str:
 
 
 def moment(text: object) -> str:
-    """An ISO 8601 time as `5 March 2026, 14:03 UTC`; anything else as it came."""
+    """Return an ISO 8601 time as `5 March 2026, 14:03 UTC`; anything else unchanged."""
     when = parse_time(text)
     if when is None:
         return "" if text is None else str(text)
@@ -107,7 +107,7 @@ def moment(text: object) -> str:
 
 
 def parse_time(text: object) -> datetime | None:
-    """The time that an event carries, or None where it carries none that can be read."""
+    """Return the time of an event; None if it cannot be read."""
     try:
         return datetime.fromisoformat(str(text))
     except ValueError:

@@ -17,8 +17,8 @@ FEATURES = 12
 class Outlier:
     """A row.
 
-    score : log-density or squared distance, in words.  label : its component, None where there are no labels.
-    cut_from : the name of the picture that a patch comes from, else empty.
+    score : log-density or squared distance, in words.  label : its component, None without labels.
+    cut_from : name of the picture that a patch is from, else empty.
     """
 
     row: int
@@ -31,7 +31,7 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Outliers:
-    """The rows that fit worst. columns : what `values` are of; none for pictures, one for words."""
+    """The rows that fit worst. columns : of `values`; none for pictures, one for words."""
 
     caption: str
     rows: list[Outlier]
@@ -39,7 +39,7 @@ class Outliers:
 
 
 def outliers(record: Record) -> Outliers | None:
-    """The outliers that the model stores; None where it stores none."""
+    """Return the stored outliers; None without them."""
     score = f"outlier_{record.words.score}"
     if not record.has("outlier_row") or not record.has(score) or not record.model.sizes["outlier"]:
         return None
@@ -66,7 +66,7 @@ def outliers(record: Record) -> Outliers | None:
 def _shown(
     record: Record, rows: np.ndarray, texts: list[str]
 ) -> tuple[list[str], list[list[str]], list[pictures.Picture | None]]:
-    """Columns, their values for each row, and pictures: what can be shown of the rows."""
+    """Columns, values of each row, and pictures."""
     pixels, nothing = pictures.pixel_map(record), list[pictures.Picture | None]([None] * len(rows))
     if record.has("outlier_word"):
         words, counts = record.array("outlier_word"), record.array("outlier_count")

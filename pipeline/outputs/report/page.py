@@ -1,6 +1,6 @@
-"""The page: one context from the record, one template, one file that appears whole.
+"""The page: one context from the record, one template, one file that appears complete.
 
-Jinja2 escapes every value; only our own SVG and style sheet go in as they are. A content security policy in the page
+Jinja2 escapes every value except our own SVG and style sheet. A content security policy in the page
 forbids scripts and network, so that a report from elsewhere is safe to open.
 """
 
@@ -39,9 +39,7 @@ TOPICS_OPEN = 48  # of more topics, the rest is shown on a click
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into a run directory, from the run directory alone.
-
-    The file appears whole or not at all.
+    """Write `report.html` into a run directory, from the run directory alone; it appears complete.
 
     Returns
     -------
@@ -75,7 +73,7 @@ def write_report(run: Path) -> Path:
 
 
 def render(record: Record, name: str) -> str:
-    """The whole page as text; `name` is what the run is called."""
+    """Return the page as text; `name` is that of the run."""
     from markupsafe import Markup
 
     style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
@@ -160,7 +158,7 @@ def _components(record: Record) -> dict[str, Any]:
 
 
 def _restarts(record: Record) -> list[dict[str, Any]]:
-    """One line a restart, the objective per row; nothing where there was only one."""
+    """The objective per row of each restart; empty with only one."""
     restarts = record.attrs.get("restarts") or []
     if len(restarts) < 2:
         return []
@@ -192,7 +190,7 @@ def _machine(start: dict[str, Any], record: Record) -> dict[str, str]:
 
 
 def _command(start: dict[str, Any]) -> str:
-    """The command that ran the job, or an empty text where it was a program."""
+    """The command that ran the job; empty if it was a program."""
     typed = start.get("command")
     if not isinstance(typed, list) or len(typed) < 2 or typed[1] not in ("run", "resume"):
         return ""
@@ -200,7 +198,7 @@ def _command(start: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """Plain text of a small value; long lists (sizes, sums of chunks) by their length and first entry."""
+    """Short text of a value; long lists (sizes, checksums of chunks) by their length and first entry."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_short(inner)}" for key, inner in value.items())
     if isinstance(value, list) and len(value) > 4:

@@ -1,6 +1,6 @@
-"""Components as pictures: a mean, the directions in which it varies most, and its most typical rows.
+"""Components as pictures: the mean, the directions of largest variance, and the most typical rows.
 
-Pixels are affine in the model's features, pixels = features @ matrix + offset, so a mean maps as a point and a covariance
+Pixels are affine in the model's features, pixels = features @ matrix + offset. So a mean maps as a point and a covariance
 Σ as matrixᵀ Σ matrix, whose leading eigenvectors are the eigen-patches.
 """
 
@@ -26,7 +26,7 @@ IN_SMALL = 24  # components on the small sheet of one iteration
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with the size to show it at and what it says to somebody who does not see it."""
+    """A PNG with its displayed size and its text for readers who do not see it."""
 
     source: str
     width: int
@@ -73,15 +73,14 @@ class PixelMap:
     mean_free: bool
 
     def points(self, x: np.ndarray) -> np.ndarray:
-        """x : (..., d). Returns pictures (..., height, width, channels)."""
+        """Return pictures (..., height, width, channels). x : (..., d)."""
         flat = self._linear(x)
         return self._shaped(flat if self.offset is None else flat + self.offset)
 
     def directions(self, covariance: np.ndarray, count: int) -> np.ndarray:
-        """The leading eigenvectors of a component's covariance in pixels.
+        """Return the leading eigenvectors of a component's covariance in pixels, (count, height, width, channels).
 
-        covariance : (d, d). Returns (count, height, width, channels), each scaled so that its largest entry is 1: an
-        eigenvector has no sign of its own.
+        covariance : (d, d). Each is scaled so that its largest entry is 1, because the sign of an eigenvector is arbitrary.
         """
         from scipy.linalg import eigh
 
@@ -99,7 +98,7 @@ class PixelMap:
 
 
 def pixel_map(record: Record) -> PixelMap | None:
-    """How the model's features become pixels; None where the rows are not pictures of the size that they say."""
+    """Return the map from the model's features to pixels; None if rows are not pictures of their stated size."""
     size = record.data.get("size")
     if record.kind not in ("image", "patch") or not size:
         return None
@@ -125,7 +124,7 @@ def _mean_free_basis(height: int, width: int, channels: int) -> np.ndarray:
 
 
 def gallery(record: Record) -> Gallery | None:
-    """Every component as pictures; None where the rows are no pictures, or components have no location."""
+    """Return all components as pictures; None if rows are no pictures, or components have no location."""
     pixels = pixel_map(record)
     if pixels is None or record.location is None:
         return None
@@ -176,7 +175,7 @@ def _alt(record: Record, k: int, n_modes: int, n_near: int) -> str:
 
 
 def _typical(record: Record, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
-    """(k, m, height, width, channels) pictures and (k, m) row numbers, -1 where there is none."""
+    """Pictures (k, m, height, width, channels) and row numbers (k, m), -1 for none."""
     rows = record.representatives
     if not record.has("representatives"):
         return np.empty((record.k, 0, *pixels.shape)), rows[:, :0]
@@ -189,7 +188,7 @@ def _known(rows: np.ndarray) -> list[int]:
 
 
 def _eigen(record: Record, pixels: PixelMap, count: int) -> list[np.ndarray]:
-    """Eigen-patches of the first `count` components; none unless each has a full covariance of its own."""
+    """Eigen-patches of the first `count` components; empty unless each has a full covariance."""
     if not _own_covariances(record):
         return []
     covariances = record.array("covariances")[:count]
@@ -209,7 +208,7 @@ def _shared(record: Record, pixels: PixelMap) -> Picture | None:
 
 
 def _ranges(means: np.ndarray, typical: np.ndarray | None, pixels: PixelMap) -> tuple[np.ndarray, np.ndarray]:
-    """(k,) black and (k,) white of each component: symmetric about zero per component if mean-free, else common."""
+    """Black and white of each component, (k,) each: symmetric about zero per component if mean-free, else common."""
     k = len(means)
     both = means if typical is None else np.concatenate([means[:, None], typical], axis=1)
     both = both.reshape(k, -1)
@@ -226,7 +225,7 @@ def _grey(picture: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _enlarge(tile: np.ndarray, across: int, factor: int = 1) -> np.ndarray:
-    """A tile about `across` pixels wide, times `factor`, without smoothing."""
+    """A tile enlarged to about `across` pixels, by a whole factor times `factor`, without smoothing."""
     from PIL import Image
 
     height, width = tile.shape[:2]
@@ -282,9 +281,9 @@ def _sheets(
 
 
 def in_small(record: Record, pixels: PixelMap, final: Record, alt: str, components: Sequence[int]) -> Picture:
-    """Some components on one small sheet, to stand beside sheets of other iterations of the run that ended as `final`.
+    """Return some components on one small sheet, comparable with sheets of other iterations of the run `final`.
 
-    Eigen-patches where there are any and no mean, which is then little of a component; else means, all on one scale.
+    Eigen-patches if there are any and patches have no mean; else means, on one scale.
     """
     if pixels.mean_free and _own_covariances(record):
         covariances = record.array("covariances")
@@ -297,7 +296,7 @@ def in_small(record: Record, pixels: PixelMap, final: Record, alt: str, componen
 
 
 def each(pixels: PixelMap, x: np.ndarray, alts: Sequence[str]) -> list[Picture]:
-    """One picture a row. x : (n, d)."""
+    """Return one picture for each row. x : (n, d)."""
     tiles = pixels.points(x)
     low, high = _ranges(tiles, None, pixels)
     return [
@@ -306,7 +305,7 @@ def each(pixels: PixelMap, x: np.ndarray, alts: Sequence[str]) -> list[Picture]:
 
 
 def sheet_of(pixels: PixelMap, x: np.ndarray, alt: str) -> Picture:
-    """A picture a row on one sheet, each on its own scale around zero where values have both signs. x : (n, d)."""
+    """Return a picture for each row on one sheet, each on its own scale, around zero if values have both signs. x : (n, d)."""
     tiles = pixels.points(x) if pixels.offset is None else pixels.points(x) - pixels.points(np.zeros_like(x))
     peak, low = np.abs(tiles).reshape(len(tiles), -1).max(axis=1), tiles.reshape(len(tiles), -1).min(axis=1)
     shown = [_grey(tile, -p if least < 0 else 0.0, p) for tile, p, least in zip(tiles, peak, low, strict=True)]
@@ -333,7 +332,7 @@ def _sheet_picture(tiles: list[np.ndarray], columns: int, alt: str, gap: int = 4
 
 
 class _Canvas:
-    """Tiles on nothing: what no tile covers is transparent, so the page's own colour shows between them."""
+    """Tiles on a transparent background."""
 
     def __init__(self, height: int, width: int, channels: int):
         self.pixels = np.zeros((height, width, channels + 1), np.uint8)

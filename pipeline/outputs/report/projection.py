@@ -1,6 +1,6 @@
-"""Components over a sample of the rows, seen in one or two dimensions.
+"""Components over a sample of the rows, in one or two dimensions.
 
-Two features are drawn as they are, more are projected on the sample's first two principal axes. A covariance is drawn as
+Two features are drawn directly, more are projected on the sample's first two principal axes. A covariance is drawn as
 the ellipse two standard deviations around its mean, which holds 1 - exp(-2) = 86 % of a Gaussian in the plane.
 """
 
@@ -24,7 +24,7 @@ GRID = 160  # points across at which the density is computed
 
 @dataclass(frozen=True)
 class Space:
-    """Where rows are drawn: in the units of the data if the way back from the model is known.
+    """The space in which rows are drawn: in the units of the data if the inverse of the preprocessing is stored.
 
     matrix, offset : shown = x @ matrix + offset; None for the identity.
     """
@@ -42,7 +42,7 @@ class Space:
 
 
 def data_space(record: Record) -> Space:
-    """The data's own units where the run stored the way back, else the model's."""
+    """Return the data's units if the run stored the inverse of its preprocessing, else the model's."""
     if record.has("preprocess_inverse"):
         return Space(record.array("preprocess_inverse"), record.array("preprocess_offset"))
     return Space(None, None)
@@ -58,20 +58,20 @@ _EXPAND: dict[tuple[str, ...], Callable[[np.ndarray, int, int], np.ndarray]] = {
 
 
 def full_covariances(record: Record) -> np.ndarray | None:
-    """(k, d, d) in whatever layout they are stored; None for a model without covariances."""
+    """Return the stored covariances as (k, d, d); None for a model without them."""
     if record.spread is None:
         return None
     return expanded(record.spread, record.array("covariances"), record.k, record.n_features)
 
 
 def expanded(dims: tuple[str, ...], stored: np.ndarray, k: int, d: int) -> np.ndarray:
-    """(k, d, d) covariances from an array of these dimensions."""
+    """Return (k, d, d) covariances from an array with these dimensions."""
     return _EXPAND[dims](stored, k, d)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Two dimensions to look at rows in: shown = (x in the space - centre) @ axes.
+    """Two dimensions: shown = (x in the space - centre) @ axes.
 
     centre : (D,).  axes : (D, 2), orthonormal.  names : of the axes.  where : both in words.  sample : (n, 2), shown rows.
     """
@@ -93,7 +93,7 @@ class Plane:
 
 
 def plane_of(record: Record) -> Plane | None:
-    """The two features, or of more the first two principal axes of the sample; None where components cannot be drawn in it."""
+    """Return the two features, or the first two principal axes of the sample; None if components cannot be drawn."""
     if not record.has("sample") or record.location is None or len(record.array("sample")) < 2:
         return None
     space = data_space(record)
@@ -114,13 +114,13 @@ def plane_of(record: Record) -> Plane | None:
 
 
 def _signed(axes: np.ndarray) -> np.ndarray:
-    """Axes whose largest entry is positive: an eigenvector has no sign of its own."""
+    """Axes whose largest entry is positive, because the sign of an eigenvector is arbitrary."""
     peak = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
     return np.asarray(axes * np.where(peak < 0, -1.0, 1.0))
 
 
 def scene(record: Record) -> Chart | None:
-    """The components over the sampled rows; None without a sample, or where components have no place among rows."""
+    """Return the components over the sampled rows; None without a sample, or without locations of components."""
     plane = plane_of(record)
     if plane is None:
         return _line(record) if record.location is not None else None
@@ -137,7 +137,7 @@ def scene(record: Record) -> Chart | None:
 
 
 def snapshot(record: Record, plane: Plane, alt: str) -> Markup:
-    """The components over the sampled rows, small: one of several beside each other, which share their limits."""
+    """Return the same as a small chart, one of several with common limits."""
     plot = Plot(*plane.names, height=200, width=236, bare=True)
     _draw(plot, record, plane, 500)
     limits = []
@@ -153,7 +153,7 @@ _NESTED = "its regions hold 20, 40, 60, 80 and 95 % of the probability"
 
 
 def _shade(plot: Plot, record: Record, plane: Plane) -> bool:
-    """The density of a Gaussian mixture in the plane as nested regions; whether the model is one."""
+    """Draw the density of a Gaussian mixture in the plane as nested regions; return whether the model is one."""
     sigma = full_covariances(record)
     if sigma is None:
         return False
@@ -221,7 +221,7 @@ def _line(record: Record) -> Chart | None:
 
 
 def feature_names(record: Record) -> list[str]:
-    """Names of the features as they are shown, in the data's space: the stored ones, else `feature 0`, `feature 1`."""
+    """Return the names of the features in the data's space: the stored ones, else `feature 0`, `feature 1`."""
     named = record.data.get("features")
     axis = "raw_feature" if record.has("preprocess_inverse") else "feature"
     count = int(record.model.sizes.get(axis, record.n_features))
@@ -233,7 +233,7 @@ def feature_names(record: Record) -> list[str]:
 
 
 def heatmap(record: Record) -> Chart | None:
-    """Locations in many features as colours, in deviations of the sample; None where the table shows them all."""
+    """Return locations in many features as colours, in standard deviations of the sample; None if the table shows them all."""
     if record.location is None or record.k < 2 or not record.has("sample"):
         return None
     space, words = data_space(record), record.words

@@ -1,11 +1,11 @@
-"""What a run directory says: the stored model, the config it came from, and the events of the run.
+"""The content of a run directory for the report: the stored model, its config, and the events of the run.
 
-The record is read once and never written; arrays stay on disk until a section of the report asks for them. What an array
-is follows from its dimensions, never from the family: parameters are what is neither history nor a list of rows, and
+The record is never written; arrays stay on disk until a section of the report needs them. The meaning of an array
+follows from its dimensions, never from the family. Parameters are what is neither history nor a list of rows:
 
     weights(component)               sizes
-    (component, feature)             where components are; or log-probabilities, whose exponentials sum to 1
-    covariances, in one of SPREADS   how wide they are
+    (component, feature)             locations of components; or log-probabilities, whose exponentials sum to 1
+    covariances, in one of SPREADS   widths
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Record:
 
     @cached_property
     def words(self) -> Words:
-        """What the model is called: as it says itself, else as its family is called in this version."""
+        """The words of the model: stored ones, else those of its family in this version."""
         stored = self.attrs.get("words")
         if isinstance(stored, dict) and {"name", "title"} <= stored.keys():
             return Words(**{key: value for key, value in stored.items() if key in Words._fields})
@@ -100,12 +100,12 @@ class Record:
 
     @property
     def row(self) -> tuple[str, str]:
-        """What one row is called, and several."""
+        """Singular and plural of a row."""
         return _ROWS.get(self.kind, ("row", "rows"))
 
     @property
     def k(self) -> int:
-        """How many components; 0 in a model without."""
+        """Number of components; 0 in a model without."""
         return int(self.model.sizes.get("component", 0))
 
     @property
@@ -115,14 +115,14 @@ class Record:
 
     @property
     def total_weight(self) -> float:
-        """Sum of the row weights: what totals are divided by to be per row."""
+        """Sum of the row weights."""
         return float(self.attrs.get("total_weight") or self.attrs.get("n_rows") or 1)
 
     # --- parameters, by their dimensions
 
     @cached_property
     def parameters(self) -> dict[str, tuple[str, ...]]:
-        """Names and dimensions of the parameters; first as the model lists them, then by name."""
+        """Names and dimensions of the parameters, in the order of the model."""
         found = {str(name): tuple(map(str, array.dims)) for name, array in sorted(self.model.data_vars.items())}
         listed = [name for name in self.attrs.get("parameters") or () if name in found]
         return {
@@ -137,23 +137,23 @@ class Record:
 
     @property
     def spread(self) -> tuple[str, ...] | None:
-        """The dimensions of `covariances`; None where there are none."""
+        """The dimensions of `covariances`; None without them."""
         dims = self.parameters.get("covariances")
         return dims if dims in SPREADS else None
 
     @property
     def spread_text(self) -> str:
-        """The layout of the covariances in words; empty where there are none."""
+        """The layout of the covariances in words; empty without them."""
         return "" if self.spread is None else SPREADS[self.spread]
 
     @cached_property
     def location(self) -> str | None:
-        """The parameter that says where components are among the rows; None where none does."""
+        """The parameter with the components' locations; None without one."""
         return next((name for name in self._places if name != self.log_probabilities), None)
 
     @cached_property
     def log_probabilities(self) -> str | None:
-        """The parameter with log-probabilities of the features, which sum to 1 in each component; None where there is none."""
+        """The parameter with log-probabilities of the features, which sum to 1 in each component; None without one."""
         for name in self._places:
             value = self.array(name)
             if (value <= 0).all() and np.allclose(np.exp(value).sum(axis=1), 1, atol=1e-6):
@@ -171,13 +171,13 @@ class Record:
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """(k, d) where components are. Only for models with a location."""
+        """Locations of the components, (k, d). Only for models with a location."""
         assert self.location is not None
         return self.array(self.location)
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """(k,) share of the rows of each component, in stored order; where no weights are stored, at the last E-step."""
+        """Share of the rows of each component, (k,), in stored order; without stored weights, at the last E-step."""
         if self.has("weights") or not self.has("n_effective"):
             return self.array("weights")
         last = self.array("n_effective")[-1]
@@ -185,13 +185,13 @@ class Record:
 
     @cached_property
     def representatives(self) -> np.ndarray:
-        """(k, m) the rows of highest responsibility of each component, at most five; -1 where there is none."""
+        """The rows of highest responsibility of each component, (k, m), at most five; -1 for none."""
         if not self.has("representative_row"):
             return np.empty((self.k, 0), np.int64)
         return self.array("representative_row")[:, :5]
 
     def with_parameters(self, arrays: Mapping[str, np.ndarray]) -> Record:
-        """The same run with the parameters of an earlier iteration, whose components are in the order of that iteration."""
+        """Return the run with the parameters of an earlier iteration, with components in the order of that iteration."""
         order = np.asarray(self.attrs.get("order", range(self.k)))
         named = {}
         for name, value in arrays.items():
@@ -208,13 +208,13 @@ class Record:
 
     @property
     def final(self) -> float | None:
-        """The objective of the stored parameters, as it is reported: a total."""
+        """The reported objective of the stored parameters, a total."""
         value = self.attrs.get(f"final_{self.words.series}")
         return None if value is None else float(value)
 
     @property
     def penalty(self) -> float:
-        """What the iterations raise beside the reported objective, per row: a log prior, or the entropy of hard labels."""
+        """What the iterations maximize besides the reported objective, per row: a log prior, or the entropy of hard labels."""
         raised = next((r.get("objective") for r in self.attrs.get("restarts") or () if r.get("chosen")), None)
         if raised is None or self.final is None:
             return 0.0
@@ -227,7 +227,7 @@ class Record:
     def fitted(self) -> tuple[Any, Any] | None:
         """The stored model and its parameters.
 
-        None where the store says too little to make them, or the family is one of the user's own, whose code is not here.
+        None if they cannot be made from the store, or for a family of the user's own, whose code may not be here.
         """
         if "data_mean" not in self.attrs:
             return None
@@ -242,22 +242,22 @@ class Record:
 
     @property
     def collapsed(self) -> int:
-        """How many components ended with too few rows, or without width, as the run counted them."""
+        """How many components ended with too few rows, or without width."""
         return int(self.attrs.get("collapsed") or 0)
 
     # --- arrays, labels, events, options
 
     def has(self, name: str) -> bool:
-        """Whether the model stores this array."""
+        """Return whether the model stores this array."""
         return name in self.model.variables
 
     def array(self, name: str) -> np.ndarray:
-        """One array of the model, read now.
+        """Return one array of the model.
 
         Raises
         ------
         StorageError
-            When it is absent or damaged.
+            If it is absent or damaged.
         """
         if name not in self.model.variables:
             raise StorageError(
@@ -270,7 +270,7 @@ class Record:
             raise StorageError(f"model.zarr: {name} cannot be read ({error}). Run the job again.") from error
 
     def label_array(self, name: str) -> zarr.Array[Any] | None:
-        """An array of labels.zarr, on disk; None where the run wrote none or it cannot be opened."""
+        """Return an array of labels.zarr, on disk; None if there is none or it cannot be opened."""
         import zarr
 
         try:
@@ -279,7 +279,7 @@ class Record:
             return None
 
     def labels_of(self, rows: np.ndarray) -> list[int | None]:
-        """The components of some rows, None where they are not known. Raises StorageError if labels.zarr is damaged."""
+        """Return the components of some rows, None if unknown. Raises StorageError if labels.zarr is damaged."""
         label = self.label_array("label")
         if label is None:
             return [None] * len(rows)
@@ -287,7 +287,7 @@ class Record:
         return [None if one < 0 else one for one in found]
 
     def pictures_of(self, rows: np.ndarray) -> list[str]:
-        """The names of the pictures that some rows are cut from; empty where rows are not."""
+        """Return the names of the pictures that some rows are cut from; empty if rows are not."""
         starts, names = self.label_array("picture_start"), self.label_array("picture")
         if starts is None or names is None or self.kind != "patch":
             return [""] * len(rows)
@@ -295,7 +295,7 @@ class Record:
         return [str(every[i]) for i in np.searchsorted(_read(starts, slice(None)), rows, side="right") - 1]
 
     def top_responsibilities(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(n, m) components and responsibilities of all rows, block by block; nothing where labels.zarr has none."""
+        """Yield (n, m) components and responsibilities of all rows, block by block; nothing if labels.zarr has none."""
         component, share = self.label_array("top_component"), self.label_array("top_responsibility")
         if component is not None and share is not None:
             for start in range(0, component.shape[0], component.chunks[0]):
@@ -303,11 +303,11 @@ class Record:
                 yield _read(component, rows), _read(share, rows)
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        """The events of one kind, in order."""
+        """Return the events of one kind, in order."""
         return [entry for entry in self.events if entry.get("event") == event]
 
     def option(self, section: str, key: str) -> Any:
-        """One value of the config, None where the section or the key is absent."""
+        """Return one value of the config, None if the section or the key is absent."""
         part = self.config.get(section)
         return part.get(key) if isinstance(part, dict) else None
 
@@ -318,9 +318,9 @@ def read_record(run: Path) -> Record:
     Raises
     ------
     InputError
-        Where there is no finished model.
+        If there is no finished model.
     StorageError
-        Where there is a damaged one.
+        If it is damaged.
     """
     store = run / "model.zarr"
     if not run.is_dir():

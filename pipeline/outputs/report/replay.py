@@ -1,7 +1,6 @@
 """The stored iterations side by side: the components after 0, 1, 2, 5 … iterations, and at the end.
 
-Each becomes a record like the finished run's with its parameters, and is drawn as that is: over the data, as pictures, or
-as words.
+Each is drawn as the finished run is: over the data, as pictures, or as words.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Replay:
 
 
 def replay(record: Record, curve: Curve | None) -> Replay | None:
-    """The stored iterations of the chosen restart; None where there are none, or they cannot be drawn."""
+    """Return the stored iterations of the chosen restart; None without them, or if they cannot be drawn."""
     found, damaged = moments(record)
     if not found:
         return None
@@ -80,7 +79,7 @@ def replay(record: Record, curve: Curve | None) -> Replay | None:
 
 
 def moments(record: Record) -> tuple[dict[int, Record], str]:
-    """The run at its stored iterations, in order; and a sentence about those that cannot be read."""
+    """Return the run at its stored iterations, in order; and a sentence about those that cannot be read."""
     found, damaged = {}, []
     for t, path in _spread(list(_stored(record).items())):
         try:
@@ -91,7 +90,7 @@ def moments(record: Record) -> tuple[dict[int, Record], str]:
 
 
 def _stored(record: Record) -> dict[int, Path]:
-    """Iteration to its parameters, of the restart that became the model; of its fit to all rows, if there was one."""
+    """Parameters by iteration, of the restart that became the model; of its fit to all rows if there was one."""
     chosen = [entry["name"] for entry in record.attrs.get("candidates") or () if entry.get("chosen")]
     name = record.attrs.get("name") or next(iter(chosen), None)  # with one candidate, all folders are of that one
     restarts = record.attrs.get("restarts") or []
@@ -103,7 +102,7 @@ def _stored(record: Record) -> dict[int, Path]:
 
 
 def _spread(stored: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
-    """As many as are shown: of more, the first ones densely, since most happens there."""
+    """As many as are shown, the first ones more densely, because most happens there."""
     if len(stored) < SHOWN:
         return stored
     places = np.unique(np.round(np.geomspace(1, len(stored), SHOWN - 1)).astype(int)) - 1
@@ -111,7 +110,7 @@ def _spread(stored: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
 
 
 def _score(record: Record, curve: Curve | None, t: int) -> str:
-    """The objective per row of the parameters after t iterations; nothing where the history does not have it."""
+    """The objective per row of the parameters after t iterations; empty if the history does not have it."""
     if curve is None or t >= len(curve.objective) or np.isnan(curve.objective[t]):
         return ""
     return f"{number(float(curve.objective[t]))} {record.words.unit} per row"

@@ -1,7 +1,7 @@
-"""Components that share rows, measured on rows with their responsibilities r.
+"""Components that share rows, measured by the responsibilities r of rows.
 
-The rows are those of the sample; of documents, those whose responsibilities labels.zarr has. Where responsibilities are 0
-or 1, the component that would take a row if its own were removed stands for the one that shares it.
+The rows are those of the sample; for documents, those with responsibilities in labels.zarr. If responsibilities are 0
+or 1, the next-best component of a row counts as the one that shares it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEAST = 5e-4  # of a component's rows: pairs that share less are not shown
 
 @dataclass(frozen=True)
 class Pair:
-    """Two components that share rows. there, back : the share of the first's rows that is the second's, and the other way."""
+    """Two components that share rows. there, back : the share of the first's rows that the second has, and the converse."""
 
     first: int
     second: int
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What components share. head : what the pairs are, for the head of their table."""
+    """Which components share rows. head : of the table of pairs."""
 
     title: str
     caption: str
@@ -44,7 +44,7 @@ class Sharing:
 
 
 def sharing(record: Record) -> Sharing | None:
-    """Which components share rows; of hard clusters, which are neighbours. None where nothing says so."""
+    """Return which components share rows, or, for hard clusters, are neighbours; None if unknown."""
     found = _counts(record) if record.k > 1 else None
     if found is None:
         return None
@@ -70,12 +70,12 @@ def sharing(record: Record) -> Sharing | None:
 
 
 def _is_hard(record: Record) -> bool:
-    """Whether responsibilities are 0 or 1: then their entropy has no history."""
+    """Whether responsibilities are 0 or 1, so that their entropy has no history."""
     return not record.has("entropy")
 
 
 def _counts(record: Record) -> tuple[np.ndarray, str] | None:
-    """(k, k) sum of the responsibilities of component j for rows labelled i (hard: rows of i that j would take), and of what."""
+    """Sum of the responsibilities of component j for rows labelled i, (k, k) (hard: rows of i with next-best j), and of what."""
     if not record.has("sample") or record.fitted is None:
         return _counts_of_labels(record)
     from pipeline.kernels.cpu import KERNELS  # compiled: not before it is needed
@@ -92,7 +92,7 @@ def _counts(record: Record) -> tuple[np.ndarray, str] | None:
 
 
 def _counts_of_labels(record: Record) -> tuple[np.ndarray, str] | None:
-    """The same of all rows, from the responsibilities in labels.zarr; None where it has fewer than two a row."""
+    """The same of all rows, from labels.zarr; None if it has fewer than two responsibilities a row."""
     counts, stored = np.zeros((record.k, record.k)), 0
     for component, share in record.top_responsibilities():
         known, stored = component[:, 0] >= 0, component.shape[1]

@@ -1,4 +1,4 @@
-"""The first screen in words: what was asked, what came out, and the events worth reading."""
+"""The first screen in words: the question, the results, and important events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Happening:
-    """One event worth reading."""
+    """One important event."""
 
     time: str
     what: str
@@ -39,7 +39,7 @@ class Happening:
 
 
 def subtitle(record: Record) -> str:
-    """What the model was fitted to: `530,000 patches of 8 × 8 pixels`."""
+    """Return what the model was fitted to: `530,000 patches of 8 × 8 pixels`."""
     rows, d = plural(int(record.attrs.get("n_rows") or 0), *record.row), record.n_features
     pixels = " × ".join(str(side) for side in record.data.get("size", []))
     if record.kind in ("patch", "image") and pixels:
@@ -48,7 +48,7 @@ def subtitle(record: Record) -> str:
 
 
 def brief(record: Record) -> str:
-    """What was asked for in short: `A full covariance each, start by k-means||, at most 100 iterations`."""
+    """Return the options in short: `A full covariance each, start by k-means||, at most 100 iterations`."""
     max_iter, init = record.option("fit", "max_iter"), record.option("fit", "init")
     parts = [record.spread_text, _candidates(record)]
     parts += [f"start by {init}"] if init else []
@@ -63,7 +63,7 @@ def _candidates(record: Record) -> str:
 
 
 def asked(record: Record) -> list[Fact]:
-    """The question: data, preparation, model, start, and when to stop."""
+    """Return the question: data, preparation, model, start, and when to stop."""
     facts = [Fact("Data", f"{subtitle(record)}{_source(record)}", note=_preparation(record))]
     model = record.title.removeprefix("A ")
     model = f"{model[0].upper()}{model[1:]}{record.spread_text and f', {record.spread_text}'}"
@@ -113,7 +113,7 @@ def _preparation(record: Record) -> str:
 
 
 def outcome(record: Record, spent: Timing) -> list[Fact]:
-    """The answer: objective, iterations, time, and the criteria to compare models by."""
+    """Return the answer: objective, iterations, time, and the criteria to compare models by."""
     attrs, words = record.attrs, record.words
     facts = []
     if record.final is not None:
@@ -151,7 +151,7 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
 
 
 def search(record: Record) -> list[dict[str, str]]:
-    """A line for each level of the search that found the start; empty where there was none."""
+    """Return a line for each level of the search that found the start; empty without a search."""
     lines = []
     for level in record.attrs.get("search") or []:
         own = level["family"] == record.attrs["family"]
@@ -170,20 +170,20 @@ def search(record: Record) -> list[dict[str, str]]:
 
 
 def overlap(record: Record) -> bool:
-    """Whether patches share pixels: then criteria that take rows for independent are too certain."""
+    """Whether patches share pixels: criteria that assume independent rows are then overconfident."""
     patch = record.option("data", "patch") or {}
     return record.kind == "patch" and int(patch.get("stride", 1)) < max(record.data.get("size") or [1])
 
 
 def why_stopped(record: Record) -> str:
-    """The rest of a sentence that begins with the verdict, `Converged` or `Stopped`, which the page sets in bold."""
+    """Return the rest of a sentence that begins with `Converged` or `Stopped`."""
     reason = str(record.attrs.get("stop_reason") or "").strip()
     reason = reason.removeprefix("converged: ").removeprefix("stopped: ")
     return reason and reason + ("" if reason.endswith((".", "!", "?")) else ".")
 
 
 def happenings(record: Record) -> tuple[list[Happening], int]:
-    """Resets, warnings, resumptions and anything unknown, oldest first; and how many more there were."""
+    """Return resets, warnings, resumptions and unknown events, oldest first; and how many more there were."""
     news = _without_repeats([entry for entry in record.events if entry.get("event") not in _ROUTINE])
     ranked = sorted(range(len(news)), key=lambda i: (news[i].get("event") not in _FIRST, i))[:EVENTS_SHOWN]
     shown = [_happening(news[i], record) for i in sorted(ranked)]
@@ -191,7 +191,7 @@ def happenings(record: Record) -> tuple[list[Happening], int]:
 
 
 def _without_repeats(news: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A component that is not reset any more is listed once, with how often, not at each iteration."""
+    """A component that is not reset any more is listed once, with a count."""
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     found = []
     for entry in news:
@@ -212,7 +212,7 @@ def _happening(entry: dict[str, Any], record: Record) -> Happening:
 
 
 def _reset(entry: dict[str, Any], record: Record) -> str:
-    """Components are sorted at the end, so the one that an event names may have another number now."""
+    """Components are sorted at the end, so the number in an event may not be the present one."""
     component, where = entry.get("component", "?"), f"iteration {entry.get('iteration', '?')}"
     order, restarts = list(record.attrs.get("order") or []), record.attrs.get("restarts") or []
     chosen = next((r.get("restart") for r in restarts if r.get("chosen")), 0)

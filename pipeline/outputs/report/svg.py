@@ -1,4 +1,4 @@
-"""Charts as inline SVG that belong to the page: its font, its text colour, its palette, in light and in dark.
+"""Charts as inline SVG with the page's font, text colour and palette, in light and in dark.
 
 A `Plot` collects marks in the units of the data and is drawn once their ranges are known. Colours are variables of
 style.css: the Okabe-Ito palette (safe for colour-blind readers: Okabe and Ito 2008), darkened or lightened until each has
@@ -36,7 +36,7 @@ Mark = Callable[["Scale", "Scale"], str]
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing with its heading and a caption that says how to read it."""
+    """A drawing with its heading and a caption that explains it."""
 
     title: str
     picture: Markup
@@ -45,7 +45,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to units of the drawing: low and high are drawn at `start` and `stop`."""
+    """Map from values to units of the drawing: low and high are drawn at `start` and `stop`."""
 
     low: float
     high: float
@@ -54,7 +54,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, values: Values) -> np.ndarray:
-        """Where values are drawn."""
+        """Return where values are drawn."""
         low, high, at = _logs(self.low, self.high, values) if self.log else (self.low, self.high, np.asarray(values))
         return np.asarray(self.start + (at - low) * (self.stop - self.start) / (high - low))
 
@@ -109,7 +109,7 @@ class Plot:
         self._y: list[float] = []
 
     def see(self, x: Values, y: Values) -> None:
-        """Make the axes reach these values."""
+        """Extend the axes to these values."""
         for seen, values in ((self._x, x), (self._y, y)):
             finite = np.asarray(values, dtype=float)
             finite = finite[np.isfinite(finite)]
@@ -118,7 +118,7 @@ class Plot:
     def line(
         self, x: Values, y: Values, colour: str, label: str = "", width: float = 2, dots: bool = False, dash: str = ""
     ) -> None:
-        """A line through points, with gaps where a value is NaN."""
+        """Draw a line through points, with gaps at NaN."""
         x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
         self.see(x, y)
 
@@ -135,7 +135,7 @@ class Plot:
         self._add_to_legend(colour, label)
 
     def rule(self, y: float, colour: str, label: str) -> None:
-        """A dashed line across the whole chart."""
+        """Draw a dashed line across the chart."""
         self.see([], [y])
 
         def draw(to_x: Scale, to_y: Scale) -> str:
@@ -146,11 +146,11 @@ class Plot:
         self._add_to_legend(colour, label)
 
     def bars(self, heights: Values, colour: str) -> None:
-        """A bar at each of 0, 1, 2 and so on."""
+        """Draw a bar at each of 0, 1, 2 and so on."""
         self.bins(np.arange(len(heights) + 1) - 0.5, heights, colour, 0.78 if len(heights) <= 60 else 0.92)
 
     def bins(self, edges: Values, heights: Values, colour: str, share: float = 1) -> None:
-        """Bars from 0 between edges, each as wide as a share of its place."""
+        """Draw bars between edges, each with a share of the width."""
         edges, heights = np.asarray(edges, dtype=float), np.asarray(heights, dtype=float)
         self.see(edges, [0, *heights])
 
@@ -164,7 +164,7 @@ class Plot:
         self._marks.append(draw)
 
     def area(self, x: Values, low: Values, high: Values, colour: str) -> None:
-        """A pale area between two lines."""
+        """Draw a pale area between two lines."""
         corners = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])
         self.see(*corners)
 
@@ -175,7 +175,7 @@ class Plot:
         self._marks.append(draw)
 
     def dots(self, x: Values, y: Values, colour: str, size: float, label: str = "", see: bool = True) -> None:
-        """A dot a point."""
+        """Draw a dot at each point."""
         x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
         if see:
             self.see(x, y)
@@ -183,7 +183,7 @@ class Plot:
         self._add_to_legend(colour, label)
 
     def ring(self, x: float, y: float, label: str) -> None:
-        """A circle around one point."""
+        """Draw a circle around one point."""
 
         def draw(to_x: Scale, to_y: Scale) -> str:
             return (
@@ -194,7 +194,7 @@ class Plot:
         self._legend.append(f'<span><i class="ring"></i>{escape(label)}</span>')
 
     def ellipse(self, centre: np.ndarray, covariance: np.ndarray, colour: str, width: float) -> None:
-        """The curve two standard deviations around a centre. centre : (2,).  covariance : (2, 2)."""
+        """Draw the curve two standard deviations around a centre. centre : (2,).  covariance : (2, 2)."""
 
         def draw(to_x: Scale, to_y: Scale) -> str:
             stretch = np.array([to_x.factor, to_y.factor])
@@ -208,7 +208,7 @@ class Plot:
         self._marks.append(draw)
 
     def text(self, x: float, y: float, text: str) -> None:
-        """A few characters at the upper right of a point."""
+        """Draw a few characters at the upper right of a point."""
 
         def draw(to_x: Scale, to_y: Scale) -> str:
             return f'<text x="{to_x(x) + 5:.1f}" y="{to_y(y) - 4:.1f}" fill="{INK}">{escape(text)}</text>'
@@ -216,7 +216,7 @@ class Plot:
         self._marks.append(draw)
 
     def image(self, pixels: np.ndarray, x: tuple[float, float], y: tuple[float, float], smooth: bool = False) -> None:
-        """Pixels stretched over an area. pixels : (rows, columns, 4) uint8, the first row at the top, which is y[1]."""
+        """Draw pixels over an area. pixels : (rows, columns, 4) uint8, the first row at the top, which is y[1]."""
         source = png(pixels)
 
         def draw(to_x: Scale, to_y: Scale) -> str:
@@ -228,14 +228,14 @@ class Plot:
         self._marks.append(draw)
 
     def cells(self, pixels: np.ndarray, legend: str) -> None:
-        """A pixel for each cell of a table; the axes count its columns, and its rows from the top. legend : from `ramp`."""
+        """Draw a pixel for each cell of a table; the axes count its columns, and its rows from the top. legend : from `ramp`."""
         rows, columns = pixels.shape[:2]
         self._legend.append(legend)
         self.exactly((-0.5, columns - 0.5), (rows - 0.5, -0.5))
         self.image(pixels, self._exact[0], self._exact[1])
 
     def exactly(self, x: tuple[float, float], y: tuple[float, float]) -> None:
-        """Make the axes go from here to there, whatever the marks."""
+        """Set both ends of both axes."""
         self._exact = x, y
 
     _exact: tuple[tuple[float, float], ...] = ()
@@ -279,9 +279,9 @@ class Plot:
         return Scale(x_low, x_high, left, width - 6), Scale(y_low, y_high, bottom, 8, self._log), x_ticks, y_ticks
 
     def svg(self, alt: str) -> Markup:
-        """The chart as an `<svg>` element below the name of its vertical axis and its legend.
+        """Return the chart as an `<svg>` element below the name of its vertical axis and its legend.
 
-        alt : what a reader who does not see the chart should know.
+        alt : text for a reader who does not see the chart.
         """
         to_x, to_y, x_ticks, y_ticks = self._scales()
         width, height = self._size
@@ -317,7 +317,7 @@ def _round_dots(x: np.ndarray, y: np.ndarray, colour: str, size: float) -> str:
 
 
 def ticks(low: float, high: float, most: int, whole: bool = False) -> list[tuple[float, str]]:
-    """Round numbers in a range, `most` steps or fewer, and how they are written.
+    """Return round numbers in a range, at most `most` steps, with their labels.
 
     >>> ticks(0, 45, 5), ticks(-0.5, 0.5, 5, whole=True)
     ([(0.0, '0'), (10.0, '10'), (20.0, '20'), (30.0, '30'), (40.0, '40')], [(0.0, '0')])
@@ -342,13 +342,13 @@ def _powers(low: float, high: float) -> range:
 
 
 def shades(share: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """(rows, columns, 4) pixels of a colour, the denser the larger the share; of none where the share is NaN."""
+    """Return (rows, columns, 4) pixels of a colour, denser for larger shares; transparent for NaN."""
     alpha = np.round(255 * np.nan_to_num(np.clip(share, 0, 1)))
     return np.concatenate([np.broadcast_to(colour, (*share.shape, 3)), alpha[..., None]], axis=-1).astype(np.uint8)
 
 
 def ramp(low: str, high: str, colours: Sequence[tuple[int, int, int]]) -> str:
-    """The legend of an area of shades: one colour from nothing, or two that meet at nothing."""
+    """Return the legend of an area of shades: one colour from transparent, or two that meet there."""
     stops = (
         [f"rgb{colours[0]}", "transparent", f"rgb{colours[1]}"]
         if len(colours) == 2
@@ -358,7 +358,7 @@ def ramp(low: str, high: str, colours: Sequence[tuple[int, int, int]]) -> str:
 
 
 def png(pixels: np.ndarray) -> str:
-    """Pixels as the URL of a PNG that is part of the page. pixels : (rows, columns, 2 to 4) uint8."""
+    """Return pixels as the data URL of a PNG. pixels : (rows, columns, 2 to 4) uint8."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Parameters as tables: one line a component with its location, and every other array of one or two dimensions."""
+"""Parameters as tables: a line for each component with its location, and every other array of one or two dimensions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAID = "weights"
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure; below it, in small, what belongs to it."""
+    """A figure, and small text below it."""
 
     text: str
     below: str = ""
@@ -37,9 +37,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Locations:
-    """Locations in the units of the data, a line a component, in the features in which these differ most.
+    """Locations in the units of the data, a line for each component, in the features in which these differ most.
 
-    means, deviations, errors : (k, features shown); the last two None where they are not known.
+    means, deviations, errors : (k, features shown); the last two None if unknown.
     hidden : features that are left out.
     """
 
@@ -51,7 +51,7 @@ class Locations:
 
 
 def locations(record: Record) -> Locations:
-    """At most `FEATURES_IN_TABLE` features, in the data's order; none where components have no location."""
+    """Return at most `FEATURES_IN_TABLE` features, in the data's order; empty without locations."""
     if record.location is None:
         return Locations()
     space = data_space(record)
@@ -87,12 +87,12 @@ def _deviations(record: Record, space: Space, shown: np.ndarray) -> np.ndarray |
 
 
 def own_numbers(record: Record) -> list[str]:
-    """Parameters with one number for each component, beside its weight and its variance."""
+    """Return the parameters with one number for each component, besides its weight and its variance."""
     return [n for n, dims in record.parameters.items() if dims == ("component",) and n not in (_SAID, "covariances")]
 
 
 def components(record: Record, located: bool = True) -> Table:
-    """One line a component: its share, other numbers of its own, its most typical rows; located: and its location."""
+    """Return a line for each component: its share, other numbers, its most typical rows; located: and its location."""
     words, where, own = record.words, locations(record) if located else Locations(), own_numbers(record)
     values = {name: record.array(name) for name in own}
     rows = record.representatives
@@ -129,7 +129,7 @@ def _note(record: Record, where: Locations) -> str:
 
 
 def others(record: Record) -> list[Table]:
-    """Each parameter that is shown nowhere else, as a table; as pictures where a line of it is one."""
+    """Return each parameter that is shown nowhere else, as a table; as pictures if a line of it is one."""
     shown = {_SAID, "covariances", record.location, record.log_probabilities if record.has_topics else None}
     found = []
     for name, dims in record.parameters.items():

@@ -1,7 +1,7 @@
-"""The time and memory of a run, from the events alone.
+"""The time and memory of a run, from its events.
 
-A pass that was repeated after a crash took its time twice and counts twice; missing fields count as nothing. No event is
-needed. The report is written between `stored`, once the model and the labels are there, and `finished`.
+A pass that was repeated after a crash counts twice; missing fields count as 0. No event is required. The report is
+written between `stored`, once the model and the labels are there, and `finished`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.outputs.report.record import Record
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of work; `share` is of the longest part, for its bar."""
+    """One kind of work; `share` is relative to the longest part, for its bar."""
 
     name: str
     note: str
@@ -26,7 +26,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Planned:
-    """A figure of the plan, and the measured one; in bytes or seconds."""
+    """A planned figure and the measured one; in bytes or seconds."""
 
     name: str
     note: str
@@ -37,7 +37,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Timing:
-    """All the time of a run; seconds of wall clock, bytes of memory."""
+    """The time of a run, seconds of wall clock; memory, bytes."""
 
     total: float | None
     sessions: int
@@ -51,7 +51,7 @@ class Timing:
 
 
 def timing(record: Record) -> Timing:
-    """Sum the events up."""
+    """Sum the events."""
     passes = [{**p, "rows": _field(p, "rows"), "seconds": _field(p, "seconds")} for p in record.of("pass")]
     parts = [
         ("profile", "one read of the data: mean, covariance, sample", record.of("profile")),
@@ -86,7 +86,7 @@ def timing(record: Record) -> Timing:
 
 
 def _planned(record: Record, passes: list[dict[str, Any]], peak_pss: float) -> list[Planned]:
-    """The plans of memory and disk, and what the first iteration predicted for all, beside what was measured."""
+    """Planned memory, disk space and time (from the first iteration), with the measured ones."""
     plans = [entry["plan"] for entry in record.of("start") if isinstance(entry.get("plan"), dict)]
     found = []
     if plans and peak_pss > 0 and _field(plans[-1], "peak") > 0:
@@ -130,7 +130,7 @@ def _field(entry: dict[str, Any], name: str) -> float:
 def _sessions(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Events of each process that worked on the run.
 
-    `start` begins a session, so does a `resume` unless it follows directly, and whatever comes after `finished`.
+    `start` begins a session; so does a `resume` unless it follows directly, and any event after `finished`.
     """
     sessions: list[list[dict[str, Any]]] = []
     before = "finished"
@@ -144,7 +144,7 @@ def _sessions(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _duration(session: list[dict[str, Any]]) -> float:
-    """Wall-clock seconds of a session: as its last event says, else from its first event to its last."""
+    """Wall-clock seconds of a session: in its last event, else from its first event to its last."""
     if session[-1].get("event") in ("stored", "finished") and _field(session[-1], "seconds") > 0:
         return _field(session[-1], "seconds")
     times = [when for entry in session if (when := parse_time(entry.get("time"))) is not None]

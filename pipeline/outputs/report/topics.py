@@ -1,6 +1,6 @@
-"""Components of word counts as topics: the words that each makes likely.
+"""Components of word counts as topics: their most probable words.
 
-Words are ranked by probability p(w|k); lift is p(w|k) / p(w), how much likelier a word is here than in all the counts.
+Words are ranked by probability p(w|k); lift is p(w|k) / p(w), relative to all counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Topic:
 
 
 def topics(record: Record) -> list[Topic]:
-    """Every component with its likeliest words, in stored order."""
+    """Return every component with its most probable words, in stored order."""
     theta = np.exp(_log_probabilities(record))
     overall = _overall(record, theta)
     vocabulary = record.attrs.get("vocabulary") or []
@@ -59,14 +59,14 @@ def topics(record: Record) -> list[Topic]:
 
 
 def likeliest(record: Record, components: Sequence[int], words: int) -> list[list[str]]:
-    """The likeliest words of some components, the likeliest first."""
+    """Return the most probable words of some components, in decreasing order."""
     vocabulary = record.attrs.get("vocabulary") or []
     top = np.argsort(-_log_probabilities(record)[list(components)], axis=1, kind="stable")[:, :words]
     return [[word(vocabulary, w) for w in line] for line in top]
 
 
 def word(vocabulary: Sequence[str], w: int) -> str:
-    """A word by its number; without a vocabulary, the number."""
+    """Return a word by its number; without a vocabulary, the number."""
     return str(vocabulary[w]) if w < len(vocabulary) else f"word {w}"
 
 
@@ -76,7 +76,7 @@ def _log_probabilities(record: Record) -> np.ndarray:
 
 
 def _overall(record: Record, theta: np.ndarray) -> np.ndarray:
-    """(d,) share of each word in all counts; where the data mean was not stored, what the mixture expects."""
+    """Share of each word in all counts, (d,); without a stored data mean, that which the mixture expects."""
     counts = np.asarray(record.attrs.get("data_mean") or [], dtype=float)
     overall = counts / counts.sum() if counts.shape == theta.shape[1:] and counts.sum() > 0 else record.weights @ theta
     # A word that never occurs has a prior probability only: a lift of 1 would be a guess, a division by 0 an error.
