@@ -34,18 +34,10 @@ from pipeline.fit.plan import JobPlan, memory_plan, plan_job
 from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
-from pipeline.outputs import checkpoint, partial
+from pipeline.outputs import checkpoint, model_store, partial
 from pipeline.outputs.disk import Disk, disk_plan, refuse_full
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
-from pipeline.outputs.model_store import (
-    build_dataset,
-    canonical_order,
-    load_model,
-    read_dataset,
-    write_dataset,
-    write_datasets,
-)
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.run_sink import RunSink
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
@@ -76,7 +68,7 @@ class Job:
 def run(
     config: Config, output: str | Path | None = None, overwrite: bool = False, listeners: Sequence[Listener] = ()
 ) -> Path:
-    """Fit what the config describes.
+    """Fit what the config describes; return the run directory.
 
     Parameters
     ----------
@@ -87,11 +79,6 @@ def run(
         Whether an earlier run of em-pipeline is replaced.
     listeners : sequence of callable
         Called with each event.
-
-    Returns
-    -------
-    Path
-        The run directory.
 
     Raises
     ------
@@ -166,23 +153,17 @@ def resume(
     listeners: Sequence[Listener] = (),
     accept_other_bits: bool = False,
 ) -> Path:
-    """Continue where a run stopped; of a finished run, compute what is missing.
+    """Continue where a run stopped; of a finished run, compute what is missing. Return the run directory.
 
     Parameters
     ----------
     path : str or Path
-        The run directory.
     overrides : sequence of str
         ``section.key=value``; engine, output, data.path and a higher fit.max_iter may change.
     listeners : sequence of callable
         Called with each event.
     accept_other_bits : bool
         Whether to go on with other BLAS kernels, which change last digits.
-
-    Returns
-    -------
-    Path
-        The run directory.
 
     Raises
     ------
@@ -232,7 +213,7 @@ def resume(
 def _goes_on(directory: RunDirectory, config: Config) -> bool:
     """Whether a finished fit goes on: it stopped at a lower max_iter, or the other candidates are gone."""
     limit = config.fit.max_iter or 0
-    attrs = read_dataset(directory.model).attrs
+    attrs = model_store.read_dataset(directory.model).attrs
     restarts = [*attrs["restarts"], *(r for entry in attrs.get("candidates", ()) for r in entry["restarts"])]
     unfinished = any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
     return unfinished or (len(config.model.candidates()) > 1 and not directory.candidates.exists())
@@ -241,7 +222,7 @@ def _goes_on(directory: RunDirectory, config: Config) -> bool:
 def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
     if not config.output.labels:
         return False
-    wanted = min(config.output.top_k, read_dataset(directory.model).attrs.get("n_components", 0))
+    wanted = min(config.output.top_k, model_store.read_dataset(directory.model).attrs.get("n_components", 0))
     return not has_labels(directory.labels, wanted)
 
 
@@ -278,11 +259,11 @@ def _to_the_end(job: Job, driver: Driver, summary: DataSummary, runs: list[Run])
     choice, chosen, summary_of_all = driver.finish(summary, runs)
     if choice.others:
         datasets = {best_run(each).model.label: _dataset(job, driver, summary, each) for each in choice.others}
-        write_datasets(job.directory.candidates, datasets)
+        model_store.write_datasets(job.directory.candidates, datasets)
     model = _dataset(job, driver, summary_of_all, chosen)
     if choice.shown:
         model.attrs["candidates"] = choice.shown
-    write_dataset(job.directory.model, model)
+    model_store.write_dataset(job.directory.model, model)
 
 
 def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]) -> xr.Dataset:
@@ -290,9 +271,9 @@ def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]
     run, order = best_run(restarts), None
     if isinstance(run.model, ClusterModel):
         named = job.config.fit.init in ("explicit", "labels") or job.config.data.labels is not None
-        order = np.arange(run.model.n_components) if named else canonical_order(run)
+        order = np.arange(run.model.n_components) if named else model_store.canonical_order(run)
     sample = driver.plan.sample_rows[run.candidate]
-    return build_dataset(run, restarts, order, summary.with_sample(sample), job.chunks.source)
+    return model_store.build_dataset(run, restarts, order, summary.with_sample(sample), job.chunks.source)
 
 
 def _same_start(job: Job) -> UserStart:
@@ -308,23 +289,17 @@ def predict(
     output: str | Path | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Path:
-    """Label the run's own rows, or others.
+    """Label the run's own rows, or others; return the store of labels.
 
     Parameters
     ----------
     path : str or Path
-        The run directory.
     overrides : sequence of str
         ``data.key=value`` for other rows; engine and output.top_k may change too.
     output : str or Path, optional
         Directory for the labels of other rows.
     listeners : sequence of callable
         Called with each event.
-
-    Returns
-    -------
-    Path
-        The store of labels.
     """
     directory = RunDirectory(path)
     record = directory.read_config()
@@ -340,7 +315,7 @@ def predict(
     provenance.refuse_other_code(config, record, ("model.path",))
     began = time.perf_counter()
     with single_thread(), PeakMemory() as memory:
-        model, params, affine = load_model(read_dataset(directory.model))
+        model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
         chunks = config.open_chunks()
         n_raw = model.sizes.get("feature", chunks.n_features) if affine is None else len(affine.offset)
         if chunks.n_features != n_raw:
@@ -382,7 +357,7 @@ def _begin_prediction(
 
 def open_run(path: str | Path) -> xr.Dataset:
     """Return the fitted model of a run as an xarray dataset in memory."""
-    return read_dataset(RunDirectory(path).model)
+    return model_store.read_dataset(RunDirectory(path).model)
 
 
 def _engine(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
@@ -408,7 +383,7 @@ def _finish(job: Job) -> None:
         write_errors(directory.model, job.config.output, job.chunks, job.engine, job.log)
         directory.discard("report.html")
     if _lacks_labels(directory, job.config):
-        model, params, affine = load_model(read_dataset(directory.model))
+        model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
         _label(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)
         directory.discard("report.html")
     job.log("stored", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)  # the report has these
