@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -76,6 +77,16 @@ def does_not_exist(path: str | Path) -> str:
     if asked.is_absolute() or len(parts) - i > 1:
         return f"does not exist: there is no {parts[i]} in {_with_slash(known)}."
     return f"does not exist; relative paths start from {Path.cwd()}."
+
+
+def refuse_special(path: str | Path) -> None:
+    """Raise InputError for a pipe, a socket or a device: reading it may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # what opens it says what is wrong
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path}: is a pipe, a socket or a device, expected a file. Write what it holds to a file.")
 
 
 def shown_path(path: Path) -> str:

@@ -14,7 +14,7 @@ class Adapt(Section):
     """Limits of a cluster whose number of workers follows the load."""
 
     minimum: int = Field(0, ge=0, description="least workers, when there is nothing to do")
-    maximum: int = Field(ge=1, description="most workers")
+    maximum: int = Field(ge=1, le=100_000, description="most workers")
 
 
 class Security(Section):
@@ -34,9 +34,9 @@ class ClusterProfile(Section):
         "tasks of one srun; or the dotted name of a class of distributed's kind, such as dask_jobqueue.PBSCluster",
     )
     workers: int | None = Field(
-        None, ge=1, description="how many; null: local: one a core, others: as in options or adapt"
+        None, ge=1, le=100_000, description="how many; null: local: one a core, others: as in options or adapt"
     )
-    threads_per_worker: int = Field(1, ge=1, description="local: threads in each process")
+    threads_per_worker: int = Field(1, ge=1, le=4096, description="local: threads in each process")
     adapt: Adapt | None = Field(
         None, description="start and stop workers with the load, between a minimum and a maximum"
     )
@@ -72,7 +72,7 @@ class EngineSection(Section):
         default_factory=dict, description="clusters by name, beside those of the user's own file (docs/clusters.md)"
     )
     security: Security | None = Field(None, description="TLS among driver, scheduler and workers; null: none")
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         "auto", description="threads or processes; auto: one a core"
     )
     memory: Annotated[int | Literal["auto"], BeforeValidator(parse_bytes)] = Field(

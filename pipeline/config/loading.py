@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from pipeline.config.explaining import explain, home_of
 from pipeline.config.section import Section
 from pipeline.config.syntax import Place, parse
-from pipeline.errors import InputError, does_not_exist
+from pipeline.errors import InputError, does_not_exist, refuse_special
 
 S = TypeVar("S", bound=Section)
 
 # Keys that had another name in earlier versions, which goes on working.
 RENAMED = {("select", "annihilation"): "pruning"}
+MOST_BYTES = 2**24  # of a config; those of run directories list the stored chunks
 _BEGIN = "`em-pipeline config > job.yaml` writes one to begin with."
 
 
@@ -45,7 +46,10 @@ def _text(path: Path) -> str:
         raise InputError(f"config {path}: {does_not_exist(path)} {_BEGIN}")
     if path.is_dir():
         raise InputError(f"config {path}: is a folder, expected a YAML file. {_BEGIN}")
+    refuse_special(path)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"config {path}: has {path.stat().st_size} bytes, expected at most {MOST_BYTES}. {_BEGIN}")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"config {path}: is not text, expected a YAML file. {_BEGIN}") from error

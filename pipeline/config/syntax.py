@@ -7,6 +7,7 @@ decimal. A duplicate key is an error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.errors import InputError
 
 Place = tuple[str | int, ...]  # keys and indices from the top down
 
+MOST_NODES = 10**6  # values, with aliases written out
 GLUED = re.compile(r"^\s*(?:- +)?([A-Za-z_]\w*):([^\s/\\].*)$")  # a key whose colon has no space behind it
 _OPEN = {
     "flow mapping": "The { of line {line} is not closed, or a comma is missing.",
@@ -111,7 +113,11 @@ def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
         node = loader.get_single_node()
         if node is None:
             return None, {}
-        lines = dict(_places(node, (), name, set()))
+        if _size(node, {}) > MOST_NODES:
+            raise InputError(
+                f"{name}: its aliases (*) stand for more than {MOST_NODES} values, or for themselves. Write the values out."
+            )
+        lines = dict(_places(node, (), name))
         return loader.construct_document(node), lines
     except yaml.MarkedYAMLError as error:
         raise InputError(_in_words(error, text, name)) from error
@@ -119,10 +125,18 @@ def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
         raise InputError(f"{name}: is not plain YAML ({error}). `em-pipeline config` prints one.") from error
 
 
-def _places(node: Any, at: Place, name: str, above: set[int]) -> Iterator[tuple[Place, int]]:
+def _size(node: Any, known: dict[int, float]) -> float:
+    """How many values a node stands for once its aliases are written out; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        below = node.value if isinstance(node, (yaml.MappingNode, yaml.SequenceNode)) else []
+        parts = (part for item in below for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _places(node: Any, at: Place, name: str) -> Iterator[tuple[Place, int]]:
     """Every key with its line. Raises InputError for a duplicate key."""
-    if id(node) in above:  # an anchor inside itself
-        return
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -133,11 +147,11 @@ def _places(node: Any, at: Place, name: str, above: set[int]) -> Iterator[tuple[
                 )
             seen[word] = line
             yield (*at, word), line
-            yield from _places(value, (*at, word), name, above | {id(node)})
+            yield from _places(value, (*at, word), name)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
             yield (*at, i), value.start_mark.line + 1
-            yield from _places(value, (*at, i), name, above | {id(node)})
+            yield from _places(value, (*at, i), name)
 
 
 def _in_words(error: yaml.MarkedYAMLError, text: str, name: str) -> str:

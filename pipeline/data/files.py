@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.config.paths import is_url
-from pipeline.errors import InputError, PipelineError, StorageError, does_not_exist
+from pipeline.errors import InputError, PipelineError, StorageError, does_not_exist, refuse_special
 
 # gzip cannot seek: a read decompresses all that comes before it. Up to this many decompressed bytes (about eight
 # chunks, 0.2 s) that costs less than it is worth to avoid; a larger file is unpacked once, into data.cache.
@@ -51,6 +51,7 @@ def open_binary(path: str, options: Mapping[str, Any]) -> IO[bytes]:
         # s3fs alone would fetch 50 MiB more than each read asks for, and its lines have no limit.
         raw = io.BufferedReader(filesystem.open(name, "rb", cache_type="none"), BUFFER_BYTES)
     else:
+        refuse_special(path)
         raw = open(path, "rb")  # noqa: SIM115  # the caller closes it
     return _Unzipped(raw) if path.endswith(".gz") else raw  # type: ignore[return-value]  # a GzipFile is an IO[bytes]
 

@@ -11,7 +11,7 @@ from pipeline.config import Fit
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
 from pipeline.data.encoded import refuse_encoded
-from pipeline.data.files import refuse_absent
+from pipeline.data.files import open_binary, refuse_absent
 from pipeline.data.section import DataSection
 from pipeline.data.stores import ZarrPlace
 from pipeline.errors import InputError, PipelineError
@@ -67,7 +67,7 @@ def user_start(fit: Fit, data: DataSection, n_rows: int) -> UserStart:
     refuse_absent(path, "fit.init_path")
     try:
         if path.endswith(".npz"):
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            with open_binary(path, {}) as file, np.load(file, allow_pickle=False) as stored:
                 return UserStart(arrays={name: stored[name] for name in stored.files})
         group = ZarrPlace(path, {}, "error").open()
         found = {name: array for name, array in group.arrays() if array.dtype.kind in "iuf"}

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config.loading import read_yaml
 from pipeline.config.paths import expanded
 from pipeline.config.syntax import written
-from pipeline.errors import InputError, StorageError, does_not_exist, shown_path
+from pipeline.errors import InputError, StorageError, does_not_exist, refuse_special, shown_path
 from pipeline.outputs.lock import Locked, is_locked, locked
 
 MARK = "# em-pipeline run directory"
@@ -56,8 +56,10 @@ class RunDirectory:
     def is_ours(self) -> bool:
         """Whether em-pipeline made it."""
         try:
+            if not self.config.is_file():
+                return False
             with self.config.open(encoding="utf-8") as file:
-                return file.readline().startswith(MARK)
+                return file.readline(len(MARK) + 1).startswith(MARK)
         except (OSError, UnicodeDecodeError):
             return False
 
@@ -124,6 +126,7 @@ class RunDirectory:
         """Return the content of config.yaml. Raises InputError if this is not a run directory, StorageError if it is damaged."""
         if not self.is_ours:
             raise InputError(f"{self}: {self._what_else()}")
+        self.refuse_special()
         content: Any
         try:
             content, _ = read_yaml(self.config)
@@ -135,6 +138,13 @@ class RunDirectory:
                 "Start again with `em-pipeline run --overwrite`."
             )
         return content
+
+    def refuse_special(self) -> None:
+        """Raise InputError where a pipe or device stands for one of its files; stores have a guard of their own."""
+        for folder in (self.path, self.checkpoints, *self.checkpoints.glob("*-*")):
+            if folder.is_dir():
+                for file in folder.iterdir():
+                    refuse_special(file)
 
     def _what_else(self) -> str:
         """What this path is instead of a run directory, and which one may have been meant."""

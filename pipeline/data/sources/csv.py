@@ -20,6 +20,7 @@ from pipeline.data.source import Source, even_bounds, rows_per_target
 from pipeline.errors import InputError
 
 _BLOCK = 2**20
+_LINE_BYTES = 16 * 2**20  # of one line: about a million columns
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -46,7 +47,7 @@ class CsvSection(ConvertedSection):
             delimiter, names, n_features = _sniff(stream, path, self.delimiter)
             stream.seek(0)
             rows = rows_per_target(n_features, 8)
-            offsets, lines, n_rows, n_bytes = _scan(stream, delimiter, bool(names), rows)
+            offsets, lines, n_rows, n_bytes = _scan(stream, path, delimiter, bool(names), rows)
         if n_rows == 0:
             raise InputError(f"{path}: has no rows of numbers, expected at least one. Check what wrote it.")
         path = seekable(path, self.storage_options, self.cache, n_bytes)
@@ -183,7 +184,8 @@ def _sniff(stream: IO[bytes], path: str, asked: str | None) -> tuple[str | None,
     """Delimiter (None: blanks), the names in the header line (none without one), and the number of columns."""
     if asked is not None and len(asked) != 1:
         raise InputError(f"data.delimiter: got {asked!r}, expected one character. Blanks are ' ', a tab \"\\t\".")
-    texts = (line.decode("utf-8-sig", errors="replace") for line in stream)
+    lines = iter(lambda: stream.readline(_LINE_BYTES + 1), b"")
+    texts = (_refuse_long(line, path).decode("utf-8-sig", errors="replace") for line in lines)
     texts = (text for text in texts if _cells(text, None))
     first, second = next(texts, ""), next(texts, None)
     if not first:
@@ -201,13 +203,22 @@ def _sniff(stream: IO[bytes], path: str, asked: str | None) -> tuple[str | None,
     return delimiter, cells if header else [], n_columns
 
 
+def _refuse_long(line: bytes, path: str) -> bytes:
+    if len(line) > _LINE_BYTES:
+        raise InputError(
+            f"{path}: has a line of more than {_LINE_BYTES} bytes that begins with {line[:20]!r}, expected lines of numbers. "
+            "Check what wrote it."
+        )
+    return line
+
+
 def _scan(
-    stream: IO[bytes], delimiter: str | None, header: bool, rows_per_chunk: int
+    stream: IO[bytes], path: str, delimiter: str | None, header: bool, rows_per_chunk: int
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Byte offset and line number of each chunk's start (and the last line's end), rows, and bytes of text."""
     offsets, lines = [], []
     n_rows, n_lines, n_bytes = -int(header), 0, 0
-    for block in _blocks(stream):
+    for block in _blocks(stream, path):
         if n_bytes == 0 and block.startswith(_BYTE_ORDER_MARK):
             block = b"   " + block[3:]
         starts, is_row = _line_starts(block, delimiter)
@@ -220,7 +231,7 @@ def _scan(
     return np.concatenate(offsets) if offsets else np.array([]), np.concatenate(lines), max(n_rows, 0), n_bytes
 
 
-def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
+def _blocks(stream: IO[bytes], path: str) -> Iterator[bytes]:
     """Pieces of about a megabyte that hold whole lines; the very last line may lack its end."""
     rest: list[bytes] = []
     while block := stream.read(_BLOCK):
@@ -229,6 +240,8 @@ def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
             yield b"".join([*rest, block[:cut]])
             rest = []
         rest.append(block[cut:])
+        if len(rest) > _LINE_BYTES // _BLOCK:
+            _refuse_long(b"".join(rest), path)
     if any(rest):
         yield b"".join(rest)
 

@@ -30,6 +30,7 @@ from pipeline.errors import InputError
 
 _BLOCK = 4 * 2**20  # bytes of text parsed at a time
 _CHUNK = 2**18  # stored numbers per zarr chunk
+_MOST_EMPTY, _EMPTY_EACH = 10**6, 1000  # documents without words that are believed: so many, and so many for each count
 _MAX_COUNT = np.iinfo(np.int32).max
 
 
@@ -136,7 +137,19 @@ class _Header:
                     "A docword file begins with D, W and NNZ, a line each."
                 )
             sizes.append(int(text))
-        return cls(*sizes)
+        found = cls(*sizes)
+        if found.n_words > _MAX_COUNT:
+            raise InputError(f"{path}, line 2: got {found.n_words} words, expected at most {_MAX_COUNT}. Correct it.")
+        found.refuse_many(found.n_documents, found.n_triples, path)
+        return found
+
+    def refuse_many(self, documents: int, counts: int, path: str) -> None:
+        """Raise InputError where so few counts belong to so many documents that the number is no size, but a mistake."""
+        if documents > _MOST_EMPTY + _EMPTY_EACH * counts:
+            raise InputError(
+                f"{path}: got {documents} documents (line 1: {self.n_documents}) for {counts} counts, expected no more than "
+                f"{_EMPTY_EACH} for each. Correct the number."
+            )
 
 
 def _triples(stream: IO[bytes], header: _Header, path: str) -> Iterator[np.ndarray]:
@@ -217,7 +230,9 @@ def _fill(group: Any, blocks: Iterator[np.ndarray], header: _Header, path: str) 
         arrays["data"][done:stop] = triples[:, 2].astype(np.int32)
         arrays["indices"][done:stop] = (triples[:, 1] - 1).astype(np.int32)
         reached = int(triples[-1, 0])
+        header.refuse_many(reached, stop, path)
         starts = done + np.searchsorted(triples[:, 0], np.arange(document, reached), side="right")
         arrays["indptr"][document:reached] = starts
         done, document = stop, reached
+    header.refuse_many(header.n_documents, done, path)
     arrays["indptr"][document:] = done

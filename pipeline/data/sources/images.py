@@ -22,6 +22,8 @@ from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
 from pipeline.errors import InputError, PipelineError, StorageError
 
+# Pillow would look into a file for any format, such as PostScript, which it hands to Ghostscript.
+_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm", ".jp2"}
 
 
@@ -220,7 +222,7 @@ def _decode(path: str, options: Mapping[str, Any]) -> np.ndarray:
     from PIL import Image
 
     try:
-        with open_binary(path, options) as stream, Image.open(stream) as picture:
+        with open_binary(path, options) as stream, Image.open(stream, formats=_FORMATS) as picture:
             if picture.mode.startswith("I"):
                 wide = np.asarray(picture)
                 if wide.min() < 0 or wide.max() > 65535:
@@ -239,7 +241,7 @@ def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int
 
     with opening(path), open_binary(path, options) as stream:
         try:
-            with Image.open(stream) as picture:
+            with Image.open(stream, formats=_FORMATS) as picture:
                 (width, height), mode = picture.size, picture.mode
         except Image.DecompressionBombError as error:
             raise InputError(

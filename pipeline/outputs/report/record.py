@@ -24,6 +24,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.models.families import words_of
 from pipeline.models.words import Words
 from pipeline.outputs.events import read_events
+from pipeline.outputs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -325,6 +326,7 @@ def read_record(run: Path) -> Record:
     store = run / "model.zarr"
     if not run.is_dir():
         raise InputError(f"{run}: no such directory. Give the run directory that `em-pipeline run` printed.")
+    RunDirectory(run).refuse_special()
     resolved = _read_yaml(run / "config.yaml")
     if not store.is_dir() and "prediction_of" in resolved:
         raise InputError(
