@@ -40,7 +40,9 @@ from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
 TIMED_CHUNKS = 3
 LEAST_SECONDS = 0.2  # of timed work for each worker: chunks that take less are timed more of
 MOST_CHUNKS = 200
-WARM_ITERATIONS = 10  # of EM on a few chunks: components narrow, and may then need a slower route than at the start
+WARM_ITERATIONS = (
+    10  # of EM on a few chunks: components narrow, and may then need a slower implementation than at the start
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,6 @@ class Labelling:
     task: LabelBlock
 
     def __call__(self, chunk: Rows, kernels: Any) -> int:
-        """Return 0."""
         self.task.of_rows(chunk, 0, chunk.x.shape[0], kernels)
         return 0
 

@@ -237,8 +237,10 @@ def _with_progress(where: str | Path, action: Callable[[Any], Path], before: boo
         with following(Console(stderr=True, highlight=False), str(directory), past) as listener:
             result = action(listener)
     except (KeyboardInterrupt, StopRequested) as stop:
-        kept = directory.has_checkpoint
-        raise _stopped(stop, f"the last checkpoint is kept: em-pipeline resume {directory}" if kept else None) from None
+        stored = directory.has_checkpoint
+        raise _stopped(
+            stop, f"the last checkpoint is intact: em-pipeline resume {directory}" if stored else None
+        ) from None
     report = result / "report.html"
     typer.echo(f"report: {shown_path(report)}" if report.exists() else f"written: {shown_path(result)}")
 

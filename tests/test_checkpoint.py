@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs import checkpoint
-from pipeline.outputs.checkpoint import KEPT, State, generations, load, number, save
+from pipeline.outputs.checkpoint import STORED, State, generations, load, number, save
 from tests.jobs import Files, files
 
 DTYPES = ["<f8", "<f4", "<i8", "<i4", "<u8", "|b1", "|u1"]
@@ -62,10 +62,10 @@ def test_what_is_saved_is_loaded(tmp_path_factory, arrays, facts):
 
 def test_the_newest_few_are_kept(tmp_path):
     """Old generations are pruned, the newest loads."""
-    for generation in range(KEPT + 3):
+    for generation in range(STORED + 3):
         save(tmp_path, generation, state(generation))
-    assert [path.name for path in generations(tmp_path)] == [f"gen-{g:06d}" for g in range(3, KEPT + 3)]
-    assert newest(tmp_path) == (KEPT + 2, KEPT + 2, [])
+    assert [path.name for path in generations(tmp_path)] == [f"gen-{g:06d}" for g in range(3, STORED + 3)]
+    assert newest(tmp_path) == (STORED + 2, STORED + 2, [])
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path):

@@ -39,12 +39,11 @@ TYPES = ["full", "tied", "diag", "spherical"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Small chunks, no flushing, one line for a report, and samples that differ between candidates."""
-    from pipeline.outputs import checkpoint, report, run_directory
+    """Small chunks, no flushing, and samples that differ between candidates."""
+    from pipeline.outputs import checkpoint, run_directory
 
     for module in (checkpoint, run_directory):
         monkeypatch.setattr(module, "sync", lambda path: None)
-    monkeypatch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
     monkeypatch.setattr(plan, "MIN_SAMPLE_ROWS", 30)
     monkeypatch.setattr(source, "TARGET_BYTES", 2400)
 

@@ -297,13 +297,10 @@ def test_the_default_job_of_the_command_ends_no_lower():
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "pca", "kmeans", "multinomial"])
-def test_the_estimator_of_a_run_and_its_exports_give_the_runs_labels(tmp_path, monkeypatch, kind):
+def test_the_estimator_of_a_run_and_its_exports_give_the_runs_labels(tmp_path, kind):
     """Also of preprocessed rows; in ONNX, in scikit-learn's classes alone, and by NumPy from a start that is given."""
     import onnxruntime
 
-    from pipeline.outputs import report
-
-    monkeypatch.setattr(report, "write_report", lambda path: None)
     x = rows(200)
     np.save(tmp_path / "x.npy", x)
     changes = {"preprocess": [{"kind": "pca", "n_components": 2, "whiten": True}]} if kind == "pca" else {}

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.outputs import report
 from tests.jobs import blobs, command, files, write_config
 
 X = "data: {source: npy, path: x.npy}\n"
@@ -33,7 +32,6 @@ def desk(tmp_path_factory) -> Path:
     config = write_config(folder / "job.yaml", Path("x.npy"), fit={"max_iter": 1}, output={"path": "runs/first"})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
         assert command("run", config.name).code == 0
     return folder
 

@@ -20,12 +20,11 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures and no flushing: not what is at stake here."""
-    from pipeline.outputs import checkpoint, report, run_directory
+    """No flushing."""
+    from pipeline.outputs import checkpoint, run_directory
 
     for module in (checkpoint, run_directory):
         monkeypatch.setattr(module, "sync", lambda path: None)
-    monkeypatch.setattr(report, "write_report", lambda path: (Path(path) / "report.html").write_text("report"))
 
 
 def fitted(folder: Path, x: np.ndarray, **changes: Any) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from pipeline.em.run import Run
 from pipeline.models.base import Totals
 
 HALVINGS = 8  # towards EM's own step, before a step is given up
-SHORTEST = -1.1  # a step that is hardly longer than EM's own is not taken
+SHORTEST = -1.1  # a step hardly longer than EM's own is not made
 
 
 def extrapolate(run: Run) -> Run:

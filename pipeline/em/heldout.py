@@ -84,7 +84,6 @@ class HeldOutRows:
     name: ClassVar[str] = "held_out"
 
     def of(self, model: Any, params: Any, rows: Rows, found: Expectation, kernels: Any) -> HeldOut:
-        """Return that of one chunk."""
         assert rows.whole is not None and rows.weight is not None, "rows are held out by OnTheOthers"
         weight = np.ones(rows.n) if rows.whole.weight is None else rows.whole.weight
         out = (weight > 0) & (rows.weight == 0)
@@ -92,7 +91,6 @@ class HeldOutRows:
         return HeldOut(float(weight[out].sum()), weighted_total(weight[out], score))
 
     def nbytes(self, model: Any) -> int:
-        """Bytes of two numbers."""
         return 16
 
 
@@ -104,7 +102,6 @@ class OnTheOthers:
     units: Units
 
     def __call__(self, rows: Rows, kernels: Any) -> Any:
-        """Return the job's value for one chunk."""
         out = self.units.held_out(rows.start, rows.start + rows.n)
         weight = np.ones(len(out)) if rows.weight is None else rows.weight
         return self.job(replace(rows, weight=np.where(out, 0.0, weight), whole=rows), kernels)

@@ -101,7 +101,6 @@ class Responsibilities:
     params: Any
 
     def __call__(self, rows: Rows, kernels: Any) -> list[sp.csr_array]:
-        """Return those of one chunk."""
         return [self.model.responsibilities(self.params, rows.x, LEAST_SHARE, kernels)]
 
 
@@ -350,5 +349,5 @@ def _needed(cost: Array, next_best: Array, excess: int, known: Array) -> Array:
 def only(model: Any, params: Any, components: Array) -> tuple[Any, Any]:
     """Return a model of the given components, and its parameters."""
     fewer = model.with_components(len(components))
-    arrays = schema.taken(model.fields, model.arrays(params), components)
+    arrays = schema.selected(model.fields, model.arrays(params), components)
     return fewer, fewer.params_from_arrays(schema.normalized(model.fields, arrays))

@@ -26,7 +26,6 @@ class Scatter:
     shift: Array
 
     def __call__(self, rows: Rows, kernels: Any) -> Array:
-        """Return that of one chunk."""
         x = rows.x - self.shift.astype(rows.x.dtype)
         return (x.T @ (x if rows.weight is None else rows.weight[:, None].astype(x.dtype) * x)).astype(np.float64)
 

@@ -162,7 +162,7 @@ class Cluster:
         del persisted
         try:
             yield pending
-        except (GeneratorExit, ClusterLost, _Lost, *_GONE):  # nothing to store, or nobody to get it from
+        except (GeneratorExit, ClusterLost, _Lost, *_GONE):  # nothing to store, or no source for it
             raise
         except BaseException:
             if finished is not None:

@@ -47,7 +47,7 @@ class _Block:
     counts: bool
 
     def __call__(self, x: Any, block_info: Any = None) -> np.ndarray:
-        """Return the result for the rows, which are checked: nobody has seen their values before."""
+        """Return the result for the rows, after a check of their values."""
         if block_info:
             (start, stop), (_, d) = block_info[0]["array-location"]
             what = f"X: rows {start}:{stop} (block {block_info[0]['chunk-location'][0]})"

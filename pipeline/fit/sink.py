@@ -16,7 +16,7 @@ class Sink(Protocol):
 
     @property
     def listens(self) -> bool:
-        """Whether anybody reads events and the report's attachments."""
+        """Whether events and the report's attachments are used."""
 
     def log(self, event: str, **fields: Any) -> None:
         """Report an event."""

@@ -391,7 +391,6 @@ class EStep:
     attachments: tuple[Attachment, ...] = ()
 
     def __call__(self, rows: Rows, kernels: Any) -> Partial:
-        """Return the share of one chunk."""
         found = self.model.e_step(self.params, rows, kernels)
         attached = {a.name: a.of(self.model, self.params, rows, found, kernels) for a in self.attachments}
         return Partial(found.stats, found.evidence, attached)

@@ -87,11 +87,9 @@ class WorstRows:
     name: ClassVar[str] = "outliers"
 
     def of(self, model: Any, params: Any, rows: Rows, found: Expectation, kernels: Any) -> LowestRows:
-        """Return those of one chunk."""
         return LowestRows.of(self.limit, found.score, rows.start, rows.x, rows.weight, found.label)
 
     def nbytes(self, model: Any) -> int:
-        """Bytes of the rows."""
         return 8 * self.limit * (4 + int(model.sizes["feature"]))
 
 
@@ -103,11 +101,9 @@ class BestRows:
     name: ClassVar[str] = "representatives"
 
     def of(self, model: ClusterModel, params: Any, rows: Rows, found: Expectation, kernels: Any) -> Representatives:
-        """Return those of one chunk."""
         return model.representatives(params, rows, found, self.limit, kernels)
 
     def nbytes(self, model: ClusterModel) -> int:
-        """Bytes of the rows."""
         return 8 * model.n_components * self.limit * (3 + model.n_features)
 
 

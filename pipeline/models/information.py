@@ -63,7 +63,6 @@ class ScoreProducts:
         return 8 * size**2
 
     def __call__(self, chunk: Rows, kernels: Any) -> Array:
-        """Return the sum over one chunk."""
         total: Array | None = None
         for rows, labels in self.model.assign(self.params, chunk.x, kernels):
             x = chunk.x[rows]
@@ -101,7 +100,7 @@ def _standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
     expected = _expected_squares(shape, sigma)[live if shape.per_component else slice(1)]
     q = expected.shape[1] if job.covariances else 0  # of each covariance
     of_squares = live if shape.per_component else np.zeros(1, dtype=int)
-    kept = np.concatenate([live, k + _blocks(live, d), k * (d + 1) + _blocks(of_squares, q)])
+    estimated = np.concatenate([live, k + _blocks(live, d), k * (d + 1) + _blocks(of_squares, q)])
     # An orthonormal basis of the directions in which weights keep their sum.
     basis = helmert(m).T if m > 1 and "weights" not in model.fixed else np.empty((m, 0))
     n_means = 0 if "means" in model.fixed else m * d
@@ -115,7 +114,7 @@ def _standard_errors(job: ScoreProducts, products: Array) -> dict[str, Array]:
         squares = second.reshape(len(of_squares), q, u.shape[1]) - expected[:, :q, None] * own[:, None]
         return np.concatenate([weights, means, squares.reshape(second.shape)])
 
-    covariance = _inverse(scores(scores(products[np.ix_(kept, kept)]).T))
+    covariance = _inverse(scores(scores(products[np.ix_(estimated, estimated)]).T))
     split = basis.shape[1]
     errors = {"weights": np.full(k, np.nan), "means": np.full((k, d), np.nan)}
     errors["weights"][live] = np.sqrt(np.einsum("ij,jl,il->i", basis, covariance[:split, :split], basis))

@@ -62,12 +62,10 @@ class HashedLabels:
     name: ClassVar[str] = "label_hash"
 
     def of(self, model: Any, params: Any, rows: Rows, found: Expectation, kernels: Any) -> LabelHash:
-        """Return that of one chunk."""
         assert found.label_hash is not None
         return LabelHash(found.label_hash)
 
     def nbytes(self, model: Any) -> int:
-        """Bytes of one number."""
         return 8
 
 
@@ -131,7 +129,7 @@ class Lloyd(ClusterModel):
         else:
             found = self._with_known(params, rows, known, kernels)
         label, score, sum_w, sum_x, inertia, label_hash = found
-        if np.isnan(inertia):  # NaN that came after the profiling pass: bad rows are set aside before they get here
+        if np.isnan(inertia):  # NaN since the profiling pass: bad rows have weight 0 here
             row = rows.start + int(np.isnan(score).argmax())
             raise InputError(
                 f"row {row}: its distance is NaN. The data have changed since the job began: start it again."

@@ -150,7 +150,7 @@ def checked(fields: Fields, sizes: Mapping[str, int], arrays: Mapping[str, Array
     return values
 
 
-def taken(fields: Fields, arrays: Mapping[str, Array], components: Array) -> Arrays:
+def selected(fields: Fields, arrays: Mapping[str, Array], components: Array) -> Arrays:
     """Return the arrays of some components, in the order of `components`; shares are normalized if some are left out."""
     found: Arrays = {}
     for name, value in arrays.items():

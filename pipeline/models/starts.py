@@ -52,7 +52,6 @@ class DistanceSample:
     stream: int
 
     def __call__(self, chunk: Rows, kernels: Any) -> LowestRows:
-        """Return the candidate rows of this chunk."""
         total: LowestRows | None = None
         for rows, x, weight, _, squared in _tiles_to_centers(chunk, self.centers, self.shift, kernels):
             index = np.arange(chunk.start + rows.start, chunk.start + rows.stop)
@@ -71,7 +70,6 @@ class CountNearest:
     shift: Array
 
     def __call__(self, chunk: Rows, kernels: Any) -> Array:
-        """Return the counts of one chunk."""
         counts = np.zeros(len(self.centers))
         for _, _, weight, label, _ in _tiles_to_centers(chunk, self.centers, self.shift, kernels):
             counts += np.bincount(label, weights=weight, minlength=len(counts))
@@ -94,7 +92,6 @@ class SumKnown:
     model: ClusterModel
 
     def __call__(self, chunk: Rows, kernels: Any) -> LabelSums:
-        """Return those of one chunk."""
         k, labels = self.model.n_components, self.model.checked_labels(chunk)
         assert labels is not None, "asked for where labels of some rows are known"
         known = np.flatnonzero(labels >= 0)
@@ -114,7 +111,6 @@ class HardStart:
     labels: RowLabels | None = None
 
     def __call__(self, chunk: Rows, kernels: Any) -> Any:
-        """Return the statistics of one chunk."""
         known = self.model.checked_labels(chunk)
         if self.centers is not None:
             tiles_ = _tiles_to_centers(chunk, self.centers, self.model.shift, kernels)

@@ -25,7 +25,7 @@ from pipeline.arrays.stores import open_whole
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs.run_directory import remove, sync, sync_tree
 
-KEPT = 3
+STORED = 3
 _MANIFEST = "manifest.json"
 
 
@@ -36,7 +36,7 @@ class State(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def save(folder: Path, generation: int, state: State, keep: int | None = KEPT) -> Path:
+def save(folder: Path, generation: int, state: State, keep: int | None = STORED) -> Path:
     """Write one generation; then remove all but the newest `keep` up to it (None: remove none), and any newer ones.
 
     Returns

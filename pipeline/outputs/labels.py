@@ -43,7 +43,6 @@ class LabelBlock:
     drop: bool
 
     def __call__(self, start: int, stop: int, kernels: Any) -> dict[str, Array]:
-        """Return the arrays of one block by name."""
         bounds = self.chunks.source.bounds
         first, last = np.searchsorted(bounds, [start, stop - 1], side="right") - 1
         parts = [self._of_chunk(int(i), start, stop, kernels) for i in range(first, last + 1)]

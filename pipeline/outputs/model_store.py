@@ -83,8 +83,8 @@ def _reordered(run: Run, order: Array) -> Run:
     fields = {name: getattr(found, name)[order] for name in ("row", "log_resp", "log_joint", "x")}
     attached = {**final.attached, "representatives": replace(found, **fields)}
     traced = {name: schema.Field(dims) for name, dims in model.traced.items()}
-    history = tuple(entry._replace(traced=schema.taken(traced, entry.traced, order)) for entry in run.history)
-    params = model.params(**schema.taken(model.fields, model.arrays(run.params), order))
+    history = tuple(entry._replace(traced=schema.selected(traced, entry.traced, order)) for entry in run.history)
+    params = model.params(**schema.selected(model.fields, model.arrays(run.params), order))
     return replace(run, params=params, history=history, final=replace(final, attached=attached))
 
 

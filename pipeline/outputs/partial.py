@@ -50,18 +50,18 @@ class PartialPass:
         return self._checkpoints / f"partial-{digest((*self._computed, NUMERICS, KERNELS.identity()))[:32]}"
 
     @cached_property
-    def _can_be_kept(self) -> bool:
+    def _can_be_stored(self) -> bool:
         """Whether the pass has a digest: not if a job holds something else than values."""
         try:
             return self._folder is not None
         except TypeError as error:
-            self._warn(f"a long pass is not kept until its end ({error})")
+            self._warn(f"parts of a long pass are not stored ({error})")
             return False
 
     def spans(self) -> set[Span]:
         """Return the complete stored subtrees; damaged ones are removed."""
         # The hash of the parameters takes longer than a short pass.
-        if not exist(self._checkpoints) or not self._can_be_kept:
+        if not exist(self._checkpoints) or not self._can_be_stored:
             return set()
         for path in self._folder.glob("*.npz"):
             if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem.rpartition("-")[2]:
@@ -88,7 +88,7 @@ class PartialPass:
 
     def write(self, span: Span, value: list[Any]) -> None:
         """Store a subtree, in place of all that it contains. Raises StorageError if it cannot be written."""
-        if not self._can_be_kept:
+        if not self._can_be_stored:
             return
         packed, content = pack(value), io.BytesIO()
         structure = np.frombuffer(json.dumps(packed.structure).encode(), np.uint8)

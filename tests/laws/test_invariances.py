@@ -214,7 +214,7 @@ def test_features_and_components_have_no_order(covariance_type, problem, data):
     assert (np.abs(permuted.params.theta.means - plain.params.theta.means[np.ix_(c, f)]) <= 1e-9 * reach[f]).all()
     close(permuted.params.theta.covariances, plain.params.theta.covariances[pick], 1e-8)
     model = plain.model
-    reordered = model.params(**schema.taken(model.fields, model.arrays(plain.params), c))
+    reordered = model.params(**schema.selected(model.fields, model.arrays(plain.params), c))
     close(reordered.theta.means, plain.params.theta.means[c], 0.0)
     densities = (model.log_joint(params, problem["x"], KERNELS) for params in (reordered, plain.params))
     close(next(densities), next(densities)[:, c], 1e-13)

@@ -162,7 +162,7 @@ def test_without_information_there_is_no_error():
     assert np.isnan(found["weights"]).all() and np.isnan(found["means"]).all()
     expected = errors(model, params, problem["x"])
     wide = model.with_components(3)
-    arrays = schema.taken(model.fields, model.arrays(params), np.array([0, 1, 0]))
+    arrays = schema.selected(model.fields, model.arrays(params), np.array([0, 1, 0]))
     found = errors(wide, wide.params(**arrays | {"weights": np.array([*params.weights, 0.0])}), problem["x"])
     close(found["weights"][:2], expected["weights"], 1e-9)
     close(found["means"][:2], expected["means"], 1e-9)

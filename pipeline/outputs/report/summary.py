@@ -98,8 +98,11 @@ def _preparation(record: Record) -> str:
         done += ["contrast normalised"] if record.data.get("contrast") else []
     for step in record.config.get("preprocess") or []:
         name = {"center": "centred", "standardize": "standardised", "zca": "whitened (ZCA)"}.get(step.get("kind"))
-        n_kept = step.get("n_components")
-        name = name or f"PCA{f' to {n_kept} components' if n_kept else ''}{', whitened' if step.get('whiten') else ''}"
+        n_components = step.get("n_components")
+        name = (
+            name
+            or f"PCA{f' to {n_components} components' if n_components else ''}{', whitened' if step.get('whiten') else ''}"
+        )
         done.append(name)
     dropped = record.attrs.get("dropped_rows")
     done += [f"{plural(int(dropped), 'row')} with missing values dropped"] if dropped else []

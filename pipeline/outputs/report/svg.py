@@ -54,7 +54,6 @@ class Scale:
     log: bool = False
 
     def __call__(self, values: Values) -> np.ndarray:
-        """Return where values are drawn."""
         low, high, at = _logs(self.low, self.high, values) if self.log else (self.low, self.high, np.asarray(values))
         return np.asarray(self.start + (at - low) * (self.stop - self.start) / (high - low))
 
