@@ -181,7 +181,7 @@ def _loaded(path: Path, changes: list[str]) -> Config:
 
 
 def _stored(run: Path, changes: list[str]) -> Config:
-    """The config of a run, as far as it is obeyed, with the changes."""
+    """The usable part of a run's config, with the changes."""
     from pipeline.config.stored import trusted
     from pipeline.outputs.run_directory import RunDirectory
 

@@ -105,7 +105,7 @@ class Config(Section):
                 raise ValueError(f"select.pruning: is not for family {family}; set it to false")
             if several or self.model.fixed_parts or fit.n_init > 1:
                 raise ValueError(
-                    "select.pruning: is for one n_components, the most there may be, with nothing fixed and n_init 1; "
+                    "select.pruning: is for one n_components, the largest number, with nothing fixed and n_init 1; "
                     "correct these, or set it to false"
                 )
             if self.data.labels is not None:

@@ -249,7 +249,7 @@ def kmeans_lloyd(
     """Lloyd's algorithm from the given centres, with scikit-learn's stopping.
 
     It stops when no label changed, or when the centres' squared shifts sum to at most tol times the mean variance
-    of the features (unweighted, as there). After the second kind, labels are made anew for the last centres.
+    of the features (unweighted, as there). After the second kind, labels are computed again for the last centres.
     """
     row_weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
     threshold = tol * x.var(axis=0).mean()

@@ -217,12 +217,12 @@ def test_with_worker_processes(tmp_path):
 
 def test_a_run_says_its_plan(tmp_path):
     """The start event and its line in words hold what the plan knows."""
-    told: list[dict[str, Any]] = []
+    seen: list[dict[str, Any]] = []
     config = job(write_rows(tmp_path / "x.zarr", blobs()), fit={"max_iter": 2}, output={"labels": False})
-    workflow.run(config, tmp_path / "run", listeners=[told.append])
+    workflow.run(config, tmp_path / "run", listeners=[seen.append])
     from pipeline.outputs.progress import describe
 
-    said = str(describe(told[0]))
+    said = str(describe(seen[0]))
     assert "each pass reads 14.1 KiB; memory at most" in said and "MiB for the job" in said
     assert "Planned and measured" in (tmp_path / "run" / "report.html").read_text()
 

@@ -26,7 +26,7 @@ DTYPES = ["<f8", "<f4", "<i8", "<i4", "<u8", "|b1", "|u1"]
 
 
 def state(value: float = 1.0) -> State:
-    """A small state that can be told from others."""
+    """A small state that differs from others."""
     return State(
         {"a/x": np.full((3, 2), value), "empty": np.zeros((0, 4)), "scalar": np.array(value)}, {"value": value}
     )

@@ -96,16 +96,16 @@ def goes_on_as_alone(folder: Path, alone: Alone) -> None:
 
 def test_workers_killed_at_random_instants(tmp_path, alone):
     """Row 1: every kill of a worker is made good by another; scripts/faults/kill_worker does it by the hundred."""
-    rng, landed = random.Random(0), 0
+    rng, hits = random.Random(0), 0
     with cluster(tmp_path, faults=True) as found:
         job = start(tmp_path, alone, found, seconds=0.5).in_the_fit()
-        while job.process.poll() is None and landed < 5:
+        while job.process.poll() is None and hits < 5:
             time.sleep(rng.uniform(0.5, 2.5))
             with suppress(psutil.Error, IndexError):
                 rng.choice(computing(found)).kill()
-                landed += job.process.poll() is None
+                hits += job.process.poll() is None
         ends_as_alone(job, alone)
-    assert landed >= 3
+    assert hits >= 3
 
 
 def test_all_workers_gone(tmp_path, alone):

@@ -16,7 +16,7 @@ from pipeline.outputs import lock
 from pipeline.outputs.lock import Locked, locked
 
 # Take the lock again and again; while it is locked, no other process may be at work. Then end, sometimes without release.
-CONTENDER = """
+COMPETITOR = """
 import os, random, sys, time
 from pathlib import Path
 from pipeline.outputs.lock import Locked, locked
@@ -55,7 +55,7 @@ while taken < int(sys.argv[3]):
 @pytest.mark.parametrize("times", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_of_many_processes_one_has_it(tmp_path, times):
     """Eight processes take stale and released locks from each other: never two at work, and none is stuck."""
-    program = [sys.executable, "-c", CONTENDER, tmp_path / ".lock"]
+    program = [sys.executable, "-c", COMPETITOR, tmp_path / ".lock"]
     started = [
         subprocess.Popen([*map(str, program), str(seed), str(times)], stdout=subprocess.PIPE, text=True)
         for seed in range(8)

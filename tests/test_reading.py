@@ -94,7 +94,7 @@ def counting(n_rows=1000, rows=100):
 
 @pytest.mark.parametrize(("limit", "kept"), [(0, 0), (2400 * 4 + 1000, 4), (10**9, 10)])
 def test_kept_chunks_are_read_once_and_sums_stay_the_same(limit, kept):
-    """As many chunks as the limit holds are read in the first pass only; another set of rows begins anew."""
+    """As many chunks as the limit holds are read in the first pass only; another set of rows starts again."""
     x, source = counting()
     chunks, engine = Chunks(source), Engine(workers=2, cache_bytes=limit)
     sums = [engine.sum_over(chunks, [ColumnSums()])[0] for _ in range(3)]

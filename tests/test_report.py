@@ -450,12 +450,12 @@ def test_a_choice_is_told(plane: Path, tmp_path: Path) -> None:
 
 
 def test_the_search_for_the_start_is_told(plane: Path, tmp_path: Path) -> None:
-    """A line for each rung, with what was moved on it; no section where there was no search."""
+    """A line for each level, with what was moved on it; no section where there was no search."""
     run = dense_run(tmp_path / "run")
-    rung = {"family": "kmeans", "rows": 1250, "read": 9000, "starts": 4, "moved": [], "objective": -2.5, "features": 1}
+    level = {"family": "kmeans", "rows": 1250, "read": 9000, "starts": 4, "moved": [], "objective": -2.5, "features": 1}
     above = {"family": "gaussian", "rows": 5000, "starts": 1, "moved": [8, 2], "objective": -3.25, "features": 99}
-    climbed = [rung, {**rung, **above}]
-    zarr.open_group(run / "model.zarr").attrs["search"] = climbed
+    levels = [level, {**level, **above}]
+    zarr.open_group(run / "model.zarr").attrs["search"] = levels
     page = write_report(run).read_text(encoding="utf-8")
     section = page[page.index('<section id="search">') :].split("</section>")[0]
     lines = [re.sub(r"<[^>]*>", " ", line) for line in section.split("<tbody>")[1].split("<tr")[1:]]

@@ -393,7 +393,7 @@ def write_docword(path: Path, x: csr_array) -> None:
 @pytest.mark.parametrize("name", ["d.txt", "d.txt.gz"])
 @pytest.mark.parametrize("block", [1000, 10**6])
 def test_docword(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
-    """Documents read as they were written, empty ones included, from a store that is made once and made anew."""
+    """Documents read as they were written, empty ones included, from a store that is made once, and again if it is damaged."""
     monkeypatch.setattr(docword, "_BLOCK", block)
     for density in (0.1, 0.2):
         x = random_array((300, 40), density=density, rng=1, format="csr", data_sampler=lambda size: 1 + np.arange(size))

@@ -84,7 +84,7 @@ def test_nothing_that_a_run_directory_names_is_executed(desk: Path, change_of: d
             if outcome.code != 2 or words[0] == "report":
                 continue
             if "engine" in change_of:
-                assert "not obeyed" in outcome.err and ("--engine" in outcome.err or "--scheduler-" in outcome.err), (
+                assert "are not used" in outcome.err and ("--engine" in outcome.err or "--scheduler-" in outcome.err), (
                     outcome
                 )
             else:
@@ -114,4 +114,4 @@ def test_a_profile_of_the_users_own_file_needs_no_option(desk: Path) -> None:
     assert "which is <class 'canary.Found'>" in refused("resume", "run")  # looked up, as the user's own
     assert (desk / "executed").exists()
     change(desk / "run", engine={"scheduler": "mine", "profiles": {"mine": {"kind": "local"}}})
-    assert "not obeyed" in refused("resume", "run")
+    assert "are not used" in refused("resume", "run")

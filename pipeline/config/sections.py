@@ -37,7 +37,7 @@ class Fit(Section):
 
     method: Annotated[Literal["auto", "em", "incremental"], BeforeValidator(_without_stepwise)] = Field(
         "auto",
-        description="em: the textbook's loop and its stopping rule; auto: accelerated, until less than tol is left to gain; "
+        description="em: the textbook's loop and stopping rule; auto: a search for a start, extrapolation, and a stricter stopping rule; "
         "incremental: first by blocks of chunks, then as auto",
     )
     assignment: Literal["soft", "hard"] | None = Field(
@@ -58,11 +58,11 @@ class Fit(Section):
     tol: float | None = Field(
         None,
         ge=0,
-        description="stop when the objective changes by less and, but for method em, less is left to gain, in nats per row; "
-        "null: the family's default",
+        description="stop when the objective changes by less, in nats per row, and, except for method em, the estimated "
+        "remaining gain is less; null: the family's default",
     )
     moves: Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)] = Field(
-        "auto", description="moves between local optima, where the method makes any; em makes none"
+        "auto", description="moves of components during the search for a start; method em has no search"
     )
     random_state: int = Field(0, ge=0, description="the seed; every draw is keyed by it and the row's number")
 
@@ -82,19 +82,19 @@ class Select(Section):
     """How to choose among several models: lists of model.n_components or model.covariance_type."""
 
     criterion: Literal["bic", "aic", "icl", "heldout"] = Field(
-        "bic", description="what decides; heldout: the log-likelihood of the rows held out"
+        "bic", description="the criterion of the choice; heldout: log-likelihood of held-out rows"
     )
     heldout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of pictures, documents, else rows, held out of the fits; the chosen model is refitted to all rows",
+        description="share of pictures, documents or rows that are held out of the fits; the chosen model is refitted to all rows",
     )
 
     pruning: bool = Field(
         False,
-        description="n_components is the most there may be: components that too few rows support are pruned, and as many are "
-        "fitted as make the shortest message; for families that say so; true | false",
+        description="n_components is the largest number of components; those that too few rows support are pruned, to the number "
+        "with the shortest message; only for some families; true | false",
     )
 
 
@@ -107,13 +107,13 @@ class Output(Section):
     standard_errors: bool | Literal["given-covariances"] = Field(
         False,
         description="weights_se and means_se in model.zarr, for one more read of the data; given-covariances: as if "
-        "those were known, which needs less memory and gives errors that are too small; for families that say so; true | false",
+        "covariances were known, which needs less memory and gives too small errors; only for some families; true | false",
     )
     keep_checkpoints: int = Field(
-        3, ge=1, description="how many of the newest checkpoints stay; should one be damaged, the one before is used"
+        3, ge=1, description="how many of the newest checkpoints are stored; if one is damaged, the one before is used"
     )
     keep_iterations: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
         default_factory=list,
-        description="iterations whose parameters are stored in RUN/iterations, to be looked at or replayed, such as "
+        description="iterations whose parameters are stored in RUN/iterations, for the report or for inspection, such as "
         "[0, 1, 2, 3, 5, 10, 20]; 0 is the start",
     )

@@ -54,7 +54,7 @@ def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
     scheduler, own = _section(asked, "engine").get("scheduler"), _section(_section(asked, "engine"), "profiles")
     if isinstance(scheduler, str) and scheduler in _section(engine, "profiles") and not _known(scheduler, own):
         raise InputError(
-            f"{name}: describes the profile {scheduler}, but profiles of a run directory are not obeyed, as they may start "
+            f"{name}: describes the profile {scheduler}, but profiles of a run directory are not used, because they may start "
             "anything. Give a config of your own that describes it: --engine CONFIG."
         )
     safe["engine"] = {key: value for key, value in engine.items() if key in _BOUNDS}
@@ -72,7 +72,7 @@ def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
                 unnamed.append(f"--set {section}.path={_short(stored.get('path'))}")
     if unnamed:
         raise InputError(
-            f"{name}: names Python files, which are not executed unless you name them: a run directory may be a stranger's. "
+            f"{name}: names Python files, which are not executed unless you name them: a run directory may come from someone else. "
             f"If you trust them, add {' '.join(unnamed)}"
         )
     if isinstance(raw.get("data"), dict):  # we never write its credentials, nor to whom they go
@@ -90,7 +90,7 @@ def refuse_unnamed_engine(raw: Any, overrides: Sequence[str], name: str) -> None
         again = (f"--{key.replace('_', '-')} {_short(found[key])}" for key in _PLACES[1:] if key in found)
         raise InputError(
             f"{name}: has {', '.join(f'engine.{key}: {_short(value)}' for key, value in found.items())}, but the engine settings "
-            "of a run directory are not obeyed unless you name them again. Add "
+            "of a run directory are not used unless you repeat them. Add "
             f"{next(again, '--engine CONFIG, a config of your own')}, or --set engine.scheduler=threads to compute here."
         )
 

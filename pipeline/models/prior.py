@@ -94,7 +94,7 @@ class PriorSection(Section):
 
     weights: float = Option(1.0, ge=1, description="Dirichlet concentration of the weights; 1: none")
     shrinkage: float | None = Option(
-        None, ge=0, description="how many rows the pull of each mean to the data's mean counts as; 0: none; null: 0.01"
+        None, ge=0, description="weight of the data's mean in each mean, in rows; 0: none; null: 0.01"
     )
     dof: float | None = Option(
         None, gt=0, description="degrees of freedom of the covariances' inverse Wishart; null: features + 2"

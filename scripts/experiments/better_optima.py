@@ -173,7 +173,7 @@ def reads(data: Path, folder: Path, seeds: int) -> Iterator[str]:
                 ours, _ = fitted(folder, x, {"n_components": k}, {**fit, "max_iter": 300, "tol": 1e-5})
                 limit = plain.attrs["final_log_likelihood"] / len(x) - NEAR
                 theirs, mine = _passes(plain, limit, len(x)), _passes(ours, limit, len(x))
-                searched = sum(rung["read"] for rung in ours.attrs["search"]) / len(x)
+                searched = sum(level["read"] for level in ours.attrs["search"]) / len(x)
                 shares.append((searched + mine) / theirs)
                 end = ours.attrs["final_log_likelihood"] / len(x) - limit - NEAR
                 yield (

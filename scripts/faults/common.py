@@ -81,12 +81,12 @@ def cluster(folder: Path, workers: int) -> Iterator[tuple[str, list[subprocess.P
 def strikes(
     job: subprocess.Popen[bytes], rng: random.Random, every: float, deadline: float, strike: Callable[[], Any]
 ) -> int:
-    """Strike at random instants, `every` seconds apart on average, until the job ends or is late; how many landed."""
-    landed, began = 0, time.monotonic()
+    """Strike at random instants, `every` seconds apart on average, until the job ends or is late; how many took effect."""
+    hits, began = 0, time.monotonic()
     while job.poll() is None and time.monotonic() - began < deadline:
         try:
             job.wait(rng.uniform(0, 2 * every))
         except subprocess.TimeoutExpired:
             if strike() and job.poll() is None:
-                landed += 1
-    return landed
+                hits += 1
+    return hits

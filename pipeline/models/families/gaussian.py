@@ -374,7 +374,7 @@ class GaussianSection(ClusterSection):
     )
     prior: PriorOption = Option(
         None,
-        description="conjugate priors, for the most probable parameters; null: none; auto: Fraley and Raftery's; or",
+        description="conjugate priors; null: none, maximum likelihood; auto: Fraley and Raftery's; or",
     )
     fixed: list[Literal["weights", "means", "covariances"]] = Option(
         default_factory=list, description="parts that stay at their initial values"
@@ -388,7 +388,7 @@ class GaussianSection(ClusterSection):
     template: ClassVar[dict[str, Any]] = {"data": {"source": "images", "path": "photographs"}}
     template_help: ClassVar[str] = (
         "Set data.source and data.path to your data, and model.n_components to how many components you look for. As it is, it "
-        "fits the 8 x 8 patches of two photographs that the installation brings along."
+        "fits the 8 x 8 patches of two photographs that are installed with scikit-learn."
     )
 
     @property

@@ -31,7 +31,7 @@ class KMeansSection(ClusterSection):
     }
     template_help: ClassVar[str] = (
         "Set data.source and data.path to your data, and model.n_components to how many clusters you look for. As it is, it "
-        "clusters 1797 handwritten digits that the installation brings along."
+        "clusters 1797 handwritten digits that are installed with scikit-learn."
     )
 
     def build(self, summary: Summary, assignment: str) -> Lloyd:
