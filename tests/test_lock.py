@@ -112,6 +112,96 @@ def test_a_lock_that_may_be_live_is_left_alone(tmp_path, text):
     assert path.read_text() == text and len(list(tmp_path.iterdir())) == 1
 
 
+ELSEWHERE = "0123/4026531836"  # the boot and the process table of another container
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Touches and waits of a fraction of a second."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.4)
+
+
+@pytest.mark.parametrize("host", [None, "another-machine"])
+def test_a_process_that_cannot_be_looked_up_is_live_as_long_as_it_touches_its_lock(
+    tmp_path, monkeypatch, impatient, host
+):
+    """Of another container with this host name, or of another machine: refused while touched, taken over afterwards."""
+    path = tmp_path / ".lock"
+    path.write_text(f"{line(host=host)} {ELSEWHERE}")  # its number is that of a process here, which says nothing
+    owner, ended = line(host=host), lock.Event()
+    toucher = lock.Thread(target=lock._beats, args=(path, f"{owner} {ELSEWHERE}", ended))
+    toucher.start()
+    try:
+        assert lock.is_locked(path)
+        with pytest.raises(Locked), locked(path):
+            pass
+    finally:
+        ended.set()
+        toucher.join()
+    with locked(path):
+        assert path.read_text().split()[4] == lock._table()
+    os.utime(tmp_path)
+    path.write_text(f"{owner} {ELSEWHERE}")
+    os.utime(path, (1e9, 1e9))  # long ago: nobody waits
+    monkeypatch.setattr(lock, "STALE_SECONDS", 60)
+    assert not lock.is_locked(path)
+    with locked(path):
+        pass
+
+
+def test_an_owner_touches_its_lock_and_knows_when_it_has_lost_it(tmp_path, impatient):
+    """What was frozen for so long that another took over writes no checkpoint any more."""
+    path = tmp_path / ".lock"
+    with locked(path):
+        os.utime(path, (1e9, 1e9))
+        deadline = time.monotonic() + 10
+        while lock._touched(path) == 1e9 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert lock._touched(path) > 1e9 and lock.is_mine(path)
+        path.write_text(f"{line()} {ELSEWHERE}")
+        assert not lock.is_mine(path)
+    assert ELSEWHERE in path.read_text()
+
+
+IN_ANOTHER_CONTAINER = """
+import sys
+from pathlib import Path
+from pipeline.outputs.lock import Locked, locked
+try:
+    with locked(Path(sys.argv[1])):
+        print("taken")
+except Locked as other:
+    print("refused", other.pid)
+"""
+
+
+@pytest.mark.slow
+def test_two_containers_of_one_host_name_never_write_together(tmp_path):
+    """Process tables of their own, by `unshare`: the second is refused within seconds, and takes over once the first is killed."""
+    words = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("unshare is not permitted here")
+    program = [
+        *words,
+        sys.executable,
+        "-c",
+        IN_ANOTHER_CONTAINER.replace('print("taken")', "print('taken', flush=True); input()"),
+    ]
+    path = str(tmp_path / ".lock")
+    owner = subprocess.Popen([*program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout.readline() == "taken\n"
+        other = [*words, sys.executable, "-c", IN_ANOTHER_CONTAINER, path]
+        said = subprocess.run(other, capture_output=True, text=True, timeout=60)
+        assert said.stdout.startswith("refused"), said
+    finally:
+        owner.kill()
+        owner.communicate()
+    said = subprocess.run(other, capture_output=True, text=True, timeout=60)
+    assert said.stdout == "taken\n", said
+
+
 @pytest.mark.full
 def test_a_killed_child_that_nobody_waited_for_holds_nothing(tmp_path):
     """A zombie has a number and a start, and writes no more."""

@@ -16,7 +16,7 @@ from pipeline.config.loading import read_yaml
 from pipeline.config.paths import expanded
 from pipeline.config.syntax import written
 from pipeline.errors import InputError, StorageError, does_not_exist, refuse_special, shown_path
-from pipeline.outputs.lock import Locked, is_locked, locked
+from pipeline.outputs.lock import Locked, is_locked, is_mine, locked
 
 MARK = "# em-pipeline run directory"
 _OURS = (
@@ -70,7 +70,7 @@ class RunDirectory:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process may be writing here. A lock of another machine always counts, because its process cannot be checked."""
+        """Whether a process may be writing here. A lock whose process cannot be looked up counts until nobody has touched it for some minutes."""
         return is_locked(self.path / ".lock")
 
     def refuse_unless_free(self, overwrite: bool) -> None:
@@ -172,6 +172,13 @@ class RunDirectory:
             except (OSError, ValueError) as error:  # ValueError: a name with a null byte
                 raise _unwritable(self, error) from error
             yield
+
+    def refuse_if_lost(self) -> None:
+        """Raise StorageError if another process has taken the lock over, as it may from one that was frozen for long."""
+        if not is_mine(self.path / ".lock"):
+            raise StorageError(
+                f"{self}: is not locked by this process any more: it did not run for some time, and another took over. Let that one end."
+            )
 
 
 def _is_leftover(path: Path) -> bool:

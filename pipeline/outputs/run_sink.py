@@ -79,6 +79,7 @@ class RunSink:
         self.log("checkpoint", generation=self._generation, seconds=time.perf_counter() - began)
 
     def _write(self, summary: DataSummary, runs: Sequence[Run]) -> None:
+        self.directory.refuse_if_lost()
         self._generation += 1
         state = pack_state(summary, runs)
         checkpoint.save(self.directory.checkpoints, self._generation, state, self._output.keep_checkpoints)
