@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pipeline.engine.blas import choose_kernels
-from pipeline.errors import InputError, PipelineError, Stopped, shown_path
+from pipeline.errors import InputError, PipelineError, Stopped, hidden, shown_path
 from pipeline.logs import LEVELS, logging_to_stderr
 from pipeline.signals import StopRequested, stopping
 
@@ -284,6 +284,6 @@ def _log_level(arguments: list[str]) -> str | None:
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
-        traceback.print_exc()
-    typer.echo(message, err=True)
+        typer.echo(hidden(traceback.format_exc()), err=True)
+    typer.echo(hidden(message), err=True)
     sys.exit(code)

@@ -8,15 +8,66 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+HIDDEN = "…"
+_NAMES = r"passw(?:or)?d|passphrase|pwd|secret|token|credential|signature|authorization|(?:access|account|api|private)[_-]?key"
+_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
+_USER = re.compile(r"(?<=://)[^\s/@'\"]+@")
+_IN_QUERY = re.compile(rf"([?&](?:[^=&\s]*(?:{_NAMES})[^=&\s]*|sig|key|auth|pass)=)[^&\s'\")]+", re.IGNORECASE)
+_AFTER_NAME = re.compile(rf"([\w.-]*(?:{_NAMES})[\w.-]*['\"]?\s*[:=]\s*['\"]?)[^\s,'\"}}&]+", re.IGNORECASE)
+_OPTIONS = "storage_options"
+_PUBLIC = {"endpoint_url", "region_name", "region", "protocol", "anon", "mode", "compression"}  # of a storage's options
+_known_secrets: set[str] = set()  # what configs of this process hold; longer than a word that messages may have
+
+
+def hidden(text: str) -> str:
+    """The text without credentials: those of URLs, what follows a name such as password, and what configs held as one."""
+    for secret in sorted(_known_secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    for pattern in (_IN_QUERY, _AFTER_NAME):
+        text = pattern.sub(rf"\g<1>{HIDDEN}", text)
+    return _USER.sub(f"{HIDDEN}@", text)
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """Plain dicts and lists, to be shown or stored, without credentials. name : the key that holds the value."""
+    if isinstance(value, Mapping):
+        return {
+            key: without_secrets(each, f"{name}.{key}" if name.startswith(_OPTIONS) else str(key))
+            for key, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(each, name) for each in value]
+    if isinstance(value, str):
+        return HIDDEN if value and _SECRET_NAME.search(name) else hidden(value)
+    return value
+
+
+def remember_secrets(raw: Any, name: str = "") -> None:
+    """Have `hidden` hide the credentials of a config, in whatever message they come up again."""
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            if key not in _PUBLIC:
+                remember_secrets(value, f"{name}.{key}" if name.startswith(_OPTIONS) else str(key))
+    elif isinstance(raw, (list, tuple)):
+        for value in raw:
+            remember_secrets(value, name)
+    elif isinstance(raw, str) and len(raw) > 3 and (name.startswith(_OPTIONS) or _SECRET_NAME.search(name)):
+        _known_secrets.add(raw)
 
 
 class PipelineError(Exception):
-    """Base of all errors that users see; `exit_code` is the command's."""
+    """Base of all errors that users see; `exit_code` is the command's. Its text shows no credentials."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return hidden(super().__str__())
 
 
 class InputError(PipelineError):

@@ -15,7 +15,7 @@ from pipeline.config.variants import OUTSIDE
 from pipeline.data.chunks import Chunks
 from pipeline.data.section import DataSection
 from pipeline.data.sources import SOURCES
-from pipeline.errors import InputError, did_you_mean
+from pipeline.errors import InputError, did_you_mean, without_secrets
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import Summary
 from pipeline.models.families import FAMILIES
@@ -187,7 +187,7 @@ def validate(
 
 def to_plain(config: Config) -> dict[str, Any]:
     """Return the config as plain dicts and lists, without `storage_options`: credentials are never written."""
-    return config.model_dump(mode="json", exclude={"data": {"storage_options"}})
+    return dict(without_secrets(config.model_dump(mode="json", exclude={"data": {"storage_options"}})))
 
 
 def template(family: str | None = None) -> str:

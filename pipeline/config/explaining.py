@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pipeline.config.section import Section
 from pipeline.config.syntax import GLUED, Place, in_one_line
 from pipeline.config.variants import OUTSIDE, Variants, sections_in, variants_in
-from pipeline.errors import did_you_mean
+from pipeline.errors import did_you_mean, without_secrets
 
 # What other libraries and habits call our keys.
 _ALIASES = {
@@ -266,5 +266,6 @@ def _choices(problem: Any) -> list[str]:
 def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
+    value = without_secrets(value)  # before it is cut: half a password is one
     text = repr(value) if isinstance(value, str) else in_one_line(value)
     return text if len(text) <= 60 else text[:57] + "…"

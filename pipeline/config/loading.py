@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipeline.config.explaining import explain, home_of
 from pipeline.config.section import Section
 from pipeline.config.syntax import Place, parse
-from pipeline.errors import InputError, does_not_exist, refuse_special
+from pipeline.errors import InputError, does_not_exist, refuse_special, remember_secrets
 
 S = TypeVar("S", bound=Section)
 
@@ -101,6 +101,7 @@ def validate(
         for i in range(1, len(place)):
             of.setdefault(place[:i], f"--set {override}")
         of[place] = f"--set {override}"
+    remember_secrets(raw)
     raw = _with_new_names(raw, of, name)
     try:
         return root.model_validate(raw)

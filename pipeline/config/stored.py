@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config.loading import asked_for, read_yaml
 from pipeline.config.profiles import LOCAL, users_own
 from pipeline.config.variants import OUTSIDE
-from pipeline.errors import InputError
+from pipeline.errors import HIDDEN, InputError
 
 _BOUNDS = ("workers", "memory", "keep_decoded")  # of engine: what this machine gives
 _PLACES = ("scheduler", "scheduler_address", "scheduler_file")
@@ -74,6 +74,16 @@ def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
         raise InputError(
             f"{name}: names Python files, which are not executed unless you name them: a run directory may come from someone else. "
             f"If you trust them, add {' '.join(unnamed)}"
+        )
+    again = [
+        f"--set {section}.{key}=…"
+        for section in ("data", "fit")
+        for key, value in _section(raw, section).items()
+        if isinstance(value, str) and "://" in value and HIDDEN in value and key not in _section(asked, section)
+    ]
+    if again:
+        raise InputError(
+            f"{name}: credentials are never stored, and URLs had some. Give the URLs again: {' '.join(again)}"
         )
     if isinstance(raw.get("data"), dict):  # we never write its credentials, nor to whom they go
         safe["data"] = {key: value for key, value in safe["data"].items() if key != "storage_options"}

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, without_secrets
 from pipeline.logs import get_logger
 
 Listener = Callable[[dict[str, Any]], None]
@@ -39,6 +39,7 @@ class EventLog:
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Log one event, here and in the logger `em_pipeline.events`, and call the listeners with it."""
+        fields = without_secrets(fields)
         _log.log(_LEVELS.get(event, logging.INFO), "%s %s", event, fields)
         record = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         line = json.dumps(record, default=float) + "\n"

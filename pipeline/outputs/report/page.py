@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.syntax import written
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, without_secrets
 from pipeline.outputs.report import (
     figures,
     formatting,
@@ -134,7 +134,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "command": _command(start),
         "versions": {str(key): str(value) for key, value in record.versions.items()},
         "fingerprint": {str(key): _short(value) for key, value in record.fingerprint.items()},
-        "config": written(record.config, width=88) if record.config else "",
+        "config": written(without_secrets(record.config), width=88) if record.config else "",
         "run": record.option("output", "path") or name,
         "arrays": [(str(key), _shape(array)) for key, array in sorted(record.model.data_vars.items())],
     }
