@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import socket
@@ -17,7 +19,7 @@ from pipeline.data.chunks import Chunks
 from pipeline.engine.memory import job_pss
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
-from pipeline.jobconfig import Config, to_plain
+from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.numerics import NUMERICS
 
@@ -40,8 +42,7 @@ def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> di
     start : str or None
         SHA-256 of what fit.init_path holds.
     """
-    return {
-        "config": to_plain(config),
+    record = {
         "code": config.code(),
         "versions": versions(),
         "numerics": NUMERICS,
@@ -49,6 +50,7 @@ def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> di
         "fingerprint": fingerprint,
         "start": start,
     }
+    return with_config(record, to_plain(config))
 
 
 def surroundings(config: Config, engine: Engine, chunks: Chunks) -> dict[str, Any]:
@@ -86,15 +88,44 @@ def other_versions(record: dict[str, Any]) -> list[str]:
     return [f"{name}: the run began with version {old}, this is {new}" for name, old, new in found]
 
 
-def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], accept_other_bits: bool) -> None:
+def computed(config: Config) -> dict[str, Any]:
+    """Return what decides the result, as plain values: all but where to compute, what to write, and where the rows are."""
+    return _computed(to_plain(config))
+
+
+def _computed(plain: dict[str, Any]) -> dict[str, Any]:
+    found = {name: section for name, section in plain.items() if name not in ("engine", "output")}
+    data = found.get("data")
+    return {**found, "data": {k: v for k, v in data.items() if k != "path"}} if isinstance(data, dict) else found
+
+
+def with_config(record: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of config.yaml with another config. plain : its plain values."""
+    rest = {name: value for name, value in record.items() if name not in ("config", "sha256")}
+    return {"config": plain, "sha256": _digest(plain), **rest}
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    """SHA-256 of what decides the result, but for max_iter, which may be raised."""
+    found = _computed(plain)
+    fit = found.get("fit")
+    found = {**found, "fit": {**fit, "max_iter": None}} if isinstance(fit, dict) else found
+    return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def refuse_other_job(
+    begun: dict[str, Any] | None, stored: Config, wanted: Config, record: dict[str, Any], accept_other_bits: bool
+) -> None:
     """Refuse to resume if something else would be computed.
 
     `engine`, `output`, `data.path` and a higher `fit.max_iter` may change; nothing else.
 
     Parameters
     ----------
+    begun : dict or None
+        What the newest checkpoint says is computed; None where there is none.
     stored, wanted : Config
-        Of the run, and for its continuation.
+        Of config.yaml, which may have been edited, and for the continuation.
     record : dict
         The content of config.yaml.
     accept_other_bits : bool
@@ -105,12 +136,13 @@ def refuse_other_job(stored: Config, wanted: Config, record: dict[str, Any], acc
     InputError
         Showing the difference.
     """
-    before, after = to_plain(stored), to_plain(wanted)
-    for plain in (before, after):
-        plain.pop("engine")
-        plain.pop("output")
-        plain["data"].pop("path", None)
-    if after["fit"]["max_iter"] > before["fit"]["max_iter"]:
+    before, after = computed(stored) if begun is None else _in_this_version(begun, wanted), computed(wanted)
+    if begun is None and record.get("sha256") not in (None, _digest(record["config"])):
+        raise InputError(
+            f"{wanted.output.path}: its config.yaml is not as the run wrote it, and no checkpoint says how it was. Undo the edit, "
+            "or start again with `em-pipeline run --overwrite`."
+        )
+    if _limit(after) > _limit(before):
         after["fit"]["max_iter"] = before["fit"]["max_iter"]
     changes = [f"  {key}: was {old!r}, now {new!r}" for key, old, new in _differences(before, after)]
     changes += _other_code(wanted, record)
@@ -155,6 +187,25 @@ def refuse_other_start(record: dict[str, Any], start: str | None) -> None:
             f"fit.init_path: got SHA-256 {start}, expected {record.get('start')}, which the run began with and has not "
             "used yet. Restore the file, or start again with `em-pipeline run --overwrite`."
         )
+
+
+def _limit(plain: dict[str, Any]) -> int:
+    """fit.max_iter of what is computed; 0 where it has none."""
+    found = plain["fit"].get("max_iter") if isinstance(plain.get("fit"), dict) else None
+    return found if isinstance(found, int) else 0
+
+
+def _in_this_version(begun: dict[str, Any], wanted: Config) -> dict[str, Any]:
+    """What a checkpoint says, with the options that this version has beside. A file is executed only if it is the wanted one."""
+    after = to_plain(wanted)
+    kinds = [{key: each.get("model", {}).get(key) for key in ("family", "path")} for each in (begun, after)]
+    if kinds[0] != kinds[1]:
+        return begun
+    path = {key: value for key, value in after["data"].items() if key == "path"}
+    try:
+        return computed(validate({**begun, "data": {**begun["data"], **path}}))
+    except (InputError, KeyError, TypeError):
+        return begun
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, Any]]:

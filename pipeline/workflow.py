@@ -28,7 +28,7 @@ from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.fit.driver import Driver
 from pipeline.fit.plan import JobPlan, memory_plan, plan_job
 from pipeline.jobconfig import Config, to_plain, validate
@@ -41,7 +41,7 @@ from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.run_sink import RunSink
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
-from pipeline.outputs.state import unpack_state
+from pipeline.outputs.state import summary_in, unpack_state
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,7 +61,7 @@ class Job:
 
     def driver(self, generation: int = -1) -> Driver:
         """Return the driver of the fit, which writes the run directory. generation : the newest checkpoint."""
-        sink = RunSink(self.directory, self.log, self.config.output, generation)
+        sink = RunSink(self.directory, self.log, self.config.output, provenance.computed(self.config), generation)
         return Driver(self.config, self.chunks, self.engine, plan_job(self.config, self.chunks), sink)
 
 
@@ -179,7 +179,7 @@ def resume(
     name = str(directory.config)
     safe = trusted(record["config"], overrides, name)
     stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()
-    provenance.refuse_other_job(stored, config, record, accept_other_bits)
+    provenance.refuse_other_job(checkpoint.computed(directory.checkpoints), stored, config, record, accept_other_bits)
     whole = (
         directory.model.exists()
         and not _goes_on(directory, config)
@@ -195,6 +195,7 @@ def resume(
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         provenance.refuse_other_data(record, chunks.fingerprint())
+        chunks = _compared(chunks, directory)
         refuse_full(directory, _disk(plan, chunks))
         with _engine(config, memory_plan(plan, chunks)) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
@@ -203,11 +204,20 @@ def resume(
                 log("warning", message=text)
             # Where it runs today says nothing of tomorrow.
             where = {"engine": record["config"].get("engine", {})}
-            directory.write_config({**record, "config": {**to_plain(config), **where}})
+            directory.write_config(provenance.with_config(record, {**to_plain(config), **where}))
             if not directory.model.exists() or _goes_on(directory, config):
                 _go_on(job)
             _finish(job)
     return directory.path
+
+
+def _compared(chunks: Chunks, directory: RunDirectory) -> Chunks:
+    """The chunks, each of which must be as the run has read it: its newest checkpoint says how."""
+    try:
+        _, state = checkpoint.load(directory.checkpoints, lambda text: None)
+        return chunks.compared(summary_in(state).checksums)
+    except (InputError, StorageError):  # none yet, or all are damaged: what needs one says so
+        return chunks
 
 
 def _goes_on(directory: RunDirectory, config: Config) -> bool:
@@ -327,6 +337,7 @@ def predict(
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
+        chunks = _compared(chunks, directory) if output is None else chunks
         target = directory if output is None else RunDirectory(output)
         with _engine(config, memory_plan(plan, chunks)) as engine, target.lock():
             if output is not None:

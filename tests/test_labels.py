@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,37 @@ def test_an_interrupted_store_is_gone_on_with(tmp_path, chunks, blocks, workers)
     assert seen == [100, 200, 300, 400, 500, 530]
     assert files(path) == files(tmp_path / "whole.zarr")
     assert not list(tmp_path.glob(".labels*"))
+
+
+DAMAGES = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-3]),
+    "flipped": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    "empty": lambda file: file.write_bytes(b""),
+    "gone": lambda file: file.unlink(),
+    "another block": lambda file: shutil.copy(file.parent / ("2" if file.name == "1" else "1"), file),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["label/c/1", "log_density/c/0", "label/zarr.json", "zarr.json", "sums"])
+def test_damaged_blocks_are_done_again(tmp_path, chunks, name, damage):
+    """Whatever happens to unfinished labels, they end as if nothing had."""
+    if damage == "another block" and "/c/" not in name:
+        pytest.skip("of blocks only")
+    write(tmp_path / "whole.zarr", chunks)
+    path, seen = tmp_path / "labels.zarr", []
+
+    def stop(rows: int) -> None:
+        seen.append(rows)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, chunks, progress=stop)
+    DAMAGES[damage](tmp_path / (f".labels.zarr.{name}" if name == "sums" else f".labels.zarr.partial/{name}"))
+    write(path, chunks, progress=seen.append)
+    assert files(path) == files(tmp_path / "whole.zarr")
+    assert len(seen) < 4 + 4 or name == "sums"  # what was whole is not done again
 
 
 def test_a_store_begun_with_another_layout_is_begun_again(tmp_path, chunks):

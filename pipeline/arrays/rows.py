@@ -35,6 +35,8 @@ class Rows:
     units : array, shape (n_units,), int64, or None
         First row of each unit, counted from the first of the chunk. Every unit is whole. None if the model does not ask for
         units (`FamilySection.by_unit`).
+    checksum : int or None
+        CRC-32 of the rows and their columns as they were read; None where that is not wanted.
     """
 
     x: Matrix
@@ -44,6 +46,7 @@ class Rows:
     label: Array | None = None
     whole: Rows | None = None
     units: Array | None = None
+    checksum: int | None = None
 
     @property
     def n(self) -> int:

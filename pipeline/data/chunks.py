@@ -7,6 +7,9 @@ the preprocessing. Small and picklable; what it returns does not depend on who a
 from __future__ import annotations
 
 import hashlib
+import uuid
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +26,7 @@ from pipeline.errors import InputError
 
 FINITE_TILE = 2**16  # numbers
 N_HASHED = 16  # chunks whose bytes enter the fingerprint
+_COMPARED: set[tuple[str, int]] = set()  # chunks that this process has compared, by the token of their checksums
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Chunks:
         The preprocessing.
     clean : bool
         Whether a pass has found no NaN and no inf; to look again would cost as much as some E-steps.
+    checksums : array, shape (m, 2), int64, or None
+        First row and CRC-32 of the chunks that the profiling pass has read, by first row; a chunk is compared when a process reads it for
+        the first time. None before that pass, which collects them.
+    token : str
+        Names `checksums` among those that a process has compared.
     """
 
     source: Source
@@ -44,6 +53,8 @@ class Chunks:
     affine: Affine | None = None
     clean: bool = False
     labels: Column | None = None
+    checksums: Array | None = None
+    token: str = ""
 
     @property
     def n_chunks(self) -> int:
@@ -60,9 +71,14 @@ class Chunks:
         """Columns that the models see."""
         return self.source.n_features if self.affine is None else self.affine.n_out
 
-    def after_profile(self, affine: Affine | None, n_bad: int) -> Chunks:
-        """Return the same rows with the preprocessing that a profiling pass has fitted; n_bad : bad rows that it found."""
-        return replace(self, affine=affine, clean=n_bad == 0)
+    def after_profile(self, affine: Affine | None, n_bad: int, checksums: Array | None = None) -> Chunks:
+        """Return the same rows with what a profiling pass has found: the preprocessing, the number of bad rows, and checksums."""
+        compared = self if checksums is None else self.compared(checksums)
+        return replace(compared, affine=affine, clean=n_bad == 0)
+
+    def compared(self, checksums: Array) -> Chunks:
+        """Return the same rows, of which every chunk must be as an earlier process has read it. checksums : as the attribute."""
+        return replace(self, checksums=checksums[np.argsort(checksums[:, 0])], token=uuid.uuid4().hex)
 
     def raw(self) -> Chunks:
         """Return the same rows without the preprocessing."""
@@ -86,14 +102,12 @@ class Chunks:
         source, place = self.source, f"rows {start}:{stop} (chunk {i})"
         x = checked_rows(place, x, (stop - start, source.n_features), source.dtype, source.sparse)
         weight, label = (
-            None
-            if column is None
-            else check(checked_column(f"data.{what}, {place}", column.read(start, stop), stop - start), start)
-            for what, column, check in (
-                ("weights", self.weights, _checked_weights),
-                ("labels", self.labels, _checked_labels),
-            )
+            None if column is None else checked_column(f"data.{what}, {place}", column.read(start, stop), stop - start)
+            for what, column in (("weights", self.weights), ("labels", self.labels))
         )
+        checksum = self._checksum(i, start, x, [weight, label])
+        weight = None if weight is None else _checked_weights(weight, start)
+        label = None if label is None else _checked_labels(label, start)
         bad = None if self.clean else _bad_rows(x)
         if bad is not None:
             weight = np.where(bad, 0.0, 1.0 if weight is None else weight)
@@ -104,8 +118,27 @@ class Chunks:
             start,
             bad,
             label,
+            checksum=checksum,
             units=self.source.units_of(start, stop),
         )
+
+    def _checksum(self, i: int, start: int, x: Matrix, columns: Sequence[Array | None]) -> int | None:
+        """The CRC-32 of a chunk before the profile is made. After it, raise InputError if the chunk is another than it was then."""
+        if not self.source.stored or (self.checksums is not None and (self.token, i) in _COMPARED):
+            return None
+        found = 0
+        for part in (*_parts(x), *columns):
+            found = found if part is None else zlib.crc32(np.ascontiguousarray(part).data, found)
+        if self.checksums is None:
+            return found
+        at = int(np.searchsorted(self.checksums[:, 0], start))
+        if at < len(self.checksums) and self.checksums[at, 0] == start and self.checksums[at, 1] != found:
+            raise InputError(
+                f"data chunk {i}: rows {start} to {start + x.shape[0] - 1} have changed since the run read them: their CRC-32 was "
+                f"{self.checksums[at, 1]:08x}, it is {found:08x}. Restore them, or `em-pipeline run` into another --output."
+            )
+        _COMPARED.add((self.token, i))
+        return None
 
     def chunk_bytes(self) -> int:
         """Return the bytes of the largest chunk in the dtype of computations; of sparse rows the target."""
@@ -162,9 +195,13 @@ class Chunks:
 
     def _absorb(self, content: Any, i: int) -> None:
         """Add the rows of chunk i to a hash, without a copy of them."""
-        x = self.source.read(i)
-        for part in (x,) if isinstance(x, np.ndarray) else (x.indptr, x.indices, x.data):
+        for part in _parts(self.source.read(i)):
             content.update(np.ascontiguousarray(part).data)
+
+
+def _parts(x: Matrix) -> tuple[Array, ...]:
+    """The arrays that rows are made of."""
+    return (x,) if isinstance(x, np.ndarray) else (x.indptr, x.indices, x.data)
 
 
 def _checked_weights(weight: Array, start: int) -> Array:

@@ -20,6 +20,8 @@ class MemorySource(Source):
         Whether chunks of a sparse matrix are made dense as they are read.
     """
 
+    stored = False
+
     def __init__(self, x: Any, dense: bool = False) -> None:
         self.x, self.dtype, self.n_features = x, x.dtype, int(x.shape[1])
         self.sparse, self._dense = sp.issparse(x) and not dense, dense

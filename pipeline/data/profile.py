@@ -7,7 +7,7 @@ reference point and loses no digits far from the origin. [Chan, Golub and LeVequ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipeline.keyed import race
 
 PROFILE_TILE = 4096
 SAMPLE_STREAM = 1
+_NO_CHECKSUMS = np.zeros((0, 2), np.int64)
 
 
 @stored
@@ -48,6 +49,8 @@ class Profile:
         Rows drawn without replacement in proportion to their weights.
     known : array, shape (m,)
         Weight of the rows of each component that is known, as far as there are any.
+    checksums : array, shape (m, 2), int64
+        First row and CRC-32 of each chunk, in any order.
     """
 
     n_rows: int
@@ -60,6 +63,7 @@ class Profile:
     high: Array
     sample: LowestRows
     known: Array
+    checksums: Array = field(default_factory=lambda: _NO_CHECKSUMS)
 
     def __add__(self, other: Profile) -> Profile:
         total = self.total + other.total
@@ -79,6 +83,7 @@ class Profile:
             np.maximum(self.high, other.high),
             self.sample + other.sample,
             _added(self.known, other.known),
+            np.concatenate([self.checksums, other.checksums]),
         )
 
     @property
@@ -162,7 +167,8 @@ class ProfileJob:
             tile = self._tile(chunk, rows)
             total = tile if total is None else total + tile
         assert total is not None, "a chunk has at least one row"
-        return total
+        found = _NO_CHECKSUMS if chunk.checksum is None else np.array([[chunk.start, chunk.checksum]], np.int64)
+        return replace(total, checksums=found)
 
     def _tile(self, chunk: Rows, rows: slice) -> Profile:
         x = chunk.x[rows]
@@ -241,6 +247,8 @@ class DataSummary:
         Sum of weights of the others.
     known : array of int
         Components of which some rows are known (data.labels), ascending.
+    checksums : array, shape (m, 2), int64
+        First row and CRC-32 of each chunk that was read, in any order.
     """
 
     affine: Affine | None
@@ -251,6 +259,7 @@ class DataSummary:
     n_bad: int
     total: float
     known: Array
+    checksums: Array = field(default_factory=lambda: _NO_CHECKSUMS)
 
     @property
     def variance(self) -> Array:
@@ -270,4 +279,5 @@ def summary_of(profile: Profile, steps: Sequence[Preprocess]) -> DataSummary:
         mean, covariance = mapped_moments(affine, mean, covariance)
         sample = replace(sample, x=affine.apply(sample.x))
     known = np.flatnonzero(profile.known > 0)
-    return DataSummary(affine, mean, covariance, sample, profile.n_rows, profile.n_bad, profile.total, known)
+    counts = profile.n_rows, profile.n_bad, profile.total
+    return DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums)

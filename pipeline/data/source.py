@@ -35,12 +35,15 @@ class Source(ABC):
         Increasing from 0: chunk i is rows ``bounds[i]:bounds[i + 1]``.
     sparse : bool
         Whether `read` returns a `scipy.sparse.csr_array`.
+    stored : bool
+        Whether rows are outside this process, where they may change between two reads.
     """
 
     n_features: int
     dtype: np.dtype[Any]
     bounds: np.ndarray
     sparse: bool = False
+    stored: bool = True
 
     @property
     def n_rows(self) -> int:

@@ -89,7 +89,7 @@ class Driver:
 
     def after_profile(self, summary: DataSummary) -> Driver:
         """Return the driver with the preprocessing of a profile."""
-        return replace(self, chunks=self.chunks.after_profile(summary.affine, summary.n_bad))
+        return replace(self, chunks=self.chunks.after_profile(summary.affine, summary.n_bad, summary.checksums))
 
     def starts(self, summary: DataSummary, user: UserStart, sample: Sample | None) -> list[Run]:
         """Return a run for each candidate and restart, with its initial parameters.

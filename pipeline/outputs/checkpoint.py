@@ -124,6 +124,18 @@ def load(folder: Path, warn: Callable[[str], None]) -> tuple[int, State]:
     )
 
 
+def computed(folder: Path) -> dict[str, Any] | None:
+    """What the newest generation that can be read says is computed; None where there is none, or it is of an earlier version."""
+    for path in reversed(generations(folder)):
+        try:
+            found = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]["facts"]["computed"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
+
+
 def read(path: Path) -> State:
     """Return the content of one generation. Raises StorageError if a byte has changed."""
     try:

@@ -6,8 +6,11 @@ first missing block, and the store gets its name when it is complete.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,32 +91,78 @@ def _stored(path: Path) -> int:
 
 def write_labels(path: Path, task: LabelBlock, engine: Engine, progress: Callable[[int], None]) -> None:
     """Write the predictions for all rows to `path`, which appears complete. progress : called with the rows done."""
-    temporary = path.with_name(f".{path.name}.partial")
-    n = task.chunks.n_rows
+    temporary, sums = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.sums")
+    n, specs = task.chunks.n_rows, task.model.row_arrays(task.top_k)
+    attributes: dict[str, Any] = {"family": task.model.family, "n_rows": n, "top_k": task.top_k}
     try:
-        if _stored(temporary) != task.top_k:
+        begun = _Blocks(sums, [attributes, {name: str(spec) for name, spec in specs.items()}, BLOCK_ROWS])
+        if not begun.goes_on:
             remove(temporary)  # begun for another layout, or not even that
-        attributes: dict[str, Any] = {"family": task.model.family, "n_rows": n, "top_k": task.top_k}
+        for metadata in temporary.rglob("zarr.json"):
+            remove(metadata)  # may be damaged, and costs nothing to write again
         group = zarr.open_group(guarded(temporary, read_only=False), mode="a", zarr_format=3, attributes=attributes)
-        specs = task.model.row_arrays(task.top_k)
         arrays = {name: _array(group, name, n, task.top_k, spec) for name, spec in specs.items()}
-        last = temporary / [*arrays][-1] / "c"  # a block of which the last array is there is whole
-        starts = [s for s in range(0, n, BLOCK_ROWS) if not (last / str(s // BLOCK_ROWS)).exists()]
+        files = {name: temporary / name / "c" for name in arrays}
+        starts = [s for s in range(0, n, BLOCK_ROWS) if not begun.is_whole(s // BLOCK_ROWS, files)]
         blocks = engine.map_in_order(task, ((start, min(start + BLOCK_ROWS, n)) for start in starts))
         for start, block in zip(starts, blocks, strict=True):
             stop = min(start + BLOCK_ROWS, n)
             for name, array in arrays.items():
                 array[start:stop] = block[name]
+            begun.add(start // BLOCK_ROWS, files)
             progress(stop)
         _write_pictures(group, task.chunks)
         publish(temporary, path)
+        remove(sums)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error}). Make room, then `resume`.") from error
 
 
+class _Blocks:
+    """The finished blocks of unfinished labels: a line of JSON for each, with the SHA-256 of its files.
+
+    Attributes
+    ----------
+    goes_on : bool
+        Whether the blocks that are there have this layout.
+    """
+
+    def __init__(self, path: Path, layout: Any) -> None:
+        self._path = path
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        header, *lines = text.split("\n")
+        self.goes_on = header == json.dumps(layout)
+        self._sums: dict[int, str] = {}
+        if not self.goes_on:
+            path.write_text(json.dumps(layout) + "\n", encoding="utf-8")
+            return
+        for line in lines:
+            with suppress(ValueError):  # cut short, or damaged: the block is done again
+                number, digest = line.split()
+                self._sums[int(number)] = digest
+
+    def is_whole(self, block: int, arrays: dict[str, Path]) -> bool:
+        """Whether the files of a block are as they were written. arrays : folder of the blocks of each."""
+        return block in self._sums and self._sums[block] == _digest(block, arrays)
+
+    def add(self, block: int, arrays: dict[str, Path]) -> None:
+        """Note that a block has been written."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{block} {_digest(block, arrays)}\n")
+
+
+def _digest(block: int, arrays: dict[str, Path]) -> str:
+    """SHA-256 of the files of a block."""
+    digest = hashlib.sha256()
+    for folder in arrays.values():
+        place = folder / str(block)
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file():
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def _array(group: Any, name: str, n: int, top_k: int, spec: RowArray) -> Any:
-    if name in group:
-        return group[name]
     ranks = (top_k,) if spec.ranked else ()
     return group.create_array(
         name,
@@ -129,10 +178,12 @@ def _array(group: Any, name: str, n: int, top_k: int, spec: RowArray) -> Any:
 
 def _write_pictures(group: Any, chunks: Chunks) -> None:
     found = chunks.source.pictures()
-    if found is None or "picture_start" in group:
+    if found is None:
         return
     names, start = found
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")
-        group.create_array("picture", data=np.array(names, dtype=np.dtypes.StringDType()), dimension_names=("picture",))
-    group.create_array("picture_start", data=np.asarray(start), dimension_names=("picture",))
+        group.create_array(
+            "picture", data=np.array(names, dtype=np.dtypes.StringDType()), dimension_names=("picture",), overwrite=True
+        )
+    group.create_array("picture_start", data=np.asarray(start), dimension_names=("picture",), overwrite=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config import Output
@@ -29,14 +29,18 @@ class RunSink:
         Locked by the caller.
     log : EventLog
     output : Output
+    computed : mapping
+        What is computed, as plain values; every checkpoint stores it.
     generation : int
         The newest checkpoint, -1 for none.
     """
 
     listens = True
 
-    def __init__(self, directory: RunDirectory, log: EventLog, output: Output, generation: int = -1) -> None:
-        self.directory, self.log, self._output = directory, log, output
+    def __init__(
+        self, directory: RunDirectory, log: EventLog, output: Output, computed: Mapping[str, Any], generation: int = -1
+    ) -> None:
+        self.directory, self.log, self._output, self._computed = directory, log, output, computed
         self._generation, self._saved_at = generation, time.perf_counter()
         self._saved: Sequence[Run] | None = None
         self._last: Sequence[Run] | None = None
@@ -81,6 +85,6 @@ class RunSink:
     def _write(self, summary: DataSummary, runs: Sequence[Run]) -> None:
         self.directory.refuse_if_lost()
         self._generation += 1
-        state = pack_state(summary, runs)
+        state = pack_state(summary, runs, self._computed)
         checkpoint.save(self.directory.checkpoints, self._generation, state, self._output.keep_checkpoints)
         self._saved_at = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.arrays.packing import pack, unpack
@@ -16,10 +16,13 @@ from pipeline.outputs.checkpoint import State
 LAYOUT = 2  # of checkpoints; raised when what they hold is laid out in another way
 
 
-def pack_state(summary: DataSummary, runs: Sequence[Run]) -> State:
-    """Return all that resuming needs, and nothing that depends on when or where the job ran."""
+def pack_state(summary: DataSummary, runs: Sequence[Run], computed: Mapping[str, Any]) -> State:
+    """Return all that resuming needs, and nothing that depends on when or where the job ran.
+
+    computed : what a resumed job must compute too, as plain values.
+    """
     packed = pack({"summary": summary, "runs": [_plain(run) for run in runs]})
-    return State(packed.arrays, {"layout": LAYOUT, "state": packed.structure})
+    return State(packed.arrays, {"layout": LAYOUT, "computed": computed, "state": packed.structure})
 
 
 def _plain(run: Run) -> dict[str, Any]:
@@ -28,21 +31,33 @@ def _plain(run: Run) -> dict[str, Any]:
     return {**fields, "params": run.model.arrays(run.params)}
 
 
+def summary_in(state: State) -> DataSummary:
+    """The profile's statistics. Raises StorageError for the state of another version."""
+    found: DataSummary = _content(state)["summary"]
+    return found
+
+
 def unpack_state(state: State, models: Any) -> tuple[DataSummary, list[Run]]:
     """Return the profile's statistics and the restarts of all candidates; finished ones are evaluated again.
 
     models : maps the statistics to the model of each candidate.
     Raises StorageError for the state of another version.
     """
+    found = _content(state)
+    summary: DataSummary = found["summary"]
+    by_candidate: Sequence[LatentModel] = models(summary) if found["runs"] else []
+    return summary, [_run(fields, by_candidate[fields["candidate"]]) for fields in found["runs"]]
+
+
+def _content(state: State) -> dict[str, Any]:
+    """What `pack_state` has packed."""
     if state.facts.get("layout") != LAYOUT:
         raise StorageError(
             f"checkpoint: got layout {state.facts.get('layout', 1)}, expected {LAYOUT}: another version of em-pipeline wrote "
             "it. Resume with that version, or start again with `em-pipeline run --overwrite`."
         )
-    found = unpack(state.facts["state"], state.arrays)
-    summary: DataSummary = found["summary"]
-    by_candidate: Sequence[LatentModel] = models(summary) if found["runs"] else []
-    return summary, [_run(fields, by_candidate[fields["candidate"]]) for fields in found["runs"]]
+    found: dict[str, Any] = unpack(state.facts["state"], state.arrays)
+    return found
 
 
 def _run(fields: dict[str, Any], model: LatentModel) -> Run:

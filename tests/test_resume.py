@@ -1,0 +1,137 @@
+"""Resume goes on with what the run did: not with another config, and not with other data."""
+
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline import workflow
+from pipeline.errors import InputError
+from pipeline.outputs import checkpoint, run_directory, run_sink
+from tests.jobs import Interrupt, blobs, job, results, write_rows
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A checkpoint after every pass, small chunks, no flushing, no report."""
+    from pipeline.data import source
+    from pipeline.outputs import report
+
+    for module in (checkpoint, run_directory):
+        monkeypatch.setattr(module, "sync", lambda path: None)
+    monkeypatch.setattr(run_sink, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(source, "TARGET_BYTES", 240)  # ten rows a chunk: more chunks than enter the fingerprint
+    monkeypatch.setattr(report, "write_report", lambda path: (path / "report.html").write_text("report"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """600 rows in 60 chunks."""
+    folder = tmp_path_factory.mktemp("rows")
+    np.save(folder / "x.npy", blobs())
+    np.save(folder / "w.npy", np.ones(600))
+    return folder
+
+
+def stopped(rows, run, event="pass", nth=2, **changes):
+    """A run that ended at the n-th event of a name."""
+    config = job(rows / "x.npy", data={"weights": str(rows / "w.npy")}, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(config, run, listeners=[Interrupt(event, nth)])
+    return run
+
+
+def edit(run, section, **changes):
+    """Change config.yaml as a person would."""
+    path = run / "config.yaml"
+    mark, text = path.read_text().split("\n", 1)
+    record = yaml.safe_load(text)
+    record["config"][section] |= changes
+    path.write_text(f"{mark}\n{yaml.safe_dump(record)}")
+
+
+EDITS = [
+    ("model", {"reg_covar": 0.5}),
+    ("model", {"n_components": 4}),
+    ("model", {"covariance_type": "full"}),
+    ("fit", {"assignment": "hard"}),
+    ("fit", {"tol": 0.1}),
+    ("fit", {"random_state": 7}),
+    ("fit", {"max_iter": 3}),
+    ("data", {"bad_rows": "drop"}),
+    ("data", {"weights": None}),
+    ("select", {"heldout": 0.25}),
+]
+
+
+@pytest.mark.parametrize(("event", "nth"), [("init", 1), ("pass", 2), ("finished", 1)])
+def test_an_edited_config_is_refused_key_by_key(rows, tmp_path, event, nth):
+    """Wherever the run stopped, and also when it has ended: what is computed is what the checkpoints say."""
+    run = stopped(rows, tmp_path / "run", event, nth)
+    for i, (section, changes) in enumerate(EDITS):
+        copy = shutil.copytree(run, tmp_path / str(i))
+        edit(copy, section, **changes)
+        (key,) = changes
+        with pytest.raises(InputError, match=rf"{section}\.{key}: was "):
+            workflow.resume(copy)
+        assert results(copy) == results(run)
+
+
+def test_an_edit_before_the_first_checkpoint_is_refused(rows, tmp_path):
+    """There is nothing to compare with but a digest."""
+    run = stopped(rows, tmp_path / "run", "profile", 1)
+    assert not checkpoint.generations(run / "checkpoints")
+    edit(run, "model", n_components=5)
+    with pytest.raises(InputError, match="not as the run wrote it"):
+        workflow.resume(run)
+
+
+def test_what_may_change_may_be_edited(rows, tmp_path):
+    """A higher max_iter, the engine, the output, and where the data are; the result is that of the run that had them."""
+    shutil.copytree(rows, tmp_path / "moved")
+    run = stopped(rows, tmp_path / "run")
+    edit(run, "fit", max_iter=8)
+    edit(run, "engine", workers=1)
+    edit(run, "output", keep_checkpoints=5)
+    edit(run, "data", path=str(tmp_path / "moved" / "x.npy"))
+    workflow.resume(run)
+    config = job(rows / "x.npy", data={"weights": str(rows / "w.npy")}, fit={"max_iter": 8})
+    workflow.run(config, tmp_path / "whole")
+    assert results(run)["model.zarr/means/c/0/0"] == results(tmp_path / "whole")["model.zarr/means/c/0/0"]
+
+
+@pytest.mark.parametrize("what", ["x.npy", "w.npy"])
+@pytest.mark.parametrize("event", ["init", "pass"])
+def test_any_chunk_that_changed_is_noticed(rows, tmp_path, what, event):
+    """Of 60 chunks 16 enter the fingerprint; a change in one of the others is named when it is read first."""
+    shutil.copytree(rows, tmp_path / "own")
+    run = stopped(tmp_path / "own", tmp_path / "run", event, 1)
+    x = np.load(tmp_path / "own" / what)
+    x[15] += 1e-3
+    np.save(tmp_path / "own" / what, x)
+    with pytest.raises(InputError, match="rows 10 to 19 have changed since the run read them") as refusal:
+        workflow.resume(run)
+    assert refusal.value.exit_code == 2
+    shutil.copy(rows / what, tmp_path / "own" / what)
+    workflow.resume(run)
+    assert (run / "model.zarr").exists()
+    np.save(tmp_path / "own" / what, x)
+    with pytest.raises(InputError, match="have changed since"):
+        workflow.predict(run)
+
+
+def test_a_changed_zarr_chunk_is_noticed(tmp_path):
+    """A chunk of another store, whose codec and size fit, is another chunk."""
+    store = write_rows(tmp_path / "x.zarr", blobs(), rows=10)
+    config = job(store)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(config, tmp_path / "run", listeners=[Interrupt("pass", 2)])
+    a, b = (store / "c" / str(i) / "0" for i in (1, 2))
+    a_bytes, b_bytes = a.read_bytes(), b.read_bytes()
+    a.write_bytes(b_bytes)
+    b.write_bytes(a_bytes)
+    with pytest.raises(InputError, match=r"have changed since|are not those"):
+        workflow.resume(tmp_path / "run")
