@@ -28,7 +28,7 @@ from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError
 from pipeline.fit.driver import Driver
 from pipeline.fit.plan import JobPlan, memory_plan, plan_job
 from pipeline.jobconfig import Config, to_plain, validate
@@ -41,7 +41,7 @@ from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.run_sink import RunSink
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
-from pipeline.outputs.state import summary_in, unpack_state
+from pipeline.outputs.state import as_read_before, unpack_state
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -195,7 +195,7 @@ def resume(
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         provenance.refuse_other_data(record, chunks.fingerprint())
-        chunks = _compared(chunks, directory)
+        chunks = as_read_before(chunks, directory.checkpoints)
         refuse_full(directory, _disk(plan, chunks))
         with _engine(config, memory_plan(plan, chunks)) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
@@ -209,15 +209,6 @@ def resume(
                 _go_on(job)
             _finish(job)
     return directory.path
-
-
-def _compared(chunks: Chunks, directory: RunDirectory) -> Chunks:
-    """The chunks, each of which must be as the run has read it: its newest checkpoint says how."""
-    try:
-        _, state = checkpoint.load(directory.checkpoints, lambda text: None)
-        return chunks.compared(summary_in(state).checksums)
-    except (InputError, StorageError):  # none yet, or all are damaged: what needs one says so
-        return chunks
 
 
 def _goes_on(directory: RunDirectory, config: Config) -> bool:
@@ -337,7 +328,7 @@ def predict(
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
-        chunks = _compared(chunks, directory) if output is None else chunks
+        chunks = as_read_before(chunks, directory.checkpoints) if output is None else chunks
         target = directory if output is None else RunDirectory(output)
         with _engine(config, memory_plan(plan, chunks)) as engine, target.lock():
             if output is not None:

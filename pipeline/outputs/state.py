@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.arrays.packing import pack, unpack
+from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary
 from pipeline.em.run import Run
-from pipeline.errors import StorageError
+from pipeline.errors import InputError, StorageError
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
-from pipeline.outputs.checkpoint import State
+from pipeline.outputs.checkpoint import State, load
 
 LAYOUT = 2  # of checkpoints; raised when what they hold is laid out in another way
 
@@ -31,10 +33,13 @@ def _plain(run: Run) -> dict[str, Any]:
     return {**fields, "params": run.model.arrays(run.params)}
 
 
-def summary_in(state: State) -> DataSummary:
-    """The profile's statistics. Raises StorageError for the state of another version."""
-    found: DataSummary = _content(state)["summary"]
-    return found
+def as_read_before(chunks: Chunks, checkpoints: Path) -> Chunks:
+    """Return the chunks, each of which must be as the run has read it: the newest checkpoint says how."""
+    try:
+        summary: DataSummary = _content(load(checkpoints, lambda text: None)[1])["summary"]
+    except (InputError, StorageError):  # none yet, or all are damaged: what needs one says so
+        return chunks
+    return chunks.compared(summary.checksums)
 
 
 def unpack_state(state: State, models: Any) -> tuple[DataSummary, list[Run]]:
