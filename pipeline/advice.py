@@ -17,8 +17,11 @@ SMALL_OBJECT = 2**20  # bytes; opening one takes as long as reading some hundred
 
 
 def advice(cost: Cost, config: Config, chunks: Chunks) -> list[str]:
-    """Yield advice about a job; nothing if it is well configured."""
-    return [text for rule in (_chunking, _reading, _memory, _precision) for text in rule(cost, config, chunks)]
+    """Return advice about a job; nothing if it is well configured."""
+    return [
+        *(f"{note}." for note in chunks.source.notes()),
+        *(text for rule in (_chunking, _reading, _memory, _precision) for text in rule(cost, config, chunks)),
+    ]
 
 
 def _chunking(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:

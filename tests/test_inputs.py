@@ -400,3 +400,80 @@ def test_a_block_of_another_dtype_is_cast_or_refused(declared, dtype, fits):
     else:
         with pytest.raises(ValueError, match=f"got dtype {np.dtype(dtype)}"):
             seen(rows)
+
+
+# --- text
+
+TABLES: dict[str, tuple[str, dict[str, Any], Any]] = {
+    # name: text, options, the rows or what the refusal says
+    "names": ("a,b\n1,2\n3,4\n", {}, [[1, 2], [3, 4]]),
+    "quoted names": ('"a","b"\n1,2\n3,4\n', {"columns": ["b"]}, [[2], [4]]),
+    "no names": ("1,2\n3,4\n", {}, [[1, 2], [3, 4]]),
+    "pandas' names": ("0,1\n.5,2.5\n3.5,4.5\n", {}, [[0.5, 2.5], [3.5, 4.5]]),
+    "pandas' names, a row": ("0,1\n.5,2.5\n3.5,4.5\n", {"header": False}, [[0, 1], [0.5, 2.5], [3.5, 4.5]]),
+    "whole numbers": ("0,1\n2,3\n4,5\n", {}, [[0, 1], [2, 3], [4, 5]]),
+    "whole numbers, names": ("0,1\n2,3\n4,5\n", {"header": True}, [[2, 3], [4, 5]]),
+    "years": ("2001,2002\n.5,2.5\n3.5,4.5\n", {"columns": [2002]}, [[2.5], [4.5]]),
+    "names and numbers": ("id,2001\n1,2\n3,4\n", {}, "holds names and numbers"),
+    "names and numbers, names": ("id,2001\n1,2\n3,4\n", {"header": True}, [[1, 2], [3, 4]]),
+    "NA first": ("NA,NA\n1,2\n3,4\n", {}, "line 1, column 1: got 'NA'"),
+    "NA within": ("1,2\nNA,2\n3,4\n", {}, "line 2, column 1: got 'NA'"),
+    "empty and nan cells": ("1,\nnan,2\n3,4\n", {}, [[np.nan] * 2, [np.nan] * 2, [3, 4]]),
+    "chosen by name": ("a,b,c\n1,x,2\n3,y,4\n", {"columns": ["c", "a"]}, [[2, 1], [4, 3]]),
+    "chosen by position": ("1,5,2\n3,6,4\n", {"columns": [2, 0]}, [[2, 1], [4, 3]]),
+    "no such name": ("alpha,beta\n1,2\n", {"columns": ["alpa"]}, "did you mean alpha"),
+    "no such position": ("1,2\n3,4\n", {"columns": [2]}, "position from 0 to 1"),
+    "twice": ("a,b\n1,2\n", {"columns": ["a", "a"]}, "names a column twice"),
+    "two of one name": ("a,a\n1,2\n", {"columns": ["a"]}, "2 columns are named"),
+    "ragged beside chosen ones": ("a,b\n1,2\n3,4,5\n", {"columns": ["a"]}, "line 3: has 3 columns, expected 2"),
+    "short beside chosen ones": ("a,b\n1,2\n3\n", {"columns": ["a"]}, "line 3: has 1 columns, expected 2"),
+    "index": (",a,b\n0,1,2\n1,3,4\n2,5,6\n", {"index_column": True}, [[1, 2], [3, 4], [5, 6]]),
+    "index of R": ('"","a"\n"1",2\n"2",4\n"3",6\n', {"index_column": True}, [[2], [4], [6]]),
+    "nothing but an index": ("1\n2\n", {"index_column": True}, "has one column"),
+    "form feeds": ("1,2\n\f\n3,4\n\f5,6\n", {}, [[1, 2], [3, 4], [5, 6]]),
+    "form feeds, one column": ("1\n\f\n3\n \v\n", {}, [[1], [3]]),
+    "carriage returns": ("\r1,2\r\n\r\n3,4\r\n", {}, [[1, 2], [3, 4]]),
+    "old Mac": ("1,2\r3,4\r", {}, "columns|got"),
+    "comments": ("# x\n1,2 # y\n  # z\n3,4\n", {}, [[1, 2], [3, 4]]),
+    "a byte order mark": ("\ufeffa,b\n1,2\n3,4\n", {"columns": ["a"]}, [[1], [3]]),
+    "decimal commas": ("1,5;2,5\n3,5;4,5\n", {}, "line 1, column 1: got '1,5'"),
+    "quoted numbers": ('a,b\n"1",2\n', {}, "got '\"1\"'"),
+    "underscores": ("1_0,2\n3,4\n", {}, "got '1_0'"),
+    "hexadecimal": ("0x10,2\n3,4\n", {}, "holds names and numbers"),
+    "huge": ("1e400,2\n3,4\n", {}, [[np.nan] * 2, [3, 4]]),
+    "a delimiter in numbers": ("1.2\n", {"delimiter": "."}, "in no number"),
+    "NUL": ("1,2\n3\0,4\n", {}, "line 2"),
+    "nothing": ("\n \n", {}, "no rows"),
+    "names alone": ("a,b\n", {}, "no rows"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_text_is_read_as_it_says(tmp_path, name):
+    """Headers, columns, blanks, comments: the rows that a reader by hand has, or a sentence."""
+    content, options, expected = TABLES[name]
+    (tmp_path / "x.csv").write_bytes(content.encode())
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            loaded(opened(tmp_path, "csv", "x.csv", **options))
+    else:
+        np.testing.assert_array_equal(loaded(opened(tmp_path, "csv", "x.csv", **options)), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "said_of_it"),
+    [
+        (",a,b\n0,1,2\n1,3,4\n2,5,6\n", "numbers the rows"),
+        ("Unnamed: 0,a\n1,3.5\n2,5\n3,6\n", "numbers the rows"),
+        ("0,1.5\n1,3.5\n2,5.5\n", "numbers the rows"),
+        ("time,a\n0,1.5\n1,3.5\n2,5.5\n", None),
+        ("0,1\n.5,2.5\n3.5,4.5\n", "taken for names"),
+        ("0,1\n2,3\n4,5\n", "read as a row"),
+        ("a,b\n1,2\n3,4\n", None),
+    ],
+)
+def test_what_is_guessed_of_text_is_said(tmp_path, content, said_of_it):
+    """A header that is numbers, and a first column that numbers the rows, are named in a warning."""
+    (tmp_path / "x.csv").write_text(content)
+    notes = opened(tmp_path, "csv", "x.csv").source.notes()
+    assert len(notes) == (said_of_it is not None) and all(said_of_it in note for note in notes), notes

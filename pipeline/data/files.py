@@ -115,6 +115,8 @@ _BEGINNINGS = {
     b"PK\x03\x04": "It is a zip archive, as .npz files are: write the array alone, with numpy.save",
     b"\x89PNG": "It is a picture: set data.source to images",
     b"\xff\xd8\xff": "It is a picture: set data.source to images",
+    b"\xff\xfe": "It is text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "It is text in UTF-16: save it as UTF-8",
 }
 
 

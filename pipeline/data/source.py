@@ -82,6 +82,10 @@ class Source(ABC):
         """Return what is stored so that a flipped bit may not be noticed, and how; None where that is not known."""
         return None
 
+    def notes(self) -> list[str]:
+        """Return what a person should know of how the rows are read, a sentence each without its full stop, for warnings."""
+        return []
+
     def pictures(self) -> tuple[list[str], np.ndarray] | None:
         """Return names of the pictures and the first row of each, shape (n_pictures,), int64; None if rows are not patches."""
         return None

@@ -98,6 +98,9 @@ class UnitSource(Source):
     def unprotected(self) -> str | None:
         return self.inner.unprotected()
 
+    def notes(self) -> list[str]:
+        return self.inner.notes()
+
     def pictures(self) -> tuple[list[str], np.ndarray] | None:
         return self.inner.pictures()
 

@@ -74,6 +74,8 @@ class Driver:
             advice = "Write it with ZstdCodec(checksum=True)."
             message = f"{unprotected}: stored without checksums, so that damage may go unnoticed. {advice}"
             self.sink.log("warning", message=message)
+        for text in chunks.source.notes():
+            self.sink.log("warning", message=text)
         began = time.perf_counter()
         profile: Profile
         profile, *sampled = self.sums()([self.plan.profile_job(), *self.plan.sampling()])

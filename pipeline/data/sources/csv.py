@@ -6,9 +6,10 @@ Text is slow (a few million cells a second): convert what is read often to zarr 
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -17,21 +18,37 @@ from pipeline.config import AnyPath, LocalPath
 from pipeline.data.files import damaged, open_binary, opening, reading, seekable, stored_size, what_it_is
 from pipeline.data.section import ConvertedSection
 from pipeline.data.source import Source, even_bounds, rows_per_target
-from pipeline.errors import InputError
+from pipeline.errors import InputError, did_you_mean
 
 _BLOCK = 2**20
 _LINE_BYTES = 16 * 2**20  # of one line: about a million columns
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BLANKS = " \t\r\f\v"  # a line of nothing else is no row
+_MISSING = {"", "na", "n/a", "nan", "null", "none", "nil", "inf", "-", "?", "."}  # a line of nothing else is no header
+_LOOK, _LOOK_CELLS = 100, 2**18  # rows and cells that are looked at for what is said of a file
 
 
 class CsvSection(ConvertedSection):
-    """Numbers in delimited text. A first line without a single number is a header; lines that begin with # are comments."""
+    """Numbers in delimited text; lines that begin with # are comments."""
 
     source: Literal["csv"] = Field("csv", description="numbers in delimited text")
     path: AnyPath = Field(description="a text file, .gz or plain, or an fsspec URL of one")
     delimiter: str | None = Field(
         None,
         description="what separates columns; null: the first of semicolon, tab and comma in the first line, else blanks",
+    )
+    header: bool | None = Field(
+        None,
+        description="whether the first line holds names; null: if none of its cells is a number, or all count up as in 0, 1, 2 "
+        "above rows without whole numbers",
+    )
+    columns: list[str | int] | None = Field(
+        None,
+        min_length=1,
+        description="columns that are features: names of the header, or positions from 0 where there is none; null: all",
+    )
+    index_column: bool = Field(
+        False, description="the first column only numbers the rows, as pandas' index: leave it out"
     )
     cache: LocalPath | None = Field(
         None,
@@ -44,15 +61,37 @@ class CsvSection(ConvertedSection):
             if advice := what_it_is(stream.read(8)):
                 raise InputError(f"{path}: is not text, expected lines of numbers. {advice}.")
             stream.seek(0)
-            delimiter, names, n_features = _sniff(stream, path, self.delimiter)
+            layout, notes = _sniff(stream, path, self)
             stream.seek(0)
-            rows = rows_per_target(n_features, 8)
-            offsets, lines, n_rows, n_bytes = _scan(stream, path, delimiter, bool(names), rows)
+            rows = rows_per_target(len(layout.used), 8)
+            offsets, lines, n_rows, n_bytes = _scan(stream, path, layout.delimiter, layout.header, rows)
         if n_rows == 0:
             raise InputError(f"{path}: has no rows of numbers, expected at least one. Check what wrote it.")
         path = seekable(path, self.storage_options, self.cache, n_bytes)
-        bounds = even_bounds(n_rows, rows)
-        return TextSource(path, self.storage_options, delimiter, bounds, n_features, names, offsets, lines)
+        return TextSource(path, self.storage_options, layout, even_bounds(n_rows, rows), offsets, lines, notes)
+
+
+class Layout(NamedTuple):
+    """What a line of a file is.
+
+    Attributes
+    ----------
+    delimiter : str or None
+        None: blanks.
+    header : bool
+        Whether the first line is one.
+    n_columns : int
+    used : tuple of int
+        The columns that are features.
+    names : list of str
+        Of these; empty without a header.
+    """
+
+    delimiter: str | None
+    header: bool
+    n_columns: int
+    used: tuple[int, ...]
+    names: list[str]
 
 
 class TextSource(Source):
@@ -63,32 +102,29 @@ class TextSource(Source):
     path : str
     options : mapping
         Of its file system.
-    delimiter : str or None
-        None: blanks.
+    layout : Layout
     bounds : array, shape (n_chunks + 1,)
-    n_features : int
-    names : list of str
-        Of the header, empty without one.
     offsets : array, shape (n_chunks,)
         Bytes of text before each chunk.
     lines : array, shape (n_chunks + 1,)
         Chunk i is lines ``lines[i]`` to ``lines[i + 1]``, from 0.
+    notes : list of str
+        What should be known of how the file is read.
     """
 
     def __init__(
         self,
         path: str,
         options: Mapping[str, Any],
-        delimiter: str | None,
+        layout: Layout,
         bounds: np.ndarray,
-        n_features: int,
-        names: list[str],
         offsets: np.ndarray,
         lines: np.ndarray,
+        notes: list[str],
     ) -> None:
-        self.n_features, self.dtype, self.bounds = n_features, np.dtype(np.float64), bounds
-        self._path, self._options, self._delimiter = path, dict(options), delimiter
-        self._names, self._offsets, self._lines = names, offsets, lines
+        self.n_features, self.dtype, self.bounds = len(layout.used), np.dtype(np.float64), bounds
+        self._path, self._options, self._layout = path, dict(options), layout
+        self._offsets, self._lines, self._notes = offsets, lines, notes
 
     def read(self, i: int) -> np.ndarray:
         """Read chunk i. Raises InputError with line and column of a cell that is not a number."""
@@ -97,7 +133,12 @@ class TextSource(Source):
         with reading(what):
             try:
                 with self._chunk(i) as lines:
-                    x = np.loadtxt(lines, delimiter=self._delimiter, ndmin=2, encoding="utf-8")
+                    some = len(self._layout.used) < self._layout.n_columns
+                    whole = (
+                        self._of_all_columns(lines) if some else lines
+                    )  # loadtxt looks at those it is asked for alone
+                    used = self._layout.used if some else None
+                    x = np.loadtxt(whole, delimiter=self._layout.delimiter, ndmin=2, encoding="utf-8", usecols=used)
             except (ValueError, UnicodeDecodeError):
                 x = np.empty((0, 0))  # an empty or a bad cell: go through the lines one by one
             if x.shape != (n_rows, self.n_features):
@@ -108,27 +149,37 @@ class TextSource(Source):
         return x
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "rows", "features": self._names} if self._names else {"kind": "rows"}
+        return {"kind": "rows", "features": self._layout.names} if self._layout.names else {"kind": "rows"}
+
+    def notes(self) -> list[str]:
+        return self._notes
 
     def _chunk(self, i: int) -> _Lines:
         stream = open_binary(self._path, self._options)
         stream.seek(int(self._offsets[i]))
         return _Lines(stream, int(self._lines[i + 1] - self._lines[i]))
 
+    def _of_all_columns(self, lines: Iterator[str]) -> Iterator[str]:
+        """The lines, until one has other columns: ValueError."""
+        for line in lines:
+            if len(_cells(line, self._layout.delimiter)) not in (0, self._layout.n_columns):
+                raise ValueError("other columns")
+            yield line
+
     def _parse(self, lines: Iterator[str], first: int, n_rows: int) -> np.ndarray:
         x = np.empty((n_rows, self.n_features))
         row = 0
         for number, line in enumerate(lines, start=first + 1):
-            cells = _cells(line, self._delimiter)
+            cells = _cells(line, self._layout.delimiter)
             if not cells:
                 continue
-            if len(cells) != self.n_features:
+            if len(cells) != self._layout.n_columns:
                 raise InputError(
-                    f"{self._path}, line {number}: has {len(cells)} columns, expected {self.n_features}. "
+                    f"{self._path}, line {number}: has {len(cells)} columns, expected {self._layout.n_columns}. "
                     "Correct the line, or put # before it."
                 )
             if row < n_rows:
-                x[row] = [self._number(cell, number, column) for column, cell in enumerate(cells, start=1)]
+                x[row] = [self._number(cells[column], number, column + 1) for column in self._layout.used]
             row += 1
         return x[:row]
 
@@ -137,7 +188,7 @@ class TextSource(Source):
         if number is None:
             raise InputError(
                 f"{self._path}, line {line}, column {column}: got {cell!r}, expected a number or an empty cell. "
-                "Correct it, remove the column, or set data.delimiter."
+                "Correct it, choose others by data.columns, set data.header where the first line holds names, or data.delimiter."
             )
         return number
 
@@ -174,33 +225,100 @@ def _as_number(cell: str) -> float | None:
 
 def _cells(line: str, delimiter: str | None) -> list[str]:
     """The stripped cells of a line, none for a blank line or comment."""
-    line = line.strip(" \r\n" if delimiter == "\t" else None)
+    line = line.rstrip("\n").strip(_BLANKS.replace("\t", "") if delimiter == "\t" else _BLANKS)
     if not line or line.startswith("#"):
         return []
     return [cell.strip() for cell in line.split("#")[0].split(delimiter)]
 
 
-def _sniff(stream: IO[bytes], path: str, asked: str | None) -> tuple[str | None, list[str], int]:
-    """Delimiter (None: blanks), the names in the header line (none without one), and the number of columns."""
-    if asked is not None and len(asked) != 1:
-        raise InputError(f"data.delimiter: got {asked!r}, expected one character. Blanks are ' ', a tab \"\\t\".")
+def _sniff(stream: IO[bytes], path: str, asked: CsvSection) -> tuple[Layout, list[str]]:
+    """What a line is, and what should be known of it."""
+    if asked.delimiter is not None and (len(asked.delimiter) != 1 or asked.delimiter in '#+-.\r\n"' + string.digits):
+        raise InputError(
+            f"data.delimiter: got {asked.delimiter!r}, expected one character that is in no number. Blanks are ' ', a tab \"\\t\"."
+        )
     lines = iter(lambda: stream.readline(_LINE_BYTES + 1), b"")
     texts = (_refuse_long(line, path).decode("utf-8-sig", errors="replace") for line in lines)
-    texts = (text for text in texts if _cells(text, None))
-    first, second = next(texts, ""), next(texts, None)
+    rows = (text for text in texts if _cells(text, None))
+    first = next(rows, "")
     if not first:
         raise InputError(f"{path}: has no rows of numbers, expected at least one. Check what wrote it.")
-    delimiter = asked or next((character for character in ";\t," if character in first), None)
+    delimiter = asked.delimiter or next((character for character in ";\t," if character in first), None)
     delimiter = None if delimiter == " " else delimiter
     cells = _cells(first, delimiter)
-    header = any(cells) and all(_as_number(cell) is None for cell in cells if cell)
-    n_columns = len(_cells(second, delimiter)) if second is not None else len(cells)
+    rest = [_cells(text, delimiter) for text in islice(rows, max(1, min(_LOOK, _LOOK_CELLS // len(cells))))]
+    n_columns = len(rest[0]) if rest else len(cells)
     if n_columns != len(cells):
         raise InputError(
             f"{path}: its first line has {len(cells)} columns, the next {n_columns}. Every line must have as many; "
             "put # before a first line that is no row, or set data.delimiter."
         )
-    return delimiter, cells if header else [], n_columns
+    header, notes = (asked.header, []) if asked.header is not None else _has_header(path, cells, rest)
+    names = [cell.strip('"') for cell in cells] if header else []
+    used = _used(path, asked, names, n_columns)
+    if 0 in used and _counts_up((rest if header else [cells, *rest]), names):
+        notes.append(
+            f"{path}: its first column has no name and numbers the rows, and is read as a feature. Set data.index_column: true "
+            "to leave it out, or choose data.columns"
+        )
+    return Layout(delimiter, header, n_columns, used, [names[j] for j in used] if names else []), notes
+
+
+def _has_header(path: str, cells: list[str], rest: list[list[str]]) -> tuple[bool, list[str]]:
+    """Whether the first line holds names, as far as it tells, and what should be said of that."""
+    if any(_as_number(cell) is None and cell.lower() not in _MISSING and any(map(str.isalpha, cell)) for cell in cells):
+        if any(_as_number(cell) is not None for cell in cells if cell):
+            raise InputError(
+                f"{path}: its first line holds names and numbers, {', '.join(cells[:4])}. Set data.header: true if they are all "
+                "names, else correct it, or choose data.columns and set data.header: false."
+            )
+        return True, []
+    if len(cells) > 1 and all(cell.isdecimal() for cell in cells) and rest:
+        first = int(cells[0])
+        if [int(cell) for cell in cells] == list(range(first, first + len(cells))):
+            line = f"{path}: its first line is {', '.join(cells[:3])}, …"
+            if not any(cell.isdecimal() for row in rest for cell in row):
+                return True, [
+                    f"{line} above rows without whole numbers: they are taken for names. If it is a row, set data.header: false"
+                ]
+            return False, [f"{line} and is read as a row. If they are names, set data.header: true"]
+    return False, []
+
+
+def _counts_up(rows: list[list[str]], names: list[str]) -> bool:
+    """Whether the first cells of rows are 0, 1, 2 or 1, 2, 3, and so on, in a column without a name."""
+    if (names and names[0] and not names[0].startswith("Unnamed")) or len(rows) < 3 or len(rows[0]) < 2:
+        return False
+    firsts = [row[0].strip('"') if row else "" for row in rows]
+    return any(firsts == [str(i) for i in range(start, start + len(firsts))] for start in (0, 1))
+
+
+def _used(path: str, asked: CsvSection, names: list[str], n_columns: int) -> tuple[int, ...]:
+    """The columns that are features."""
+    if asked.columns is None:
+        used = tuple(range(int(asked.index_column), n_columns))
+        if not used:
+            raise InputError(
+                f"data.index_column: {path} has one column, expected features beside it. Remove the option."
+            )
+        return used
+    found = []
+    for column in asked.columns:
+        at = [j for j, name in enumerate(names) if name == str(column)] if names else []
+        if not names and str(column).isdecimal() and int(column) < n_columns:
+            at = [int(column)]
+        if len(at) != 1:
+            those = ", ".join(names[:20]) if names else f"a position from 0 to {n_columns - 1}, as there is no header"
+            several = (
+                f"which {len(at)} columns are named"
+                if at
+                else f"which is no column of {path}{did_you_mean(str(column), names)}"
+            )
+            raise InputError(f"data.columns: got {column!r}, {several}; expected one of {those}. Correct it.")
+        found += at
+    if len(set(found)) < len(found) or (asked.index_column and 0 in found):
+        raise InputError("data.columns: names a column twice, or the one that index_column leaves out. Remove it.")
+    return tuple(found)
 
 
 def _refuse_long(line: bytes, path: str) -> bytes:
@@ -251,8 +369,8 @@ def _line_starts(block: bytes, delimiter: str | None) -> tuple[np.ndarray, np.nd
     text = np.frombuffer(block if block.endswith(b"\n") else block + b"\n", np.uint8)
     starts = np.append(0, np.flatnonzero(text == ord("\n"))[:-1] + 1)
     first = text[starts]
-    blanks = [ord(" ")] if delimiter == "\t" else [ord(" "), ord("\t")]
+    blanks = [ord(blank) for blank in _BLANKS if blank != delimiter]
     if np.isin(first, blanks).any():
         visible = np.flatnonzero(~np.isin(text, blanks))
         first = text[visible[np.searchsorted(visible, starts)]]
-    return starts, ~np.isin(first, [ord("\n"), ord("\r"), ord("#")])
+    return starts, ~np.isin(first, [ord("\n"), ord("#")])
