@@ -23,7 +23,7 @@ from pipeline.data.source import Source, rows_per_target
 from pipeline.errors import InputError, PipelineError, StorageError
 
 # Pillow would look into a file for any format, such as PostScript, which it hands to Ghostscript.
-_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm", ".jp2"}
 
 
