@@ -264,6 +264,9 @@ def main() -> None:
         _fail(f"error: {error}", error.exit_code, debug)
     except OSError as error:
         _fail(f"error: {error}. Make the file readable, or the place writable, and try again.", 3, debug)
+    except MemoryError as error:
+        advice = "Lower engine.memory or engine.workers, store the data in smaller chunks, or give the job more memory."
+        _fail(f"error: out of memory ({error}). {advice}", InputError.exit_code, debug)
     except Exception as error:  # the last resort: a bug of ours
         hint = "Use --debug to see where, and please report it."
         _fail(f"bug: {type(error).__name__}: {error}\n{hint}", 1, debug)

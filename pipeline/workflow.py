@@ -27,7 +27,7 @@ from pipeline.em.run import Run
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
-from pipeline.engine.passes import Engine
+from pipeline.engine.passes import Engine, unused_address
 from pipeline.errors import InputError
 from pipeline.fit.driver import Driver
 from pipeline.fit.plan import JobPlan, memory_plan, plan_job
@@ -102,6 +102,7 @@ def run(
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, chunks, engine, log, directory, memory, began)
             log("start", **provenance.surroundings(config, engine, chunks), plan=_facts(planned, disk, chunks))
+            log.warn(unused_address(config.engine))
             _fit(job, job.driver(), user)
             _finish(job)
     return directory.path
@@ -139,7 +140,7 @@ def check(config: Config) -> Cost:
         user, planned = user_start(config.fit, config.data, chunks.n_rows), memory_plan(plan, chunks)
         with _engine(config, planned) as engine:
             found = cost(plan, chunks, engine, planned, user)
-        notes = list(advice(found, config, chunks))
+        notes = [*advice(found, config, chunks), *filter(None, [unused_address(config.engine)])]
     try:
         RunDirectory(config.output.path).refuse_unless_free(overwrite=False)
     except InputError as error:
@@ -202,8 +203,7 @@ def resume(
             job = Job(config, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
                 log("warning", message=text)
-            # Where it runs today says nothing of tomorrow.
-            where = {"engine": record["config"].get("engine", {})}
+            where = {"engine": record["config"].get("engine", {})}  # where it runs today says nothing of tomorrow
             directory.write_config(provenance.with_config(record, {**to_plain(config), **where}))
             if not directory.model.exists() or _goes_on(directory, config):
                 _go_on(job)
@@ -247,6 +247,7 @@ def _go_on(job: Job) -> None:
     for name in ("report.html", "labels.zarr", "model.zarr", "candidates.zarr"):  # those of a lower max_iter
         directory.discard(name)
     job.log("resume", generation=generation, **surroundings)
+    job.log.warn(unused_address(job.config.engine))
     if runs:
         driver, runs = job.driver(generation).after_profile(summary), _reopened(runs, job.config)
     else:  # it ended while it looked for a start

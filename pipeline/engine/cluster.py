@@ -5,6 +5,7 @@ Workers that the job starts are set up by it. A scheduler and workers that other
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
@@ -33,6 +34,7 @@ from pipeline.logs import get_logger
 
 T = TypeVar("T")
 CONNECT_SECONDS = 30
+ASK_SECONDS = 3  # for the version of a scheduler
 _LOCAL = "127.0.0.1"  # a scheduler runs anyone's code, so local ones are not reachable from outside
 _JOBQUEUE = "dask_jobqueue"
 _log = get_logger("cluster")
@@ -246,6 +248,7 @@ def _attached(config: EngineConfig, security: Any) -> Iterator[Any]:
     where = _where(config)
     try:
         address = config.scheduler_address or _address_in(Path(str(config.scheduler_file)))
+        _refuse_other_scheduler(where, address, security)
         client = Client(address=address, timeout=CONNECT_SECONDS, security=security, set_as_default=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ClusterLost(
@@ -254,6 +257,27 @@ def _attached(config: EngineConfig, security: Any) -> Iterator[Any]:
         ) from error
     with client:
         yield client
+
+
+def _refuse_other_scheduler(where: str, address: str, security: Any) -> None:
+    """Raise InputError if a scheduler answers there that is of another version than this process."""
+    from distributed import __version__, rpc
+
+    async def ask() -> Any:
+        options = security.get_connection_args("client") if security is not None else None
+        async with rpc(address, connection_args=options) as scheduler:
+            return await scheduler.versions()
+
+    try:
+        theirs = asyncio.run(asyncio.wait_for(ask(), ASK_SECONDS))["packages"]["distributed"]
+    except Exception as error:  # nobody is there, or it speaks in another way: the client finds out
+        _log.debug("%s: no version of a scheduler (%r)", where, error)
+        return
+    if theirs != __version__:
+        raise InputError(
+            f"{where}: the scheduler has distributed {theirs}, this process {__version__}. Of different versions they may not understand each other. "
+            f"Where the scheduler and workers run: pip install distributed=={__version__}"
+        )
 
 
 def _where(config: EngineConfig) -> str:

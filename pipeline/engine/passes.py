@@ -20,6 +20,7 @@ from dask.callbacks import Callback
 from dask.delayed import delayed
 
 from pipeline.arrays.rows import Rows
+from pipeline.config import EngineSection
 from pipeline.data.chunks import Chunks
 from pipeline.engine.blas import single_thread
 from pipeline.engine.reading import WORTH_BYTES, ChunkCache, in_turn
@@ -353,3 +354,14 @@ def _first_chunk(chunks: Chunks) -> tuple[bool, str]:
 
 def _itself(value: Any) -> Any:
     return value
+
+
+def unused_address(config: EngineSection) -> str | None:
+    """Return what to say of an address in Dask's own settings (DASK_SCHEDULER_ADDRESS), None where there is none."""
+    found = dask.config.get("scheduler-address", None)
+    if not found or config.scheduler_address or config.scheduler_file or config.scheduler != "threads":
+        return None
+    return (
+        f"Dask's settings name a scheduler (scheduler-address: {found}), which is not used: this job runs on threads. To use it, add "
+        f"--scheduler-address {found}"
+    )

@@ -8,6 +8,7 @@ workers, and tasks none of which ends.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,12 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 from distributed import Client, futures_of, get_worker, wait
 from distributed.client import ClosedClientError, FutureCancelledError, FuturesCancelledError
 from distributed.comm import CommClosedError
+from distributed.core import Status
 from distributed.scheduler import KilledWorker, heartbeat_interval
 from distributed.worker import thread_state
 
 from pipeline.engine.passes import OURS
 from pipeline.engine.stored_sums import FinishedSums
-from pipeline.errors import ClusterLost, InputError, StorageError
+from pipeline.errors import ClusterLost, InputError, PipelineError, StorageError
 from pipeline.logs import get_logger
 
 T = TypeVar("T")
@@ -34,6 +36,7 @@ FROZEN = 30.0  # seconds without a heartbeat after which a worker counts as dead
 FETCH = (
     60.0  # seconds in which a result should arrive; more than FROZEN, so that one lost with its worker is made again
 )
+PAUSED = 60.0  # seconds in which all workers are paused, after which they count as too small
 STUCK = 1800.0  # seconds in which at least one task has to end
 TRIES = 3  # of a computation whose futures were lost, and of fetching a result
 
@@ -41,6 +44,8 @@ Pending = dict[Hashable, Any]  # futures by key
 
 _GONE = (FutureCancelledError, FuturesCancelledError, ClosedClientError, CommClosedError)
 _ADVICE = "The last checkpoint is intact: bring the cluster up again and use `em-pipeline resume RUN` with the same engine options."
+# How unpickling fails where a module, or a name in it, is not there; some schedulers send the text of an error alone.
+_NOT_THERE = re.compile(r"ModuleNotFoundError|ImportError|No module named|Can't get attribute")
 _log = get_logger("cluster")
 
 
@@ -50,12 +55,25 @@ class _Lost(Exception):
 
 class _SchedulerState(NamedTuple):
     """State of a scheduler. workers : those that are not frozen.  ended : grows with every task that ends.
-    worker_ttl : seconds after which the scheduler itself considers a silent worker dead; 0 for never.
+    worker_ttl : seconds after which the scheduler itself considers a silent worker dead; 0 for never.  paused : those of
+    the workers that take no task.  memory_limit : the least of a worker, bytes.
     """
 
     workers: int
     ended: int
     worker_ttl: float
+    paused: int
+    memory_limit: int
+
+
+def refuse_without_package(where: str, error: BaseException) -> None:
+    """Raise InputError if an error says that a process elsewhere has not this package, or has another version of it."""
+    ours = isinstance(error, PipelineError)
+    if not ours and (isinstance(error, ImportError) or _NOT_THERE.search(f"{type(error).__name__}: {error}")):
+        raise InputError(
+            f"{where}: cannot load what this process sends ({error}), expected the driver's packages and versions. Where it "
+            f"runs: pip install em-pipeline=={version('em-pipeline')}"
+        ) from error
 
 
 class Cluster:
@@ -71,7 +89,7 @@ class Cluster:
     def __init__(self, client: Client, patience: float = 60.0) -> None:
         self.client = client
         self.patience = patience
-        self._seen_workers = time.monotonic()
+        self._seen_workers = self._seen_at_work = time.monotonic()
         self._recorded: set[Hashable] = set()
 
     @property
@@ -110,7 +128,7 @@ class Cluster:
         """
         remaining = list(roots)
         for _ in range(TRIES):
-            self._seen_workers = time.monotonic()  # not looked at until now
+            self._seen_workers = self._seen_at_work = time.monotonic()  # not looked at until now
             try:
                 with self._submitted(remaining, storable, finished) as pending:
                     self._recorded.clear()
@@ -141,12 +159,8 @@ class Cluster:
         # Workers that died meanwhile are left out.
         answers = {at: answer for at, answer in found.items() if not isinstance(answer, (OSError, *_GONE))}
         for at, answer in answers.items():
-            if isinstance(answer, ImportError):
-                raise InputError(
-                    f"worker {at}: cannot load this package ({answer}), expected the driver's version. "
-                    f"Where the worker runs: pip install em-pipeline=={version('em-pipeline')}"
-                ) from answer
             if isinstance(answer, BaseException):
+                refuse_without_package(f"worker {at}", answer)
                 raise answer
         return answers
 
@@ -220,6 +234,9 @@ class Cluster:
             except TimeoutError:
                 if future.status == "error":  # it is the task's own
                     raise
+            except Exception as error:
+                refuse_without_package("a worker", error)
+                raise
             # A frozen worker that others use too is gone only after the scheduler's worker-ttl.
             patience = max(TRIES * FETCH, self._state().worker_ttl + FETCH)
             if time.monotonic() - began > patience:
@@ -237,11 +254,26 @@ class Cluster:
             raise ClusterLost(f"the scheduler did not answer in {ANSWER:g} s. {_ADVICE}") from error
         except (OSError, AttributeError) as error:  # AttributeError: the client has closed meanwhile
             raise _Lost(repr(error)) from error
+        except Exception as error:
+            refuse_without_package("the scheduler", error)
+            raise
+        self._refuse_paused(state)
         if state.workers:
             self._seen_workers = time.monotonic()
         elif time.monotonic() - self._seen_workers > self.patience:
             raise ClusterLost(f"all workers are gone, and none came back in {self.patience:g} s. {_ADVICE}")
         return state
+
+    def _refuse_paused(self, state: _SchedulerState) -> None:
+        """Raise ClusterLost if all workers have been paused for long: their memory limit is below what they hold."""
+        if not state.paused or state.paused < state.workers:
+            self._seen_at_work = time.monotonic()
+        elif time.monotonic() - self._seen_at_work > PAUSED:
+            raise ClusterLost(
+                f"all {state.paused} workers have been paused for {PAUSED:g} s: they have more in memory than their limit of "
+                f"{state.memory_limit / 2**20:.0f} MiB allows, and take no task. Start workers with more memory (`em-pipeline check` "
+                f"says what a task takes), or store the data in smaller chunks. {_ADVICE}"
+            )
 
     def _wait_until_back(self) -> None:
         """Wait until the client has reconnected to a scheduler with workers. Raises ClusterLost."""
@@ -285,7 +317,14 @@ async def _look(frozen: float, dask_scheduler: Any) -> _SchedulerState:
         _ending.update(dict.fromkeys(ended, ending))
         ending.add_done_callback(lambda done: [_ending.pop(address) for address in ended])
     tasks = sum(group.states["memory"] + group.states["released"] for group in dask_scheduler.task_groups.values())
-    return _SchedulerState(len(workers) - len(silent), tasks, float(dask_scheduler.worker_ttl or 0.0))
+    awake = [worker for worker in workers if worker not in silent]
+    return _SchedulerState(
+        len(awake),
+        tasks,
+        float(dask_scheduler.worker_ttl or 0.0),
+        sum(worker.status == Status.paused for worker in awake),
+        min((worker.memory_limit for worker in awake), default=0),
+    )
 
 
 def _is_ours(task: Any) -> bool:

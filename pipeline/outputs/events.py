@@ -53,6 +53,11 @@ class EventLog:
         for listener in self.listeners:
             listener(record)
 
+    def warn(self, text: str | None) -> None:
+        """Log a warning, if there is one."""
+        if text is not None:
+            self("warning", message=text)
+
 
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
