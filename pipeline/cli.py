@@ -14,7 +14,7 @@ import typer
 
 from pipeline.engine.blas import choose_kernels
 from pipeline.errors import InputError, PipelineError, Stopped, hidden, shown_path
-from pipeline.logs import LEVELS, logging_to_stderr
+from pipeline.logs import LEVELS, forget, lenient_streams, logging_to_stderr
 from pipeline.signals import StopRequested, stopping
 
 if TYPE_CHECKING:
@@ -242,7 +242,10 @@ def _with_progress(where: str | Path, action: Callable[[Any], Path], before: boo
             stop, f"the last checkpoint is intact: em-pipeline resume {directory}" if stored else None
         ) from None
     report = result / "report.html"
-    typer.echo(f"report: {shown_path(report)}" if report.exists() else f"written: {shown_path(result)}")
+    try:
+        print(f"report: {shown_path(report)}" if report.exists() else f"written: {shown_path(result)}", flush=True)
+    except OSError:  # the job is done, whether anybody reads this or not
+        forget(sys.stdout)
 
 
 def _stopped(stop: BaseException, advice: str | None = None) -> Stopped:
@@ -252,10 +255,17 @@ def _stopped(stop: BaseException, advice: str | None = None) -> Stopped:
 def main() -> None:
     """Run the command; exits with the codes of pipeline.errors."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it was put
-    debug = len(arguments) < len(sys.argv) - 1
+    with lenient_streams():
+        _run(arguments, len(arguments) < len(sys.argv) - 1)
+
+
+def _run(arguments: list[str], debug: bool) -> None:
     try:
         with logging_to_stderr(_log_level(arguments)), stopping():
-            app(args=arguments)
+            try:
+                app(args=arguments)
+            finally:
+                sys.stdout.flush()
     except StopRequested as stop:
         _fail(str(_stopped(stop)), Stopped.exit_code, debug)
     except Stopped as stop:

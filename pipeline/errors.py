@@ -140,6 +140,11 @@ def refuse_special(path: str | Path) -> None:
         raise InputError(f"{path}: is a pipe, a socket or a device, expected a file. Write what it holds to a file.")
 
 
+def printable(text: str) -> str:
+    """Return a text that can be written as UTF-8: other bytes, of names of files, are shown by their numbers."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def shown_path(path: Path) -> str:
     """A path as one would type it here."""
     here = Path.cwd()

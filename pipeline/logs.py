@@ -5,13 +5,17 @@ debug: passes, tasks and plans.  info: the phases of a job.  warning: warnings i
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, TypeVar
 
 from pipeline.errors import InputError
 
+T = TypeVar("T")
 LEVELS = ("debug", "info", "warning", "error")
 
 _ROOT = logging.getLogger("em_pipeline")
@@ -47,3 +51,57 @@ def logging_to_stderr(level: str | None) -> Iterator[None]:
     finally:
         _ROOT.removeHandler(handler)
         _ROOT.setLevel(before)
+
+
+@contextmanager
+def lenient_streams() -> Iterator[None]:
+    """Let a command go on, for the length of a block and at its exit, when nobody reads what it prints any more.
+
+    What is printed to stderr may be lost for any reason, such as a full disk. stdout may be the result: only a pipe without a reader
+    is no error.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Lenient(sys.stdout, (BrokenPipeError,)), _Lenient(sys.stderr, (OSError, ValueError))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # else Python fails at its exit
+                forget(stream)
+        sys.stdout, sys.stderr = before
+
+
+class _Lenient:
+    """A stream that loses what it cannot write. ignored : errors that are none."""
+
+    def __init__(self, stream: TextIO | None, ignored: tuple[type[Exception], ...]) -> None:
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115  # None: closed before the start
+        self._ignored = ignored
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="backslashreplace")  # names of files may hold anything
+
+    def write(self, text: str) -> int:
+        return self._or_lost(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._or_lost(self._stream.flush, None)
+
+    def _or_lost(self, action: Callable[[], T], otherwise: T) -> T:
+        try:
+            return action()
+        except self._ignored:
+            forget(self._stream)
+            return otherwise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def forget(stream: Any) -> None:
+    """Let what is written to a stream from now on, and what it has in its buffer, be lost."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -66,6 +66,7 @@ def _show_cursor() -> None:
 
 
 def _end(*_: Any) -> NoReturn:
-    _show_cursor()
-    os.write(2, _LATE)
+    with suppress(OSError):
+        _show_cursor()
+        os.write(2, _LATE)
     os._exit(Stopped.exit_code)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipeline.config.explaining import explain, home_of
 from pipeline.config.section import Section
 from pipeline.config.syntax import Place, parse
-from pipeline.errors import InputError, does_not_exist, refuse_special, remember_secrets
+from pipeline.errors import InputError, does_not_exist, printable, refuse_special, remember_secrets
 
 S = TypeVar("S", bound=Section)
 
@@ -130,6 +130,8 @@ def _override(override: str, root: type[Section]) -> tuple[tuple[str, ...], Any]
         raise InputError(f"--set {override!r}: expected section.key=value, such as fit.max_iter=50.")
     if len(parts) == 1 and (home := home_of(parts[0], root)):
         raise InputError(f"--set {override!r}: expected section.key=value; did you mean {home}={value}?")
+    if printable(value) != value:  # the name of a file that is no UTF-8, which YAML cannot have
+        return parts, value
     return parts, parse(value, f"--set {override!r}")[0]
 
 

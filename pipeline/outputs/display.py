@@ -142,7 +142,7 @@ class JobDisplay:
                 state.since, state.progress = at, {}
             state.phase = "labels" if event.get("final") else _NEXT.get(name, state.phase)
             handler = getattr(self, f"_on_{name}", None)
-            with suppress(KeyError, TypeError, ValueError, StopIteration):  # an odd line of a log ends nothing
+            with suppress(Exception):  # an odd line of a log, which may hold anything, ends nothing
                 if handler is not None:
                     handler(event)
 
@@ -221,12 +221,13 @@ class JobDisplay:
         if self.ended and self._state.latest is None:
             return Group()
         with self._lock:
-            bars = [bar for bar in (self._iterations(), self._this_pass(), self._labels()) if bar is not None]
+            bars = [bar for bar in map(_or_none, (self._iterations, self._this_pass, self._labels)) if bar is not None]
             for task, (label, figure, share, note) in zip(self._bars.tasks, bars, strict=False):
                 task.description, task.completed, task.fields = label, share, {"figure": figure, "note": note}
             self._bars.columns = self._columns if width >= NARROW else self._columns[:-1]
             table = self._bars.make_tasks_table(self._bars.tasks[: len(bars)])
-            lines: list[Any] = [self._heading(), *self._about(), self._phases(), table, self._facts(width)]
+            parts = (self._heading, self._about, self._phases, lambda: table, lambda: self._facts(width))
+            lines: list[Any] = [line for line in map(_or_none, parts) if line is not None]
         return Group("", *(Constrain(line, width) for line in lines))  # "": between this and the lines above
 
     def _now(self) -> datetime:
@@ -245,11 +246,10 @@ class JobDisplay:
         heading.add_row(Text(self.title), Text(f"{self.ended or 'running'}  {roughly(spent)}", style=style))
         return heading
 
-    def _about(self) -> Iterator[Text]:
-        with suppress(KeyError, TypeError):
-            facts = self._state.facts
-            about = f"{asked(facts)}; {rows_in_chunks(facts)}"
-            yield Text(about, style="dim", no_wrap=True, overflow="ellipsis")
+    def _about(self) -> Text:
+        facts = self._state.facts
+        about = f"{asked(facts)}; {rows_in_chunks(facts)}"
+        return Text(about, style="dim", no_wrap=True, overflow="ellipsis")
 
     def _phases(self) -> Text:
         """The finished steps, the present one, and those to come."""
@@ -353,6 +353,14 @@ class JobDisplay:
             text += f", tol {tol:g}" if tol > 0 and words.sign > 0 else ""  # that of K-means is of another quantity
         room = min(width - len(text) - 2, CURVE)
         return f"{text}  {curve(values, room)}" if room >= 8 and not self.console.options.ascii_only else text
+
+
+def _or_none(part: Callable[[], Any]) -> Any:
+    """A part of the display; None where the log holds something odd."""
+    try:
+        return part()
+    except Exception:
+        return None
 
 
 def curve(values: list[float], width: int) -> str:

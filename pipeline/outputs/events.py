@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -87,7 +88,7 @@ class Tail:
                     self._file, self._read = found.st_ino, 0
                 file.seek(self._read)
                 content = file.read()
-        except FileNotFoundError:
+        except OSError:  # none yet, or none that can be read
             return
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
@@ -96,11 +97,23 @@ class Tail:
                 yield record
 
 
+def _whole(text: str) -> int | None:
+    """A whole number that arithmetic takes, else None."""
+    return int(text) if len(text) < 19 else None
+
+
+def _finite(text: str) -> float | None:
+    """A number; None for one that is infinite."""
+    return None if math.isinf(value := float(text)) else value
+
+
 def _event_of(line: str) -> dict[str, Any] | None:
     """The event of a line, or None."""
     try:
-        record = json.loads(line)
-        zone = datetime.fromisoformat(record["time"]).tzinfo
-        return {**record, "event": _RENAMED.get(record["event"], record["event"])} if zone else None
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(line, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        at, name = datetime.fromisoformat(record["time"]), record["event"]
+        if at.tzinfo is None or not 1970 < at.year < 9999 or not isinstance(name, str):
+            return None
+        return {**record, "event": _RENAMED.get(name, name)}
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

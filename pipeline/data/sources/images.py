@@ -20,7 +20,7 @@ from pipeline.config.paths import is_url
 from pipeline.data.files import damaged, open_binary, opening, reading, stored_size
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
-from pipeline.errors import InputError, PipelineError, StorageError
+from pipeline.errors import InputError, PipelineError, StorageError, printable
 
 # Pillow would look into a file for any format, such as PostScript, which it hands to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
@@ -182,7 +182,7 @@ class ImageSource(Source):
         return f"{self._folder or _photographs()}/{self._names[picture]}"
 
     def pictures(self) -> tuple[list[str], np.ndarray]:
-        return list(self._names), self._start[:-1].copy()
+        return [printable(name) for name in self._names], self._start[:-1].copy()
 
     def describe(self) -> dict[str, Any]:
         """Return how rows are cut, so that reports can map them back to pixels with `patch_basis`."""

@@ -60,7 +60,7 @@ def write_report(run: Path) -> Path:
         page = render(read_record(run), run.name)
     path, temporary = run / "report.html", run / f".report.html.{os.getpid()}"
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         sync_tree(temporary)
         os.replace(temporary, path)
     except OSError as error:
