@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
 
 import psutil
 import pytest
@@ -75,6 +78,59 @@ def line(host=None, pid=None, start=None) -> str:
     """What a lock says; by default that of this process."""
     start = psutil.Process().create_time() if start is None else start
     return f"{host or socket.gethostname()} {pid or os.getpid()} {start} {'0' * 32}"
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """Who finds a lock without content does not wait long for it."""
+    monkeypatch.setattr(lock, "UNFINISHED_SECONDS", 0.05)
+
+
+@pytest.fixture
+def no_links(monkeypatch):
+    """A file system without hard links."""
+
+    def link(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_a_file_system_without_hard_links(tmp_path, no_links, monkeypatch):
+    """One owner at a time; what nobody finishes is taken over, and what somebody is writing is waited for."""
+    path = tmp_path / ".lock"
+    with locked(path), pytest.raises(Locked), locked(path):
+        pass
+    path.write_text("")
+    with locked(path):
+        assert path.read_text().split()[1] == str(os.getpid())
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(lock, "UNFINISHED_SECONDS", 30.0)
+    path.write_text("")
+    writer = Timer(0.1, lambda: path.write_text(line()))
+    writer.start()
+    with pytest.raises(Locked), locked(path):
+        pass
+    writer.join()
+
+
+def test_of_many_threads_without_hard_links_one_has_it(tmp_path, no_links):
+    """Exclusive creation decides; nobody is in it together with another."""
+    inside, most = [0], [0]
+
+    def enter(_):
+        try:
+            with locked(tmp_path / ".lock"):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.002)
+                inside[0] -= 1
+        except Locked:
+            return
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(enter, range(60)))
+    assert most[0] == 1
 
 
 STALE = {

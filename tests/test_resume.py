@@ -1,5 +1,7 @@
 """Resume goes on with what the run did: not with another config, and not with other data."""
 
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline import workflow
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.outputs import checkpoint, run_directory, run_sink
 from tests.jobs import Interrupt, blobs, job, results, write_rows
 
@@ -135,3 +137,32 @@ def test_a_changed_zarr_chunk_is_noticed(tmp_path):
     b.write_bytes(a_bytes)
     with pytest.raises(InputError, match=r"have changed since|are not those"):
         workflow.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("refused", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF])
+def test_a_file_system_without_links_and_flushes_takes_a_run(rows, tmp_path, monkeypatch, refused):
+    """CIFS, sshfs, gcsfuse, exFAT: some calls are not there. What is written is the same."""
+
+    def fails(*_):
+        raise OSError(refused, os.strerror(refused))
+
+    monkeypatch.undo()  # of the fixture, which flushes nothing
+    workflow.run(job(rows / "x.npy"), tmp_path / "plain")
+    monkeypatch.setattr(os, "link", fails if refused != errno.EBADF else os.link)
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(job(rows / "x.npy"), tmp_path / "run", listeners=[Interrupt("pass", 2)])
+    workflow.resume(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "plain")
+
+
+def test_a_failing_disk_is_no_missing_call(rows, tmp_path, monkeypatch):
+    """An error of the disk itself is told."""
+
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(StorageError, match="Input/output error"):
+        workflow.run(job(rows / "x.npy"), tmp_path / "run")

@@ -90,6 +90,11 @@ class GuardedStore(WrapperStore[Any]):
             self._refuse_bomb(key, value)
         return value
 
+    async def set_if_not_exists(self, key: str, value: Any) -> None:
+        """Write, unless it is there. LocalStore would make a hard link; nobody else writes into a folder that is locked or temporary."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
     def _refuse_special(self, key: str, most: int | None) -> None:
         """Raise Refused for what is no regular file: a device or a pipe may never end."""
         inner = self._store

@@ -21,7 +21,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from pipeline.arrays.dtypes import Array
-from pipeline.arrays.stores import open_whole
+from pipeline.arrays.stores import guarded, open_whole
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs.run_directory import remove, sync, sync_tree
 
@@ -57,7 +57,7 @@ def save(folder: Path, generation: int, state: State, keep: int | None = STORED)
         for leftover in folder.glob(".gen-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         attributes: dict[str, Any] = {"facts": dict(state.facts), "arrays": list(state.arrays)}
-        group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
+        group = zarr.open_group(guarded(temporary, read_only=False), mode="w-", zarr_format=3, attributes=attributes)
         for name, value in state.arrays.items():
             group.create_array(name, data=np.asarray(value, order="C"), compressors=ZstdCodec(level=1, checksum=True))
         (temporary / _MANIFEST).write_text(json.dumps(sums(temporary), indent=0, sort_keys=True), encoding="utf-8")

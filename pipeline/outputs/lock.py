@@ -1,7 +1,8 @@
 """One writer at a time: a lock file that names its owner, on local and shared file systems.
 
 A lock is a hard link to a complete file, so nobody reads a part of one. Linking is atomic on network file
-systems too, where flock may be missing or cover one machine only. The lock of a process that has ended is stale. To
+systems too, where flock may be missing or cover one machine only. File systems without hard links (CIFS, exFAT, gcsfuse) create the
+lock exclusively and fill it at once; who finds it unfinished waits for its content. The lock of a process that has ended is stale. To
 replace it, a process first takes a second lock, whose name is a digest of the stale one's content, and checks that the
 stale one is unchanged: of many processes exactly one takes it over, and a slow one never replaces a new lock.
 
@@ -12,6 +13,7 @@ and a lock that nobody touches for some time is stale.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -33,6 +35,8 @@ BEAT_SECONDS = 5.0  # between two touches of a lock by its owner
 STALE_SECONDS = (
     25.0  # without a touch, seen by who waits, after which an owner that cannot be looked up counts as ended
 )
+UNFINISHED_SECONDS = 3.0  # after which a lock without content is nobody's
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
 LONG_SECONDS = 300.0  # the same by the times of the files, or by this machine's clock
 
 
@@ -123,7 +127,7 @@ def _is_touched(path: Path, mine: Path) -> bool:
 
 def _acquire(path: Path, mine: Path) -> None:
     while not _linked(mine, path):
-        found, touched = _content(path), _touched(path)
+        found, touched = _finished(path), _touched(path)
         if found is None:  # it was released in the meantime
             continue
         live = _is_live(found)
@@ -138,12 +142,30 @@ def _acquire(path: Path, mine: Path) -> None:
 
 
 def _linked(whole: Path, name: Path) -> bool:
-    """Give a file a second name; False if it exists."""
+    """Give a file a second name, or copy it where files have one only; False if the name exists."""
     try:
         os.link(whole, name)
     except FileExistsError:
         return os.stat(whole).st_nlink == 2  # a network file system may have repeated the request
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        text = whole.read_text(encoding="utf-8")
+        try:
+            with name.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+        return _content(name) == text  # else somebody has taken it for one that is never finished
     return True
+
+
+def _finished(path: Path) -> str | None:
+    """The content of a lock, for which a file system without hard links may take a moment; None where it is gone."""
+    deadline = time.monotonic() + UNFINISHED_SECONDS
+    while (text := _content(path)) is not None and len(text.split()) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return text
 
 
 def _content(path: Path) -> str | None:

@@ -19,7 +19,7 @@ from zarr.codecs import ZstdCodec
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import Packed, pack, unpack
-from pipeline.arrays.stores import open_whole
+from pipeline.arrays.stores import guarded, open_whole
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import DataSummary
 from pipeline.data.source import Source
@@ -217,14 +217,15 @@ def write_datasets(path: Path, datasets: Mapping[str, xr.Dataset]) -> None:
         remove(temporary)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")  # strings
-            zarr.create_group(temporary, zarr_format=3)
+            store = guarded(temporary, read_only=False)
+            zarr.create_group(store, zarr_format=3)
             for group, dataset in datasets.items():
                 encoding = {
                     name: {"compressors": [ZstdCodec(level=3, checksum=True)], "chunks": variable.shape}
                     for name, variable in dataset.variables.items()
                     if variable.size
                 }
-                dataset.to_zarr(temporary, group=group, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+                dataset.to_zarr(store, group=group, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
         publish(temporary, path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error}). Make room, then `resume`.") from error

@@ -5,6 +5,7 @@ Only directories made by this package are changed, and in them only the names li
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,17 @@ from pipeline.config.syntax import written
 from pipeline.errors import InputError, StorageError, does_not_exist, refuse_special, shown_path
 from pipeline.outputs.lock import Locked, is_locked, is_mine, locked
 
+# CIFS, sshfs, gcsfuse and others: there is no such call, or not for a directory or a file that is open to be read.
+_NO_SYNC = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+}
 MARK = "# em-pipeline run directory"
 _OURS = (
     "config.yaml",
@@ -221,9 +233,13 @@ def sync_tree(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush one file or directory entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush one file or directory entry to disk, as far as its file system can: some cannot, above all directories."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise

@@ -19,7 +19,7 @@ import zarr
 from pydantic import Field
 from zarr.codecs import ZstdCodec
 
-from pipeline.arrays.stores import open_group
+from pipeline.arrays.stores import guarded, open_group
 from pipeline.config import AnyPath, LocalPath
 from pipeline.config.paths import is_url
 from pipeline.data.csr import CsrSource
@@ -94,7 +94,7 @@ def _convert(path: str, options: Mapping[str, Any], store: Path, made_from: Mapp
     try:
         with opening(path), open_binary(path, options) as stream:
             header = _Header.read(stream, path)
-            group = zarr.open_group(part, mode="w-")
+            group = zarr.open_group(guarded(part, read_only=False), mode="w-")
             with zarr.config.set({"array.write_empty_chunks": True}):
                 _fill(group, _triples(stream, header, path), header, path)
         encoding = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
