@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +99,8 @@ class CsrSource(Source):
             return None
         try:
             with reading(self._vocabulary), open_binary(self._vocabulary, self._options) as stream:
-                return stream.read().decode("utf-8").splitlines()
+                words = re.split("\r\n|\n|\r", stream.read().decode("utf-8-sig"))  # other separators may be in a word
+                return words[:-1] if not words[-1] else words
         except (PipelineError, UnicodeDecodeError) as error:
             raise InputError(f"data.vocabulary: {self._vocabulary} cannot be read as UTF-8 text ({error}).") from error
 

@@ -5,15 +5,17 @@ Rows are read into a new buffer: a mapped file would count as the job's memory a
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import io
 import os
 import shutil
+import time
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +27,7 @@ from pipeline.errors import InputError, PipelineError, StorageError, does_not_ex
 # gzip cannot seek: a read decompresses all that comes before it. Up to this many decompressed bytes (about eight
 # chunks, 0.2 s) that costs less than it is worth to avoid; a larger file is unpacked once, into data.cache.
 GZIP_BYTES = 64 * 2**20
+ABANDONED_SECONDS = 600.0  # a conversion writes all the time: one that has not for so long was killed
 BUFFER_BYTES = 2**20  # of a remote file: what small reads fetch at a time
 # What the messages of remote filesystems have in them, and what helps.
 _REMEDIES = {
@@ -218,11 +221,33 @@ def seekable(path: str, options: Mapping[str, Any], cache: str | None, n_bytes: 
     name = os.path.basename(path).removesuffix(".gz")
     copy = beside(path, cache) / f"{name}.{sha256(path, options)[:16]}"
     if not copy.exists():
-        part = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
-        try:
+        with part_of(copy, name) as part:
             with reading(path), open_binary(path, options) as packed, open(part, "wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 2**20)
             part.rename(copy)
-        finally:
-            part.unlink(missing_ok=True)
     return str(copy)
+
+
+@contextmanager
+def part_of(final: Path, name: str) -> Iterator[Path]:
+    """Context with a temporary path beside `final` for a conversion, removed at the end; parts of killed conversions are removed first.
+
+    name : how names of conversions of this input begin.
+    """
+    for old in final.parent.glob(f".{glob.escape(name)}.*"):
+        with suppress(OSError):  # another process removes it too
+            inside = old.rglob("*") if old.is_dir() else ()
+            if time.time() - max(path.stat().st_mtime for path in (old, *inside)) > ABANDONED_SECONDS:
+                _remove(old)
+    part = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    try:
+        yield part
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pipeline.em.accumulate import STORED
 from pipeline.em.heldout import Units
 from pipeline.em.search import PRINCIPAL
 from pipeline.engine.cluster import uses_processes
-from pipeline.engine.memory import IMPORTS, Plan, plan, task_bytes
+from pipeline.engine.memory import IMPORTS, UNRETURNED, Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
@@ -166,7 +166,9 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     drawing = task(drawn, jobs=n_init * len(job.models)) + 2 * ROUNDS * drawn
     fitting = max(task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, jobs=n_init))
     # A block of labels is filled and concatenated while two finished ones wait to be written.
-    labelling = task(0) + 4 * BLOCK_ROWS * max(label_bytes(model, config.output.top_k) for model in job.models)
+    labelling = task(0) + 4 * min(BLOCK_ROWS, chunks.n_rows) * max(
+        label_bytes(model, config.output.top_k) for model in job.models
+    )
     # Rows for the search are sampled, then put in order: for a moment they are there twice.
     in_memory = 2 * max(job.search_rows, default=0) * row_bytes(chunks)
     if in_memory and d > 2 * PRINCIPAL and all(m.search.principal for m in job.models if isinstance(m, ClusterModel)):
@@ -180,6 +182,7 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
         information = max(model.score_products(None, full).nbytes for model in job.models)
         errors = task(information)
         driver = max(driver, 8 * information)
+    driver += min(UNRETURNED, 4 * chunks.pass_bytes()) if imports else 0  # in proportion, where there are few rows
     each, processes = max(fitting, labelling, errors), uses_processes(engine)
     return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes, imports)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.arrays.stores import guarded, open_group
 from pipeline.config import AnyPath, LocalPath
 from pipeline.config.paths import is_url
 from pipeline.data.csr import CsrSource
-from pipeline.data.files import beside, open_binary, opening, reading, sha256, stored_size
+from pipeline.data.files import beside, open_binary, opening, part_of, reading, sha256, stored_size
 from pipeline.data.section import ConvertedSection
 from pipeline.data.stores import ZarrPlace
 from pipeline.errors import InputError
@@ -90,8 +89,7 @@ def _made_from(store: str, made_from: Mapping[str, Any]) -> bool:
 
 def _convert(path: str, options: Mapping[str, Any], store: Path, made_from: Mapping[str, Any]) -> None:
     """Write the CSR store under a temporary name and rename it, so that it appears complete."""
-    part = store.with_name(f".{store.name}.{uuid.uuid4().hex}")
-    try:
+    with part_of(store, store.name) as part:
         with opening(path), open_binary(path, options) as stream:
             header = _Header.read(stream, path)
             group = zarr.open_group(guarded(part, read_only=False), mode="w-")
@@ -106,8 +104,6 @@ def _convert(path: str, options: Mapping[str, Any], store: Path, made_from: Mapp
                 store.rename(old)
                 shutil.rmtree(old)
             part.rename(store)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _only_ours(store: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import AnyPath, LocalPath
-from pipeline.data.files import GZIP_BYTES, damaged, open_binary, opening, seekable, what_it_is
+from pipeline.data.files import damaged, open_binary, opening, seekable, what_it_is
 from pipeline.data.section import ConvertedSection
 from pipeline.data.table import TableSource, refuse_other_size
 from pipeline.errors import InputError
@@ -45,9 +45,9 @@ class IdxSection(ConvertedSection):
             stored = np.dtype(_TYPES[magic[2]])
             offset = 4 + 4 * rank
             n_bytes = offset + math.prod(shape) * stored.itemsize
-            if not path.endswith(".gz") or n_bytes <= GZIP_BYTES:
-                refuse_other_size(stream, path, n_bytes)
         if rank < 2:
             raise InputError(f"{path}: got shape {shape}, expected rows and features. Are these the labels?")
         path = seekable(path, self.storage_options, self.cache, n_bytes)
+        with opening(path), open_binary(path, self.storage_options) as stream:
+            refuse_other_size(stream, path, n_bytes)
         return TableSource(path, self.storage_options, offset, shape, stored)

@@ -17,12 +17,14 @@ from pydantic import Field, field_validator
 
 from pipeline.config import AnyPath, Section
 from pipeline.config.paths import is_url
-from pipeline.data.files import damaged, open_binary, opening, reading, stored_size
+from pipeline.data.files import open_binary, opening, reading, stored_size
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
 from pipeline.errors import InputError, PipelineError, StorageError, printable
 
 # Pillow would look into a file for any format, such as PostScript, which it hands to Ghostscript.
+_UNREADABLE = "is damaged, or no picture that Pillow reads"
+_RESTORE = "Restore it, or move it out of the folder, then run again."
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm", ".jp2"}
 
@@ -232,7 +234,7 @@ def _decode(path: str, options: Mapping[str, Any]) -> np.ndarray:
     except PipelineError:
         raise
     except Exception as error:  # each decoder has its own kinds
-        raise damaged(path, error) from error
+        raise StorageError(f"{path}: {_UNREADABLE} ({error}). {_RESTORE}") from error
 
 
 def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int]:
@@ -248,9 +250,7 @@ def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int
                 f"{path}: {error}. Cut it into smaller pictures, or set PIL.Image.MAX_IMAGE_PIXELS."
             ) from error
         except Exception as error:
-            raise StorageError(
-                f"{path}: is no picture that Pillow reads ({error}). Restore it, take it out, or set data.source."
-            ) from error
+            raise StorageError(f"{path}: {_UNREADABLE} ({error}). {_RESTORE}") from error
     if mode == "F":
         raise InputError(f"{path}: has floating-point pixels, expected 8 or 16 bits. Convert it first.")
     if height < patch.size[0] or width < patch.size[1]:
