@@ -10,7 +10,8 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,20 @@ class Stopped(PipelineError):
     """Stopped on request with a checkpoint; `resume` goes on."""
 
     exit_code = 75
+
+
+@contextmanager
+def as_written(what: str) -> Iterator[None]:
+    """Context, or decorator, in which values of another kind than what we wrote become a StorageError. what : that holds them."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise StorageError(
+            f"{what}: is not as it was written ({type(error).__name__}: {error}). Restore it, or start again with "
+            "`em-pipeline run --overwrite`."
+        ) from error
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -28,7 +28,7 @@ from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine, unused_address
-from pipeline.errors import InputError
+from pipeline.errors import InputError, as_written
 from pipeline.fit.driver import Driver
 from pipeline.fit.plan import JobPlan, memory_plan, plan_job
 from pipeline.jobconfig import Config, to_plain, validate
@@ -181,11 +181,8 @@ def resume(
     safe = trusted(record["config"], overrides, name)
     stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()
     provenance.refuse_other_job(checkpoint.computed(directory.checkpoints), stored, config, record, accept_other_bits)
-    whole = (
-        directory.model.exists()
-        and not _goes_on(directory, config)
-        and not lacks_errors(directory.model, config.output)
-    )
+    whole = directory.model.exists() and not _goes_on(directory, config)
+    whole = whole and not lacks_errors(directory.model, config.output)
     if whole and not _lacks_labels(directory, config):
         with directory.lock():  # nothing to compute: the data are not needed
             _report(directory)
@@ -202,7 +199,7 @@ def resume(
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
-                log("warning", message=text)
+                log.warn(text)
             where = {"engine": record["config"].get("engine", {})}  # where it runs today says nothing of tomorrow
             directory.write_config(provenance.with_config(record, {**to_plain(config), **where}))
             if not directory.model.exists() or _goes_on(directory, config):
@@ -211,20 +208,21 @@ def resume(
     return directory.path
 
 
+@as_written("model.zarr")
 def _goes_on(directory: RunDirectory, config: Config) -> bool:
     """Whether a finished fit goes on: it stopped at a lower max_iter, or the other candidates are gone."""
-    limit = config.fit.max_iter or 0
     attrs = model_store.read_dataset(directory.model).attrs
     restarts = [*attrs["restarts"], *(r for entry in attrs.get("candidates", ()) for r in entry["restarts"])]
-    unfinished = any(r["stop_reason"].startswith("stopped") and r["n_iter"] < limit for r in restarts)
+    unfinished = any(
+        r["stop_reason"].startswith("stopped") and r["n_iter"] < (config.fit.max_iter or 0) for r in restarts
+    )
     return unfinished or (len(config.model.candidates()) > 1 and not directory.candidates.exists())
 
 
+@as_written("model.zarr")
 def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
-    if not config.output.labels:
-        return False
-    wanted = min(config.output.top_k, model_store.read_dataset(directory.model).attrs.get("n_components", 0))
-    return not has_labels(directory.labels, wanted)
+    found = model_store.read_dataset(directory.model).attrs.get("n_components", 0) if config.output.labels else 0
+    return config.output.labels and not has_labels(directory.labels, min(config.output.top_k, found))
 
 
 def _fit(job: Job, driver: Driver, user: UserStart) -> None:

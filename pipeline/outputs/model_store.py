@@ -25,7 +25,7 @@ from pipeline.data.profile import DataSummary
 from pipeline.data.source import Source
 from pipeline.em.choice import criteria, held_out, restarts
 from pipeline.em.run import Run
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, StorageError, as_written
 from pipeline.models import schema
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
@@ -248,6 +248,7 @@ def read_dataset(path: Path) -> xr.Dataset:
         ) from error
 
 
+@as_written("model.zarr")
 def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
     """Return model, parameters and preprocessing of a stored dataset. Raises InputError for another version's."""
     if "model" not in dataset.attrs:
@@ -260,6 +261,8 @@ def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
         FAMILIES[dataset.attrs["family"]]  # its module registers the classes that are stored
     try:
         model = unpack(dataset.attrs["model"], arrays)
+        if not isinstance(model, LatentModel):
+            raise ValueError(f"it is {str(model)[:40]}")
     except ValueError as error:
         raise InputError(
             f"model.zarr: the model cannot be read ({error}). Name the file of its family again."

@@ -10,7 +10,7 @@ from pipeline.arrays.packing import pack, unpack
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary
 from pipeline.em.run import Run
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, StorageError, as_written
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
 from pipeline.outputs.checkpoint import State, load
@@ -42,6 +42,7 @@ def as_read_before(chunks: Chunks, checkpoints: Path) -> Chunks:
     return chunks.compared(summary.checksums)
 
 
+@as_written("checkpoint")
 def unpack_state(state: State, models: Any) -> tuple[DataSummary, list[Run]]:
     """Return the profile's statistics and the restarts of all candidates; finished ones are evaluated again.
 
@@ -49,7 +50,7 @@ def unpack_state(state: State, models: Any) -> tuple[DataSummary, list[Run]]:
     Raises StorageError for the state of another version.
     """
     found = _content(state)
-    summary: DataSummary = found["summary"]
+    summary = found["summary"]
     by_candidate: Sequence[LatentModel] = models(summary) if found["runs"] else []
     return summary, [_run(fields, by_candidate[fields["candidate"]]) for fields in found["runs"]]
 
@@ -61,8 +62,11 @@ def _content(state: State) -> dict[str, Any]:
             f"checkpoint: got layout {state.facts.get('layout', 1)}, expected {LAYOUT}: another version of em-pipeline wrote "
             "it. Resume with that version, or start again with `em-pipeline run --overwrite`."
         )
-    found: dict[str, Any] = unpack(state.facts["state"], state.arrays)
-    return found
+    with as_written("checkpoint"):
+        found: dict[str, Any] = unpack(state.facts["state"], state.arrays)
+        if not isinstance(found["summary"], DataSummary):
+            raise TypeError(f"got {type(found['summary']).__name__} for the profile")
+        return found
 
 
 def _run(fields: dict[str, Any], model: LatentModel) -> Run:
