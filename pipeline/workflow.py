@@ -93,9 +93,9 @@ def run(
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         user = user_start(config.fit, config.data, chunks.n_rows)
-        record = provenance.record(config, chunks.fingerprint(), user.fingerprint(chunks))
-        planned, disk = memory_plan(plan, chunks), _disk(plan, chunks)
+        planned, disk = memory_plan(plan, chunks), _disk(plan, chunks)  # before a chunk is read
         refuse_full(directory, disk)
+        record = provenance.record(config, chunks.fingerprint(), user.fingerprint(chunks))
         with _engine(config, planned) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
@@ -192,10 +192,11 @@ def resume(
     with single_thread(), PeakMemory() as memory:
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
+        planned = memory_plan(plan, chunks)  # before a chunk is read
         provenance.refuse_other_data(record, chunks.fingerprint())
         chunks = as_read_before(chunks, directory.checkpoints)
         refuse_full(directory, _disk(plan, chunks))
-        with _engine(config, memory_plan(plan, chunks)) as engine, directory.lock():
+        with _engine(config, planned) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
@@ -323,13 +324,13 @@ def predict(
                 f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
                 "Give data.path rows made as the run's own were."
             )
-        plan = plan_job(config, chunks, fits=False)
+        planned = memory_plan(plan_job(config, chunks, fits=False), chunks)  # before a chunk is read
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
         chunks = as_read_before(chunks, directory.checkpoints) if output is None else chunks
         target = directory if output is None else RunDirectory(output)
-        with _engine(config, memory_plan(plan, chunks)) as engine, target.lock():
+        with _engine(config, planned) as engine, target.lock():
             if output is not None:
                 _begin_prediction(target, config, fingerprint, directory)
             log = EventLog(target.events, tuple(listeners))

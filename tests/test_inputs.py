@@ -4,8 +4,10 @@ silently different.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import scipy.sparse as sp
 import xarray as xr
 import zarr
 from dask import delayed
+from PIL import Image, ImageOps
 
 from pipeline import GaussianMixture, KMeans, MultinomialMixture
 from pipeline.data.chunks import Chunks
@@ -477,3 +480,121 @@ def test_what_is_guessed_of_text_is_said(tmp_path, content, said_of_it):
     (tmp_path / "x.csv").write_text(content)
     notes = opened(tmp_path, "csv", "x.csv").source.notes()
     assert len(notes) == (said_of_it is not None) and all(said_of_it in note for note in notes), notes
+
+
+# --- pictures
+
+GREY = np.random.default_rng(3).integers(0, 256, (6, 9), dtype=np.uint8)  # of which each file below is a picture
+
+
+def save_tiff(path: Path, pixels: np.ndarray, photometric: int) -> None:
+    """An uncompressed grey TIFF, which says whether 0 is black (1) or white (0)."""
+    data = pixels.tobytes()
+    h, w = pixels.shape
+    bits, kind = 8 * pixels.itemsize, 3 if pixels.dtype.kind == "f" else 1
+    tags = [(256, w), (257, h), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, h), (279, len(data)), (339, kind)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    end = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + end)
+
+
+def save(path: Path, pixels: np.ndarray, turn: int = 1) -> None:
+    """A picture by Pillow, with an orientation as cameras note it."""
+    exif = Image.Exif()
+    exif[274] = turn
+    more = {"exif": exif} if turn != 1 else {}
+    Image.fromarray(pixels).save(path, **more)
+
+
+def turned(turn: int) -> np.ndarray:
+    """What has to be stored so that it is GREY to those who look at it: Pillow's own rule, backwards."""
+    back = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
+    picture, exif = Image.fromarray(GREY), Image.Exif()
+    exif[274] = back[turn]
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", exif=exif)
+    return np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
+
+
+def save_turned(turn: int, path: Path) -> None:
+    """A picture that has to be turned to be GREY."""
+    save(path, turned(turn), turn)
+
+
+DEEP, WHITE = GREY.astype(np.uint16), 255 - GREY
+PICTURES: dict[str, tuple[Callable[[Path], None], Any, Any]] = {
+    # name: writer, data.patch.range, and the value of GREY that is white, or what the refusal says
+    "8 bits.png": (lambda p: save(p, GREY), None, 255),
+    "8 bits.bmp": (lambda p: save(p, GREY), None, 255),
+    "8 bits.jfif": (lambda p: Image.fromarray(np.full((6, 9), 77, np.uint8)).save(p, "JPEG"), None, None),
+    "8 bits.pgm": (lambda p: save(p, GREY), None, 255),
+    "8 bits, grey in colour.png": (lambda p: save(p, np.stack([GREY] * 3, axis=-1)), None, 255),
+    "8 bits, palette.gif": (lambda p: save(p, GREY), None, 255),
+    "8 bits, transparent.png": (lambda p: save(p, np.stack([GREY, GREY // 2], axis=-1)), None, 255),
+    "16 bits.png": (lambda p: save(p, DEEP * 257), None, 255),
+    "16 bits.tif": (lambda p: save_tiff(p, DEEP * 257, 1), None, 255),
+    "12 bits in 16.png": (lambda p: save(p, DEEP * 16), None, 65535 / 16),
+    "12 bits in 16, said.png": (lambda p: save(p, DEEP * 16), {16: 4080}, 255),
+    "32 bits.tif": (lambda p: save_tiff(p, GREY.astype("<i4"), 1), None, "no value is known to be white"),
+    "32 bits, said.tif": (lambda p: save_tiff(p, GREY.astype("<i4"), 1), {32: 255}, 255),
+    "floats.tif": (lambda p: save_tiff(p, GREY.astype("<f4"), 1), "container", "no value is known to be white"),
+    "floats, said.tif": (lambda p: save_tiff(p, GREY.astype("<f4"), 1), {32: 255}, 255),
+    "white is zero, 8.tif": (lambda p: save_tiff(p, WHITE, 0), None, 255),
+    "white is zero, 16.tif": (lambda p: save_tiff(p, WHITE.astype("<u2") * 257, 0), None, 255),
+    "white is zero, 12.tif": (lambda p: save_tiff(p, WHITE.astype("<u2") * 16, 0), {16: 4080}, 255),
+    "white is zero, floats.tif": (lambda p: save_tiff(p, WHITE.astype("<f4"), 0), {32: 255}, 255),
+    **{f"turned {t}.png": (partial(save_turned, t), None, 255) for t in range(2, 9)},
+    **{f"turned {t}.tif": (partial(save_turned, t), None, 255) for t in (2, 3, 6, 7, 8)},
+    "16 bits, turned.png": (lambda p: save(p, turned(6).astype(np.uint16) * 257, 6), None, 255),
+}
+
+
+def pixels_of(folder: Path, name: str, value_range: Any, shape: tuple[int, int] = GREY.shape) -> np.ndarray:
+    """The only patch of a picture."""
+    patch = {"size": list(shape), "remove_mean": False, "range": value_range}
+    return loaded(opened(folder, "images", name, patch=patch)).reshape(shape)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_what_a_viewer_shows(tmp_path, name):
+    """Whatever the container: depth, orientation, white that is 0, colour; a depth that says nothing is asked about."""
+    write, value_range, white = PICTURES[name]
+    write(tmp_path / name)
+    if isinstance(white, str):
+        with pytest.raises(InputError, match=white):
+            pixels_of(tmp_path, name, value_range)
+    elif white is None:
+        np.testing.assert_allclose(pixels_of(tmp_path, name, value_range), 77 / 255, rtol=1e-6)
+    else:
+        np.testing.assert_allclose(pixels_of(tmp_path, name, value_range), GREY / white, atol=1e-6)
+
+
+def test_pictures_of_several_depths_are_refused_unless_a_range_is_said(tmp_path):
+    """A folder of 8 and 16 bits has two whites."""
+    save(tmp_path / "a.png", GREY)
+    save(tmp_path / "b.png", DEEP * 16)
+    with pytest.raises(InputError, match=r"8 bits as a\.png, 16 bits as b\.png"):
+        opened(tmp_path, "images", "", patch={"size": [6, 9]})
+    patch = {"size": [6, 9], "remove_mean": False}
+    for value_range, high in (("container", 65535 / 16), ({16: 4080}, 255)):
+        found = loaded(opened(tmp_path, "images", "", patch={**patch, "range": value_range}))
+        np.testing.assert_allclose(found, [GREY.ravel() / 255, GREY.ravel() / high], atol=1e-6)
+
+
+def test_what_is_odd_about_pictures_is_said(tmp_path):
+    """Containers that are hardly filled, colour beside grey, and what a folder has besides pictures."""
+    (tmp_path / "below").mkdir()
+    for name in ("a.png", "below/c.png"):
+        save(tmp_path / name, DEEP * 16)
+    Image.fromarray(GREY).save(tmp_path / "below/d.jpe", "JPEG")
+    patch = {"size": [6, 9], "range": "container"}
+    [left_out, dark] = opened(tmp_path, "images", "", patch=patch).source.notes()
+    assert "1 that have no picture's name are left out, such as below" in left_out
+    assert f"values from {16 * int(GREY.min())} to {16 * int(GREY.max())}" in dark and "{16: 4095}" in dark
+    everything = opened(tmp_path, "images", "**/*", patch=patch).source.pictures()
+    assert everything is not None and everything[0] == ["a.png", "below/c.png", "below/d.jpe"]
+    some = opened(tmp_path, "images", "below/*.p?g", patch=patch).source.pictures()
+    assert some is not None and some[0] == ["c.png"]
+    save(tmp_path / "below" / "e.png", np.stack([GREY] * 3, axis=-1))
+    notes = opened(tmp_path, "images", "below", patch=patch).source.notes()
+    assert any("1 of 3 pictures are in colour" in note for note in notes)

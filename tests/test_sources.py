@@ -492,7 +492,7 @@ def test_patches_are_those_of_scikit_learn(
 ) -> None:
     """Patches equal scikit-learn's, pictures by name, however they fall into chunks."""
     monkeypatch.setattr(source, "TARGET_BYTES", target)
-    patch = {"size": (4, 6), "remove_mean": False}
+    patch = {"size": (4, 6), "remove_mean": False, "range": "container"}
     rows = opened(source="images", path=tmp_path / "pictures", patch=patch)
     expected = [extract_patches_2d(pixels, (4, 6)).reshape(-1, 24) for pixels in pictures.values()]
     np.testing.assert_allclose(read_all(rows), np.concatenate(expected), rtol=1e-6)
@@ -511,7 +511,7 @@ def test_mean_free_patches(
 ) -> None:
     """Mean-free features map back to the pixels less their mean; contrast divides by the floored deviation."""
     monkeypatch.setattr(source, "TARGET_BYTES", target)
-    patch = {"size": (4, 4), "stride": 3, "contrast": contrast}
+    patch = {"size": (4, 4), "stride": 3, "contrast": contrast, "range": "container"}
     rows = opened(source="images", path=tmp_path / "pictures", patch=patch)
     assert isinstance(rows, images.ImageSource)
     x = read_all(rows) @ patch_basis((4, 4)).T
@@ -561,7 +561,7 @@ def test_bad_pictures(tmp_path: Path, pictures: dict[str, np.ndarray]) -> None:
     folder = tmp_path / "pictures"
     with pytest.raises(InputError, match=r"a\.png: is 9 x 12 pixels"):
         opened(source="images", path=folder, patch={"size": (10, 10)})
-    rows = opened(source="images", path=folder)
+    rows = opened(source="images", path=folder, patch={"range": "container"})
     content = (folder / "b.png").read_bytes()
     (folder / "b.png").write_bytes(content[:-60])
     with pytest.raises(StorageError, match=r"b\.png"):

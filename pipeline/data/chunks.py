@@ -147,6 +147,12 @@ class Chunks:
         rows = int(np.diff(self.source.bounds).max())
         return rows * self.source.n_features * compute_dtype(self.source.dtype).itemsize
 
+    def decoding(self) -> tuple[int, str]:
+        """Return the bytes that a read needs beside three times its chunk, at most, and what would make it fewer."""
+        n_bytes, advice = self.source.decoding()
+        of_columns = sum(column.decoding() for column in (self.weights, self.labels) if column is not None)
+        return n_bytes + of_columns, advice if n_bytes > of_columns else "store weights and labels in smaller chunks"
+
     def pass_bytes(self) -> int:
         """Return the decoded bytes of one pass; of sparse rows those stored."""
         source = self.source

@@ -19,6 +19,9 @@ from pipeline.errors import InputError
 class Column(Protocol):
     """One number a row."""
 
+    def decoding(self) -> int:
+        """Return the bytes that a read needs beside its numbers, at most."""
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the numbers of rows start:stop, shape (stop - start,)."""
 
@@ -28,6 +31,10 @@ class MemoryColumn:
     """A column in memory. values : array, shape (n,)."""
 
     values: np.ndarray
+
+    def decoding(self) -> int:
+        """Return 0: nothing is decoded."""
+        return 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the numbers of rows start:stop, shape (stop - start,)."""
@@ -46,12 +53,15 @@ class RowColumn:
     path : str
     options : dict
         Of its file system.
+    chunk_bytes : int
+        Of a stored chunk; 0 for a `.npy` file.
     """
 
     n_rows: int
     place: ZarrPlace | None
     path: str
     options: dict[str, Any]
+    chunk_bytes: int = 0
 
     @classmethod
     def open(
@@ -109,7 +119,12 @@ class RowColumn:
                 f"{place or path}: got dtype {dtype} and shape {shape} as {what}, expected one number for each of the "
                 f"{n_rows} rows of the data, shape ({n_rows},)."
             )
-        return cls(n_rows, place, path, options)
+        chunk = 0 if place is None else int((node.shards or node.chunks)[0]) * dtype.itemsize
+        return cls(n_rows, place, path, options, chunk)
+
+    def decoding(self) -> int:
+        """Return the bytes of a stored chunk, encoded and decoded."""
+        return 2 * self.chunk_bytes
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the numbers of rows start:stop, shape (stop - start,), in native byte order."""

@@ -18,6 +18,7 @@ from pipeline.data.stores import ZarrPlace, unprotected
 from pipeline.errors import InputError, PipelineError
 
 _POINTERS = 2**18  # read at a time
+_WORD_BYTES, _MOST_WORD_BYTES = 80, 1024  # of a word in memory as a rule, and in its file at most
 
 
 class CsrSource(Source):
@@ -60,7 +61,10 @@ class CsrSource(Source):
         self.dtype = np.dtype(np.float32) if stored == np.float16 else stored  # scipy has no sparse float16
         self.n_features = shape[1]
         itemsize = self.dtype.itemsize + parts["indices"].dtype.itemsize
-        self.bounds = _csr_bounds(place, place.child("indptr"), shape[0], int(sizes["data"][0]), itemsize)
+        self.bounds, self._largest = _csr_bounds(
+            place, place.child("indptr"), shape[0], int(sizes["data"][0]), itemsize
+        )
+        self._stored_chunks = sum(int((each.shards or each.chunks)[0]) * each.dtype.itemsize for each in parts.values())
         self._place, self._document = place, document or vocabulary is not None
         codecs = {name: found for name, array in parts.items() if (found := unprotected(array)) is not None}
         self._unprotected = ", ".join(f"{place}/{name} (codecs: {found})" for name, found in codecs.items()) or None
@@ -88,6 +92,15 @@ class CsrSource(Source):
     def describe(self) -> dict[str, Any]:
         return {"kind": "document" if self._document else "rows"}
 
+    def decoding(self) -> tuple[int, str]:
+        """Return what the largest row takes beyond the target, stored chunks as they are decoded, and the vocabulary."""
+        row = 3 * max(0, self._largest - source.TARGET_BYTES)
+        words = 2 * _WORD_BYTES * self.n_features if self._vocabulary else 0
+        return (
+            row + 2 * self._stored_chunks + words,
+            "store data and indices in smaller chunks, or shorten the longest row",
+        )
+
     def object_sizes(self) -> list[int]:
         return self._place.object_sizes()
 
@@ -99,24 +112,36 @@ class CsrSource(Source):
             return None
         try:
             with reading(self._vocabulary), open_binary(self._vocabulary, self._options) as stream:
-                words = re.split("\r\n|\n|\r", stream.read().decode("utf-8-sig"))  # other separators may be in a word
+                most = 2**20 + _MOST_WORD_BYTES * self.n_features
+                text = stream.read(most + 1)
+                if len(text) > most:
+                    raise InputError(f"has more than {most} bytes for {self.n_features} words")
+                words = re.split("\r\n|\n|\r", text.decode("utf-8-sig"))  # other separators may be in a word
                 return words[:-1] if not words[-1] else words
         except (PipelineError, UnicodeDecodeError) as error:
             raise InputError(f"data.vocabulary: {self._vocabulary} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _csr_bounds(place: ZarrPlace, indptr: ZarrPlace, n_rows: int, nnz: int, itemsize: int) -> np.ndarray:
-    """Bounds that cut the rows where their stored bytes pass the next multiple of source.TARGET_BYTES, (n_chunks + 1,)."""
+def _csr_bounds(place: ZarrPlace, indptr: ZarrPlace, n_rows: int, nnz: int, itemsize: int) -> tuple[np.ndarray, int]:
+    """Bounds that cut the rows where their stored bytes pass the next multiple of source.TARGET_BYTES, (n_chunks + 1,).
+
+    Also the bytes of the largest chunk: a row is not cut.
+    """
     bounds, before, last = [np.zeros(1, np.int64)], 0, np.int64(0)
+    cuts = [np.zeros(1, np.int64)]  # bytes before each chunk
     for start in range(0, n_rows + 1, _POINTERS):
         stop = min(start + _POINTERS, n_rows + 1)
         pointers = indptr.read(start, stop).astype(np.int64)
         if (start == 0 and pointers[0] != 0) or (np.diff(pointers, prepend=before) < 0).any():
             raise InputError(f"{place}: its indptr, near row {start}, does not grow from 0. Write it again.")
         before = int(pointers[-1])
-        group = (pointers * itemsize + np.arange(start, stop) * 8) // source.TARGET_BYTES
-        bounds.append(start + np.flatnonzero(np.diff(group, prepend=last)))
+        stored = pointers * itemsize + np.arange(start, stop) * 8
+        group = stored // source.TARGET_BYTES
+        new = np.flatnonzero(np.diff(group, prepend=last))
+        bounds.append(start + new)
+        cuts.append(stored[new])
         last = group[-1]
     if before != nnz:
         raise InputError(f"{place}: its indptr ends at {before}, expected {nnz}, the length of data. Write it again.")
-    return np.unique(np.append(np.concatenate(bounds), n_rows)).astype(np.int64)
+    largest = int(np.diff(np.append(np.concatenate(cuts), stored[-1])).max())
+    return np.unique(np.append(np.concatenate(bounds), n_rows)).astype(np.int64), largest

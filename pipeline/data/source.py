@@ -82,6 +82,10 @@ class Source(ABC):
         """Return what is stored so that a flipped bit may not be noticed, and how; None where that is not known."""
         return None
 
+    def decoding(self) -> tuple[int, str]:
+        """Return the bytes that a read needs beside three times its chunk, at most, and what would make it fewer."""
+        return 0, ""
+
     def notes(self) -> list[str]:
         """Return what a person should know of how the rows are read, a sentence each without its full stop, for warnings."""
         return []

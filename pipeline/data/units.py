@@ -98,6 +98,9 @@ class UnitSource(Source):
     def unprotected(self) -> str | None:
         return self.inner.unprotected()
 
+    def decoding(self) -> tuple[int, str]:
+        return self.inner.decoding()
+
     def notes(self) -> list[str]:
         return self.inner.notes()
 

@@ -20,6 +20,7 @@ MIB = 2**20
 IMPORTS = 440 * MIB
 UNRETURNED = 80 * MIB  # at most, of what searches and statistics have freed
 WORKER_IMPORTS = 230 * MIB  # of one local worker process
+SMALLER_CHUNKS = "store the data in smaller chunks"
 FREED_BYTES = 64 * MIB  # that stay with the C library
 MAPPED_BYTES = 32 * MIB  # the smallest array with pages of its own; glibc allows no more
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -88,6 +89,7 @@ def plan(
     driver_bytes: int,
     processes: bool,
     imports: int = IMPORTS,
+    advice: str = SMALLER_CHUNKS,
 ) -> Plan:
     """Decide how many tasks may run at once within a limit, and whether each may read one chunk ahead.
 
@@ -103,6 +105,8 @@ def plan(
         Whether each task has a worker process on this machine.
     imports : int
         Bytes of this process before it reads a row; 0 if it is a user's program.
+    advice : str
+        What would make a chunk smaller, for the refusal.
 
     Raises
     ------
@@ -117,7 +121,7 @@ def plan(
     if fitting < 1:
         raise InputError(
             f"engine.memory: got {allowed / MIB:.0f} MiB, but one task needs {each / MIB:.0f} MiB beside {fixed / MIB:.0f} MiB "
-            "for the job itself. Raise engine.memory, store the data in smaller chunks, or lower model.n_components."
+            f"for the job itself. Raise engine.memory, {advice}, or lower model.n_components."
         )
     running = min(wanted, fitting)
     ahead = fixed + running * (each + chunk_bytes) <= allowed

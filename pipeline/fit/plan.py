@@ -20,7 +20,7 @@ from pipeline.em.accumulate import STORED
 from pipeline.em.heldout import Units
 from pipeline.em.search import PRINCIPAL
 from pipeline.engine.cluster import uses_processes
-from pipeline.engine.memory import IMPORTS, UNRETURNED, Plan, plan, task_bytes
+from pipeline.engine.memory import IMPORTS, SMALLER_CHUNKS, UNRETURNED, Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
@@ -150,10 +150,12 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     config = job.config
     engine, n_init, k = config.engine, config.fit.n_init, config.model.largest
     rows = int(np.diff(chunks.source.bounds).max())
+    decoding, advice = chunks.decoding()
 
     def task(stats: int, tiles: int = TILE_BYTES, jobs: int = 1) -> int:
         # A binary counter over the chunks of a task holds as many partial sums as it has bits, and two while it adds.
-        return task_bytes(chunks.chunk_bytes(), rows, stats * jobs, tiles, shard_level(chunks.n_chunks, 1, 0.0) + 2)
+        partials = shard_level(chunks.n_chunks, 1, 0.0) + 2
+        return decoding + task_bytes(chunks.chunk_bytes(), rows, stats * jobs, tiles, partials)
 
     d = job.models[0].sizes.get("feature", chunks.n_features)
     statistics = sum(model.e_step_bytes() for model in job.models)
@@ -184,7 +186,8 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
         driver = max(driver, 8 * information)
     driver += min(UNRETURNED, 4 * chunks.pass_bytes()) if imports else 0  # in proportion, where there are few rows
     each, processes = max(fitting, labelling, errors), uses_processes(engine)
-    return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes, imports)
+    advice = advice if decoding > chunks.chunk_bytes() else SMALLER_CHUNKS
+    return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes, imports, advice)
 
 
 def refuse_negative(config: Config, profile: Profile) -> None:

@@ -6,10 +6,12 @@ pictures, or its strip of a large one, and cuts the patches.
 
 from __future__ import annotations
 
+import functools
+import glob
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,16 +19,16 @@ from pydantic import Field, field_validator
 
 from pipeline.config import AnyPath, Section
 from pipeline.config.paths import is_url
-from pipeline.data.files import open_binary, opening, reading, stored_size
+from pipeline.data.files import opening, reading, stored_size
+from pipeline.data.pictures import SUFFIXES, Header, decode, read_header
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
-from pipeline.errors import InputError, PipelineError, StorageError, printable
+from pipeline.errors import InputError, printable
 
-# Pillow would look into a file for any format, such as PostScript, which it hands to Ghostscript.
-_UNREADABLE = "is damaged, or no picture that Pillow reads"
-_RESTORE = "Restore it, or move it out of the folder, then run again."
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm", ".jp2"}
+_TOPS = {8: 255, 16: 65535}  # the highest values of containers; those of 32 bits say nothing of what they hold
+_NOTHING: tuple[int, Any] = (-1, None)  # of pictures, is cached
+_DARK = 4  # a container of 16 bits of which less than this part is filled deserves a word
+_LOOK, _LOOK_PIXELS = 4, 2**24  # pictures, and pixels of each, that are looked at for that
 
 
 class Patch(Section):
@@ -42,15 +44,25 @@ class Patch(Section):
     contrast: float | None = Field(
         None, gt=0, description="divide each patch by its deviation, floored at this value (pixels are 0 to 1)"
     )
+    range: Literal["container"] | dict[Literal[8, 16, 32], Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="which value becomes 1; null: 255 of 8 bits and 65535 of 16, all pictures having as many; container: the same, "
+        "some having 8 and some 16; or by bits, such as {8: 255, 16: 4095, 32: 1.0}",
+    )
+
+    def top(self, bits: int) -> float | None:
+        """Return the value that becomes 1 in pictures of so many bits; None where that is not known."""
+        own = self.range.get(bits) if isinstance(self.range, dict) else None  # type: ignore[call-overload]  # 8, 16 or 32
+        return own or _TOPS.get(bits)
 
 
 class ImagesSection(FileSection):
-    """The patches of a folder of pictures, or of a single one. Files without the name of a picture are left out."""
+    """The patches of a folder of pictures, of those that a glob names, or of a single one."""
 
     source: Literal["images"] = Field("images", description="patches of pictures")
     path: AnyPath = Field(
-        description="a folder of pictures, a picture, or an fsspec URL of either; photographs: two that scikit-learn brings, "
-        "while a folder of that name is ./photographs"
+        description="a folder of pictures, a picture, a glob such as photos/**/*.jpg, or an fsspec URL of any of these; "
+        "photographs: two that scikit-learn brings, while a folder of that name is ./photographs"
     )
     patch: Patch = Field(default_factory=Patch, description="how pictures are cut into rows, when they are read")
 
@@ -88,8 +100,7 @@ def _dct(n: int) -> np.ndarray:
 class ImageSource(Source):
     """Patches of grey pictures: pictures by name, then patch positions row by row.
 
-    Pixels are float32 from 0 to 1: ITU-R 601 luma of 8-bit pictures (Pillow's mode L), or the full depth of
-    16-bit grey ones. Transparency and all frames but the first are left out.
+    Pixels are float32 from 0 to 1, as `Patch.range` says.
 
     Parameters
     ----------
@@ -98,29 +109,37 @@ class ImageSource(Source):
     options : mapping
         Of its file system.
     names : list of str
-    sizes : array, shape (n_pictures, 2)
-        Height and width.
+    headers : sequence of Header
     patch : Patch
+    notes : list of str
     """
 
     def __init__(
-        self, folder: str | None, options: Mapping[str, Any], names: list[str], sizes: np.ndarray, patch: Patch
+        self,
+        folder: str | None,
+        options: Mapping[str, Any],
+        names: list[str],
+        headers: Sequence[Header],
+        patch: Patch,
+        notes: list[str],
     ) -> None:
         p, q = patch.size
+        self._headers = np.array(headers, np.int64)
+        sizes = self._headers[:, :2]
         self.dtype = np.dtype(np.float32)
         self.n_features = p * q - int(patch.remove_mean)
         self._grid = (sizes - [p, q]) // patch.stride + 1  # patch positions down and across, per picture
         self._start = np.append(0, np.cumsum(self._grid.prod(axis=1))).astype(np.int64)
         self.bounds = _picture_bounds(self._grid, rows_per_target(self.n_features, 4))
         self._folder, self._options, self._names, self._patch = folder, dict(options), names, patch
-        self._cached = threading.local()
+        self._notes = notes
+        self._cached, self._lock = _NOTHING, threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_cached"}
+        return {**self.__dict__, "_cached": _NOTHING, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._cached = threading.local()
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def read(self, i: int) -> np.ndarray:
         """Read chunk i. Its bits depend on the number of BLAS threads: read with one."""
@@ -152,29 +171,56 @@ class ImageSource(Source):
 
     def _strip(self, picture: int, first: int, last: int) -> np.ndarray:
         """The pixels under rows first:last of patch positions, (height, width) float32 from 0 to 1."""
-        grey = self._grey(picture)
+        header = self._header(picture)
         step, height = self._patch.stride, self._patch.size[0]
-        strip = grey[first * step : (last - 1) * step + height]
-        return strip.astype(np.float32) / np.float32(np.iinfo(grey.dtype).max)
+        strip = self._grey(picture)[first * step : (last - 1) * step + height].astype(np.float32)
+        strip /= np.float32(self._patch.top(header.bits))
+        return 1 - strip if header.white_is_zero else strip
 
     def _grey(self, picture: int) -> np.ndarray:
-        """The decoded picture, (height, width) uint8 or uint16.
+        """The decoded picture, (height, width).
 
-        Each thread caches its last one: consecutive chunks are mostly strips of the same large picture.
+        The last one that spans chunks is cached for all threads of a process, which want strips of it at about the same time.
         """
-        cached: tuple[int, np.ndarray] | None = getattr(self._cached, "picture", None)
-        if cached is not None and cached[0] == picture:
-            return cached[1]
-        path = self._path(picture)
-        grey = _decode(path, self._options)
-        p, q = self._patch.size
-        expected = (self._grid[picture] - 1) * self._patch.stride + [p, q]
-        spare = np.array(grey.shape) - expected
-        if (spare < 0).any() or (spare >= self._patch.stride).any():
-            raise StorageError(f"{path}: got {grey.shape} pixels, not the size it had when opened. Restore it.")
-        if self._spans_chunks(picture):
-            self._cached.picture = (picture, grey)
-        return grey
+        if not self._spans_chunks(picture):
+            return decode(self._path(picture), self._options, self._header(picture))
+        with self._lock:
+            if self._cached[0] != picture:
+                self._cached = _NOTHING  # or both would be in memory
+                self._cached = (picture, decode(self._path(picture), self._options, self._header(picture)))
+            return self._cached[1]
+
+    def _header(self, picture: int) -> Header:
+        return Header(*self._headers[picture].tolist())
+
+    def decoding(self) -> tuple[int, str]:
+        """Return the bytes of the picture that takes most, with the strip that is cut from it, and what would make it fewer."""
+        (p, _), stride = self._patch.size, self._patch.stride
+        height, width, decoded = self._headers[:, 0], self._headers[:, 1], self._headers[:, 4]
+        rows = (
+            -(-int(np.diff(self.bounds).max()) // self._grid[:, 1]) * stride + p
+        )  # of pixels, under the rows of a chunk
+        needed = height * width * decoded + 8 * width * np.minimum(rows, height)
+        most = int(needed.argmax())
+        picture = f"{self._path(most)}, of {height[most]} x {width[most]} pixels"
+        return int(needed[most]), f"cut {picture}, into smaller pictures"
+
+    def notes(self) -> list[str]:
+        return [*self._notes, *self._dark()]
+
+    def _dark(self) -> Iterator[str]:
+        """What is odd about the values of pictures of more than 8 bits, as far as a few of them tell."""
+        deep = np.flatnonzero((self._headers[:, 2] > 8) & (self._headers[:, :2].prod(axis=1) <= _LOOK_PIXELS))
+        if not len(deep):
+            return
+        bits = self._header(int(deep[0])).bits
+        some = np.unique(deep[np.linspace(0, len(deep) - 1, _LOOK).round().astype(int)]).tolist()
+        ends = [(grey.min(), grey.max()) for grey in (self._grey(i) for i in some if self._header(i).bits == bits)]
+        low, high, top = min(low for low, _ in ends), max(high for _, high in ends), self._patch.top(bits)
+        text = f"pictures of {bits} bits hold values from {low:g} to {high:g} in {len(ends)} that were looked at, and {top:g} becomes 1"
+        if top is not None and not (high > top / _DARK and low >= 0 and high <= top):
+            text += f". If that is not what they mean, set data.patch.range, such as {{{bits}: {_power(high):g}}}"
+        yield text
 
     def _spans_chunks(self, picture: int) -> bool:
         inside = self.bounds[1:-1]
@@ -219,81 +265,96 @@ def _picture_bounds(grid: np.ndarray, target: int) -> np.ndarray:
     return np.array(bounds, np.int64)
 
 
-def _decode(path: str, options: Mapping[str, Any]) -> np.ndarray:
-    """A picture in grey, (height, width): uint16 if it is stored so, else uint8."""
-    from PIL import Image
-
-    try:
-        with open_binary(path, options) as stream, Image.open(stream, formats=_FORMATS) as picture:
-            if picture.mode.startswith("I"):
-                wide = np.asarray(picture)
-                if wide.min() < 0 or wide.max() > 65535:
-                    raise InputError(f"{path}: got values {wide.min()} to {wide.max()}, expected 16 bits. Scale it.")
-                return wide.astype(np.uint16)
-            return np.asarray(picture.convert("L"))
-    except PipelineError:
-        raise
-    except Exception as error:  # each decoder has its own kinds
-        raise StorageError(f"{path}: {_UNREADABLE} ({error}). {_RESTORE}") from error
-
-
-def _size(path: str, options: Mapping[str, Any], patch: Patch) -> tuple[int, int]:
-    """Height and width from the header alone. Raises InputError when no patch can be cut."""
-    from PIL import Image
-
-    with opening(path), open_binary(path, options) as stream:
-        try:
-            with Image.open(stream, formats=_FORMATS) as picture:
-                (width, height), mode = picture.size, picture.mode
-        except Image.DecompressionBombError as error:
-            raise InputError(
-                f"{path}: {error}. Cut it into smaller pictures, or set PIL.Image.MAX_IMAGE_PIXELS."
-            ) from error
-        except Exception as error:
-            raise StorageError(f"{path}: {_UNREADABLE} ({error}). {_RESTORE}") from error
-    if mode == "F":
-        raise InputError(f"{path}: has floating-point pixels, expected 8 or 16 bits. Convert it first.")
-    if height < patch.size[0] or width < patch.size[1]:
-        raise InputError(
-            f"{path}: is {height} x {width} pixels, expected at least one patch of {patch.size[0]} x {patch.size[1]}. "
-            "Take it out of the folder, or make data.patch.size smaller."
-        )
-    return height, width
+def _power(high: float) -> float:
+    """The highest value of as many bits as the value needs."""
+    return 2.0 ** int(np.ceil(np.log2(max(float(high), 1.0) + 1.0))) - 1.0
 
 
 def open_patches(path: str | None, options: Mapping[str, Any], patch: Patch) -> ImageSource:
-    """Open the patches of a folder of pictures or of a single one; None: scikit-learn's photographs."""
+    """Open the patches of a folder of pictures, of a glob, or of a single one; None: scikit-learn's photographs."""
     if patch.remove_mean and patch.size == (1, 1):
         raise InputError("data.patch: got size [1, 1] with remove_mean, which leaves nothing. Make it larger.")
-    folder = None if path is None else path.rstrip("/")
-    names = _names(folder or _photographs(), options)
-    if names is None and folder is not None:
-        folder, _, name = folder.rpartition("/")
-        names = [name]
+    folder, names, notes = _names(_photographs() if path is None else path.rstrip("/") or "/", options)
     if not names:
-        suffixes = ", ".join(sorted(_SUFFIXES))
         raise InputError(
-            f"{path}: has no pictures ({suffixes}). Give data.path their folder, or set data.source to what it is."
+            f"{path}: has no pictures ({', '.join(sorted(SUFFIXES))}). Give data.path their folder, a glob such as "
+            "photos/**/*.png for those in folders below it, or set data.source to what it is."
         )
-    sizes = [_size(f"{folder or _photographs()}/{name}", options, patch) for name in names]
-    return ImageSource(folder, options, names, np.array(sizes, np.int64), patch)
+    headers = [read_header(f"{folder}/{name}", options) for name in names]
+    for name, header in zip(names, headers, strict=True):
+        if header.height < patch.size[0] or header.width < patch.size[1]:
+            raise InputError(
+                f"{folder}/{name}: is {header.height} x {header.width} pixels, expected at least one patch of {patch.size[0]} x "
+                f"{patch.size[1]}. Take it out of the folder, or make data.patch.size smaller."
+            )
+    _refuse_unknown_ranges(names, headers, patch)
+    if path is None:
+        return ImageSource(None, options, names, headers, patch, [])
+    grey = [name for name, header in zip(names, headers, strict=True) if not header.colour]
+    if 0 < len(grey) < len(names):
+        notes.append(
+            f"{folder}: {len(names) - len(grey)} of {len(names)} pictures are in colour, and are made grey as the others are"
+        )
+    return ImageSource(folder, options, names, headers, patch, notes)
 
 
-def _names(folder: str, options: Mapping[str, Any]) -> list[str] | None:
-    """Sorted names of the pictures in a folder; None when it is a file itself."""
-    with opening(folder):
-        if is_url(folder):
+def _refuse_unknown_ranges(names: list[str], headers: list[Header], patch: Patch) -> None:
+    """Raise InputError where it is not known which value is white, or where that differs from picture to picture."""
+    first = {header.bits: name for name, header in reversed(list(zip(names, headers, strict=True)))}
+    unknown = [bits for bits in sorted(first) if patch.top(bits) is None]
+    if unknown:
+        raise InputError(
+            f"{first[unknown[0]]}: has pixels of 32 bits, of which no value is known to be white. Set data.patch.range to the one "
+            "that becomes 1, such as {32: 255} or {32: 1.0}."
+        )
+    if len(first) > 1 and patch.range is None:
+        kinds = ", ".join(f"{bits} bits as {name}" for bits, name in sorted(first.items()))
+        raise InputError(
+            f"data.patch.range: got pictures of {kinds}, expected one depth. Set it to container if 255 and 65535 are white, else by "
+            "bits, such as {8: 255, 16: 4095} for 12 bits in 16."
+        )
+
+
+def _names(path: str, options: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
+    """The folder, sorted names of the pictures in it, and what is left out."""
+    with opening(path):
+        if is_url(path):
             import fsspec
 
-            filesystem, root = fsspec.core.url_to_fs(folder, **options)
-            if filesystem.isfile(root):
-                return None
-            found = [str(name).rsplit("/", 1)[-1] for name in filesystem.ls(root, detail=False)]
-        elif os.path.isfile(folder):
-            return None
+            filesystem, root = fsspec.core.url_to_fs(path, **options)
+            is_file, is_folder, listing = (
+                filesystem.isfile,
+                filesystem.isdir,
+                functools.partial(filesystem.ls, root, detail=False),
+            )
+            matches = filesystem.glob
         else:
-            found = os.listdir(folder)
-    return sorted(n for n in found if os.path.splitext(n)[1].lower() in _SUFFIXES and not n.startswith("."))
+            root, is_file, is_folder, listing = path, os.path.isfile, os.path.isdir, functools.partial(os.listdir, path)
+            matches = functools.partial(glob.glob, recursive=True)
+        if is_file(root):
+            folder, _, name = path.rpartition("/")
+            return folder, [name], []
+        if glob.has_magic(root) and not is_folder(root):
+            parts = root.split("/")
+            depth = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+            base = "/".join(parts[:depth])
+            found = [str(name)[len(base) + 1 :] for name in matches(root) if is_file(name)]
+            return path[: len(path) - len(root) + len(base)], sorted(found), []
+        found = sorted(
+            name for each in listing() if not (name := str(each).rstrip("/").rsplit("/", 1)[-1]).startswith(".")
+        )
+        names = [name for name in found if os.path.splitext(name)[1].lower() in SUFFIXES]
+        others = [name for name in found if name not in set(names)]
+    if not others or not names:
+        return path, names, []
+    return (
+        path,
+        names,
+        [
+            f"{path}: {len(others)} that have no picture's name are left out, such as {others[0]}. Pictures in folders below it, or of "
+            "other names, are read by a glob such as photos/**/*.png"
+        ],
+    )
 
 
 def _photographs() -> str:

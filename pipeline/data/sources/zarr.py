@@ -89,6 +89,13 @@ class ZarrSource(Source):
         start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
         return native(self._place.read(start, stop, then=stop - start), self.dtype)
 
+    def decoding(self) -> tuple[int, str]:
+        """Return what stored chunks hold beyond the array, encoded and decoded."""
+        beyond = np.prod(self.stored_chunk, dtype=object) - int(np.diff(self.bounds).max()) * self.n_features
+        return 2 * max(
+            0, int(beyond)
+        ) * self.dtype.itemsize, "store the data in chunks that are not larger than the array"
+
     def object_sizes(self) -> list[int]:
         return self._place.object_sizes()
 

@@ -1,0 +1,153 @@
+"""Picture files: what a header says, and the pixels in grey, as they are to be looked at.
+
+The orientation that a camera has noted (EXIF tag 274) is applied, colour becomes ITU-R 601 luma (Pillow's mode L), and in TIFF
+files where 0 is white the values are turned around. Transparency and all frames but the first are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.data.files import open_binary, opening
+from pipeline.errors import InputError, PipelineError, StorageError
+
+# Pillow would look into a file for any format, such as PostScript, which it hands to Ghostscript. MPO is opened as JPEG.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+SUFFIXES = {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
+    *(".pgm", ".ppm", ".pnm", ".pbm", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc"),
+}
+_WIDTH, _HEIGHT, _PHOTOMETRIC, _ORIENTATION = 256, 257, 262, 274  # tags of TIFF; the last of EXIF too
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda grey: np.rot90(grey, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda grey: np.rot90(grey, -1),
+    7: lambda grey: np.rot90(grey, 2).T,
+    8: np.rot90,
+}
+_UNREADABLE = "is damaged, or no picture that Pillow reads"
+_RESTORE = "Restore it, or move it out of the folder, then run again."
+_STRIP_PIXELS = 2**20  # that are made grey at a time
+
+
+class Header(NamedTuple):
+    """What the header of a picture says.
+
+    Attributes
+    ----------
+    height, width : int
+        As it is to be looked at.
+    bits : int
+        Of a value: 8, 16 or 32.
+    colour : bool
+    decoded : int
+        Bytes of memory for each pixel while it is decoded, the grey picture included.
+    turn : int
+        EXIF's orientation.
+    white_is_zero : bool
+        Of 16 or 32 bits; Pillow turns 8 bits around itself.
+    """
+
+    height: int
+    width: int
+    bits: int
+    colour: bool
+    decoded: int
+    turn: int
+    white_is_zero: bool
+
+
+def read_header(path: str, options: Mapping[str, Any]) -> Header:
+    """Read the header alone.
+
+    Raises
+    ------
+    InputError
+        If the picture is larger than Pillow's limit.
+    StorageError
+        If it is no picture.
+    """
+    from PIL import Image
+
+    with opening(path), open_binary(path, options) as stream:
+        try:
+            with Image.open(stream, formats=_FORMATS) as picture:
+                return _header(picture)
+        except Image.DecompressionBombError as error:
+            raise InputError(
+                f"{path}: {error}. Cut it into smaller pictures, or set PIL.Image.MAX_IMAGE_PIXELS."
+            ) from error
+        except Exception as error:  # each decoder has its own kinds
+            raise StorageError(f"{path}: {_UNREADABLE} ({error}). {_RESTORE}") from error
+
+
+def _header(picture: Any) -> Header:
+    mode, turn = picture.mode, _orientation(picture)
+    wide = (mode in ("I", "F") and picture.format == "TIFF") or mode == "F"
+    bits = 32 if wide else 16 if mode.startswith("I") else 8
+    tags = getattr(picture, "tag_v2", {})
+    stored = (tags[_WIDTH], tags[_HEIGHT]) if tags else picture.size  # Pillow 11 tells and loads TIFF files turned
+    width, height = stored if turn < 5 else stored[::-1]
+    colour = mode not in ("1", "L", "LA", "La") and bits == 8
+    # Pillow stores colours in 4 bytes; decoders of progressive JPEG and of WebP have copies of their own.
+    storage = 4 if colour or mode[-1] in "aA" or bits == 32 or mode == "I" else bits // 8
+    copies = (
+        6 * bool(picture.info.get("progressive")) + 8 * (picture.format == "WEBP") + storage * (bool(tags) and turn > 1)
+    )
+    decoded = storage + bits // 8 + copies
+    return Header(height, width, bits, colour, decoded, turn, bits > 8 and tags.get(_PHOTOMETRIC) == 0)
+
+
+def _orientation(picture: Any) -> int:
+    from PIL import Image
+
+    if picture.format == "PNG":  # getexif would decode it, to look behind the pixels
+        exif = Image.Exif()
+        if picture.info.get("exif"):
+            exif.load(picture.info["exif"])
+    else:
+        exif = picture.getexif()
+    turn = exif.get(_ORIENTATION, 1)
+    return turn if turn in _TURNS else 1
+
+
+def decode(path: str, options: Mapping[str, Any], header: Header) -> np.ndarray:
+    """Return the picture in grey, shape (height, width): uint8, uint16, or of 32 bits int32 or float32, in the file's values.
+
+    Raises StorageError if it is damaged, or not as the header was.
+    """
+    from PIL import Image
+
+    try:
+        with open_binary(path, options) as stream, Image.open(stream, formats=_FORMATS) as picture:
+            found = _header(picture)
+            if found != header:
+                raise StorageError(
+                    f"{path}: got {found.height} x {found.width} pixels of {found.bits} bits, not what it had when opened: "
+                    f"{header.height} x {header.width} of {header.bits}. Restore it."
+                )
+            picture.load()
+            is_turned = picture.format == "TIFF" and picture.getexif().get(_ORIENTATION, 1) != header.turn
+            grey = _grey(picture, header.bits)
+    except PipelineError:
+        raise
+    except Exception as error:  # each decoder has its own kinds
+        raise StorageError(f"{path}: {_UNREADABLE} ({error}). {_RESTORE}") from error
+    return grey if is_turned or header.turn == 1 else _TURNS[header.turn](grey)
+
+
+def _grey(picture: Any, bits: int) -> np.ndarray:
+    """The stored picture in grey, made strip by strip: in colour it is never there twice."""
+    width, height = picture.size
+    kind = {8: np.uint8, 16: np.uint16}.get(bits, np.float32 if picture.mode == "F" else np.int32)
+    grey = np.empty((height, width), kind)
+    step = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        strip = picture.crop((0, top, width, min(top + step, height)))
+        grey[top : top + step] = np.asarray(strip if bits > 8 else strip.convert("L"))
+    return grey
