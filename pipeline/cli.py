@@ -174,9 +174,9 @@ def _engine(address: str | None, file: Path | None, profile: str | None) -> list
 
 def _loaded(path: Path, changes: list[str]) -> Config:
     """The config of a file, with the changes."""
-    from pipeline.config.loading import read_yaml
+    from pipeline.config.stored import read_job
 
-    raw, lines = read_yaml(path)
+    raw, lines = read_job(path, changes)
     return _validated(raw, changes, f"config {path}", lines)
 
 

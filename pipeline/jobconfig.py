@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, model_validator
 
 from pipeline.config import EngineSection, Fit, Output, Preprocess, Section, Select, loading
+from pipeline.config.stored import read_job
 from pipeline.config.syntax import Place
 from pipeline.config.template import commented
 from pipeline.config.variants import OUTSIDE
@@ -162,6 +163,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> Con
     Parameters
     ----------
     path : str or Path
+        Of a config, or of the config.yaml of a run.
     overrides : sequence of str, optional
         ``section.key=value``, in place of what is in the file.
 
@@ -174,7 +176,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> Con
     InputError
         For anything that is not a valid config, naming the nearest key.
     """
-    raw, lines = loading.read_yaml(path)
+    raw, lines = read_job(path, overrides or ())
     return validate(raw, overrides or (), f"config {path}", lines)
 
 

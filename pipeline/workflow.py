@@ -175,7 +175,8 @@ def resume(
     record = directory.read_config()
     if "prediction_of" in record:
         raise InputError(
-            f"{path}: holds labels, not a run. `em-pipeline predict` with the same options goes on with it."
+            f"{path}: holds labels of other rows, not a run. To go on, repeat their data.… options: "
+            f"`em-pipeline predict {record['prediction_of']} --output {path} --set data.path=…`."
         )
     name = str(directory.config)
     safe = trusted(record["config"], overrides, name)
@@ -347,7 +348,7 @@ def _begin_prediction(
     plain = to_plain(config)
     plain.pop("engine")
     record = {
-        "prediction_of": str(run_directory.path),
+        "prediction_of": str(run_directory.path.absolute()),
         "model": checkpoint.sums(run_directory.model),
         "config": plain,
         "fingerprint": fingerprint,

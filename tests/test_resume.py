@@ -10,8 +10,9 @@ import yaml
 
 from pipeline import workflow
 from pipeline.errors import InputError, StorageError
+from pipeline.jobconfig import load_config
 from pipeline.outputs import checkpoint, run_directory, run_sink
-from tests.jobs import Interrupt, blobs, job, results, write_rows
+from tests.jobs import Interrupt, blobs, command, job, results, write_rows
 
 pytestmark = pytest.mark.full
 
@@ -137,6 +138,31 @@ def test_a_changed_zarr_chunk_is_noticed(tmp_path):
     b.write_bytes(a_bytes)
     with pytest.raises(InputError, match=r"have changed since|are not those"):
         workflow.resume(tmp_path / "run")
+
+
+def test_the_config_of_a_run_can_be_run(rows, tmp_path):
+    """config.yaml has the config below `config`; a job of it has the same result, and mistakes name its lines."""
+    workflow.run(job(rows / "x.npy"), tmp_path / "run")
+    workflow.run(load_config(tmp_path / "run" / "config.yaml"), tmp_path / "again")
+    assert results(tmp_path / "again") == results(tmp_path / "run")
+    done = command(
+        "run", tmp_path / "run" / "config.yaml", "--output", tmp_path / "third", "--set", "output.labels=false"
+    )
+    assert done.code == 0 and (tmp_path / "third" / "model.zarr").exists()
+    edit(tmp_path / "run", "fit", max_itr=3)
+    with pytest.raises(InputError, match=r"config.yaml, line \d+: fit.max_itr: there is no such key"):
+        load_config(tmp_path / "run" / "config.yaml")
+
+
+def test_labels_of_other_rows_say_how_to_go_on(rows, tmp_path, monkeypatch):
+    """resume names predict, report the run of the model; neither names the other."""
+    workflow.run(job(rows / "x.npy"), tmp_path / "run")
+    other = ["data.path=" + str(rows / "x.npy")]
+    workflow.predict(tmp_path / "run", other, tmp_path / "labels")
+    monkeypatch.undo()  # reports are written again
+    for name, advice in (("resume", f"predict {tmp_path / 'run'} --output"), ("report", f"report {tmp_path / 'run'}")):
+        done = command(name, tmp_path / "labels")
+        assert done.code == 2 and advice in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize("refused", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF])

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config.loading import asked_for, read_yaml
 from pipeline.config.profiles import LOCAL, users_own
+from pipeline.config.syntax import Place
 from pipeline.config.variants import OUTSIDE
 from pipeline.errors import HIDDEN, InputError
 
@@ -88,6 +89,28 @@ def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
     if isinstance(raw.get("data"), dict):  # we never write its credentials, nor to whom they go
         safe["data"] = {key: value for key, value in safe["data"].items() if key != "storage_options"}
     return safe
+
+
+def read_job(path: str | Path, overrides: Sequence[str]) -> tuple[Any, dict[Place, int]]:
+    """Read the YAML file of a job: a config, or the config.yaml of a run, which has one below `config`.
+
+    Returns
+    -------
+    raw : Any
+        The config; of a run what may be used of it.
+    lines : dict
+        The line of each key.
+
+    Raises
+    ------
+    InputError
+        As `read_yaml` and `trusted` do.
+    """
+    raw, lines = read_yaml(path)
+    if not (isinstance(raw, dict) and "config" in raw and "fingerprint" in raw):
+        return raw, lines
+    inner = {place[1:]: line for place, line in lines.items() if place[0] == "config" and len(place) > 1}
+    return trusted(raw["config"], overrides, f"config {path}"), inner
 
 
 def refuse_unnamed_engine(raw: Any, overrides: Sequence[str], name: str) -> None:
