@@ -92,6 +92,19 @@ def test_nothing_that_a_run_directory_names_is_executed(desk: Path, change_of: d
     assert not (desk / "executed").exists()
 
 
+@pytest.mark.parametrize("url", ["reference://::/refs.json", "zip://x.npy::http://127.0.0.1:1/x.zip", "dask://x.npy"])
+def test_urls_of_storages_that_do_more_than_read_are_named_again(desk: Path, url: str) -> None:
+    """reference:// fills templates of its file, a chain downloads and unpacks; of the user's own config they are opened."""
+    for name, keys in (
+        ("data", {"path": url}),
+        ("data", {"weights": url}),
+        ("fit", {"init_path": url, "init": "labels"}),
+    ):
+        change(desk / "run", **{name: keys})
+        for words in (["resume", "run"], ["predict", "run", "--output", "labels"]):
+            assert all(f"--set {name}.{key}={url}" in refused(*words) for key, value in keys.items() if value == url)
+
+
 def test_a_run_on_a_cluster_is_resumed_by_one_command(desk: Path, runs: Path) -> None:
     """The user names the engine again: by an option, by --set, or by a config of theirs; then bytes are as ever."""
     change(desk / "run", engine={"scheduler": "p", "profiles": {"p": {"kind": "canary.Found"}}})

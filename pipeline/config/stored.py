@@ -19,6 +19,26 @@ from pipeline.errors import HIDDEN, InputError
 
 _BOUNDS = ("workers", "memory", "keep_decoded")  # of engine: what this machine gives
 _PLACES = ("scheduler", "scheduler_address", "scheduler_file")
+# Storages that only read what a URL names; fsspec has others, such as reference://, which fills templates.
+_STORAGES = {
+    "abfs",
+    "abfss",
+    "adl",
+    "az",
+    "file",
+    "ftp",
+    "gcs",
+    "gs",
+    "hdfs",
+    "http",
+    "https",
+    "local",
+    "memory",
+    "s3",
+    "s3a",
+    "sftp",
+    "ssh",
+}
 _KINDS = {"data": "source", "model": "family"}  # sections that may name a Python file, and the key that says so
 
 
@@ -76,15 +96,22 @@ def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
             f"{name}: names Python files, which are not executed unless you name them: a run directory may come from someone else. "
             f"If you trust them, add {' '.join(unnamed)}"
         )
-    again = [
-        f"--set {section}.{key}=…"
+    urls = [
+        (f"--set {section}.{key}=", value)
         for section in ("data", "fit")
         for key, value in _section(raw, section).items()
-        if isinstance(value, str) and "://" in value and HIDDEN in value and key not in _section(asked, section)
+        if isinstance(value, str) and "://" in value and key not in _section(asked, section)
     ]
-    if again:
+    if again := [f"{option}…" for option, value in urls if HIDDEN in value]:
         raise InputError(
             f"{name}: credentials are never stored, and URLs had some. Give the URLs again: {' '.join(again)}"
+        )
+    if odd := [
+        option + value for option, value in urls if "::" in value or value.partition("://")[0].lower() not in _STORAGES
+    ]:
+        raise InputError(
+            f"{name}: has URLs of storages that may do more than read files, such as reference://, which are not opened unless you "
+            f"name them. If you trust them, add {' '.join(odd)}"
         )
     if isinstance(raw.get("data"), dict):  # we never write its credentials, nor to whom they go
         safe["data"] = {key: value for key, value in safe["data"].items() if key != "storage_options"}
