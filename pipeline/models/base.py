@@ -192,6 +192,11 @@ class LatentModel(ABC):
         return {}
 
     @property
+    def floor(self) -> float:
+        """What an M-step adds to each variance."""
+        return 0.0
+
+    @property
     def exact(self) -> bool:
         """Whether the E-step's q is the posterior."""
         return True

@@ -66,6 +66,11 @@ class Component(ABC):
         return {}
 
     @property
+    def floor(self) -> float:
+        """What an M-step adds to each variance."""
+        return 0.0
+
+    @property
     def least_rows(self) -> int:
         """Effective rows below which a component is collapsed."""
         return 1

@@ -112,6 +112,10 @@ class Mixture(ClusterModel):
         return {**super().facts(), **self.component.facts(), "assignment": self.assignment, "fixed": list(self.fixed)}
 
     @property
+    def floor(self) -> float:
+        return self.component.floor
+
+    @property
     def hard(self) -> bool:
         """Whether each row belongs to one component entirely."""
         return self.assignment == "hard"

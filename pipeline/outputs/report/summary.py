@@ -71,8 +71,9 @@ def asked(record: Record) -> list[Fact]:
     note = [f"{' and '.join(fixed)} fixed"] if fixed else []
     note += ["hard assignment"] if record.attrs.get("assignment") == "hard" else []
     note += ["under a conjugate prior"] if record.option("model", "prior") else []
-    reg = None if record.has("model.component.prior.scale") else record.attrs.get("reg_covar")
-    note += [f"{setting(float(reg))} added to each variance"] if reg else []
+    fitted = record.fitted
+    floor = fitted[0].floor if fitted else record.attrs.get("reg_covar")
+    note += [f"{setting(float(floor))} added to each variance"] if floor else []
     note += [_candidates(record)] if _candidates(record) else []
     facts.append(Fact("Model", model, note=", ".join(note)))
     n_init, init = record.option("fit", "n_init") or 1, record.option("fit", "init")
