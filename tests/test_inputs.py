@@ -4,6 +4,7 @@ silently different.
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from PIL import Image, ImageOps
 
 from pipeline import GaussianMixture, KMeans, MultinomialMixture
 from pipeline.data.chunks import Chunks
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import InputError, PipelineError, StorageError
 from pipeline.estimators.rows import input_rows
 from pipeline.jobconfig import validate
 
@@ -598,3 +599,194 @@ def test_what_is_odd_about_pictures_is_said(tmp_path):
     save(tmp_path / "below" / "e.png", np.stack([GREY] * 3, axis=-1))
     notes = opened(tmp_path, "images", "below", patch=patch).source.notes()
     assert any("1 of 3 pictures are in colour" in note for note in notes)
+
+
+# --- weights and labels: the law of rows holds for them too
+
+
+def column(folder: Path, way: str, values: np.ndarray, what: str) -> np.ndarray:
+    """A column beside rows, written or handed over in one way, as models see it."""
+    np.save(folder / "x.npy", rows_of("f8"))
+    store = folder / "w.zarr"
+    if way == "npy":
+        np.save(folder / "w.npy", values)
+    elif way == "xarray":
+        xr.Dataset({what: (("row",), values)}).to_zarr(store, zarr_format=2, consolidated=True)
+    elif way in ("zarr 2", "zarr 3"):
+        zarr.create_array(store, data=values, zarr_format=int(way[-1]), chunks=(5,))
+    elif way == "shards":
+        zarr.create_array(store, data=values, chunks=(5,), shards=(10,))
+    path = str(folder / ("w.npy" if way == "npy" else "w.zarr"))
+    chunks = opened(folder, "npy", "x.npy", **{what: path})
+    found = [getattr(chunks.load(i), what.removesuffix("s")) for i in range(chunks.n_chunks)]
+    return np.concatenate(found)
+
+
+COLUMNS = ["npy", "zarr 2", "zarr 3", "shards", "xarray"]
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", ">i2", "i4", "u8", "f2", ">f4", "f8"])
+@pytest.mark.parametrize("what", ["weights", "labels"])
+@pytest.mark.parametrize("way", COLUMNS)
+def test_a_column_is_read_as_numpy_holds_it(tmp_path, way, what, dtype):
+    """One number a row, of any real type."""
+    values = (np.arange(1, N + 1) % 7 + 1).astype(dtype)
+    found = column(tmp_path, way, values, what)
+    np.testing.assert_array_equal(found, values.astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("weights", np.nan), ("weights", np.inf), ("weights", -1.0), ("labels", np.nan), ("labels", 0.5), ("labels", -2.0), ("labels", 1e30)],
+)  # fmt: skip
+@pytest.mark.parametrize("way", COLUMNS)
+def test_a_value_that_no_column_may_have_is_refused(tmp_path, way, what, value):
+    """The row is named."""
+    values = np.ones(N)
+    values[17] = value
+    with pytest.raises(InputError, match="row 17"):
+        column(tmp_path, way, values, what)
+
+
+@pytest.mark.parametrize(
+    "values", [np.ones(N - 1), np.ones(N + 1), np.ones((N, 1)), np.ones(N, "c8"), np.ones(N, "S1")]
+)
+@pytest.mark.parametrize("what", ["weights", "labels"])
+@pytest.mark.parametrize("way", ["npy", "zarr 2", "zarr 3"])
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+def test_a_column_of_another_shape_or_type_is_refused(tmp_path, way, what, values):
+    """One real number for each row."""
+    if values.ndim == 2 and way != "npy":
+        values = values[: N - 2, 0]
+    with pytest.raises(PipelineError, match=r"expected one number for each|not decoded"):
+        column(tmp_path, way, values, what)
+
+
+@pytest.mark.parametrize("weight", [np.nan, -1.0, np.inf])
+@pytest.mark.parametrize("act", ["fit", "score"])
+def test_sample_weight_is_checked_wherever_it_is_taken(act, weight):
+    """In fits and in scores."""
+    x, weights = rows_of("f8"), np.ones(N)
+    weights[17] = weight
+    for model in (KMeans(2, random_state=0), GaussianMixture(1)):
+        with pytest.raises(ValueError, match="row 17"):
+            getattr(model.fit(x), act)(x, sample_weight=weights)
+    with pytest.raises(ValueError, match="complex"):
+        KMeans(2).fit(x, sample_weight=np.ones(N, complex))
+
+
+# --- stores whose numbers are not the values, or are not there
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("part", ["rows", "weights", "labels", "CSR"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale_factor", 0.5), ("add_offset", 3), ("_FillValue", -9999), ("missing_value", 0), ("_Unsigned", "true"), ("units", "days since 1970-01-01")],
+)  # fmt: skip
+def test_encoded_values_are_refused(tmp_path, zarr_format, part, name, value):
+    """Whatever array has the attribute; none of them is taken for its numbers."""
+    path, more, attributes = tmp_path / "x.zarr", {}, {name: value}
+    if part == "CSR":
+        write_csr(tmp_path, sp.csr_array(rows_of("i4")), zarr_format)
+        zarr.open_array(path / "data").attrs.update(attributes)
+    else:
+        x, w = rows_of("i4"), np.ones(N, "i4")
+        zarr.create_array(path, data=x, zarr_format=zarr_format, attributes=attributes if part == "rows" else {})
+        if part != "rows":
+            zarr.create_array(tmp_path / "w.zarr", data=w, zarr_format=zarr_format, attributes=attributes)
+            more = {part: str(tmp_path / "w.zarr")}
+    with pytest.raises(InputError, match=f"{name}.*expected plain values"):
+        opened(tmp_path, "zarr", "x.zarr", **more)
+
+
+@pytest.mark.parametrize("name", ["scale_factor", "add_offset", "_FillValue", "units"])
+def test_attributes_that_change_nothing_are_no_reason(tmp_path, name):
+    """A scale of 1, an offset of 0, a fill value that is NaN, and a unit of length."""
+    harmless = {"scale_factor": 1.0, "add_offset": 0, "_FillValue": "NaN", "units": "m"}
+    x = rows_of("f8")
+    zarr.create_array(tmp_path / "x.zarr", data=x, attributes={name: harmless[name]})
+    np.testing.assert_array_equal(loaded(opened(tmp_path, "zarr", "x.zarr")), x)
+
+
+@pytest.mark.parametrize("encoding", [{"_FillValue": -9999.0}, {"_FillValue": -32768, "dtype": "i2"}, {"scale_factor": 0.1, "dtype": "i2", "_FillValue": -1}])  # fmt: skip
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_xarray_encodes_is_refused(tmp_path, zarr_format, encoding):
+    """Also where zarr v2 has the fill value in its own metadata."""
+    x = rows_of("f8")
+    x[3, 1] = np.nan
+    data = xr.Dataset({"x": (("row", "feature"), x)})
+    data.to_zarr(tmp_path / "x.zarr", zarr_format=zarr_format, encoding={"x": encoding}, consolidated=False)
+    with pytest.raises(InputError, match="expected plain values"):
+        opened(tmp_path, "zarr", "x.zarr")
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
+def test_consolidated_metadata_that_are_stale_are_not_believed(tmp_path, zarr_format):
+    """What arrays say of themselves counts."""
+    group = zarr.open_group(tmp_path / "x.zarr", mode="w", zarr_format=zarr_format)
+    group.create_array("x", data=rows_of("f8")[:5])
+    zarr.consolidate_metadata(tmp_path / "x.zarr")
+    fresh = zarr.open_group(tmp_path / "x.zarr", mode="a", use_consolidated=False)
+    fresh.create_array("x", data=rows_of("f8"), overwrite=True)
+    np.testing.assert_array_equal(loaded(opened(tmp_path, "zarr", "x.zarr")), rows_of("f8"))
+
+
+@pytest.mark.parametrize("fill", ["error", "fill"])
+@pytest.mark.parametrize("layout", [{"chunks": (5, 3)}, {"chunks": (2, 3), "shards": (8, 3)}, {"chunks": (2, 1), "shards": (24, 3)}, {"chunks": (5, 3), "zarr_format": 2}])  # fmt: skip
+def test_holes_are_refused_or_meant(tmp_path, layout, fill):
+    """A chunk that was never written, inside a shard too, is an error unless it is meant; chunks beyond the end are none."""
+    x = rows_of("f8") + 1
+    array = zarr.create_array(tmp_path / "x.zarr", shape=x.shape, dtype=x.dtype, fill_value=0, **layout)
+    array[:] = x
+    np.testing.assert_array_equal(loaded(opened(tmp_path, "zarr", "x.zarr")), x)
+    array = zarr.create_array(tmp_path / "x.zarr", shape=x.shape, dtype=x.dtype, fill_value=0, overwrite=True, **layout)
+    array[:10] = x[:10]
+    if fill == "error":
+        with pytest.raises(StorageError, match=r"missing|never written"):
+            loaded(opened(tmp_path, "zarr", "x.zarr"))
+        with pytest.raises(StorageError, match=r"missing|never written"):
+            seen(zarr.open_array(tmp_path / "x.zarr", mode="r"))
+    else:
+        expected = np.where(np.arange(N)[:, None] < 10, x, 0)
+        np.testing.assert_array_equal(loaded(opened(tmp_path, "zarr", "x.zarr", missing_chunks="fill")), expected)
+
+
+@pytest.mark.parametrize("names", [("feature", "row"), ("gene", "cell"), ("bands", "pixels"), ("variable", "time"), ("Features", "Samples")])  # fmt: skip
+@pytest.mark.parametrize("way", ["zarr 2", "zarr 3", "xarray", "an open zarr array"])
+def test_names_that_exchange_rows_and_features_are_refused(tmp_path, way, names):
+    """And the usual names, in their order, are not."""
+    x = rows_of("f8")
+    for order, fits in ((names, False), (names[::-1], True)):
+        named = xr.DataArray(x, dims=order, name="x")
+        if way != "xarray":
+            zarr_format = 2 if way == "zarr 2" else 3
+            named.to_dataset().to_zarr(tmp_path / "x.zarr", mode="w", zarr_format=zarr_format, consolidated=False)
+        read = {
+            "xarray": lambda named=named: seen(named),
+            "an open zarr array": lambda: seen(zarr.open_array(tmp_path / "x.zarr/x", mode="r")),
+        }.get(way, lambda: loaded(opened(tmp_path, "zarr", "x.zarr")))
+        if fits:
+            np.testing.assert_array_equal(read(), x)
+        else:
+            with pytest.raises(REFUSALS, match=f"named \\({names[0]}, {names[1]}\\), expected rows first"):
+                read()
+
+
+@pytest.mark.parametrize("what", ["npy", "weights", "idx", "idx.gz"])
+@pytest.mark.parametrize("more", [b"\0", b"another array"])
+def test_what_follows_an_array_is_refused(tmp_path, what, more):
+    """Two arrays in one file are not read as one."""
+    np.save(tmp_path / "x.npy", rows_of("f8"))
+    np.save(tmp_path / "w.npy", np.ones(N))
+    idx(rows_of("u1"), tmp_path)
+    name = {"npy": "x.npy", "weights": "w.npy"}.get(what, "x.idx")
+    content = (tmp_path / name).read_bytes() + more
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "x.idx.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(InputError, match="goes on after the array"):
+        if what == "weights":
+            opened(tmp_path, "npy", "x.npy", weights=str(tmp_path / "w.npy"))
+        else:
+            opened(tmp_path, what.split(".")[0], f"x.{what}")
