@@ -104,7 +104,8 @@ def test_both_go_through_every_command(desk: Path) -> None:
     assert found.attrs["reg_covar"] == 1e-3 and found.sizes["iteration"] == 7
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(validate(plain()), "run", listeners=[Interrupt("pass", 3)])
-    assert "add --set data.path=my_source.py:Waves --set model.path=my_family.py:Floored" in refused("resume", "run")
+    files = (desk / "my_source.py", desk / "my_family.py")  # to be copied whole, however long
+    assert "add --set data.path={}:Waves --set model.path={}:Floored".format(*files) in refused("resume", "run")
     assert command("resume", "run", *NAMED).code == 0
     assert results(desk / "run") == results(desk / "whole")
     assert command("predict", "run", *NAMED, "--set", "data.options.n=90", "--output", "labels").code == 0

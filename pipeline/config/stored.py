@@ -7,6 +7,7 @@ not: the user must repeat them, on the command line or in a file of their own.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,5 +178,6 @@ def _known(scheduler: str, own: Mapping[str, Any]) -> bool:
 
 
 def _short(value: Any) -> str:
+    """A value to copy into a command: whole, unless it is longer than paths are."""
     text = value if isinstance(value, str) else "…"
-    return text if len(text) <= 80 else text[:77] + "…"
+    return shlex.quote(text if len(text) <= 1000 else text[:999] + "…")
