@@ -44,7 +44,7 @@ def message(raw: object, *overrides: str) -> str:
         ),
         (
             {"model": {"family": "kmeans", "reg_covar": 1}},
-            "model.reg_covar: there is no such key; it belongs to family gaussian.",
+            "model.reg_covar: there is no such key; it belongs to family gaussian or student-t.",
         ),
         ({"model": {"family": "kmeans", "n_component": 1}}, "did you mean n_components?"),
         ({"covariance_type": "full"}, "covariance_type: there is no such key; it belongs to model."),
@@ -75,10 +75,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"model": {"n_components": [3, 5]}, "fit": {"init": "labels", "init_path": "a"}}, "one number of components"),
         ({"model": {"covariance_type": ["full", "tied"]}, "fit": {"init": "explicit", "init_path": "a"}}, "one model"),
         ({"model": {"reg_covar": float("nan")}}, "model.reg_covar"),
-        (
-            {"model": {"family": "kmeans", "fixed": ["weights"]}},
-            "it belongs to family gaussian, multinomial or poisson",
-        ),
+        ({"model": {"family": "kmeans", "fixed": ["weights"]}}, "poisson or student-t"),
         (
             {"model": {"family": "kmeans"}, "fit": {"assignment": "soft"}},
             "fit.assignment: got soft, expected hard for family kmeans",
@@ -100,7 +97,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"model": {"prior": {"dof": 0}}}, "model.prior.dof: got 0, expected more than 0"),
         ({"model": {"prior": {"shrinkage": -1}}}, "model.prior.shrinkage"),
         ({"model": {"prior": {"scale": 0, "dof": 3}}}, "no prior of covariances, but dof is 3"),
-        ({"model": {"family": "kmeans", "prior": "auto"}}, "it belongs to family gaussian or multinomial"),
+        ({"model": {"family": "kmeans", "prior": "auto"}}, "it belongs to family gaussian, multinomial or student-t"),
         ({"model": {"family": "multinomial", "prior": "auto"}}, "{weights: …} above 1"),
         (
             {"model": {"family": "multinomial", "prior": {"weights": 2, "dof": 3}}},

@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     "no config": (["run"], "Missing argument 'CONFIG'"),
     "a family": (
         ["config", "gausian"],
-        "expected one of gaussian, kmeans, multinomial, poisson; did you mean gaussian?",
+        ["expected one of ", "gaussian, kmeans, multinomial, poisson", "; did you mean gaussian?"],
     ),
     # keys
     "a section": (
@@ -117,7 +117,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     # values
     "a family of others": (
         ["run", X + "model: {family: gmm}\n"],
-        "model.family: got 'gmm', expected gaussian, kmeans, multinomial, poisson or python; did you mean gaussian?",
+        ["model.family: got 'gmm', expected ", "poisson, python", "did you mean gaussian?"],
     ),
     "an init": (["run", X + "fit: {init: kmeans++}\n"], "did you mean k-means++?"),
     "a shape": (

@@ -45,7 +45,7 @@ V = TypeVar("V", bound=Variant)
 class Variants(Mapping[str, type[V]]):
     """The sections that a key of the config may name: a lazy mapping from names to classes.
 
-    A module of `package` has the section with the module's name. Other distributions add theirs by entry points.
+    A module of `package` has the section with the module's name, with ``-`` for ``_``. Other distributions add theirs by entry points.
     As an annotation, `Annotated[Base, variants]` makes pydantic validate a mapping by the section that it names.
 
     Parameters
@@ -67,7 +67,7 @@ class Variants(Mapping[str, type[V]]):
     def own(self) -> tuple[str, ...]:
         """Names of those with a module in the package, sorted; nothing is imported."""
         path = import_module(self._package).__path__
-        return tuple(sorted(module.name for module in pkgutil.iter_modules(path)))
+        return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(path)))
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
@@ -99,7 +99,7 @@ class Variants(Mapping[str, type[V]]):
             If what an installed distribution registers is no such section.
         """
         if name in self.own:
-            found = vars(import_module(f"{self._package}.{name}")).values()
+            found = vars(import_module(f"{self._package}.{name.replace('-', '_')}")).values()
             return next(each for each in found if self._is_named(each, name))
         entry = self._installed[name]
         found_there = entry.load()

@@ -287,7 +287,7 @@ def mixture_class(name: str) -> type[MixtureEstimator] | None:
 
 
 def _class_name(family: str) -> str:
-    return f"{''.join(part.capitalize() for part in family.split('_'))}Mixture"
+    return f"{''.join(part.capitalize() for part in family.split('-'))}Mixture"
 
 
 @cache

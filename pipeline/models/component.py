@@ -20,12 +20,17 @@ from pipeline.models.words import Words
 
 
 class Pass(NamedTuple):
-    """Result of one pass. log_norm : (n,) log p(x), nats.  sum_w : (k,) soft counts.  stats : the component's.  entropy : total nats."""
+    """Result of one pass.
+
+    log_norm : (n,) log p(x), nats.  sum_w : (k,) soft counts.  stats : the component's.  entropy : of the labels, total nats.
+    more_entropy : of the component's own latent variables, given the labels, total nats.
+    """
 
     log_norm: Array
     sum_w: Array
     stats: Any
     entropy: float
+    more_entropy: float = 0.0
 
 
 class Component(ABC):

@@ -164,7 +164,7 @@ class Mixture(ClusterModel):
         score = found.log_norm if rows.weight is None else np.where(rows.weight > 0, found.log_norm, np.inf)
         if not np.isfinite(log_likelihood):
             self._refuse_impossible(score, rows.start)
-        evidence = Evidence(rows.total_weight, found.entropy, log_likelihood, found.entropy)
+        evidence = Evidence(rows.total_weight, found.entropy + found.more_entropy, log_likelihood, found.entropy)
         return Expectation(MixtureStats(found.sum_w, found.stats), evidence, score)
 
     def _by_label(self, params: MixtureParams, rows: Rows, kernels: Any) -> Pass:

@@ -118,8 +118,7 @@ class Gaussian(Component):
 
     def log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         self._refuse_singular(theta)
-        found: Array = kernels.gaussian_log_joint(self._problem(theta, log_weights, False), x)
-        return found
+        return np.asarray(kernels.gaussian_log_joint(self._problem(theta, log_weights, False), x))
 
     def e_step(
         self, theta: Gaussians, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
@@ -135,8 +134,7 @@ class Gaussian(Component):
         return Pass(sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx), sums.entropy)
 
     def implementations(self, theta: Gaussians, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
-        problem = self._problem(theta, np.zeros(self.n_components), False)
-        found: dict[str, list[int]] = kernels.gaussian_implementations(problem, dtype)
+        found: dict[str, list[int]] = kernels.gaussian_implementations(self._problem(theta, np.zeros(1), False), dtype)
         return found
 
     def _scatter(self, x: Array, weight: Array | None) -> Array:
@@ -186,7 +184,8 @@ class Gaussian(Component):
         counts, sum_x, sum_xx = self._with_prior(stats, sum_w)
         means = before.means
         if "means" not in self.fixed:
-            means = np.where(counts[:, None] > 0, self.shift + _mean(sum_x, counts), before.means)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                means = np.where(counts[:, None] > 0, self.shift + sum_x / counts[:, None], before.means)
         covariances = before.covariances
         if "covariances" not in self.fixed:
             about_means = self.shape.moved(counts, sum_x, sum_xx, means - self.shift)[1]
@@ -198,11 +197,16 @@ class Gaussian(Component):
         return self._mended(new, stats, sum_w) if theta is None else new
 
     def _with_prior(self, stats: GaussianStats, sum_w: Array) -> tuple[Array, Array, Array]:
-        """sum_w, sum_x and sum_xx with the pseudo-rows of the prior."""
+        """Zeroth, first and second moments with the pseudo-rows of the prior."""
+        counts = self._zeroth(stats, sum_w)
         if self.prior is None:
-            return sum_w, stats.sum_x, stats.sum_xx
+            return counts, stats.sum_x, stats.sum_xx
         more_w, more_x, more_xx = self.prior.pseudo_moments(self.shape, self.shift, self.n_components)
-        return sum_w + more_w, stats.sum_x + more_x, stats.sum_xx + more_xx
+        return counts + more_w, stats.sum_x + more_x, stats.sum_xx + more_xx
+
+    def _zeroth(self, stats: Any, sum_w: Array) -> Array:
+        """(k,) zeroth moments: sums of what rows count in `sum_x` and `sum_xx`."""
+        return sum_w
 
     def _covariances(self, moments: Array, sum_w: Array) -> Array:
         """Covariances from moments about the means, with the prior's. sum_w : (k,), of rows alone."""
@@ -215,7 +219,8 @@ class Gaussian(Component):
 
     def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: GaussianStats) -> float:
         shape, d = self.shape, self.n_features
-        moments = shape.moved(sum_w, stats.sum_x, stats.sum_xx, theta.means - self.shift)[1]
+        counts = self._zeroth(stats, sum_w)
+        moments = shape.moved(counts, stats.sum_x, stats.sum_xx, theta.means - self.shift)[1]
         live = sum_w > 0  # 0 log 0 = 0
         with np.errstate(divide="ignore", invalid="ignore"):
             per_row = np.log(weights) + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
@@ -226,14 +231,16 @@ class Gaussian(Component):
 
     def step_squares(self, stats: GaussianStats, sum_w: Array, theta: Gaussians, new: Gaussians) -> tuple[float, ...]:
         """N_k/N (Δμᵀ Σ⁻¹ Δμ + tr((Σ⁻¹ ΔΣ)²) / 2), summed."""
-        return self._squares(sum_w, theta, new.means - theta.means, new.covariances - theta.covariances)
+        counts = self._zeroth(stats, sum_w)
+        return self._squares(counts, sum_w, theta, new.means - theta.means, new.covariances - theta.covariances)
 
     def change_squares(
         self, change: GaussianStats, change_w: Array, stats: GaussianStats, sum_w: Array, theta: Gaussians
     ) -> tuple[float, ...]:
         shape, d, total = self.shape, self.n_features, sum_w.sum()
-        first, second = shape.moved(change_w, change.sum_x, change.sum_xx, theta.means - self.shift)
-        means = first / sum_w[:, None]
+        counts, by = self._zeroth(stats, sum_w), theta.means - self.shift
+        first, second = shape.moved(self._zeroth(change, change_w), change.sum_x, change.sum_xx, by)
+        means = first / counts[:, None]
         covariances = shape.covariances(second, sum_w, d, 0.0)
         growth = change_w / sum_w if shape.per_component else change_w.sum(keepdims=True) / total
         covariances -= growth.reshape((-1,) + (1,) * (theta.covariances.ndim - 1)) * theta.covariances
@@ -241,13 +248,13 @@ class Gaussian(Component):
             means = np.zeros_like(means)
         if "covariances" in self.fixed:
             covariances = np.zeros_like(covariances)
-        return self._squares(sum_w, theta, means, covariances)
+        return self._squares(counts, sum_w, theta, means, covariances)
 
-    def _squares(self, sum_w: Array, theta: Gaussians, means: Array, covariances: Array) -> tuple[float, ...]:
-        """Terms of the squared Fisher norm of changes of the parameters."""
-        shape, share = self.shape, sum_w / sum_w.sum()
-        distances = shape.trace(theta.factors, shape.outer(share[:, None] * means, means))
-        strains = share * shape.strain(theta.factors, covariances, self.n_features)
+    def _squares(self, counts: Array, sum_w: Array, theta: Gaussians, means: Array, covariances: Array) -> Any:
+        """Terms of the squared Fisher norm of changes of the parameters, floats."""
+        shape, total = self.shape, sum_w.sum()
+        distances = shape.trace(theta.factors, shape.outer((counts / total)[:, None] * means, means))
+        strains = sum_w / total * shape.strain(theta.factors, covariances, self.n_features)
         return np.sum(distances), 0.5 * strains.sum()
 
     def collapsed(self, theta: Gaussians, sum_w: Array) -> list[tuple[int, str]]:
@@ -341,7 +348,7 @@ class Gaussian(Component):
         share[collapsed] = 0.0
         if share.sum() > 0:
             return np.tensordot(share / share.sum(), np.nan_to_num(theta.covariances), axes=1)
-        counts, sums = sum_w.sum(keepdims=True), stats.sum_x.sum(axis=0, keepdims=True)
+        counts, sums = self._zeroth(stats, sum_w).sum(keepdims=True), stats.sum_x.sum(axis=0, keepdims=True)
         moments = self.shape.moved(counts, sums, stats.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
         return self.shape.covariances(moments, counts, self.n_features, self.reg_covar)[0]
 
@@ -352,11 +359,6 @@ class Gaussian(Component):
             covariance = theta.covariances[k] if self.shape.per_component else theta.covariances
             x[own] = self.shape.draw(theta.means[k], covariance, len(own), rng)
         return x
-
-
-def _mean(sum_x: Array, sum_w: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return sum_x / sum_w[:, None]
 
 
 class GaussianSection(ClusterSection):

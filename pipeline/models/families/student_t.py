@@ -1,0 +1,319 @@
+"""Mixtures of Student-t distributions: Gaussians whose precision varies from row to row.
+
+    x | u, k ~ N(mu_k, Sigma_k / u)    u ~ Gamma(nu_k / 2, nu_k / 2)    delta = (x - mu_k)ᵀ Sigma_k⁻¹ (x - mu_k)
+
+Given the label k, u is Gamma(alpha, beta) with alpha = (nu_k + d) / 2 and beta = (nu_k + delta) / 2. The M-step is in closed
+form but for nu_k, the root of log(nu/2) - psi(nu/2) + 1 + sum r (E log u - E u) / N_k = 0.
+[Liu and Rubin 1995; Peel and McLachlan 2000, sec. 4; Minka 2002 for the root]
+
+With a = nu/2, only differences of large terms are computed, so that nothing is lost as nu grows and the model becomes Gaussian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field as Option
+from scipy.special import gammaln, polygamma, psi
+
+from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
+from pipeline.arrays.packing import stored
+from pipeline.arrays.tiles import tile_height, tiles
+from pipeline.errors import InputError
+from pipeline.kernels.cholesky import Moments
+from pipeline.kernels.softmax import padded, softmax_rows
+from pipeline.models.clusters import Summary
+from pipeline.models.component import Component, Pass
+from pipeline.models.families.gaussian import LOG_2PI, Gaussian, Gaussians, GaussianSection, GaussianStats
+from pipeline.models.mixture import Mixture
+from pipeline.models.schema import POSITIVE, Field, Fields
+from pipeline.models.words import Words
+
+START = 10.0  # degrees of freedom that are learned begin here
+LEAST, MOST = 0.1, 1e6  # at most these are learned: a Gaussian is the limit, which no likelihood reaches
+SERIES = 16.0  # from here on Stirling's series is exact to the last digit
+
+
+@dataclass(frozen=True)
+class StudentTs(Gaussians):
+    """df : (k,), or () where all components share it.  means, covariances : mu_k and Sigma_k."""
+
+    df: Array
+
+
+@stored
+@dataclass(frozen=True)
+class StudentTStats(GaussianStats):
+    """Moments as of Gaussians, in which each row counts E u times. sum_u : (k,) sums of r E u.  gap : (k,) of r (E log u - E u + 1)."""
+
+    sum_u: Array
+    gap: Array
+
+
+@stored
+@dataclass(frozen=True)
+class StudentT(Gaussian):
+    """Student-t components. df : degrees of freedom, None where they are learned.  shared_df : by all components together."""
+
+    df: float | None = None
+    shared_df: bool = False
+
+    family: ClassVar[str] = "student-t"
+    words: ClassVar[Words] = Words("Student-t mixture", "A mixture of {k} Student-t distributions", location="location")
+
+    @property
+    def fields(self) -> Fields:
+        return {**super().fields, "df": Field(() if self.shared_df else ("component",), POSITIVE)}
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "df": self.df, "shared_df": self.shared_df}
+
+    def theta(self, **arrays: Array) -> StudentTs:
+        """Without `df`, that of a start."""
+        df = arrays.pop("df", None)
+        if df is None:
+            df = np.full(() if self.shared_df else self.n_components, START if self.df is None else self.df)
+        elif self.df is not None and (df != self.df).any():
+            raise InputError(f"initial df: got {df.flat[0]:g}, expected model.df: {self.df:g}. Change one of them.")
+        return StudentTs(**vars(super().theta(**arrays)), df=df)
+
+    def log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, kernels: Any) -> Array:
+        assert isinstance(theta, StudentTs)
+        self._refuse_singular(theta)
+        return log_weights + self._log_density(theta, _log_ratio(theta, self._squared(theta, x, kernels)))
+
+    def _squared(self, theta: Gaussians, x: Array, kernels: Any) -> Array:
+        """(n, k) delta."""
+        problem = self._problem(theta, np.zeros(self.n_components), False)
+        joint = kernels.gaussian_log_joint(problem._replace(log_scale=np.zeros(self.n_components)), x)
+        return np.maximum(-2.0 * joint, 0.0)
+
+    def _log_density(self, theta: StudentTs, log_ratio: Array) -> Array:
+        """(n, k) log p(x | k), nats, from log(1 + delta / nu)."""
+        a, b = 0.5 * theta.df, 0.5 * self.n_features
+        scale = (a + b - 0.5) * np.log1p(b / a) - b + _stirling(a + b) - _stirling(a)
+        log_det = self.shape.log_det(theta.factors, self.n_features)
+        density: Array = (scale + log_det - b * LOG_2PI) - (a + b) * log_ratio
+        return density
+
+    def e_step(
+        self, theta: Gaussians, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
+    ) -> Pass:
+        assert isinstance(theta, StudentTs)
+        self._refuse_singular(theta)
+        k, d = self.n_components, self.n_features
+        log_norm, sum_w, entropy = np.empty(len(x)), np.zeros(k), 0.0
+        sums = np.zeros((2, k))  # of r log(1 + delta / nu) and r (E u - 1)
+        moments, shared = [Moments(self.shape, mean) for mean in theta.means], Moments(self.shape, self.shift)
+        for rows in tiles(len(x), tile_height(d, k)):
+            tile = np.asarray(x[rows], compute_dtype(x.dtype))
+            squared = self._squared(theta, tile, kernels)
+            log_ratio = _log_ratio(theta, squared)
+            buffer = np.empty((len(tile), padded(k, 8)))
+            buffer[:, :k] = log_weights + self._log_density(theta, log_ratio)
+            w = np.ones(len(tile)) if weight is None else weight[rows]
+            entropy += softmax_rows(buffer, k, w, hard, log_norm[rows])
+            resp = buffer[:, :k]
+            with np.errstate(invalid="ignore"):  # inf / inf, where a row cannot belong
+                excess = (d - squared) / (theta.df + squared)  # E u - 1
+            sum_w += resp.sum(axis=0)
+            sums += [_column_sums(resp, log_ratio), _column_sums(resp, excess)]
+            with np.errstate(invalid="ignore"):
+                resp = np.where(resp > 0, resp + resp * excess, 0.0)
+            if self.shape.per_component:
+                for one, own in zip(moments, resp.T, strict=True):
+                    one.add(tile, own)
+            else:
+                shared.add(tile.astype(np.float64), resp.sum(axis=1))
+                for one, own in zip(moments, resp.T, strict=True):
+                    one.sum_x += own @ np.subtract(tile, one.mean, dtype=np.float64)
+        stats, more = self._collected(theta, sum_w, sums, moments, shared)
+        return Pass(log_norm, sum_w, stats, entropy, more)
+
+    def _collected(
+        self, theta: StudentTs, sum_w: Array, sums: Array, moments: list[Moments], shared: Moments
+    ) -> tuple[StudentTStats, float]:
+        """The statistics about the shift, and the entropy of u given the labels."""
+        log_ratio, excess = sums
+        a, b = 0.5 * theta.df, 0.5 * self.n_features
+        alpha, sum_u, stacked = a + b, sum_w + excess, self._stacked(moments)
+        gap = sum_w * (np.log1p(b / a) - _log_less_psi(alpha)) - log_ratio - excess
+        by = self.shift - theta.means
+        if self.shape.per_component:
+            sum_x, sum_xx = self.shape.moved(sum_u, stacked.sum_x, stacked.sum_xx, by)
+        else:
+            sum_x, sum_xx = stacked.sum_x - sum_u[:, None] * by, shared.sum_xx
+        own = (
+            np.log1p(b / a) + 0.5 * (LOG_2PI - np.log(alpha)) + _stirling(alpha) + (alpha - 1.0) * _log_less_psi(alpha)
+        )
+        return StudentTStats(sum_x, sum_xx, sum_u, gap), float(np.sum(sum_w * own - log_ratio))
+
+    def statistics(self, theta: Gaussians | None, x: Matrix, resp: Array) -> StudentTStats:
+        """At a start, where each row counts once."""
+        return StudentTStats(
+            **vars(super().statistics(None, x, resp)), sum_u=resp.sum(axis=0), gap=np.zeros(resp.shape[1])
+        )
+
+    def statistics_bytes(self) -> int:
+        return super().statistics_bytes() + 2 * 8 * self.n_components
+
+    def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> StudentTStats:
+        counts = np.bincount(labels, weight, self.n_components)
+        return StudentTStats(
+            **vars(super().label_statistics(x, labels, weight)), sum_u=counts, gap=np.zeros(len(counts))
+        )
+
+    def _zeroth(self, stats: StudentTStats, sum_w: Array) -> Array:
+        return stats.sum_u
+
+    @property
+    def _learns_df(self) -> bool:
+        return self.df is None and "df" not in self.fixed
+
+    def _by_df(self, values: Array) -> Array:
+        """Sums (k,) by degree of freedom, in the shape of `df`."""
+        return np.asarray(values.sum()) if self.shared_df else values
+
+    def m_step(self, stats: Any, sum_w: Array, theta: Gaussians | None) -> StudentTs:
+        new = super().m_step(stats, sum_w, theta)
+        assert isinstance(new, StudentTs)
+        if not isinstance(theta, StudentTs):
+            return new
+        if not self._learns_df:
+            return replace(new, df=theta.df)
+        counts, gap = self._by_df(sum_w), self._by_df(stats.gap)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = 2.0 * _root(-gap / counts)
+        return replace(new, df=np.where(counts > 0, found, theta.df))
+
+    def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: Any) -> float:
+        assert isinstance(theta, StudentTs)
+        a, b = 0.5 * theta.df, 0.5 * self.n_features
+        sum_log_u = stats.gap + stats.sum_u - sum_w
+        of_u = sum_w * (0.5 * (np.log(a) - LOG_2PI) - _stirling(a)) + a * stats.gap + (b - 1.0) * sum_log_u
+        return super().expected_log_joint(theta, weights, sum_w, stats) + float(of_u.sum())
+
+    def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
+        """As of Gaussians, with E u for the rows of a mean, and N_k/N (psi'(a) - 1/a) Δa² of a = nu/2."""
+        return (
+            *super().step_squares(stats, sum_w, theta, new),
+            self._df_square(sum_w, theta, 0.5 * (new.df - theta.df)),
+        )
+
+    def change_squares(self, change: Any, change_w: Array, stats: Any, sum_w: Array, theta: Any) -> tuple[float, ...]:
+        squares = super().change_squares(change, change_w, stats, sum_w, theta)
+        if not self._learns_df:
+            return squares
+        a = 0.5 * theta.df
+        moved = (self._by_df(change.gap) + self._by_df(change_w) * _log_less_psi(a)) / (self._by_df(sum_w) * _slope(a))
+        inside = (theta.df > LEAST) & (theta.df < MOST)
+        return (*squares, self._df_square(sum_w, theta, np.where(inside, moved, 0.0)))
+
+    def _df_square(self, sum_w: Array, theta: StudentTs, by: Array) -> float:
+        return float(np.sum(sum_w / sum_w.sum() * _slope(0.5 * theta.df) * by**2))
+
+    def feasible(self, stats: Any, known: Any) -> StudentTStats:
+        """What a component's rows count stays as it is where it would be negative."""
+        good = stats.sum_u > 0
+        column, by = good[:, None], self.shape.per_component
+        sum_xx = (
+            np.where(good.reshape((-1,) + (1,) * (stats.sum_xx.ndim - 1)), stats.sum_xx, known.sum_xx)
+            if by
+            else stats.sum_xx
+        )
+        sum_x = np.where(column, stats.sum_x, known.sum_x)
+        return StudentTStats(sum_x, sum_xx, np.where(good, stats.sum_u, known.sum_u), np.minimum(stats.gap, 0.0))
+
+    def reset(
+        self, new: Any, old: Any, stats: Any, sum_w: Array, collapsed: Array, places: Mapping[int, Array]
+    ) -> StudentTs:
+        found = super().reset(new, old, stats, sum_w, collapsed, places)
+        assert isinstance(found, StudentTs)
+        moved = np.isin(np.arange(self.n_components), list(places)) & self._learns_df & (not self.shared_df)
+        return replace(found, df=np.where(moved, found.df, new.df) if moved.any() else new.df)
+
+    def implementations(self, theta: Gaussians, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
+        """Densities as of Gaussians; moments about each mean."""
+        found = {
+            name: [densities, 0] for name, (densities, _) in super().implementations(theta, dtype, kernels).items()
+        }
+        return {**found, "Cholesky": [found.get("Cholesky", [0])[0], self.n_components]}
+
+    score_products = Component.score_products  # those of Gaussians are not for it
+
+    def sample(self, theta: Gaussians, labels: Array, rng: np.random.Generator) -> Array:
+        assert isinstance(theta, StudentTs)
+        df, means = np.broadcast_to(theta.df, (self.n_components,))[labels], theta.means[labels]
+        around = super().sample(theta, labels, rng) - means
+        drawn: Array = means + around / np.sqrt(rng.gamma(0.5 * df, 2.0 / df))[:, None]
+        return drawn
+
+
+def _log_ratio(theta: StudentTs, squared: Array) -> Array:
+    """(n, k) log(1 + delta / nu)."""
+    ratio: Array = np.log1p(squared / theta.df)
+    return ratio
+
+
+def _column_sums(resp: Array, values: Array) -> Array:
+    """(k,) sums of r x value, in which rows without a share do not count, whatever their value."""
+    with np.errstate(invalid="ignore"):  # 0 x inf
+        total: Array = np.einsum("nk,nk->k", resp, values)
+        return total if np.isfinite(total).all() else np.where(resp > 0, resp * values, 0.0).sum(axis=0)
+
+
+def _stirling(a: Array | float) -> Array:
+    """log Γ(a) - (a - 1/2) log a + a - log(2 pi) / 2."""
+    with np.errstate(over="ignore"):
+        y = 1.0 / np.square(a)
+    series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * 691 / 360360))))) / a
+    return np.where(np.asarray(a) >= SERIES, series, gammaln(a) - (a - 0.5) * np.log(a) + a - 0.5 * LOG_2PI)
+
+
+def _log_less_psi(a: Array | float) -> Array:
+    """log a - psi(a), above 0, falling to 1/(2a)."""
+    y = 1.0 / np.square(a)
+    series = 0.5 / a + y * (1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y / 132))))
+    return np.where(np.asarray(a) >= SERIES, series, np.log(a) - psi(a))
+
+
+def _slope(a: Array | float) -> Array:
+    """psi'(a) - 1/a, above 0, falling to 1/(2a²)."""
+    y = 1.0 / np.square(a)
+    series = y * (0.5 + (1 / 6 - y * (1 / 30 - y * (1 / 42 - y * (1 / 30 - y * 5 / 66)))) / a)
+    return np.where(np.asarray(a) >= SERIES, series, polygamma(1, a) - 1.0 / a)
+
+
+def _root(value: Array) -> Array:
+    """The a for which log a - psi(a) is the value, between LEAST / 2 and MOST / 2; by Newton's method in 1/a."""
+    low, high = 2.0 / MOST, 2.0 / LEAST
+    s = np.clip(np.nan_to_num(value), _log_less_psi(MOST / 2), _log_less_psi(LEAST / 2))
+    inverse = 12.0 * s / (3.0 - s + np.sqrt((s - 3.0) ** 2 + 24.0 * s))
+    for _ in range(6):  # from Minka's approximation, off by 2 % at most: four are enough
+        a = 1.0 / np.clip(inverse, low, high)
+        inverse = 1.0 / a - (_log_less_psi(a) - s) / (a * a * _slope(a))
+    return 1.0 / np.clip(inverse, low, high)
+
+
+class StudentTSection(GaussianSection):
+    """A mixture of Student-t distributions, in which rows far from all components count less."""
+
+    family: Literal["student-t"] = Option("student-t", description="a mixture of Student-t distributions")  # type: ignore[assignment]  # its own name
+    df: float | None = Option(None, gt=0, description="degrees of freedom; null: learned")
+    shared_df: bool = Option(False, description="whether all components share the degrees of freedom")
+    fixed: list[Literal["weights", "means", "covariances", "df"]] = Option(  # type: ignore[assignment]  # one part more
+        default_factory=list, description="parts that stay at their initial values"
+    )
+
+    also_called: ClassVar[tuple[str, ...]] = ("t", "student", "student_t", "tmm")
+    words: ClassVar[Words] = StudentT.words
+    has_standard_errors: ClassVar[bool] = False
+
+    def build(self, summary: Summary, assignment: str) -> Mixture:
+        model = super().build(summary, assignment)
+        fixed = tuple(dict.fromkeys((*model.component.fixed, *(("df",) if self.df is not None else ()))))
+        options = {**vars(model.component), "fixed": fixed}
+        return replace(model, component=StudentT(**options, df=self.df, shared_df=self.shared_df))

@@ -1,0 +1,252 @@
+"""The laws of every family, in one table: a new family adds one line to PROBLEMS.
+
+A line says which config section makes the model, and how rows are drawn. Starts, fits and samples follow from the contract.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import yaml
+
+import pipeline
+from pipeline.arrays.packing import pack
+from pipeline.data.chunks import Chunks
+from pipeline.data.profile import ProfileJob, summary_of
+from pipeline.engine.passes import Engine
+from pipeline.models import schema
+from pipeline.models.base import LatentModel
+from pipeline.models.families import FAMILIES
+from tests.jobs import Interrupt, command, results
+from tests.laws.common import ArraySource, assigned, chunks_of, close, close_params, e_step, fit, job, method, sum_over
+from tests.laws.common import same_bits as same
+
+N = 400
+
+
+def blobs(rng: np.random.Generator, n: int = N) -> np.ndarray:
+    """Rows of three overlapping blobs, of heavy tails, far from the origin."""
+    centers = 3.0 * rng.normal(size=(3, 3))
+    return 20.0 + centers[rng.integers(3, size=n)] + rng.standard_t(8, size=(n, 3))
+
+
+def counts(rng: np.random.Generator, n: int = N) -> np.ndarray:
+    """Counts of three kinds of rows."""
+    return rng.poisson(rng.gamma(2.0, 2.0, size=(3, 4))[rng.integers(3, size=n)]).astype(float)
+
+
+def documents(rng: np.random.Generator, n: int = N) -> sp.csr_array:
+    """Counts of words of three topics, sparse, at least one word a row."""
+    topics = rng.dirichlet(np.full(12, 0.5), size=3)
+    return sp.csr_array(
+        np.stack([rng.multinomial(1 + rng.integers(30), topics[rng.integers(3)]) for _ in range(n)]) * 1.0
+    )
+
+
+class Problem(NamedTuple):
+    """A line of the table. model : its section.  draw : rows, from a generator and their number."""
+
+    model: dict[str, Any]
+    draw: Callable[..., Any]
+
+
+PROBLEMS = {
+    "gaussian-full": Problem({"family": "gaussian", "reg_covar": 0.0}, blobs),
+    "gaussian-tied": Problem({"family": "gaussian", "covariance_type": "tied", "reg_covar": 0.0}, blobs),
+    "gaussian-diag": Problem({"family": "gaussian", "covariance_type": "diag", "reg_covar": 0.0}, blobs),
+    "gaussian-spherical": Problem({"family": "gaussian", "covariance_type": "spherical", "reg_covar": 0.0}, blobs),
+    "gaussian-prior": Problem({"family": "gaussian", "prior": "auto"}, blobs),
+    "kmeans": Problem({"family": "kmeans"}, blobs),
+    "multinomial": Problem({"family": "multinomial"}, documents),
+    "poisson": Problem({"family": "poisson", "concentration": 1.5}, counts),
+    "student-t-full": Problem({"family": "student-t", "reg_covar": 0.0}, blobs),
+    "student-t-tied": Problem({"family": "student-t", "covariance_type": "tied", "reg_covar": 0.0}, blobs),
+    "student-t-diag": Problem({"family": "student-t", "covariance_type": "diag", "reg_covar": 0.0}, blobs),
+    "student-t-shared": Problem({"family": "student-t", "covariance_type": "spherical", "shared_df": True}, blobs),
+    "student-t-fixed": Problem({"family": "student-t", "df": 4.0, "prior": "auto"}, blobs),
+}
+FIRST = {problem.model["family"]: name for name, problem in reversed(PROBLEMS.items())}  # the first line of each family
+DENSITIES = [name for name in PROBLEMS if FAMILIES[PROBLEMS[name].model["family"]].has_likelihood]
+
+
+class Drawn(NamedTuple):
+    """A drawn problem: the model, parameters after a few iterations, rows, their weights, and ragged bounds of chunks."""
+
+    model: Any
+    params: Any
+    x: Any
+    weight: np.ndarray
+    bounds: list[int]
+
+
+def drawn(name: str, k: int = 3, assignment: str | None = None, seed: int = 0) -> Drawn:
+    """The problem of a line. It starts from labels that know nothing of the clusters, and a few iterations."""
+    plain, draw = PROBLEMS[name]
+    section = FAMILIES[plain["family"]].model_validate({**plain, "n_components": k})
+    rng = np.random.default_rng(seed)
+    x = draw(rng)
+    profile = sum_over(chunks_of(x), [ProfileJob(section.second_moments, 50, 0)])[0]
+    model = section.build(summary_of(profile, []), assignment or section.assignments[0])
+    dense = x.toarray() if sp.issparse(x) else x
+    order = np.argsort(
+        dense @ rng.normal(size=dense.shape[1])
+    )  # slices of rows: labels that differ, but not by cluster
+    labels = np.empty(N, dtype=np.int64)
+    labels[order] = np.arange(N) * k // N
+    params = model.m_step(model.label_statistics(x, labels), None)
+    for _ in range(2):
+        params = model.m_step(e_step(model, params, x).stats, params)
+    weight = np.where(rng.random(N) < 0.1, 0.0, rng.uniform(0.2, 3.0, N))
+    return Drawn(model, params, x, weight, [0, 1, 8, 150, 151, N])
+
+
+def close_totals(a: Any, b: Any, tolerance: float = 1e-11) -> None:
+    """Every array that adds is close, in units of the largest entry of the array, and of one nat a row."""
+    found = pack(a).arrays
+    for name, value in pack(b).arrays.items():
+        error = np.abs(found[name] - value).max()
+        assert error <= tolerance * (N + np.abs(value).max()), f"{name}: differs by {error:.3g}"
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_statistics_add_in_any_order(name: str) -> None:
+    """Of ragged chunks, and of rows in another order, they are those of the whole, with and without weights."""
+    model, params, x, weight, bounds = drawn(name)
+    order = np.random.default_rng(1).permutation(N)
+    for w in (None, weight):
+        whole = e_step(model, params, x, None, w).totals
+        close_totals(e_step(model, params, x, bounds, w).totals, whole)
+        close_totals(e_step(model, params, x[order], None, None if w is None else w[order]).totals, whole)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_weight_is_how_often_a_row_is_there(name: str) -> None:
+    """Weight 2 is the row twice, weight 0 the row left out: in the E-step, and in what labels start from."""
+    model, params, x, _, _ = drawn(name)
+    times = np.random.default_rng(1).integers(0, 3, N)
+    repeated = np.repeat(np.arange(N), times)
+    close_totals(e_step(model, params, x, None, times * 1.0).totals, e_step(model, params, x[repeated]).totals)
+    labels = np.arange(N) % model.n_components
+    close_totals(model.label_statistics(x, labels, times * 1.0), model.label_statistics(x[repeated], labels[repeated]))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_workers_change_no_bit(name: str) -> None:
+    """One and two threads return the same bytes."""
+    model, params, x, _, bounds = drawn(name)
+    chunks, final = Chunks(ArraySource(x, bounds)), job(model, params, final=True)
+    one, two = (Engine(workers=workers).sum_over(chunks, [final])[0] for workers in (1, 2))
+    same(one, two)
+
+
+@pytest.mark.parametrize("how", ["em", "auto"])
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_objective_never_falls(name: str, assignment: str, how: str) -> None:
+    """Nor does the bound after an M-step; and after an E-step it is the objective less the prior."""
+    section = FAMILIES[PROBLEMS[name].model["family"]]
+    if assignment not in section.assignments:
+        assignment = section.assignments[0]
+    model, params, x, weight, _ = drawn(name, assignment=assignment)
+    chunks = chunks_of(x, None, weight)
+    run, events = fit(model, params, chunks, 12, method=method(how, chunks))
+    assert not [event for event in events if not hasattr(event, "least")]  # nothing was reset
+    trace = np.array([*(entry.objective for entry in run.history), run.objective])
+    assert (np.diff(trace) >= -1e-12 * np.abs(trace).max()).all(), np.diff(trace).min()
+    if model.has_bound:
+        totals = run.final.totals
+        bound = model.bound(totals, run.params) + model.log_prior(run.params)
+        assert bound == pytest.approx(model.objective(totals, run.params), rel=1e-10)
+        new = model.m_step(totals.stats, run.params)
+        assert model.bound(totals, new) + model.log_prior(new) >= bound - 1e-12 * abs(bound)
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_lengths_of_steps_are_those_of_the_free_energy(name: str) -> None:
+    """To second order, in an M-step near the optimum and in a small change of the statistics."""
+    model, params, x, _, _ = drawn(name)
+    run, _ = fit(model, params, chunks_of(x), 25)
+    totals = run.final.totals
+    after = model.m_step(totals.stats, run.params)
+    expected = LatentModel.fisher_norm(model, totals, run.params, after)
+    assert model.fisher_norm(totals, run.params, after) == pytest.approx(expected, rel=0.05, abs=3e-7)
+    change = totals - e_step(model, run.params, x[: N // 2]).totals * 2.0
+    expected = LatentModel.change_norm(model, change, totals, after)
+    assert model.change_norm(change, totals, after) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_components_have_no_order(name: str) -> None:
+    """Components in another order: the same densities and the same step, in that order."""
+    model, params, x, _, _ = drawn(name)
+    order = np.array([2, 0, 1])
+    moved = model.params_from_arrays(schema.selected(model.fields, model.arrays(params), order))
+    here, there = assigned(model, params, x), assigned(model, moved, x)
+    close(there.score, here.score, 1e-12)
+    np.testing.assert_array_equal(order[there.label], here.label)
+    after, again = (model.m_step(e_step(model, start, x).stats, start) for start in (params, moved))
+    arrays = schema.selected(model.fields, model.arrays(after), order)
+    close_params(model, again, model.params_from_arrays(arrays), 1e-10)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_one_component_is_a_maximum(name: str) -> None:
+    """K = 1: the fit to the rows has a higher objective on them than fits to the rows with other weights."""
+    model, params, x, _, _ = drawn(name, k=1)
+    best, _ = fit(model, params, chunks_of(x), 60, method=method("auto", chunks_of(x)))
+    rng = np.random.default_rng(1)
+    for size in (0.02, 0.3):
+        other, _ = fit(model, params, chunks_of(x, None, rng.uniform(1.0 - size, 1.0 + size, N)), 60)
+        totals = e_step(model, other.params, x).totals
+        assert best.objective > model.objective(totals, other.params)
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_a_sample_recovers_the_fit(name: str) -> None:
+    """Rows drawn from a fit: a fit to them gains about half a nat a free number over the truth, as theory has it."""
+    model, params, x, _, _ = drawn(name, seed=3)
+    truth = fit(model, params, chunks_of(x), 10)[0].params
+    sample, labels = model.sample(truth, 4000, np.random.default_rng(1))
+    assert np.bincount(labels, minlength=3) == pytest.approx(4000 * truth.weights, abs=150)
+    run, _ = fit(model, truth, chunks_of(sample), 40, method=method("auto", chunks_of(sample)))
+    gain = 2.0 * (run.log_likelihood - e_step(model, truth, sample).evidence.log_likelihood)
+    free = model.n_free_parameters()
+    assert -0.5 * free <= gain <= free + 5.0 * np.sqrt(2.0 * free)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FIRST.values())
+def test_through_every_command(name: str, tmp_path: Path) -> None:
+    """config, check, run, a stop, resume with the same bytes, predict, report and the Python API."""
+    plain, draw = PROBLEMS[name]
+    x = draw(np.random.default_rng(0), 150)
+    if sp.issparse(x):
+        x = x.toarray()
+    np.save(tmp_path / "x.npy", x)
+    template = command("config", plain["family"]).out
+    assert all(f"{key}:" in template for key in plain)
+    config = yaml.safe_load(template)
+    config["data"] = {"source": "npy", "path": str(tmp_path / "x.npy")}
+    config["model"] |= {**plain, "n_components": 2}
+    config["fit"] |= {"method": "em", "max_iter": 4, "tol": 0}
+    config["output"]["path"] = str(tmp_path / "run")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
+    assert json.loads(command("check", tmp_path / "job.yaml", "--json").out)["rows"] == len(x)
+    whole = pipeline.run(pipeline.load_config(tmp_path / "job.yaml"), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(pipeline.load_config(tmp_path / "job.yaml"), listeners=[Interrupt("pass", 2)])
+    assert command("resume", tmp_path / "run").code == 0
+    assert results(tmp_path / "run") == results(whole)
+    assert command("predict", tmp_path / "run", "--output", tmp_path / "labels").code == 0
+    words = FAMILIES[plain["family"]].words
+    assert words.title.format(k=2) in (tmp_path / "run" / "report.html").read_text()
+    labels = pipeline.open_estimator(tmp_path / "run").predict(x)
+    import zarr
+
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "labels" / "labels.zarr", mode="r")["label"][:], labels)
