@@ -19,8 +19,11 @@ HIDDEN = "…"
 _NAMES = r"passw(?:or)?d|passphrase|pwd|secret|token|credential|signature|authorization|(?:access|account|api|private)[_-]?key"
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^\s/@'\"]+@")
-_IN_QUERY = re.compile(rf"([?&](?:[^=&\s]*(?:{_NAMES})[^=&\s]*|sig|key|auth|pass)=)[^&\s'\")]+", re.IGNORECASE)
-_AFTER_NAME = re.compile(rf"([\w.-]*(?:{_NAMES})[\w.-]*['\"]?\s*[:=]\s*['\"]?)[^\s,'\"}}&]+", re.IGNORECASE)
+# Without bounds, a long text would take the square of its length.
+_IN_QUERY = re.compile(
+    rf"([?&](?:[^=&\s]{{0,60}}(?:{_NAMES})[^=&\s]{{0,60}}|sig|key|auth|pass)=)[^&\s'\")]+", re.IGNORECASE
+)
+_AFTER_NAME = re.compile(rf"((?:{_NAMES})[\w.-]{{0,60}}['\"]?\s{{0,9}}[:=]\s{{0,9}}['\"]?)[^\s,'\"}}&]+", re.IGNORECASE)
 _OPTIONS = "storage_options"
 _PUBLIC = {"endpoint_url", "region_name", "region", "protocol", "anon", "mode", "compression"}  # of a storage's options
 _known_secrets: set[str] = set()  # what configs of this process hold; longer than a word that messages may have

@@ -38,6 +38,8 @@ def expanded(path: str) -> str:
         wrong = "it has a character that no path can have"
     elif left is not None and not os.path.lexists(found):
         wrong = f"there is no environment variable {left[1]}"
+    elif len(max(os.fsencode(found).split(b"/"), key=len)) > 255 or len(found) > 4000:
+        wrong = "it is longer than names of files are"
     elif found.startswith("~") and not os.path.lexists(found):
         wrong = "there is no such user"
     else:
