@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("em-pipeline")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     if name.endswith("Mixture"):  # of a family that has no class of its own

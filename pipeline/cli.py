@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -14,7 +15,7 @@ import typer
 
 from pipeline.engine.blas import choose_kernels
 from pipeline.errors import InputError, PipelineError, Stopped, hidden, shown_path
-from pipeline.logs import LEVELS, forget, lenient_streams, logging_to_stderr
+from pipeline.logs import LEVELS, forget, lenient_streams, logging_to
 from pipeline.signals import StopRequested, stopping
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ app = typer.Typer(
     name="em-pipeline",
     help="Exact fits of mixtures and other latent-variable models to data larger than memory.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -42,12 +42,33 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file;
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 
 
+_asked = {"quiet": False}  # of the command that this process runs
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from pipeline import __version__
+
+        typer.echo(f"em-pipeline {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="show warnings and errors only, no progress")] = False,
     log_level: Annotated[str | None, typer.Option("--log-level", help=f"show the log: {', '.join(LEVELS)}")] = None,
+    log_file: Annotated[
+        Path | None, typer.Option("--log-file", help="append the log to a file: --log-level, or info and above")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    """Options of every command, which `main` reads, so that they may stand anywhere."""
+    """Options of every command. They may stand anywhere: `main` puts them in front."""
+    _asked["quiet"] = quiet
+    context.with_resource(logging_to(log_level, log_file))
 
 
 @app.command("config")
@@ -234,7 +255,7 @@ def _with_progress(where: str | Path, action: Callable[[Any], Path], before: boo
     directory = RunDirectory(where)
     past = list(read_events(directory.events)) if before else []
     try:
-        with following(Console(stderr=True, highlight=False), str(directory), past) as listener:
+        with following(Console(stderr=True, highlight=False), str(directory), past, quiet=_asked["quiet"]) as listener:
             result = action(listener)
     except (KeyboardInterrupt, StopRequested) as stop:
         stored = directory.has_checkpoint
@@ -254,16 +275,15 @@ def _stopped(stop: BaseException, advice: str | None = None) -> Stopped:
 
 def main() -> None:
     """Run the command; exits with the codes of pipeline.errors."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it was put
     with lenient_streams():
-        _run(arguments, len(arguments) < len(sys.argv) - 1)
+        _run(sys.argv[1:], "--debug" in sys.argv)
 
 
 def _run(arguments: list[str], debug: bool) -> None:
     try:
-        with logging_to_stderr(_log_level(arguments)), stopping():
+        with stopping():
             try:
-                app(args=arguments)
+                app(args=_options_first(arguments))
             finally:
                 sys.stdout.flush()
     except StopRequested as stop:
@@ -282,17 +302,24 @@ def _run(arguments: list[str], debug: bool) -> None:
         _fail(f"bug: {type(error).__name__}: {error}\n{hint}", 1, debug)
 
 
-def _log_level(arguments: list[str]) -> str | None:
-    """Remove --log-level and its value from the arguments, wherever they are; return the value, or None."""
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "--log-level":
-            if not equals and i + 1 == len(arguments):
-                raise InputError(f"--log-level: got no level, expected one of {', '.join(LEVELS)}. Add one.")
-            found = value if equals else arguments[i + 1]
-            del arguments[i : i + (1 if equals else 2)]
-            return found
-    return None
+_VALUES = {"--log-level": f"one of {', '.join(LEVELS)}", "--log-file": "a file"}
+
+
+def _options_first(arguments: list[str]) -> list[str]:
+    """The arguments with the options of every command in front of it, wherever they stood."""
+    first, rest, words = [], [], iter(arguments)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in ("--debug", "--quiet", "--version"):
+            first.append(word)
+        elif name in _VALUES:
+            value = [] if equals else list(islice(words, 1))
+            if not (equals or value):
+                raise InputError(f"{name}: got no value, expected {_VALUES[name]}. Add one.")
+            first += [word, *value]
+        else:
+            rest.append(word)
+    return first + rest
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The package's logger, `em_pipeline`. It is silent until an application, or `em-pipeline --log-level`, adds a handler.
+"""The package's logger, `em_pipeline`. It is silent until an application, or `em-pipeline --log-level` or `--log-file`, adds a handler.
 
 debug: passes, tasks and plans.  info: the phases of a job.  warning: warnings in its events.
 """
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from pipeline.errors import InputError
@@ -35,21 +36,31 @@ class _ToStderr(logging.Handler):
 
 
 @contextmanager
-def logging_to_stderr(level: str | None) -> Iterator[None]:
-    """Show records of a level and above during a block; None shows none. Raises InputError."""
-    if level is None:
+def logging_to(level: str | None, file: Path | None = None) -> Iterator[None]:
+    """Show records of a level and above during a block, on stderr or appended to a file; None and no file show none.
+
+    Raises
+    ------
+    InputError
+        If there is no such level.
+    OSError
+        If the file cannot be written.
+    """
+    if level is None and file is None:
         yield
         return
-    if level not in LEVELS:
+    if level is not None and level not in LEVELS:
         raise InputError(f"--log-level: got {level!r}, expected one of {', '.join(LEVELS)}. Choose one.")
-    handler, before = _ToStderr(), _ROOT.level
+    handler: logging.Handler = _ToStderr() if file is None else logging.FileHandler(file, encoding="utf-8")
+    before = _ROOT.level
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     _ROOT.addHandler(handler)
-    _ROOT.setLevel(level.upper())
+    _ROOT.setLevel((level or "info").upper())
     try:
         yield
     finally:
         _ROOT.removeHandler(handler)
+        handler.close()
         _ROOT.setLevel(before)
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,41 @@ def test_the_command_shows_the_log_on_request(tmp_path):
         refused = command("run", config, "--output", tmp_path / "none", *words)
         assert refused.code == 2 and "expected one of debug, info, warning, error" in refused.err
     assert [type(handler) for handler in logging.getLogger("em_pipeline").handlers] == [logging.NullHandler]
+
+
+def test_a_log_file_and_quiet_leave_the_terminal_to_warnings(tmp_path):
+    """--log-file appends what --log-level asks for, info and above by default; --quiet shows warnings alone, and the result."""
+    x = blobs()
+    x[:, 2] = 1.0
+    config, log = write_config(tmp_path / "c.yaml", write_rows(tmp_path / "x.zarr", x)), tmp_path / "job.log"
+    told = command("run", config, "--quiet", "--output", tmp_path / "run", "--log-file", log)
+    assert told.code == 0 and told.out.startswith("report: ")
+    assert [line[10:18] for line in told.err.splitlines()] == ["warning:"] and "1 features have one value" in told.err
+    first = log.read_text(encoding="utf-8")
+    assert "INFO em_pipeline.events: start" in first and "DEBUG" not in first
+    assert command("report", tmp_path / "run", f"--log-file={log}", "--log-level", "debug").code == 0
+    assert log.read_text(encoding="utf-8").startswith(first)
+    assert "--log-file: got no value" in command("report", tmp_path / "run", "--log-file").err
+    assert command("report", tmp_path / "run", "--log-file", tmp_path / "no" / "folder").code == 3
+
+
+def test_the_version_is_told():
+    """By the command, and by the package."""
+    assert command("--version").out == f"em-pipeline {pipeline.__version__}\n"
+    assert pipeline.__version__ == version("em-pipeline")
+
+
+@pytest.mark.full
+def test_shells_can_complete_the_command():
+    """--show-completion prints what bash needs, and that names commands and options."""
+    shown = subprocess.run(
+        [Path(sys.executable).with_name("em-pipeline")],
+        env=os.environ | {"_EM_PIPELINE_COMPLETE": "complete_bash", "COMP_WORDS": "em-pipeline re", "COMP_CWORD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert set(shown.stdout.split()) == {"resume", "report"}
 
 
 def test_the_package_says_that_it_has_types():

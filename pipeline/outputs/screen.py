@@ -19,7 +19,7 @@ _SECONDS = dict.fromkeys(QUIET, 5.0) | {"progress": 60.0}
 
 @contextmanager
 def following(
-    console: Console, title: str, past: Sequence[dict[str, Any]] = (), show: int | None = None
+    console: Console, title: str, past: Sequence[dict[str, Any]] = (), show: int | None = None, quiet: bool = False
 ) -> Iterator[JobDisplay | Lines]:
     """Context with a listener for the duration of a job.
 
@@ -33,10 +33,12 @@ def following(
         The events so far.
     show : int, optional
         How many of the latest of these get a line; None if a session of the job begins now.
+    quiet : bool
+        Whether warnings alone get a line, and there is no display.
     """
     shown = latest(past, show or 0)
-    if not (console.is_interactive and console.file.isatty()):
-        lines = Lines(lambda text: print(text, file=console.file, flush=True))
+    if quiet or not (console.is_interactive and console.file.isatty()):
+        lines = Lines(lambda text: print(text, file=console.file, flush=True), ("warning",) if quiet else None)
         for event in shown:
             lines.write(event)
         yield lines
@@ -60,8 +62,10 @@ def latest(events: Iterable[dict[str, Any]], n: int) -> list[dict[str, Any]]:
 class Lines:
     """Plain lines, readable in a log."""
 
-    def __init__(self, put: Callable[[str], None]) -> None:
+    def __init__(self, put: Callable[[str], None], only: tuple[str, ...] | None = None) -> None:
+        """Set up; only : names of the events that get a line, None for all."""
         self._put = put
+        self._only = only
         self._last = time.monotonic()
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -74,7 +78,7 @@ class Lines:
 
     def write(self, event: dict[str, Any]) -> None:
         """Write a line about an event with words for people."""
-        if (text := describe(event)) is not None:
+        if (self._only is None or event["event"] in self._only) and (text := describe(event)) is not None:
             self._last = time.monotonic()
             self._put(f"{event['time'][11:19]}  {text}")
 
