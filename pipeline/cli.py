@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -47,9 +48,7 @@ _asked = {"quiet": False}  # of the command that this process runs
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from pipeline import __version__
-
-        typer.echo(f"em-pipeline {__version__}")
+        typer.echo(f"em-pipeline {version('em-pipeline')}")
         raise typer.Exit
 
 
@@ -62,7 +61,7 @@ def _options(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", help="append the log to a file: --log-level, or info and above")
     ] = None,
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:

@@ -80,7 +80,12 @@ def test_it_ends_where_it_would_have_after_an_interruption(rows: Path, peer: Pee
     assert command("status", tmp_path / "run").code == 0
     assert command("resume", tmp_path / "run", "--set", f"model.path={FILE}:FactorSection").code == 0
     assert results(tmp_path / "run") == results(whole)
-    assert command("predict", tmp_path / "run", "--output", tmp_path / "p").code == 0
+    assert (
+        command(
+            "predict", tmp_path / "run", "--set", f"model.path={FILE}:FactorSection", "--output", tmp_path / "p"
+        ).code
+        == 0
+    )
     for place in (tmp_path / "run", tmp_path / "p"):
         density = xr.open_zarr(place / "labels.zarr", consolidated=False).log_density.values
         np.testing.assert_allclose(density, peer.score_samples(drawn()), atol=1e-4)

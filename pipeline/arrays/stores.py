@@ -19,7 +19,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, WrapperStore
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 
 METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 METADATA_BYTES = 256 * 2**20  # of one JSON file: a vocabulary may be in it
@@ -68,6 +68,10 @@ class _Chunk(NamedTuple):
 
 class Refused(InputError, ValueError):
     """A store that is not decoded."""
+
+
+class Damaged(StorageError, ValueError):
+    """A store whose metadata cannot be read."""
 
 
 class GuardedStore(WrapperStore[Any]):
@@ -167,9 +171,9 @@ def _arrays(key: str, text: bytes, where: str) -> Iterator[tuple[str, Mapping[st
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{where}/{key}: is no JSON ({error}). Restore the store.") from error
+        raise Damaged(f"{where}/{key}: is no JSON ({error}). Restore the store.") from error
     if not isinstance(found, dict):
-        raise Refused(f"{where}/{key}: got {str(found)[:40]}, expected the metadata of zarr. Restore the store.")
+        raise Damaged(f"{where}/{key}: got {str(found)[:40]}, expected the metadata of zarr. Restore the store.")
     if name == ".zarray" or (name == "zarr.json" and found.get("node_type") == "array"):
         yield folder, found
     inner = found.get("consolidated_metadata") if name == "zarr.json" else found

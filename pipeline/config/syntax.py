@@ -51,6 +51,15 @@ for _name, (_pattern, _first) in _CORE.items():
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), list(_first))
 
 
+def _in_quotes(dumper: yaml.SafeDumper, text: str) -> Any:
+    """Text in whose plain form a character would be taken for a line's end, in double quotes."""
+    return dumper.represent_scalar(f"{_TAG}str", text, style='"' if _BREAKS & set(text) else None)
+
+
+_BREAKS = {"\x85", "\u2028", "\u2029"}
+_Dumper.add_representer(str, _in_quotes)
+
+
 def _text(loader: yaml.SafeLoader, node: Any) -> str:
     return str(loader.construct_scalar(node))
 
