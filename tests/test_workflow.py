@@ -699,11 +699,14 @@ def test_failures_before_the_input_is_open_leave_nothing(tmp_path, data, case, m
 
 
 def test_a_place_that_cannot_be_written_is_an_error_of_storage(tmp_path, data):
-    """A path through a file, and a name that no disk takes, are exit code 3 before the first pass."""
+    """A path where nothing can be made is exit code 3 before the first pass; a name that no disk takes is a mistake."""
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file" / "run", tmp_path / ("x" * 300), Path("/proc/run")):
+    for place in (tmp_path / "file" / "run", Path("/proc/run")):
         with pytest.raises(StorageError, match="output"):
             workflow.run(job(data), place)
+    for name in (tmp_path / ("x" * 300), "a\0b"):
+        with pytest.raises(InputError, match="expected a path"):
+            workflow.run(job(data), name)
 
 
 def test_memory_is_refused_with_advice(data):
