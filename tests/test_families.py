@@ -49,6 +49,20 @@ def documents(rng: np.random.Generator, n: int = N) -> sp.csr_array:
     )
 
 
+def answers(rng: np.random.Generator, n: int = N) -> np.ndarray:
+    """Eight features of 0 and 1, of three kinds of rows."""
+    return (rng.random((n, 8)) < rng.uniform(0.1, 0.9, (3, 8))[rng.integers(3, size=n)]).astype(float)
+
+
+def codes(rng: np.random.Generator, n: int = N) -> np.ndarray:
+    """Six columns of 2 or 4 categories, of three kinds of rows."""
+    kind = rng.integers(3, size=n)
+    many = np.array([2, 4, 4, 2, 4, 4])
+    columns = [rng.dirichlet(np.full(m, 0.7), 3) @ np.tri(m).T for m in many]
+    found = np.stack([(rng.random((n, 1)) > below[kind]).sum(axis=1) for below in columns], axis=1)
+    return np.minimum(found, many - 1).astype(float)
+
+
 class Problem(NamedTuple):
     """A line of the table. model : its section.  draw : rows, from a generator and their number."""
 
@@ -65,6 +79,13 @@ PROBLEMS = {
     "kmeans": Problem({"family": "kmeans"}, blobs),
     "multinomial": Problem({"family": "multinomial"}, documents),
     "poisson": Problem({"family": "poisson", "concentration": 1.5}, counts),
+    "bernoulli": Problem({"family": "bernoulli"}, answers),
+    "bernoulli-sparse": Problem({"family": "bernoulli"}, lambda rng, n=N: sp.csr_array(answers(rng, n))),
+    "bernoulli-likelihood": Problem({"family": "bernoulli", "concentration": 1.0}, answers),
+    "categorical": Problem({"family": "categorical"}, codes),
+    "categorical-given": Problem(
+        {"family": "categorical", "concentration": 1.0, "n_categories": [2, 5, 4, 2, 4, 4]}, codes
+    ),
     "student-t-full": Problem({"family": "student-t", "reg_covar": 0.0}, blobs),
     "student-t-tied": Problem({"family": "student-t", "covariance_type": "tied", "reg_covar": 0.0}, blobs),
     "student-t-diag": Problem({"family": "student-t", "covariance_type": "diag", "reg_covar": 0.0}, blobs),

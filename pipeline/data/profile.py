@@ -249,6 +249,8 @@ class DataSummary:
         Components of which some rows are known (data.labels), ascending.
     checksums : array, shape (m, 2), int64
         First row and CRC-32 of each chunk that was read, in any order.
+    high : array, shape (d,), or (0,)
+        The largest value of each feature; none after preprocessing.
     """
 
     affine: Affine | None
@@ -260,6 +262,7 @@ class DataSummary:
     total: float
     known: Array
     checksums: Array = field(default_factory=lambda: _NO_CHECKSUMS)
+    high: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def variance(self) -> Array:
@@ -274,10 +277,11 @@ class DataSummary:
 def summary_of(profile: Profile, steps: Sequence[Preprocess]) -> DataSummary:
     """Fit the preprocessing to a profile and apply it to the profile. Raises InputError as `fit_preprocess` does."""
     affine = fit_preprocess(steps, profile.mean, profile.covariance)
-    mean, covariance, sample = profile.mean, profile.covariance, profile.sample
+    mean, covariance, sample, high = profile.mean, profile.covariance, profile.sample, profile.high
     if affine is not None:
+        high = np.zeros(0)
         mean, covariance = mapped_moments(affine, mean, covariance)
         sample = replace(sample, x=affine.apply(sample.x))
     known = np.flatnonzero(profile.known > 0)
     counts = profile.n_rows, profile.n_bad, profile.total
-    return DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums)
+    return DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums, high)

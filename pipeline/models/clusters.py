@@ -50,6 +50,10 @@ class Summary(Protocol):
         """Shape (d,)."""
 
     @property
+    def high(self) -> Array:
+        """Largest value of each feature, shape (d,); (0,) after preprocessing."""
+
+    @property
     def sample(self) -> LowestRows:
         """Rows drawn in proportion to their weights."""
 
@@ -59,7 +63,7 @@ class NoRows:
 
     def __init__(self, d: int) -> None:
         none = np.empty(0)
-        self.mean, self.covariance, self.variance = np.zeros(d), np.ones(d), np.ones(d)
+        self.mean, self.covariance, self.variance, self.high = np.zeros(d), np.ones(d), np.ones(d), np.ones(d)
         self.sample = LowestRows(0, none, none.astype(np.int64), np.empty((0, d)), none, none)
 
 

@@ -76,6 +76,11 @@ class Component(ABC):
         return 0.0
 
     @property
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes of the schema's dimensions beside component and feature."""
+        return {}
+
+    @property
     def least_rows(self) -> int:
         """Effective rows below which a component is collapsed."""
         return 1

@@ -84,8 +84,7 @@ class Mixture(ClusterModel):
 
     @property
     def shift(self) -> Array:  # type: ignore[override]  # the component's
-        shift: Array = self.component.shift
-        return shift
+        return np.asarray(self.component.shift)
 
     @property
     def n_components(self) -> int:
@@ -94,6 +93,10 @@ class Mixture(ClusterModel):
     @property
     def least_rows(self) -> int:
         return int(self.component.least_rows)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {**super().sizes, **self.component.sizes}
 
     @property
     def fields(self) -> Fields:
@@ -244,8 +247,7 @@ class Mixture(ClusterModel):
         return params.weights
 
     def collapsed(self, params: MixtureParams, counts: Array) -> list[tuple[int, str]]:
-        found: list[tuple[int, str]] = self.component.collapsed(params.theta, counts)
-        return found
+        return list(self.component.collapsed(params.theta, counts))
 
     def reset(
         self,
@@ -345,8 +347,7 @@ class Mixture(ClusterModel):
         return sp.csr_array(sp.vstack(parts))
 
     def implementations(self, params: MixtureParams, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = self.component.implementations(params.theta, dtype, kernels)
-        return found
+        return dict(self.component.implementations(params.theta, dtype, kernels))
 
     def sample(self, params: MixtureParams, n: int, rng: np.random.Generator) -> tuple[Matrix, Array]:
         """Return rows drawn from the mixture, (n, d), and their components, (n,), in the order of the components."""

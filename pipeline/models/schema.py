@@ -37,6 +37,16 @@ class Positive(Support):
         return wrong or (None if (value > 0).all() else f"{name}: got {value.min():.6g}, expected numbers above 0.")
 
 
+class Probability(Support):
+    """Numbers from 0 to 1."""
+
+    def problem(self, name: str, value: Array) -> str | None:
+        if wrong := super().problem(name, value):
+            return wrong
+        inside = value.min() >= 0 and value.max() <= 1
+        return None if inside else f"{name}: got {value.min():.6g} to {value.max():.6g}, expected numbers from 0 to 1."
+
+
 class Simplex(Support):
     """Numbers of at least 0 that sum to 1 along the last axis."""
 
@@ -82,9 +92,10 @@ class PositiveDefinite(Support):
         return int(np.prod(shape[:-2])) * d * (d + 1) // 2
 
 
-REAL, POSITIVE, SIMPLEX, LOG_SIMPLEX, POSITIVE_DEFINITE = (
+REAL, POSITIVE, PROBABILITY, SIMPLEX, LOG_SIMPLEX, POSITIVE_DEFINITE = (
     Support(),
     Positive(),
+    Probability(),
     Simplex(),
     LogSimplex(),
     PositiveDefinite(),

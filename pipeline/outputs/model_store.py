@@ -45,7 +45,7 @@ def canonical_order(run: Run) -> Array:
     assert run.final is not None and isinstance(model, ClusterModel)
     weight = run.params.weights if "weights" in model.fields else model.counts(run.final.stats)
     positions = model.arrays(run.params)[model.location]
-    return np.lexsort([*positions.T[::-1], -weight]).astype(np.int64)
+    return np.lexsort([*positions.reshape(len(weight), -1).T[::-1], -weight]).astype(np.int64)
 
 
 def build_dataset(
