@@ -2,6 +2,8 @@
 
 Each worker reads five neighbouring chunks as a shard of a pass does, ahead of its arithmetic. The first compiles kernels
 and is discarded, the last is only waited for: the time between the arrivals of the second and the last is that of three.
+Where whole chunks would take too long, the first rows of one chunk are timed, and where even one iteration on few rows
+would, it is counted from shapes: see timed.py.
 """
 
 from __future__ import annotations
@@ -18,31 +20,40 @@ from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary, Profile, summary_of
 from pipeline.data.user_start import UserStart
 from pipeline.em.heldout import OnTheOthers, Units
-from pipeline.em.loop import TEXTBOOK, advance, em
 from pipeline.em.pruning import STEPS
 from pipeline.em.run import Run
 from pipeline.em.search import CENTERS_ROWS, most_reads
-from pipeline.em.stopping import Limits
 from pipeline.engine.memory import Plan
 from pipeline.engine.passes import ChunkFunction, Engine
-from pipeline.engine.reading import WORTH_BYTES, in_turn
+from pipeline.engine.reading import WORTH_BYTES
 from pipeline.engine.tree import shard_level
 from pipeline.fit.driver import Driver
 from pipeline.fit.plan import JobPlan
 from pipeline.fit.sink import NoSink
 from pipeline.jobconfig import Config
-from pipeline.models.base import EStep
+from pipeline.models.base import EStep, LatentModel
 from pipeline.models.clusters import BestRows, ClusterModel
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.starts import HardStart, in_step
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
+from pipeline.outputs.plan import of_data, of_memory
+from pipeline.timed import (
+    SPEED,
+    Deadline,
+    Few,
+    FirstRows,
+    TimedRows,
+    TimedShard,
+    few,
+    row_operations,
+    step_operations,
+    warmed,
+)
 
 TIMED_CHUNKS = 3
 LEAST_SECONDS = 0.2  # of timed work for each worker: chunks that take less are timed more of
 MOST_CHUNKS = 200
-WARM_ITERATIONS = (
-    10  # of EM on a few chunks: components narrow, and may then need a slower implementation than at the start
-)
+SECONDS = 20.0  # in which to answer, and the time before it, such as that of imports
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class Cost:
     seconds_per_pass : of one iteration of all fits.  read_seconds : of reading alone in a pass.
     overhead_seconds : of a pass besides reading and arithmetic.  memory : the plan's fields and its peak.
     exact_in_float32 : of float64 rows, whether float32 represents all sampled values exactly; None for others.
+    basis : what an iteration was timed on: whole "chunks", some "rows" of a chunk, or nothing but "shapes".
     """
 
     rows: int
@@ -81,6 +93,7 @@ class Cost:
     overhead_seconds: float
     exact_in_float32: bool | None
     phases: list[Phase]
+    basis: str = "chunks"
     advice: list[str] = field(default_factory=list)
 
     @property
@@ -91,28 +104,6 @@ class Cost:
     def facts(self) -> dict[str, Any]:
         """Return all of it, for JSON."""
         return asdict(self) | {"seconds": self.seconds}
-
-
-@dataclass(frozen=True)
-class TimedShard:
-    """Task: seconds and rows of jobs on consecutive chunks, without the first and the last."""
-
-    chunks: Chunks
-    jobs: Sequence[ChunkFunction]
-    ahead: bool
-
-    def __call__(self, *ids: Any) -> tuple[float, int]:
-        """Return seconds between the arrivals of the second and the last chunk, and rows of those between."""
-        *ids, kernels = ids  # type: ignore[assignment]
-        arrivals, rows, total = [], 0, None
-        for chunk in in_turn(self.chunks.load, ids, self.ahead):
-            arrivals.append(time.perf_counter())
-            if len(arrivals) == len(ids):
-                break
-            found = [job(chunk, kernels) for job in self.jobs]
-            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
-            rows += chunk.x.shape[0] if len(arrivals) > 1 else 0
-        return arrivals[-1] - arrivals[1], rows
 
 
 @dataclass(frozen=True)
@@ -144,10 +135,12 @@ class Timer:
     """Times jobs on a few chunks, with the engine of the run.
 
     ids, first : the timed chunks, and the first one of each worker.  overhead : seconds of a pass over empty chunks.
+    read_seconds : of a pass that only reads; 0 until it is known.  basis : of the last estimate, as in `Cost`.
     """
 
     def __init__(self, engine: Engine, chunks: Chunks, ahead: bool) -> None:
         """chunks : unmapped rows.  ahead : whether there is memory to read ahead."""
+        self.read_seconds, self.basis = 0.0, "chunks"
         self.engine, self.raw, self._ahead = engine, chunks, ahead and chunks.chunk_bytes() >= WORTH_BYTES
         shards = self._shards(TIMED_CHUNKS)
         self.ids, self.first = sorted({i for shard in shards for i in shard}), sorted({shard[0] for shard in shards})
@@ -163,24 +156,43 @@ class Timer:
         self.engine.sum_over(nothing, [_nothing])
         return time.perf_counter() - began
 
-    def rows_of(self, ids: Sequence[int]) -> int:
-        """Return the rows of some chunks."""
-        return int(np.diff(self.raw.source.bounds)[list(ids)].sum())
+    def rows_of(self, ids: Sequence[int], most: int) -> int:
+        """Return the rows of some chunks. most : those of one that count."""
+        return int(np.minimum(np.diff(self.raw.source.bounds)[list(ids)], most).sum())
 
     def sum_over(self, chunks: Chunks, ids: Sequence[int]) -> Callable[[Sequence[ChunkFunction]], list[Any]]:
         """Return a function that sums jobs over some chunks."""
         return lambda jobs: self.engine.sum_over(chunks, jobs, ids)
 
-    def pass_seconds(self, chunks: Chunks, jobs: Sequence[ChunkFunction]) -> float:
-        """Return the estimated time of a pass of these jobs over all chunks."""
-        timed = TIMED_CHUNKS
+    def pass_seconds(self, chunks: Chunks, jobs: Sequence[ChunkFunction], allowed: float) -> float:
+        """Return the estimated time of a pass of these jobs over all chunks. allowed : seconds to find it in, about."""
+        self.basis, chunk = "chunks", 0.0
+        if jobs:
+            timing = TimedRows(chunks, jobs, allowed / 2)
+            chunk = float(np.mean(list(self.engine.map_in_order(timing, [(i,) for i in self.first]))))
+        if chunk * (TIMED_CHUNKS - 1) > allowed / 2:
+            self.basis = "rows"
+            return self._of_rows(chunks, chunk / (chunks.n_rows / chunks.n_chunks)) + self.read_seconds
+        return self._of_rows(chunks, self._timed_row(chunks, jobs, allowed))
+
+    def _timed_row(self, chunks: Chunks, jobs: Sequence[ChunkFunction], allowed: float) -> float:
+        """Seconds of a worker for a row, reading included."""
+        timed, until = TIMED_CHUNKS, time.perf_counter() + allowed
         while True:
-            found = list(self.engine.map_in_order(TimedShard(chunks, jobs, self._ahead), self._shards(timed)))
+            timing = TimedShard(chunks, jobs, self._ahead, allowed)
+            found = list(self.engine.map_in_order(timing, self._shards(timed)))
             spent = float(np.mean([seconds for seconds, _ in found]))
-            if spent >= LEAST_SECONDS or timed >= min(MOST_CHUNKS, max(TIMED_CHUNKS, chunks.n_chunks)):
-                break
+            enough = spent >= LEAST_SECONDS or time.perf_counter() > until
+            if enough or timed >= min(MOST_CHUNKS, max(TIMED_CHUNKS, chunks.n_chunks)):
+                return float(np.mean([seconds / rows for seconds, rows in found]))
             timed = min(MOST_CHUNKS, chunks.n_chunks, int(timed * 1.2 * LEAST_SECONDS / max(spent, 1e-4)) + 1)
-        row = float(np.mean([seconds / rows for seconds, rows in found]))
+
+    def from_shapes(self, row: float) -> float:
+        """Return the estimated time of a pass, from the seconds of a worker for the arithmetic of a row."""
+        return self._of_rows(self.raw, row) + self.read_seconds
+
+    def _of_rows(self, chunks: Chunks, row: float) -> float:
+        """Seconds of a pass, from those of a worker for a row."""
         n, workers = chunks.n_chunks, self.engine.workers
         shards, width = tasks_of(n, workers, row * chunks.n_rows / n)
         longest = min(-(-shards // workers) * width, n)  # chunks that the busiest worker computes
@@ -197,7 +209,20 @@ def tasks_of(n_chunks: int, workers: int, chunk_seconds: float) -> tuple[int, in
     return -(-n_chunks // width), width
 
 
-def cost(plan: JobPlan, chunks: Chunks, engine: Engine, planned: Plan, user: UserStart) -> Cost:
+def from_shapes(chunks: Chunks, planned: Plan) -> list[str]:
+    """Return what is known before anything is timed, in words, and what is done now."""
+    source = chunks.source
+    rows = chunks.n_rows, chunks.n_features, str(source.dtype)
+    return [
+        of_data(*rows, chunks.pass_bytes(), chunks.n_chunks, chunks.chunk_bytes()),
+        of_memory(planned._asdict() | {"peak": planned.peak}),
+        f"timing    a few chunks, within about {SECONDS:.0f} s",
+    ]
+
+
+def cost(
+    plan: JobPlan, chunks: Chunks, engine: Engine, planned: Plan, user: UserStart, began: float | None = None
+) -> Cost:
     """Count and time a job.
 
     Parameters
@@ -209,48 +234,72 @@ def cost(plan: JobPlan, chunks: Chunks, engine: Engine, planned: Plan, user: Use
     planned : Plan
         Of memory.
     user : UserStart
+    began : float, optional
+        time.perf_counter() when the user began to wait: the answer is due SECONDS later. Now by default.
 
     Raises
     ------
     InputError
         As a run would, for what the timed chunks show.
     """
+    spent = 0.0 if began is None else time.perf_counter() - began
+    deadline = Deadline(max(SECONDS - spent, SECONDS / 2))
     config, timer = plan.config, Timer(engine, chunks, planned.ahead)
     units = Units.of(chunks.source, config.select.heldout, config.fit.random_state)
     looking: list[ChunkFunction] = [plan.profile_job(), *plan.sampling()]
-    profile: Profile = timer.sum_over(chunks, timer.ids)(looking[:1])[0]
+    now = time.perf_counter()
+    profile: Profile = timer.sum_over(chunks, timer.first)(looking[:1])[0]
+    if (time.perf_counter() - now) * (TIMED_CHUNKS + 2) < deadline.share(0.1):
+        profile = timer.sum_over(chunks, timer.ids)(looking[:1])[0]
     profile.check(config.data.bad_rows)
     summary = summary_of(profile, config.preprocess)
     driver = Driver(config, chunks, engine, plan, NoSink()).after_profile(summary)
     mapped = driver.chunks
-    # Nothing is held out of the few chunks that parameters come from: it might be all of them.
-    sums = timer.sum_over(mapped, timer.first)
-    phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(looking, units)))]
-    runs, start, loading = _starts(driver, timer, summary, user, sums)
-    phases.append(loading)
-    if not plan.searches:
-        phases.append(start)
-    warm, m_step_seconds = _warm(runs, sums, summary)
-    read_seconds = timer.pass_seconds(mapped, [])
-    steps = [EStep(run.model, run.params, run.model.attachments) for run in warm]
-    iteration = timer.pass_seconds(mapped, _wrapped(steps, units)) + m_step_seconds
+    timer.read_seconds = timer.pass_seconds(mapped, [], deadline.share(0.1))
+    phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(looking, units), deadline.share(0.1)))]
+    whole = config.fit.init == "explicit" or config.data.labels is not None  # these speak of all components
+    found = few(plan.models * config.fit.n_init, mapped, len(timer.first), deadline.share(0.3) * engine.workers)
+    if found is not None:
+        found = found._replace(share=1.0) if whole else found
+        # Nothing is held out of the few chunks that parameters come from: it might be all of them.
+        sums = timer.sum_over(FirstRows.of(mapped, found.rows), timer.first)
+        runs, start, loading = _starts(driver, timer, summary, user, sums, found)
+        phases += [loading] if plan.searches else [loading, start]
+        runs, m_step_seconds = warmed(runs, sums, summary.n_rows, deadline.share(0.3))
+        models, m_step_seconds = config.models(summary), m_step_seconds / found.share
+        warm = [found.grown(run, models[run.candidate]) for run in runs]
+        steps = [EStep(run.model, run.params, run.model.attachments) for run in warm]
+        iteration = timer.pass_seconds(mapped, _wrapped(steps, units), deadline.share(0.4)) + m_step_seconds
+        basis = timer.basis
+        last = [EStep(run.model, run.params, (*run.model.attachments, *_for_report(run))) for run in warm]
+        final = timer.pass_seconds(mapped, _wrapped(last, units), deadline.share(0.5))
+    else:
+        warm, basis, n_init = [], "shapes", config.fit.n_init
+        row = n_init * sum(row_operations(model, mapped) for model in plan.models) / SPEED
+        iteration = timer.from_shapes(row) + n_init * sum(map(step_operations, plan.models)) / SPEED
+        final = timer.from_shapes(2 * row)  # the rows of each component for the report take about as long
+        phases += [] if plan.searches else [Phase("start", 1, iteration)]
+    n_fits = len(warm) or config.fit.n_init * len(plan.models)
     if plan.searches:
-        phases.append(_search(plan, warm, (iteration - timer.overhead) / len(warm)))
+        models = [run.model for run in warm] or [model for model in plan.models for _ in range(config.fit.n_init)]
+        phases.append(_search(plan, models, (iteration - timer.overhead) / n_fits))
     limit = config.fit.max_iter or 0
-    note = f"{len(warm)} fits share each read" if len(warm) > 1 else ""
+    note = f"{n_fits} fits share each read" if n_fits > 1 else ""
     phases.append(Phase("iterations", limit, limit * iteration, note))
-    last = [EStep(run.model, run.params, (*run.model.attachments, *_for_report(run))) for run in warm]
-    final = timer.pass_seconds(mapped, _wrapped(last, units))
     phases.append(Phase("final pass", 1, final))
     if units is not None:
-        one = (limit * iteration + final) / len(warm)
-        phases.append(Phase("refit", limit + 1, max(one, (limit + 1) * read_seconds), "the chosen model, on all rows"))
-    largest = max(warm, key=lambda run: run.model.sizes.get("component", 0))
+        one = (limit * iteration + final) / n_fits
+        least = (limit + 1) * timer.read_seconds
+        phases.append(Phase("refit", limit + 1, max(one, least), "the chosen model, on all rows"))
+    largest = max(warm, key=lambda run: run.model.sizes.get("component", 0), default=None)
     if config.output.standard_errors:
-        products = largest.model.score_products(largest.params, config.output.standard_errors is True)
-        phases.append(Phase("standard errors", 1, timer.pass_seconds(mapped, [products])))
+        spent = iteration / n_fits
+        if largest is not None:
+            products = largest.model.score_products(largest.params, config.output.standard_errors is True)
+            spent = timer.pass_seconds(mapped, [products], deadline.share(0.5))
+        phases.append(Phase("standard errors", 1, spent))
     if config.output.labels:
-        phases.append(_labels(config, mapped, timer, largest))
+        phases.append(_labels(config, mapped, timer, largest, iteration / n_fits, deadline.share(0.8)))
     return Cost(
         rows=chunks.n_rows,
         features=chunks.n_features,
@@ -261,14 +310,15 @@ def cost(plan: JobPlan, chunks: Chunks, engine: Engine, planned: Plan, user: Use
         objects=len(chunks.source.object_sizes()),
         tasks=tasks_of(chunks.n_chunks, engine.workers, iteration * engine.workers / chunks.n_chunks)[0],
         workers=engine.workers,
-        fits=len(warm),
+        fits=n_fits,
         candidates=len(plan.models),
         memory=planned._asdict() | {"peak": planned.peak},
         seconds_per_pass=iteration,
-        read_seconds=read_seconds,
+        read_seconds=timer.read_seconds,
         overhead_seconds=timer.overhead,
         exact_in_float32=_exact_in_float32(chunks, profile),
         phases=[phase for phase in phases if phase.passes or phase.seconds],
+        basis=basis,
     )
 
 
@@ -281,59 +331,47 @@ def _for_report(run: Run) -> tuple[BestRows, ...]:
 
 
 def _starts(
-    driver: Driver, timer: Timer, summary: DataSummary, user: UserStart, sums: Callable[..., list[Any]]
+    driver: Driver, timer: Timer, summary: DataSummary, user: UserStart, sums: Callable[..., list[Any]], found: Few
 ) -> tuple[list[Run], Phase, Phase]:
-    """Starts from one chunk of each worker.
+    """Starts from one chunk of each worker, or its first rows.
 
     Also the phase of such a start on all rows, and the time of the first one for importing libraries and loading or compiling kernels.
     """
     config, passes, reading, spent = driver.config, 0, 0.0, []
     # Few chunks need not have every word, nor every label.
     init = "random" if config.fit.init == "labels" else config.fit.init
-    few = config.model_copy(
+    small = config.model_copy(
         update={"model": config.model.for_few_rows(), "fit": config.fit.model_copy(update={"init": init})}
     )
-    models, driver = few.models(summary), replace(driver, config=few)
+    models, driver = [found.less(model) for model in small.models(summary)], replace(driver, config=small)
 
     def counted(jobs: Any) -> list[Any]:
         nonlocal passes, reading
         passes, since = passes + 1, time.perf_counter()
-        found = sums(jobs)
+        added = sums(jobs)
         reading += time.perf_counter() - since
-        return found
+        return added
 
     for _ in range(2):
         passes, reading, began = 0, 0.0, time.perf_counter()
-        found = in_step(driver.startings(models, summary, user._replace(labels=None)), counted)
+        starts = in_step(driver.startings(models, summary, user._replace(labels=None)), counted)
         spent.append(time.perf_counter() - began)
-    runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(found) for r, params in enumerate(each)]
+    runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(starts) for r, params in enumerate(each)]
     loading = Phase("loading", 0, max(0.0, spent[0] - spent[1]), "libraries and kernels, once")
     if user.labels is not None:
         labels = [HardStart(model, None, user.labels) for model in models if isinstance(model, ClusterModel)]
-        return runs, Phase("start", 1, timer.pass_seconds(driver.chunks, labels)), loading
-    on_all = reading * timer.raw.n_rows / timer.rows_of(timer.first) + passes * timer.overhead
+        return runs, Phase("start", 1, timer.pass_seconds(driver.chunks, labels, 1.0)), loading
+    on_all = reading * timer.raw.n_rows / timer.rows_of(timer.first, found.rows) / found.share + passes * timer.overhead
     return runs, Phase("start", passes, on_all + spent[1] - reading), loading
 
 
-def _warm(runs: list[Run], sums: Callable[..., list[Any]], summary: DataSummary) -> tuple[list[Run], float]:
-    """The runs after some iterations on some chunks, and the seconds of their M-steps."""
-    limits = Limits(WARM_ITERATIONS, 0.0)
-    *_, (warm, _) = em(runs, sums, limits, summary.n_rows)
-    began = time.perf_counter()
-    for run in warm:
-        assert run.final is not None
-        advance(replace(run, stop_reason=None, final=None), run.final, limits, summary.n_rows, TEXTBOOK)
-    return warm, time.perf_counter() - began
-
-
-def _search(plan: JobPlan, runs: Sequence[Run], one: float) -> Phase:
+def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
     """The search for a start. one : seconds of a pass of one fit over all rows, with the same arithmetic."""
     config, in_memory = plan.config, max(plan.search_rows)
     moves = config.fit.moves == "auto"
 
     rows = 0.0
-    for run in runs:
-        model = run.model
+    for model in models:
         assert isinstance(model, ClusterModel)
         rows += most_reads(model, in_memory, moves)
         if not model.of_centers and not plan.sparse and config.fit.init.startswith("k-means"):
@@ -346,16 +384,18 @@ def _search(plan: JobPlan, runs: Sequence[Run], one: float) -> Phase:
     return Phase("search", 0, rows / plan.n_rows * one, f"for a start, on {in_memory} rows in memory")
 
 
-def _labels(config: Config, chunks: Chunks, timer: Timer, run: Run) -> Phase:
-    """The labels pass. Blocks of labels end inside chunks, which are then read once more."""
-    top_k = min(config.output.top_k, run.model.sizes.get("component", 0))
-    task = LabelBlock(chunks, run.model, run.params, top_k, config.data.bad_rows == "drop")
+def _labels(config: Config, chunks: Chunks, timer: Timer, run: Run | None, other: float, allowed: float) -> Phase:
+    """The labels pass. Blocks of labels end inside chunks, which are then read once more. other : seconds if nothing is timed."""
     bounds, starts = chunks.source.bounds, np.arange(0, chunks.n_rows, BLOCK_ROWS)
     stops = np.minimum(starts + BLOCK_ROWS, chunks.n_rows)
     reads = (np.searchsorted(bounds, stops, side="left") - np.searchsorted(bounds, starts, side="right") + 1).sum()
     twice = int(reads) - chunks.n_chunks
-    seconds = timer.pass_seconds(chunks, [Labelling(task)])
-    seconds += twice * timer.pass_seconds(chunks, []) / chunks.n_chunks
+    seconds = other
+    if run is not None:
+        top_k = min(config.output.top_k, run.model.sizes.get("component", 0))
+        task = LabelBlock(chunks, run.model, run.params, top_k, config.data.bad_rows == "drop")
+        seconds = timer.pass_seconds(chunks, [Labelling(task)], allowed)
+    seconds += twice * timer.read_seconds / chunks.n_chunks
     busy = -(-len(starts) // timer.engine.workers) * timer.engine.workers / len(starts)
     return Phase("labels", 1, seconds * busy, f"{twice} chunks are read twice" if twice > 0 else "")
 

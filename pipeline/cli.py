@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from pipeline.config import EngineSection
     from pipeline.config.syntax import Place
     from pipeline.jobconfig import Config
+
+_BEGAN: ContextVar[float | None] = ContextVar(
+    "began", default=None
+)  # when the user began to wait, by time.perf_counter()
 
 app = typer.Typer(
     name="em-pipeline",
@@ -92,11 +99,13 @@ def check_command(
     as_json: Annotated[bool, typer.Option("--json", help="the same as one JSON object")] = False,
 ) -> None:
     """Say what CONFIG would cost: memory, passes, seconds, and advice. Writes nothing."""
+    tell = partial(typer.echo, err=as_json)  # at once: imports and reads take seconds
+    tell(f"checking  {config}: its data are opened, then a few chunks are timed")
     loaded = _loaded(config, [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)])
     from pipeline import workflow
     from pipeline.outputs.plan import in_words
 
-    cost = workflow.check(loaded).facts()
+    cost = workflow.check(loaded, tell, _BEGAN.get()).facts()
     typer.echo(json.dumps(cost, indent=2) if as_json else "\n".join(in_words(cost)))
 
 
@@ -115,7 +124,9 @@ def run_command(
     from pipeline import workflow
 
     where = loaded.output.path if output is None else output
-    _with_progress(where, lambda listener: workflow.run(loaded, output, overwrite, [listener]), before=False)
+    _with_progress(
+        where, lambda listener: workflow.run(loaded, output, overwrite, [listener], _BEGAN.get()), before=False
+    )
 
 
 @app.command("resume")
@@ -137,7 +148,7 @@ def resume_command(
     _stored(run, changes)
     from pipeline import workflow
 
-    _with_progress(run, lambda listener: workflow.resume(run, changes, [listener], accept_other_bits))
+    _with_progress(run, lambda listener: workflow.resume(run, changes, [listener], accept_other_bits, _BEGAN.get()))
 
 
 @app.command("status")
@@ -170,7 +181,8 @@ def predict_command(
     from pipeline import workflow
 
     _with_progress(
-        run if output is None else output, lambda listener: workflow.predict(run, changes, output, [listener])
+        run if output is None else output,
+        lambda listener: workflow.predict(run, changes, output, [listener], _BEGAN.get()),
     )
 
 
@@ -274,6 +286,7 @@ def _stopped(stop: BaseException, advice: str | None = None) -> Stopped:
 
 def main() -> None:
     """Run the command; exits with the codes of pipeline.errors."""
+    _BEGAN.set(time.perf_counter())
     with lenient_streams():
         _run(sys.argv[1:], "--debug" in sys.argv)
 

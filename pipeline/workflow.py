@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from pipeline import provenance
 from pipeline.advice import advice
-from pipeline.checking import Cost, cost
+from pipeline.checking import Cost, cost, from_shapes
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary
@@ -25,48 +24,35 @@ from pipeline.data.user_start import UserStart, user_start
 from pipeline.em.choice import best_run
 from pipeline.em.run import Run
 from pipeline.engine.blas import single_thread
-from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
-from pipeline.engine.passes import Engine, unused_address
+from pipeline.engine.passes import unused_address
 from pipeline.errors import InputError, as_written
 from pipeline.fit.driver import Driver
 from pipeline.fit.plan import JobPlan, memory_plan, plan_job
+from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config, to_plain, validate
-from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
 from pipeline.outputs import checkpoint, model_store, partial
 from pipeline.outputs.disk import Disk, disk_plan, refuse_full
 from pipeline.outputs.events import EventLog, Listener
-from pipeline.outputs.labels import LabelBlock, has_labels, write_labels
+from pipeline.outputs.labels import has_labels
 from pipeline.outputs.run_directory import RunDirectory
-from pipeline.outputs.run_sink import RunSink
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
+from pipeline.prediction import predict
+
+__all__ = ["check", "open_run", "predict", "resume", "run"]
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-@dataclass(frozen=True)
-class Job:
-    """A running command: its config, rows and engine, and the run directory that it writes."""
-
-    config: Config
-    chunks: Chunks
-    engine: Engine
-    log: EventLog
-    directory: RunDirectory
-    memory: PeakMemory
-    began: float
-
-    def driver(self, generation: int = -1) -> Driver:
-        """Return the driver of the fit, which writes the run directory. generation : the newest checkpoint."""
-        sink = RunSink(self.directory, self.log, self.config.output, provenance.computed(self.config), generation)
-        return Driver(self.config, self.chunks, self.engine, plan_job(self.config, self.chunks), sink)
-
-
 def run(
-    config: Config, output: str | Path | None = None, overwrite: bool = False, listeners: Sequence[Listener] = ()
+    config: Config,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    listeners: Sequence[Listener] = (),
+    began: float | None = None,
 ) -> Path:
     """Fit what the config describes; return the run directory.
 
@@ -79,6 +65,8 @@ def run(
         Whether an earlier run of em-pipeline is replaced.
     listeners : sequence of callable
         Called with each event.
+    began : float, optional
+        time.perf_counter() when the user began to wait; the time of the job is counted from it. Now by default.
 
     Raises
     ------
@@ -88,7 +76,7 @@ def run(
     directory = RunDirectory(config.output.path if output is None else output)
     config = config.resolved().written_to(directory.path)
     directory.refuse_unless_free(overwrite)
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     with single_thread(), PeakMemory() as memory:
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
@@ -96,7 +84,7 @@ def run(
         planned, disk = memory_plan(plan, chunks), _disk(plan, chunks)  # before a chunk is read
         refuse_full(directory, disk)
         record = provenance.record(config, chunks.fingerprint(), user.fingerprint(chunks))
-        with _engine(config, planned) as engine, directory.lock():
+        with engine_for(config, planned) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
             log = EventLog(directory.events, tuple(listeners))
@@ -128,18 +116,28 @@ def _disk(plan: JobPlan, chunks: Chunks) -> Disk:
     )
 
 
-def check(config: Config) -> Cost:
+def check(config: Config, tell: Callable[[str], None] = lambda text: None, began: float | None = None) -> Cost:
     """Return the cost of a job without writing anything. Raises what `run` would raise before its first pass.
 
     Inputs that have to be converted are converted in a scratch folder, which is removed.
+
+    Parameters
+    ----------
+    config : Config
+    tell : callable
+        Called with lines in words as soon as they are known: what the data are, the memory, and what takes time now.
+    began : float, optional
+        time.perf_counter() when the user began to wait. Now by default.
     """
-    config = config.resolved()
+    config, began = config.resolved(), time.perf_counter() if began is None else began
     with single_thread(), TemporaryDirectory(prefix="em-pipeline-") as scratch:
         chunks = config.data.converted_in(scratch).open_chunks(config.model.by_unit)
         plan = plan_job(config, chunks)
         user, planned = user_start(config.fit, config.data, chunks.n_rows), memory_plan(plan, chunks)
-        with _engine(config, planned) as engine:
-            found = cost(plan, chunks, engine, planned, user)
+        for text in from_shapes(chunks, planned):
+            tell(text)
+        with engine_for(config, planned) as engine:
+            found = cost(plan, chunks, engine, planned, user, began)
         notes = [*advice(found, config, chunks), *filter(None, [unused_address(config.engine)])]
     try:
         RunDirectory(config.output.path).refuse_unless_free(overwrite=False)
@@ -153,6 +151,7 @@ def resume(
     overrides: Sequence[str] = (),
     listeners: Sequence[Listener] = (),
     accept_other_bits: bool = False,
+    began: float | None = None,
 ) -> Path:
     """Continue where a run stopped; of a finished run, compute what is missing. Return the run directory.
 
@@ -165,6 +164,8 @@ def resume(
         Called with each event.
     accept_other_bits : bool
         Whether to go on with other BLAS kernels, which change last digits.
+    began : float, optional
+        time.perf_counter() when the user began to wait; the time of the job is counted from it. Now by default.
 
     Raises
     ------
@@ -189,7 +190,7 @@ def resume(
             _report(directory)
         return directory.path
     refuse_unnamed_engine(record["config"], overrides, name)
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     with single_thread(), PeakMemory() as memory:
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
@@ -197,7 +198,7 @@ def resume(
         provenance.refuse_other_data(record, chunks.fingerprint())
         chunks = as_read_before(chunks, directory.checkpoints)
         refuse_full(directory, _disk(plan, chunks))
-        with _engine(config, planned) as engine, directory.lock():
+        with engine_for(config, planned) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             job = Job(config, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
@@ -285,87 +286,9 @@ def _same_start(job: Job) -> UserStart:
     return user
 
 
-def predict(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    output: str | Path | None = None,
-    listeners: Sequence[Listener] = (),
-) -> Path:
-    """Label the run's own rows, or others; return the store of labels.
-
-    Parameters
-    ----------
-    path : str or Path
-    overrides : sequence of str
-        ``data.key=value`` for other rows; engine and output.top_k may change too.
-    output : str or Path, optional
-        Directory for the labels of other rows.
-    listeners : sequence of callable
-        Called with each event.
-    """
-    directory = RunDirectory(path)
-    record = directory.read_config()
-    for override in overrides:
-        if not override.startswith(("data.", "engine.", "engine=", "output.top_k=", "model.path=")):
-            raise InputError(
-                f"predict: got {override.partition('=')[0]}, expected data.…, engine.…, output.top_k or model.path. "
-                "The rest is settled by the run."
-            )
-    name = str(directory.config)
-    config = validate(trusted(record["config"], overrides, name), list(overrides), name).resolved()
-    refuse_unnamed_engine(record["config"], overrides, name)
-    provenance.refuse_other_code(config, record, ("model.path",))
-    began = time.perf_counter()
-    with single_thread(), PeakMemory() as memory:
-        model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
-        chunks = config.open_chunks()
-        n_raw = model.sizes.get("feature", chunks.n_features) if affine is None else len(affine.offset)
-        if chunks.n_features != n_raw:
-            raise InputError(
-                f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
-                "Give data.path rows made as the run's own were."
-            )
-        planned = memory_plan(plan_job(config, chunks, fits=False), chunks)  # before a chunk is read
-        fingerprint = chunks.fingerprint()
-        if output is None and fingerprint != record.get("fingerprint"):
-            raise InputError("predict: the data are not those that the run read: give their labels an --output.")
-        chunks = as_read_before(chunks, directory.checkpoints) if output is None else chunks
-        target = directory if output is None else RunDirectory(output)
-        with _engine(config, planned) as engine, target.lock():
-            if output is not None:
-                _begin_prediction(target, config, fingerprint, directory)
-            log = EventLog(target.events, tuple(listeners))
-            job = Job(config, replace(chunks, affine=affine), engine, log, target, memory, began)
-            if output is None or not target.labels.exists():
-                _label(job, model, params)
-    return target.labels
-
-
-def _begin_prediction(
-    target: RunDirectory, config: Config, fingerprint: dict[str, Any], run_directory: RunDirectory
-) -> None:
-    """Make a directory for labels of other data, or continue with one of the same prediction."""
-    plain = to_plain(config)
-    plain.pop("engine")
-    record = {
-        "prediction_of": str(run_directory.path.absolute()),
-        "model": checkpoint.sums(run_directory.model),
-        "config": plain,
-        "fingerprint": fingerprint,
-    }
-    if not (target.is_ours and target.read_config() == record):
-        target.refuse_unless_free(overwrite=False)
-        target.create(record)
-
-
 def open_run(path: str | Path) -> xr.Dataset:
     """Return the fitted model of a run as an xarray dataset in memory."""
     return model_store.read_dataset(RunDirectory(path).model)
-
-
-def _engine(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
-    """The engine with the number of tasks of the memory plan."""
-    return open_engine(config.engine, plan.workers, plan.ahead, plan.spare)
 
 
 def _reopened(runs: list[Run], config: Config) -> list[Run]:
@@ -387,7 +310,7 @@ def _finish(job: Job) -> None:
         directory.discard("report.html")
     if _lacks_labels(directory, job.config):
         model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
-        _label(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)
+        write_labels_of(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)
         directory.discard("report.html")
     job.log("stored", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)  # the report has these
     _report(directory)
@@ -399,12 +322,3 @@ def _report(directory: RunDirectory) -> None:
         from pipeline.outputs.report import write_report
 
         write_report(directory.path)
-
-
-def _label(job: Job, model: LatentModel, params: Any) -> None:
-    began = time.perf_counter()
-    progress: Callable[[int], None] = lambda rows: job.log("labelled", rows=rows, of=job.chunks.n_rows)  # noqa: E731
-    top_k = min(job.config.output.top_k, model.sizes.get("component", 0))
-    task = LabelBlock(job.chunks, model, params, top_k, job.config.data.bad_rows == "drop")
-    write_labels(job.directory.labels, task, job.engine, progress)
-    job.log("labels", rows=job.chunks.n_rows, seconds=time.perf_counter() - began)

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,19 @@ import pytest
 import yaml
 import zarr
 
-from pipeline import workflow
+from pipeline import checking, timed, workflow
+from pipeline.advice import advice
 from pipeline.arrays.rows import Rows
-from pipeline.checking import TimedShard
+from pipeline.checking import Phase
+from pipeline.data.chunks import Chunks
+from pipeline.em.run import Run
 from pipeline.engine.passes import Engine
+from pipeline.fit.plan import plan_job
+from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
+from pipeline.models.base import EStep
+from pipeline.outputs.plan import in_words
+from pipeline.timed import SPEED, TimedShard, few
 from tests.jobs import blobs, command, files, job, refused, write_config, write_rows
 
 pytestmark = pytest.mark.full
@@ -175,6 +185,88 @@ def test_counts_are_converted_in_a_scratch_folder(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(plain))
     before = files(tmp_path)
     assert facts(tmp_path / "c.yaml")["rows"] == 4 and files(tmp_path) == before and not list(scratch.iterdir())
+
+
+def patches(folder: Path, **changes: Any) -> Any:
+    """The config of a mixture over overlapping patches of six pictures, (2646, 63)."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(256, size=(28, 28), dtype=np.uint8)).save(folder / f"{i}.png")
+    plain: dict[str, Any] = {"data": {"source": "images", "path": str(folder), "patch": {"size": [8, 8], "stride": 1}}}
+    return validate(plain | {"model": {"n_components": 40}, "output": {"path": str(folder / "run")}} | changes)
+
+
+def test_it_says_first_what_it_does(tmp_path, monkeypatch, capsys):
+    """Rows, memory and what takes time are said before a chunk is read; with --json not on stdout."""
+    config, said = patches(tmp_path), []
+    monkeypatch.setattr(Chunks, "load", lambda *_: said.append("read") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        workflow.check(config, said.append)
+    assert [text.split()[0] for text in said] == ["data", "memory", "timing", "read"] and "within about 20 s" in said[2]
+    write_config(tmp_path / "c.yaml", tmp_path / "x.npy")
+    outcome = command("check", tmp_path / "c.yaml", "--json")
+    assert outcome.code == 2 and outcome.out == "" and outcome.err.startswith("checking ")
+
+
+@pytest.mark.parametrize(("speed", "basis"), [(SPEED, "rows"), (1e5, "shapes")])
+def test_it_answers_in_time(tmp_path, monkeypatch, speed, basis):
+    """With little time, some rows are timed; if even these take too long, nothing but shapes. The phases are the same."""
+    config = patches(tmp_path, fit={"method": "em", "n_init": 2}, select={"heldout": 0.3})
+    computed, e_step = [0], EStep.__call__
+
+    def counted(step: Any, rows: Rows, kernels: Any) -> Any:
+        computed[0] += rows.n
+        return e_step(step, rows, kernels)
+
+    monkeypatch.setattr(EStep, "__call__", counted)
+    whole, of_whole, computed[0] = workflow.check(config), computed[0], 0
+    monkeypatch.setattr(checking, "SECONDS", 0.2)
+    monkeypatch.setattr(timed, "LEAST_SECONDS", 1e-3)
+    monkeypatch.setattr(timed, "SPEED", speed)
+    monkeypatch.setattr(checking, "SPEED", speed)
+    cost = workflow.check(config)
+    assert (whole.basis, cost.basis) == ("chunks", basis)
+    assert computed[0] < (of_whole / 2 if basis == "rows" else 1)
+    named = [[phase.name for phase in each.phases if phase.name != "loading"] for each in (whole, cost)]
+    assert named[0] == named[1] and all(phase.seconds > 0 for phase in cost.phases)
+    assert cost.fits == whole.fits == 2
+    assert ("estimated from" in " ".join(in_words(cost.facts()))) and "estimated" not in " ".join(
+        in_words(whole.facts())
+    )
+
+
+def test_parameters_come_from_fewer_components_where_rows_are_few(tmp_path):
+    """Each component has eight times the rows below which it would collapse; a model is grown to all of its components."""
+    config = patches(tmp_path)
+    chunks = config.open_chunks()
+    models = plan_job(config, chunks).models
+    assert few(models, chunks, 1, 1e9) == (2646, 1.0) and few(models, chunks, 1, 1e-9) is None
+    found = few(models, chunks, 1, 0.05)
+    assert found is not None and found.rows <= 2646 and 0 < found.share < 1
+    assert found.rows * 1.01 >= timed.ROWS_EACH * 64 * 40 * found.share
+    less = found.less(models[0])
+    assert less.n_components == int(40 * found.share)
+    summary: Any = SimpleNamespace(mean=np.zeros(63), variance=np.ones(63), covariance=np.eye(63), total=2646.0)
+    run = Run(0, less, less.start_near_mean(summary, np.zeros((less.n_components, 63))))
+    grown = found.grown(run, models[0])
+    assert grown.params.weights.shape == (40,) and abs(grown.params.weights.sum() - 1) < 1e-12
+
+
+def test_a_long_job_is_told_what_makes_it_shorter(tmp_path):
+    """Stride, principal components, fewer components and a cluster, each with its factor; a short job is not told."""
+    config = patches(tmp_path)
+    chunks, cost = config.open_chunks(), workflow.check(config)
+    assert "shorter" not in " ".join(cost.advice)
+    long = replace(cost, workers=2, chunks=400, phases=[Phase("iterations", 100, 36_000.0)])
+    said = " ".join(advice(long, config, chunks))
+    assert "it takes 10:00:00 at most" in said and "data.patch.stride: 2 (1/4 " in said
+    assert "n_components: 16}] (about 1/15 " in said and "half of model.n_components (1/2)" in said
+    assert "a cluster of 20 workers (1/10," in said
+    other = patches(tmp_path, preprocess=[{"kind": "pca", "n_components": 20}], model={"n_components": 1})
+    said = " ".join(advice(long, other, chunks))
+    assert "pca" not in said and "half" not in said
 
 
 class Slow:

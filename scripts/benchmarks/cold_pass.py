@@ -21,13 +21,13 @@ from benchmarks.stores import drop_cache, read_all
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory
 from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.job import engine_for
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep
 from pipeline.models.families.gaussian import Gaussian
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.workflow import _engine
 
 SAMPLE = 16  # chunks whose CPU time stands for all
 
@@ -62,7 +62,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     peak, cpu = 0, 0.0
     passes: list[float] = []
     reads: list[float] = []
-    with single_thread(), _engine(config, plan) as engine:
+    with single_thread(), engine_for(config, plan) as engine:
         job(chunks.load(0), KERNELS)  # compiles
         for i in sample:
             chunks.load(i)  # into the page cache

@@ -1,0 +1,56 @@
+"""A running command, and what several commands do with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import provenance
+from pipeline.data.chunks import Chunks
+from pipeline.engine.cluster import open_engine
+from pipeline.engine.memory import PeakMemory, Plan
+from pipeline.engine.passes import Engine
+from pipeline.fit.driver import Driver
+from pipeline.fit.plan import plan_job
+from pipeline.jobconfig import Config
+from pipeline.models.base import LatentModel
+from pipeline.outputs.events import EventLog
+from pipeline.outputs.labels import LabelBlock, write_labels
+from pipeline.outputs.run_directory import RunDirectory
+from pipeline.outputs.run_sink import RunSink
+
+
+@dataclass(frozen=True)
+class Job:
+    """A running command: its config, rows and engine, and the run directory that it writes."""
+
+    config: Config
+    chunks: Chunks
+    engine: Engine
+    log: EventLog
+    directory: RunDirectory
+    memory: PeakMemory
+    began: float
+
+    def driver(self, generation: int = -1) -> Driver:
+        """Return the driver of the fit, which writes the run directory. generation : the newest checkpoint."""
+        sink = RunSink(self.directory, self.log, self.config.output, provenance.computed(self.config), generation)
+        return Driver(self.config, self.chunks, self.engine, plan_job(self.config, self.chunks), sink)
+
+
+def engine_for(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
+    """Return the engine with the number of tasks of the memory plan."""
+    return open_engine(config.engine, plan.workers, plan.ahead, plan.spare)
+
+
+def write_labels_of(job: Job, model: LatentModel, params: Any) -> None:
+    """Write labels.zarr of the rows of a job."""
+    began = time.perf_counter()
+    progress: Callable[[int], None] = lambda rows: job.log("labelled", rows=rows, of=job.chunks.n_rows)  # noqa: E731
+    top_k = min(job.config.output.top_k, model.sizes.get("component", 0))
+    task = LabelBlock(job.chunks, model, params, top_k, job.config.data.bad_rows == "drop")
+    write_labels(job.directory.labels, task, job.engine, progress)
+    job.log("labels", rows=job.chunks.n_rows, seconds=time.perf_counter() - began)

@@ -1,0 +1,98 @@
+"""Labels of a run's own rows, or of others with a directory of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import provenance
+from pipeline.config.stored import refuse_unnamed_engine, trusted
+from pipeline.engine.blas import single_thread
+from pipeline.engine.memory import PeakMemory
+from pipeline.errors import InputError
+from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.job import Job, engine_for, write_labels_of
+from pipeline.jobconfig import Config, to_plain, validate
+from pipeline.outputs import checkpoint, model_store
+from pipeline.outputs.events import EventLog, Listener
+from pipeline.outputs.run_directory import RunDirectory
+from pipeline.outputs.state import as_read_before
+
+
+def predict(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    listeners: Sequence[Listener] = (),
+    began: float | None = None,
+) -> Path:
+    """Label the run's own rows, or others; return the store of labels.
+
+    Parameters
+    ----------
+    path : str or Path
+    overrides : sequence of str
+        ``data.key=value`` for other rows; engine and output.top_k may change too.
+    output : str or Path, optional
+        Directory for the labels of other rows.
+    listeners : sequence of callable
+        Called with each event.
+    began : float, optional
+        time.perf_counter() when the user began to wait; the time of the job is counted from it. Now by default.
+    """
+    directory = RunDirectory(path)
+    record = directory.read_config()
+    for override in overrides:
+        if not override.startswith(("data.", "engine.", "engine=", "output.top_k=", "model.path=")):
+            raise InputError(
+                f"predict: got {override.partition('=')[0]}, expected data.…, engine.…, output.top_k or model.path. "
+                "The rest is settled by the run."
+            )
+    name = str(directory.config)
+    config = validate(trusted(record["config"], overrides, name), list(overrides), name).resolved()
+    refuse_unnamed_engine(record["config"], overrides, name)
+    provenance.refuse_other_code(config, record, ("model.path",))
+    began = time.perf_counter() if began is None else began
+    with single_thread(), PeakMemory() as memory:
+        model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
+        chunks = config.open_chunks()
+        n_raw = model.sizes.get("feature", chunks.n_features) if affine is None else len(affine.offset)
+        if chunks.n_features != n_raw:
+            raise InputError(
+                f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
+                "Give data.path rows made as the run's own were."
+            )
+        planned = memory_plan(plan_job(config, chunks, fits=False), chunks)  # before a chunk is read
+        fingerprint = chunks.fingerprint()
+        if output is None and fingerprint != record.get("fingerprint"):
+            raise InputError("predict: the data are not those that the run read: give their labels an --output.")
+        chunks = as_read_before(chunks, directory.checkpoints) if output is None else chunks
+        target = directory if output is None else RunDirectory(output)
+        with engine_for(config, planned) as engine, target.lock():
+            if output is not None:
+                _begin_prediction(target, config, fingerprint, directory)
+            log = EventLog(target.events, tuple(listeners))
+            job = Job(config, replace(chunks, affine=affine), engine, log, target, memory, began)
+            if output is None or not target.labels.exists():
+                write_labels_of(job, model, params)
+    return target.labels
+
+
+def _begin_prediction(
+    target: RunDirectory, config: Config, fingerprint: dict[str, Any], run_directory: RunDirectory
+) -> None:
+    """Make a directory for labels of other data, or continue with one of the same prediction."""
+    plain = to_plain(config)
+    plain.pop("engine")
+    record = {
+        "prediction_of": str(run_directory.path.absolute()),
+        "model": checkpoint.sums(run_directory.model),
+        "config": plain,
+        "fingerprint": fingerprint,
+    }
+    if not (target.is_ours and target.read_config() == record):
+        target.refuse_unless_free(overwrite=False)
+        target.create(record)
