@@ -174,6 +174,10 @@ def _arrays(key: str, text: bytes, where: str) -> Iterator[tuple[str, Mapping[st
         raise Damaged(f"{where}/{key}: is no JSON ({error}). Restore the store.") from error
     if not isinstance(found, dict):
         raise Damaged(f"{where}/{key}: got {str(found)[:40]}, expected the metadata of zarr. Restore the store.")
+    if not isinstance(found.get("attributes", {}), dict):
+        raise Damaged(
+            f"{where}/{key}: got attributes {str(found['attributes'])[:40]}, expected a mapping. Restore the store."
+        )
     if name == ".zarray" or (name == "zarr.json" and found.get("node_type") == "array"):
         yield folder, found
     inner = found.get("consolidated_metadata") if name == "zarr.json" else found
@@ -197,9 +201,13 @@ def _refuse_odd(array: Mapping[str, Any], where: str) -> _Chunk:
     dtype = array.get("dtype" if is_v2 else "data_type")
     if not (_is_plain_v2(dtype, _TEXT in found) if is_v2 else _is_plain_v3(dtype)):
         raise Refused(f"{where}: has dtype {str(dtype)[:60]}, which is not decoded. Write the array as plain numbers.")
-    size = _bytes(
-        _shape(array, "shape", where), array, _shape(array, "chunks", where) if is_v2 else _grid(array, where)
-    )
+    shape = _shape(array, "shape", where)
+    chunks = _shape(array, "chunks", where) if is_v2 else _grid(array, where)
+    if len(chunks) != len(shape) or any(n and not chunk for n, chunk in zip(shape, chunks, strict=True)):
+        raise Damaged(
+            f"{where}: got chunks {str(chunks)[:60]} of shape {str(shape)[:60]}, expected as many, above 0. Restore the store."
+        )
+    size = _bytes(shape, array, chunks)
     if size > CHUNK_BYTES:
         raise Refused(
             f"{where}: declares chunks of {size} bytes, expected at most {CHUNK_BYTES}. Write it in smaller chunks."

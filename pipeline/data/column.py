@@ -104,16 +104,17 @@ class RowColumn:
         else:
             place = ZarrPlace(path, options, missing_chunks)
             node = place.open_first()
-            if isinstance(node, zarr.Group):
-                names = [variable] if variable else [what, what.removesuffix("s")]
-                found = next((name for name in names if name in node), None)
-                if found is None:
-                    raise InputError(f"{path}: has no array {' or '.join(names)} for the {what}. {listing(node)}")
-                place = place.child(found)
-                node = place.open_first()
-            shape, dtype = getattr(node, "shape", ()), getattr(node, "dtype", None)
-            if isinstance(node, zarr.Array):
-                refuse_encoded(str(place), node)
+            with place.opening():
+                if isinstance(node, zarr.Group):
+                    names = [variable] if variable else [what, what.removesuffix("s")]
+                    found = next((name for name in names if name in node), None)
+                    if found is None:
+                        raise InputError(f"{path}: has no array {' or '.join(names)} for the {what}. {listing(node)}")
+                    place = place.child(found)
+                    node = place.open_first()
+                shape, dtype = getattr(node, "shape", ()), getattr(node, "dtype", None)
+                if isinstance(node, zarr.Array):
+                    refuse_encoded(str(place), node)
         if shape != (n_rows,) or getattr(dtype, "kind", "O") not in "biuf":
             raise InputError(
                 f"{place or path}: got dtype {dtype} and shape {shape} as {what}, expected one number for each of the "

@@ -7,6 +7,7 @@ of workers, which must not change a bit of the result.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Decoded bytes that a chunk aims at: large enough that a read's overhead is small beside it, small enough that a thread's
 # working set (a chunk, its copy, the next one) stays far below any sensible memory budget.
 TARGET_BYTES = 8 * 2**20
+MOST_BYTES = 2**48  # of a table: the bounds of its chunks alone would be 256 MiB
 
 
 class Source(ABC):
@@ -156,4 +158,6 @@ def row_dtype(what: str, shape: tuple[int, ...], dtype: Any) -> np.dtype[Any]:
         raise InputError(f"{got}, expected two dimensions (rows, features). Reshape it first.")
     if min(shape) < 1:
         raise InputError(f"{got}, expected at least one row and one feature. Check what wrote it.")
+    if math.prod(shape) * kind.itemsize > MOST_BYTES:
+        raise InputError(f"{got}, more than {MOST_BYTES // 2**40} TiB. Its metadata are damaged: write it again.")
     return np.dtype(np.uint8) if kind.kind == "b" else kind.newbyteorder("=")

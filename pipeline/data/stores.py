@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -90,8 +90,14 @@ class ZarrPlace:
             raise InputError(
                 f"{self.path}: is a file, expected a zarr store, which is a folder. Set data.source to what it is."
             )
-        try:
+        with self.opening():
             return self.open()
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Context in which errors of zarr's about metadata become InputError."""
+        try:
+            yield
         except PipelineError:
             raise
         except Exception as error:  # every store and codec has its own kinds

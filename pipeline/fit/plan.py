@@ -206,6 +206,8 @@ def warnings_of(config: Config, profile: Profile) -> list[str]:
         found.append(f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")
     if config.model.counts:
         return found
+    if len(profile.mean) > profile.n_rows:
+        found.append(f"there are more features ({len(profile.mean)}) than rows ({profile.n_rows}): are they exchanged?")
     constant = profile.constant_features()
     if len(constant):
         found.append(f"{len(constant)} features have one value only: {_first(constant)}")

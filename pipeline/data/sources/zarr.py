@@ -30,6 +30,10 @@ class ZarrSection(FileSection):
 
     def open(self) -> Source:
         place, node = self._node()
+        with place.opening():
+            return self._source(place, node)
+
+    def _source(self, place: ZarrPlace, node: Any) -> Source:
         if isinstance(node, zarr.Group):
             encoding = node.attrs.get("encoding-type")
             if encoding == "csr_matrix":
