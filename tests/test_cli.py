@@ -283,7 +283,7 @@ def asked(monkeypatch):
 
     def ask(number: int, event: str, nth: int = 1) -> None:
         listener = Interrupt(event, nth, lambda: os.kill(os.getpid(), number))
-        monkeypatch.setattr(screen, "following", lambda *_: contextlib.nullcontext(listener))
+        monkeypatch.setattr(screen, "following", lambda *_, **__: contextlib.nullcontext(listener))
 
     yield ask
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -252,6 +252,7 @@ def test_the_site_builds_without_warnings(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """Every cell of the notebook runs, and it is stored without outputs."""
     import nbformat
