@@ -63,6 +63,12 @@ def codes(rng: np.random.Generator, n: int = N) -> np.ndarray:
     return np.minimum(found, many - 1).astype(float)
 
 
+def directions(rng: np.random.Generator, n: int = N) -> np.ndarray:
+    """Rows of any length in three directions of five dimensions."""
+    around = 2.0 * rng.normal(size=(3, 5))[rng.integers(3, size=n)] + rng.normal(size=(n, 5))
+    return around * rng.uniform(0.1, 10.0, (n, 1))
+
+
 class Problem(NamedTuple):
     """A line of the table. model : its section.  draw : rows, from a generator and their number."""
 
@@ -86,6 +92,10 @@ PROBLEMS = {
     "categorical-given": Problem(
         {"family": "categorical", "concentration": 1.0, "n_categories": [2, 5, 4, 2, 4, 4]}, codes
     ),
+    "vmf": Problem({"family": "vmf"}, directions),
+    "vmf-sparse": Problem({"family": "vmf"}, documents),
+    "spherical-kmeans": Problem({"family": "spherical-kmeans"}, directions),
+    "spherical-kmeans-sparse": Problem({"family": "spherical-kmeans"}, documents),
     "student-t-full": Problem({"family": "student-t", "reg_covar": 0.0}, blobs),
     "student-t-tied": Problem({"family": "student-t", "covariance_type": "tied", "reg_covar": 0.0}, blobs),
     "student-t-diag": Problem({"family": "student-t", "covariance_type": "diag", "reg_covar": 0.0}, blobs),

@@ -171,3 +171,16 @@ class Representatives:
         x = np.concatenate([self.x, other.x], axis=1)
         row, log_resp, log_joint = (np.take_along_axis(values, best, axis=1) for values in (row, log_resp, log_joint))
         return Representatives(self.limit, row, log_resp, log_joint, np.take_along_axis(x, best[:, :, None], axis=1))
+
+
+def unit(x: Matrix) -> Matrix:
+    """Rows scaled to unit length, float; those of zeros stay. x : (n, d), dense or CSR."""
+    if not sp.issparse(x):
+        x = np.asarray(x, dtype=np.float64)
+        length = np.linalg.norm(x, axis=1, keepdims=True)
+        return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)  # the squares of integers may not fit their type
+    length = np.sqrt(x.multiply(x).sum(axis=1))
+    scale = np.divide(1.0, length, out=np.zeros_like(length, dtype=np.float64), where=length > 0)
+    return sp.csr_array(x.multiply(scale[:, None]))

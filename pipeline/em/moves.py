@@ -19,7 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, Matrix
-from pipeline.arrays.rows import Rows
+from pipeline.arrays.rows import Rows, unit
 from pipeline.em.accumulate import Method
 from pipeline.em.loop import em
 from pipeline.em.run import Run
@@ -268,7 +268,7 @@ def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
     params = one.m_step(one.label_statistics(x, np.zeros(rows.n, dtype=np.int64), weight), None)
     before = one.objective(EStep(one, params)(rows, kernels).totals, params)
     two = model.with_components(2)
-    halves = _halves(x, weight)
+    halves = _halves(unit(x) if model.unit_rows else x, weight)
     best = Split(-np.inf, None, rows.n * (2 + len(halves) * (SPLIT_STEPS + 2)))
     for labels in halves:
         params = two.m_step(two.label_statistics(x, labels.astype(np.int64), weight), None)

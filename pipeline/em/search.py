@@ -83,7 +83,7 @@ class Search:
         if model.of_centers:
             return self._centers(model, self.rows)
         lowest = self.rows.head(levels(model, self.rows.n_rows)[0])
-        if sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
+        if model.unit_rows or sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
             starts = self._starts(model, self.rows, self.summary)
         else:
             lloyd = Lloyd(model.n_components, model.shift, float(np.mean(self.summary.variance)))
@@ -93,7 +93,7 @@ class Search:
 
     def _centers(self, model: ClusterModel, rows: SearchRows) -> Centers:
         """K-means on some rows; of many features, in the space of the leading principal components."""
-        if model.n_features <= 2 * PRINCIPAL:
+        if model.unit_rows or model.n_features <= 2 * PRINCIPAL:
             found: Centers = self._refine(model, self._starts(model, rows, self.summary), rows)
             return found
         project, origin = leading(rows, model.shift, PRINCIPAL), np.zeros(PRINCIPAL)

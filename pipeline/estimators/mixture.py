@@ -172,7 +172,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         estimator = cls(**{name: value for name, value in model.facts().items() if name in options})
         estimator._take(model, params)
         estimator.converged_ = attrs["converged"]
-        estimator.lower_bound_ = attrs["final_log_likelihood"] / attrs["total_weight"]
+        estimator.lower_bound_ = model.words.sign * attrs[f"final_{model.words.series}"] / attrs["total_weight"]
         return estimator
 
     def _take(self, model: LatentModel, params: Any) -> None:

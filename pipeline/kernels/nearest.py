@@ -110,7 +110,7 @@ def _pass(
             if weight.size:
                 w[t] = weight[start + t]
         inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
-        key += _key(own, w, first + start, len(centers))
+        key += label_key(own, w, first + start, len(centers))
     return inertia, key
 
 
@@ -134,7 +134,7 @@ def _sums_of(
         if weight.size:
             w[:m] = weight[start:stop]
         inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
-        key += _key(own, w, first + start, len(centers))
+        key += label_key(own, w, first + start, len(centers))
     return inertia, key
 
 
@@ -211,7 +211,7 @@ def add_residuals(
 
 
 @exact_kernel
-def _key(label: np.ndarray, weight: np.ndarray, first: int, k_total: int) -> np.uint64:
+def label_key(label: np.ndarray, weight: np.ndarray, first: int, k_total: int) -> np.uint64:
     """Sum modulo 2^64 of SplitMix64 hashes of row x k + label, as in pipeline/keyed.py. [Steele, Lea and Flood 2014]."""
     key = np.uint64(0)
     for t in range(len(label)):

@@ -123,12 +123,15 @@ class ClusterModel(LatentModel):
         The field with the components' locations, shape (k, d).
     of_centers : bool
         Whether the centres are its only parameters.
+    unit_rows : bool
+        Whether only the directions of rows count: all distances are between rows of length 1.
     search : SearchEffort
     """
 
     shift: Array
     location: ClassVar[str]
     of_centers: ClassVar[bool] = False
+    unit_rows: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort()
     traced: ClassVar[Mapping[str, tuple[str, ...]]] = {"n_effective": ("component",)}
 

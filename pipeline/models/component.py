@@ -47,6 +47,8 @@ class Component(ABC):
         Fields of theta that stay at their initial values.
     location : str
         The field with the components' locations, shape (k, d).
+    unit_rows : bool
+        As of `ClusterModel`.
     search : SearchEffort
     impossible_advice : str
         What to do about a row that no component can produce.
@@ -58,6 +60,7 @@ class Component(ABC):
     family: ClassVar[str]
     words: ClassVar[Words]
     location: ClassVar[str]
+    unit_rows: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort()
     impossible_advice: ClassVar[str] = ""
 

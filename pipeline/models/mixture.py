@@ -70,17 +70,19 @@ class Mixture(ClusterModel):
 
     @property
     def words(self) -> Words:  # type: ignore[override]  # the component's
-        words: Words = self.component.words
-        return words
+        return Words(*self.component.words)
 
     @property
     def location(self) -> str:  # type: ignore[override]  # the component's
         return str(self.component.location)
 
     @property
+    def unit_rows(self) -> bool:  # type: ignore[override]  # the component's
+        return bool(self.component.unit_rows)
+
+    @property
     def search(self) -> SearchEffort:  # type: ignore[override]  # the component's
-        effort: SearchEffort = self.component.search
-        return effort
+        return SearchEffort(*self.component.search)
 
     @property
     def shift(self) -> Array:  # type: ignore[override]  # the component's
@@ -175,8 +177,7 @@ class Mixture(ClusterModel):
         log_weights, labels = _log(params.weights), self.checked_labels(rows)
         e_step = self.component.e_step
         if labels is None:
-            found: Pass = e_step(params.theta, log_weights, rows.x, rows.weight, self.hard, kernels)
-            return found
+            return Pass(*e_step(params.theta, log_weights, rows.x, rows.weight, self.hard, kernels))
         total, log_norm = None, np.empty(rows.n)
         for label in np.unique(labels):
             chosen = np.flatnonzero(labels == label)

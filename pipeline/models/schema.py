@@ -76,6 +76,21 @@ class LogSimplex(Simplex):
         return f"{name}: exp sums to {sums[k]:.6g} for component {k}, expected 1."
 
 
+class Unit(Support):
+    """Vectors of length 1 along the last axis."""
+
+    def problem(self, name: str, value: Array) -> str | None:
+        if wrong := super().problem(name, value):
+            return wrong
+        lengths = np.linalg.norm(value, axis=-1)
+        if np.allclose(lengths, 1.0, rtol=0, atol=1e-6):
+            return None
+        return f"{name}: got length {lengths.flat[np.abs(lengths - 1.0).argmax()]:.6g}, expected vectors of length 1."
+
+    def n_free(self, shape: tuple[int, ...]) -> int:
+        return int(np.prod(shape[:-1])) * (shape[-1] - 1)
+
+
 class PositiveDefinite(Support):
     """Symmetric positive definite matrices in the last two axes; definiteness is checked when they are factored."""
 
@@ -92,10 +107,11 @@ class PositiveDefinite(Support):
         return int(np.prod(shape[:-2])) * d * (d + 1) // 2
 
 
-REAL, POSITIVE, PROBABILITY, SIMPLEX, LOG_SIMPLEX, POSITIVE_DEFINITE = (
+REAL, POSITIVE, PROBABILITY, UNIT, SIMPLEX, LOG_SIMPLEX, POSITIVE_DEFINITE = (
     Support(),
     Positive(),
     Probability(),
+    Unit(),
     Simplex(),
     LogSimplex(),
     PositiveDefinite(),

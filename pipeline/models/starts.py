@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
-from pipeline.arrays.rows import LowestRows, Rows, stack
+from pipeline.arrays.rows import LowestRows, Rows, stack, unit
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.keyed import race
@@ -50,10 +50,11 @@ class DistanceSample:
     size: int
     seed: int
     stream: int
+    unit_rows: bool = False
 
     def __call__(self, chunk: Rows, kernels: Any) -> LowestRows:
         total: LowestRows | None = None
-        for rows, x, weight, _, squared in _tiles_to_centers(chunk, self.centers, self.shift, kernels):
+        for rows, x, weight, _, squared in _tiles_to_centers(chunk, self.centers, self.shift, self.unit_rows, kernels):
             index = np.arange(chunk.start + rows.start, chunk.start + rows.stop)
             arrival = race(self.seed, self.stream, index, weight * squared)
             found = LowestRows.of(self.size, arrival, int(index[0]), x, weight)
@@ -68,10 +69,11 @@ class CountNearest:
 
     centers: Array
     shift: Array
+    unit_rows: bool = False
 
     def __call__(self, chunk: Rows, kernels: Any) -> Array:
         counts = np.zeros(len(self.centers))
-        for _, _, weight, label, _ in _tiles_to_centers(chunk, self.centers, self.shift, kernels):
+        for _, _, weight, label, _ in _tiles_to_centers(chunk, self.centers, self.shift, self.unit_rows, kernels):
             counts += np.bincount(label, weights=weight, minlength=len(counts))
         return counts
 
@@ -98,7 +100,7 @@ class SumKnown:
         label = labels[known]
         weight = np.ones(len(known)) if chunk.weight is None else chunk.weight[known]
         member = sp.csr_array((weight, (label, np.arange(len(known)))), shape=(k, len(known)))
-        x = _unit(chunk.x[known])
+        x = comparable(chunk.x[known], self.model.unit_rows)
         return LabelSums(np.bincount(label, weight, k), np.asarray(member @ (_dense(x) - self.model.shift)))
 
 
@@ -113,7 +115,7 @@ class HardStart:
     def __call__(self, chunk: Rows, kernels: Any) -> Any:
         known = self.model.checked_labels(chunk)
         if self.centers is not None:
-            tiles_ = _tiles_to_centers(chunk, self.centers, self.model.shift, kernels)
+            tiles_ = _tiles_to_centers(chunk, self.centers, self.model.shift, self.model.unit_rows, kernels)
             labels = np.concatenate([label for _, _, _, label, _ in tiles_])
         else:
             labels = self._read(chunk)
@@ -201,7 +203,7 @@ def starting(
         picks = [summary.sample.x[rng.choice(summary.sample.x.shape[0], k, replace=False)] for rng in generators]
         return [model.start_at(_at_known(_dense(rows), known, model.shift), summary) for rows in picks]
     if init == "k-means++":
-        sample = _unit(summary.sample.x)
+        sample = comparable(summary.sample.x, model.unit_rows)
         centers = [_plus_plus(sample, np.ones(sample.shape[0]), k, rng, kernels) for rng in generators]
     else:
         centers = yield from _parallel(model, summary, seed, generators, kernels)
@@ -232,22 +234,22 @@ def _parallel(
 ) -> Starting:
     """k-means||: centres for each restart, (k, d). Each round is one pass for all restarts."""
     k, shift = model.n_components, model.shift
-    sample = _unit(summary.sample.x)
+    sample = comparable(summary.sample.x, model.unit_rows)
     candidates = [sample[[rng.integers(sample.shape[0])]] for rng in generators]
     round_, distinct, grown = 0, 0, True
     # Where most rows are equal, a round may draw one value only: then there are more rounds, while they find others.
     while round_ < ROUNDS or (distinct < k and grown):
         stream = FIRST_ROUND_STREAM + round_
         found = yield [
-            DistanceSample(_dense(c), shift, 2 * k, seed + 7919 * restart, stream)
+            DistanceSample(_dense(c), shift, 2 * k, seed + 7919 * restart, stream, model.unit_rows)
             for restart, c in enumerate(candidates)
         ]
-        candidates = [stack(c, _unit(f.x)) for c, f in zip(candidates, found, strict=True)]
+        candidates = [stack(c, comparable(f.x, model.unit_rows)) for c, f in zip(candidates, found, strict=True)]
         round_ += 1
         if round_ >= ROUNDS:
             before, distinct = distinct, min(_distinct(c) for c in candidates)
             grown = distinct > before
-    counts = yield [CountNearest(_dense(c), shift) for c in candidates]
+    counts = yield [CountNearest(_dense(c), shift, model.unit_rows) for c in candidates]
     return [_plus_plus(c, n, k, rng, kernels) for c, n, rng in zip(candidates, counts, generators, strict=True)]
 
 
@@ -283,24 +285,23 @@ def from_hard(model: ClusterModel, stats: Sequence[Any]) -> list[Any]:
     return [started.m_step(s, None) for s in stats]
 
 
-def _tiles_to_centers(chunk: Rows, centers: Array, shift: Array, kernels: Any) -> Any:
+def _tiles_to_centers(chunk: Rows, centers: Array, shift: Array, unit_rows: bool, kernels: Any) -> Any:
     """Yield (rows, x, weight, nearest centre, D²). Sparse rows are compared at unit length, tile by tile."""
     n = chunk.n
-    for rows in tiles(n, tile_height(len(shift), len(centers)) if sp.issparse(chunk.x) else n):
+    for rows in tiles(n, tile_height(len(shift), len(centers)) if unit_rows or sp.issparse(chunk.x) else n):
         x = chunk.x[rows]
         weight = np.ones(x.shape[0]) if chunk.weight is None else chunk.weight[rows]
-        yield rows, x, weight, *kernels.nearest(_unit(x), centers, shift)
+        yield rows, x, weight, *kernels.nearest(comparable(x, unit_rows), centers, shift)
 
 
-def _unit(x: Matrix) -> Matrix:
-    """Sparse rows scaled to unit length, because documents differ in length more than in words. Empty rows stay."""
+def comparable(x: Matrix, unit_rows: bool) -> Matrix:
+    """Rows between which distances mean something: at unit length where only directions count, and sparse ones always.
+
+    Documents differ in length more than in words. Rows of zeros stay.
+    """
     if not sp.issparse(x):
-        return x
-    if x.dtype.kind != "f":
-        x = x.astype(np.float64)  # the squares of integers may not fit their type
-    length = np.sqrt(x.multiply(x).sum(axis=1))
-    scale = np.divide(1.0, length, out=np.zeros_like(length, dtype=np.float64), where=length > 0)
-    return sp.csr_array(x.multiply(scale[:, None]))
+        return unit(x) if unit_rows else x
+    return unit(x)
 
 
 def _distinct(x: Matrix) -> int:

@@ -1,0 +1,148 @@
+"""Spherical K-means: each row belongs to the centre of the highest cosine, each centre is the direction of its rows' sum.
+
+    minimize sum_n w_n (1 - x_n·c_k(n))        |x_n| = |c_k| = 1
+
+The limit of equal, concentrated von Mises-Fisher distributions with hard assignments; sparse rows stay sparse.
+[Dhillon and Modha 2001; Hornik, Feinerer, Kober and Buchta 2012]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field as Option
+
+from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.packing import stored
+from pipeline.arrays.rows import Rows, unit
+from pipeline.arrays.tiles import tile_height, tiles
+from pipeline.errors import InputError
+from pipeline.kernels.nearest import label_key
+from pipeline.models.base import Evidence, Expectation, Reset
+from pipeline.models.clusters import Labels, SearchEffort, Summary
+from pipeline.models.families.kmeans import KMeansSection
+from pipeline.models.families.vmf import ADVICE, is_zero
+from pipeline.models.lloyd import Centers, Lloyd, LloydStats
+from pipeline.models.schema import UNIT, Field, Fields
+
+
+@stored
+@dataclass(frozen=True)
+class SphericalKMeans(Lloyd):
+    """Spherical K-means; `shift` is 0. Its inertia is the sum of cosine distances, 1 - cosine."""
+
+    family: ClassVar[str] = "spherical-kmeans"
+    unit_rows: ClassVar[bool] = True
+    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0)
+    words: ClassVar = Lloyd.words._replace(
+        name="spherical K-means",
+        title="Spherical K-means with {k} clusters",
+        unit="cosine distance",
+        score="cosine_distance",
+        score_text="cosine distance",
+    )
+
+    @property
+    def fields(self) -> Fields:
+        return {"centers": Field(("component", "feature"), UNIT)}
+
+    def e_step(self, params: Centers, rows: Rows, kernels: Any) -> Expectation:
+        known, weight = self.checked_labels(rows), np.ones(rows.n) if rows.weight is None else rows.weight
+        zero = np.flatnonzero(is_zero(rows.x) & (weight > 0))
+        if len(zero):
+            raise InputError(f"row {rows.start + zero[0]}: {ADVICE}")
+        cosine = self._cosines(params, rows.x)
+        label = cosine.argmax(axis=1).astype(np.int32)
+        if known is not None:
+            label = np.where(known >= 0, known, label).astype(np.int32)
+        distance = 1.0 - cosine[np.arange(rows.n), label]
+        score = np.where(weight > 0, -distance, np.inf)
+        key = label_key(label, weight, rows.start, self.k)
+        if known is not None:  # they are no places for empty centres
+            score = np.where(known >= 0, np.inf, score)
+        stats = replace(self.label_statistics(rows.x, label, weight), inertia=float(weight @ distance))
+        return Expectation(stats, Evidence(rows.total_weight, 0.0), score, label, key)
+
+    def _cosines(self, params: Centers, x: Matrix) -> Array:
+        """(n, k) float64."""
+        return np.concatenate([np.asarray(unit(x[rows]) @ params.centers.T) for rows in self._tiles(x)])
+
+    def _tiles(self, x: Matrix) -> Iterator[slice]:
+        return tiles(x.shape[0], tile_height(self.n_features, self.k))
+
+    def m_step(self, stats: LloydStats, params: Centers | None) -> Centers:
+        """A centre whose rows cancel stays, or at a start is that of the heaviest cluster."""
+        found = unit(super().m_step(stats, params).centers)
+        none = is_zero(found)
+        if none.any():
+            found[none] = found[stats.sum_w.argmax()] if params is None else params.centers[none]
+        return Centers(found)
+
+    def reset(
+        self, new: Centers, old: Centers, stats: LloydStats, attached: Mapping[str, Any], resets: tuple[int, ...]
+    ) -> tuple[Centers, list[Reset]]:
+        far = attached["outliers"]
+        x = unit(far.x.toarray() if sp.issparse(far.x) else far.x)
+        return super().reset(new, old, stats, {**attached, "outliers": replace(far, x=x)}, resets)
+
+    def label_statistics(self, x: Matrix, labels: Array, weight: Array | None = None) -> LloydStats:
+        weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
+        own, n = np.maximum(labels, 0), x.shape[0]
+        member = sp.csr_array((weights, (own, np.arange(n))), shape=(self.k, n))
+        sums = member @ unit(x)
+        sum_x = sums.toarray() if sp.issparse(sums) else np.asarray(sums)
+        return LloydStats(np.bincount(own, weights, self.k), sum_x, 0.0)
+
+    def start_at(self, rows: Array, summary: Summary) -> Centers:
+        centers = unit(rows)
+        centers[is_zero(centers)] = self.n_features**-0.5
+        return Centers(centers)
+
+    def start_near_mean(self, summary: Summary, draws: Array) -> Centers:
+        return self.start_at(unit(summary.mean[None]) + 0.01 * self.n_features**-0.5 * draws, summary)
+
+    def assign(self, params: Centers, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
+        for rows in self._tiles(x):
+            cosine = self._cosines(params, x[rows])
+            label = cosine.argmax(axis=1).astype(np.int32)
+            own = label[:, None] == np.arange(self.k)
+            yield rows, Labels(label, 1.0 - cosine[own], np.where(own, 0.0, -np.inf))
+
+    def removal_costs(self, params: Centers, x: Matrix, weight: Array | None, kernels: Any) -> tuple[Array, Array]:
+        """How much lower the second highest cosine is, summed over each centre's rows."""
+        k = self.k
+        cosine, weights = self._cosines(params, x), np.ones(x.shape[0]) if weight is None else weight
+        each, label = np.arange(len(cosine)), cosine.argmax(axis=1)
+        best = cosine[each, label]
+        cosine[each, label] = -np.inf
+        second = cosine.argmax(axis=1)
+        cost = np.bincount(label, weights * (best - cosine[each, second]) if k > 1 else weights, minlength=k)
+        return cost, np.bincount(label * k + second, weights, minlength=k * k).reshape(k, k)
+
+    def responsibilities(self, params: Centers, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
+        label = self._cosines(params, x).argmax(axis=1)
+        return sp.csr_array((np.ones(len(label)), label, np.arange(len(label) + 1)), (len(label), self.k))
+
+
+class SphericalKMeansSection(KMeansSection):
+    """Spherical K-means: clusters of directions by the cosine, such as of embeddings and tf-idf."""
+
+    family: Literal["spherical-kmeans"] = Option("spherical-kmeans", description="K-means by the cosine of directions")  # type: ignore[assignment]  # its own name
+
+    also_called: ClassVar[tuple[str, ...]] = ("cosine", "skmeans", "spherical")
+    words: ClassVar = SphericalKMeans.words
+    sparse: ClassVar[bool] = True
+    second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "none"
+    template: ClassVar[dict[str, Any]] = {
+        "data": {"source": "bundled", "path": "digits"},
+        "model": {"family": "spherical-kmeans", "n_components": 10},
+    }
+
+    def build(self, summary: Summary, assignment: str) -> SphericalKMeans:
+        [k] = self.n_components
+        d = len(summary.mean)
+        return SphericalKMeans(k, np.zeros(d), 1.0 / d)
