@@ -184,6 +184,8 @@ def predict_command(
         run if output is None else output,
         lambda listener: workflow.predict(run, changes, output, [listener], _BEGAN.get()),
     )
+    if output is not None:
+        _say(f"report: {shown_path(Path(output) / 'report.html')}")
 
 
 @app.command("report")
@@ -274,8 +276,12 @@ def _with_progress(where: str | Path, action: Callable[[Any], Path], before: boo
             stop, f"the last checkpoint is intact: em-pipeline resume {directory}" if stored else None
         ) from None
     report = result / "report.html"
+    _say(f"report: {shown_path(report)}" if report.exists() else f"written: {shown_path(result)}")
+
+
+def _say(text: str) -> None:
     try:
-        print(f"report: {shown_path(report)}" if report.exists() else f"written: {shown_path(result)}", flush=True)
+        print(text, flush=True)
     except OSError:  # the job is done, whether anybody reads this or not
         forget(sys.stdout)
 

@@ -1,4 +1,4 @@
-"""Labels of a run's own rows, or of others with a directory of their own."""
+"""Labels of a run's own rows, or of others with a directory and a report of their own."""
 
 from __future__ import annotations
 
@@ -54,6 +54,39 @@ def predict(
     name = str(directory.config)
     config = validate(trusted(record["config"], overrides, name), list(overrides), name).resolved()
     refuse_unnamed_engine(record["config"], overrides, name)
+    return _label_rows(directory, record, config, output, listeners, began)
+
+
+def resume_prediction(
+    path: str | Path, overrides: Sequence[str], listeners: Sequence[Listener], began: float | None
+) -> Path:
+    """Finish the labels of a directory that `predict` made, and its report; return the directory.
+
+    Raises
+    ------
+    InputError
+        If the model is gone, or is another than the one that the labels began with.
+    """
+    target = RunDirectory(path)
+    begun, name = target.read_config(), str(target.config)
+    run = RunDirectory(str(begun["prediction_of"]))
+    if not run.model.is_dir() or checkpoint.sums(run.model) != begun.get("model"):
+        what = "has another model than these labels began with" if run.model.is_dir() else "has no model.zarr"
+        raise InputError(f"{path}: holds labels by the model of {run}, which {what}. Restore it, or predict anew.")
+    config = validate(trusted(begun["config"], overrides, name), list(overrides), name).resolved()
+    _label_rows(run, run.read_config(), config, path, listeners, began)
+    return target.path
+
+
+def _label_rows(
+    directory: RunDirectory,
+    record: dict[str, Any],
+    config: Config,
+    output: str | Path | None,
+    listeners: Sequence[Listener],
+    began: float | None,
+) -> Path:
+    """Label rows with the model of a run directory. record : its config.yaml."""
     provenance.refuse_other_code(config, record, ("model.path",))
     began = time.perf_counter() if began is None else began
     with single_thread(), PeakMemory() as memory:
@@ -76,8 +109,15 @@ def predict(
                 _begin_prediction(target, config, fingerprint, directory)
             log = EventLog(target.events, tuple(listeners))
             job = Job(config, replace(chunks, affine=affine), engine, log, target, memory, began)
-            if output is None or not target.labels.exists():
+            missing = output is None or not target.labels.exists()
+            if missing:
                 write_labels_of(job, model, params)
+            if output is not None and (missing or not target.report.exists()):
+                from pipeline.outputs.report import write_report
+
+                write_report(target.path)
+            if missing:
+                log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)
     return target.labels
 
 

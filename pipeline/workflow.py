@@ -39,7 +39,7 @@ from pipeline.outputs.labels import has_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
-from pipeline.prediction import predict
+from pipeline.prediction import predict, resume_prediction
 
 __all__ = ["check", "open_run", "predict", "resume", "run"]
 
@@ -153,7 +153,7 @@ def resume(
     accept_other_bits: bool = False,
     began: float | None = None,
 ) -> Path:
-    """Continue where a run stopped; of a finished run, compute what is missing. Return the run directory.
+    """Continue where a run, or a prediction, stopped; of a finished one, compute what is missing. Return the directory.
 
     Parameters
     ----------
@@ -175,10 +175,7 @@ def resume(
     directory = RunDirectory(path)
     record = directory.read_config()
     if "prediction_of" in record:
-        raise InputError(
-            f"{path}: holds labels of other rows, not a run. To go on, repeat their data.… options: "
-            f"`em-pipeline predict {record['prediction_of']} --output {path} --set data.path=…`."
-        )
+        return resume_prediction(path, overrides, listeners, began)
     name = str(directory.config)
     safe = trusted(record["config"], overrides, name)
     stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()

@@ -13,6 +13,7 @@ import xarray as xr
 import yaml
 import zarr
 
+from pipeline.errors import InputError
 from pipeline.models.words import Words
 from pipeline.outputs import checkpoint
 from pipeline.outputs.report.record import read_record
@@ -232,14 +233,11 @@ def test_damage_is_named_whatever_the_family(tmp_path: Path) -> None:
         read(run)
 
 
-def test_labels_have_no_report_of_their_own(tmp_path: Path) -> None:
-    """A directory of labels names the report of their model, and not `resume`, which would send the reader back."""
-    from pipeline.errors import InputError
-
+def test_unfinished_labels_say_how_to_finish_them(tmp_path: Path) -> None:
+    """A directory of labels that are not there yet names `resume`, which finishes them."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"config": {}, "prediction_of": "runs/first"}))
-    with pytest.raises(InputError, match="em-pipeline report runs/first") as error:
+    with pytest.raises(InputError, match=r"not finished\. Run `em-pipeline resume"):
         read(tmp_path)
-    assert "resume" not in str(error.value)
 
 
 def test_old_names_are_read(tmp_path: Path) -> None:

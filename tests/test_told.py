@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import cli, workflow
+from pipeline.outputs.report.figures import convergence, read_curve
+from pipeline.outputs.report.record import read_record
+from pipeline.outputs.report.summary import happenings, why_stopped
 from tests.jobs import blobs, command, job, write_config, write_rows
+from tests.stores import dense_run
 
 pytestmark = pytest.mark.full
 
@@ -50,3 +56,39 @@ def test_the_command_begins_to_count_before_its_imports(tmp_path, monkeypatch):
         command(*words)
         assert entered <= found[-1] <= time.perf_counter() - 0.01
     assert len(found) == 4
+
+
+def test_the_curve_shows_what_the_verdict_speaks_of(tmp_path):
+    """Under a prior, the history has the objective: the curve, its numbers and tol are of this one series, which never falls."""
+    counts = np.random.default_rng(0).poisson(3.0, size=(300, 4)).astype(float)
+    np.save(tmp_path / "x.npy", counts)
+    model = {"family": "multinomial", "n_components": 2, "concentration": 3.0}
+    config = job(tmp_path / "x.npy", model=model, fit={"max_iter": 9, "tol": 1e-9}, output={"labels": False})
+    record = read_record(workflow.run(config, tmp_path / "run"))
+    curve = read_curve(record)
+    assert curve is not None and curve.bound is not None and record.objective == "objective"
+    final = float(record.attrs["restarts"][0]["objective"]) / 300
+    assert abs(curve.objective[-1] - final) < 1e-12 and curve.objective[0] != record.array("log_likelihood")[0] / 300
+    assert (curve.m_gain > -1e-12).all() and (curve.e_gain > -1e-12).all()  # type: ignore[operator]  # it has a bound
+    charts = convergence(record, curve)
+    assert charts[0].title == "Objective per row" and "log-likelihood plus log prior" in charts[0].caption
+    assert "tol = " in "".join(str(chart.picture) for chart in charts)
+    assert "Fisher" in record.attrs["stop_reason"] and "Fisher" not in why_stopped(record)
+    plain = job(tmp_path / "x.npy", fit={"max_iter": 2}, output={"labels": False})
+    assert not read_record(workflow.run(plain, tmp_path / "plain")).has("objective")
+
+
+def test_rejected_steps_and_repeated_warnings_have_one_line(tmp_path):
+    """What happened again is counted, not listed."""
+    run = dense_run(tmp_path / "run")
+    at = {"time": "2026-03-05T20:00:00+00:00"}
+    steps = [
+        {"event": "rejected", "restart": 0, "iteration": t, "objective": None, "least": 1.0, **at} for t in (3, 5, 6)
+    ]
+    warnings = [{"event": "warning", "message": "rows repeat", **at}] * 2
+    other = [{"event": "unheard_of", "value": i, **at} for i in range(150)]
+    (run / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in [*other, *steps, *warnings]))
+    shown, more = happenings(read_record(run))
+    assert len(shown) == 100 and more == 52
+    assert shown[-2].text.startswith("An extrapolation step was rejected at iteration 3, and 2 more later")
+    assert shown[-1].text == "rows repeat (2 times)"

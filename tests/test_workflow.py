@@ -873,8 +873,10 @@ def test_predicting_other_rows_needs_a_place_and_goes_on_where_it_stopped(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         workflow.predict(run, other, out, [Interrupt("labelled", 2)])
     assert not (out / "labels.zarr").exists()
-    with pytest.raises(InputError, match="holds labels"):
-        workflow.resume(out)
+    shutil.copytree(out, tmp_path / "resumed")
+    assert workflow.resume(tmp_path / "resumed") == tmp_path / "resumed"
+    assert files(tmp_path / "resumed" / "labels.zarr") == files(tmp_path / "whole" / "labels.zarr")
+    assert (tmp_path / "resumed" / "report.html").exists()
     events: list[str] = []
     workflow.predict(run, [*other, "engine.workers=1"], out, [lambda event: events.append(event["event"])])
     assert events.count("labelled") == 2

@@ -103,6 +103,11 @@ def _history(run: Run) -> dict[str, Any]:
     series: dict[str, Any] = {
         name: (("iteration",), np.array([getattr(entry, name) for entry in run.history])) for name in names
     }
+    objective, plain = (np.array([getattr(e, name) for e in run.history]) for name in ("objective", "log_likelihood"))
+    if (
+        run.model.has_bound and (np.abs(objective - plain) > 1e-9 * np.abs(plain)).any()
+    ):  # under a prior, or hard labels
+        series["objective"] = (("iteration",), objective)
     if not run.model.has_bound:
         words = run.model.words
         series[words.series] = (("iteration",), np.array([words.sign * entry.objective for entry in run.history]))

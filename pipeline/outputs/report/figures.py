@@ -57,7 +57,12 @@ def read_curve(record: Record) -> Curve | None:
         return None
     final = np.nan if record.final is None else record.final
     history = np.append(record.array(record.words.series), final) / record.total_weight
-    return Curve(history, record.array("lower_bound") / record.total_weight if record.has("lower_bound") else None)
+    bound = record.array("lower_bound") / record.total_weight if record.has("lower_bound") else None
+    if record.objective == record.words.objective:
+        return Curve(history, bound)
+    # With what is maximized besides: after an M-step it is that of the next E-step, whose parameters are the same.
+    penalty = np.append(record.array("objective") / record.total_weight - history[:-1], record.penalty)
+    return Curve(history + penalty, None if bound is None else bound + penalty[1:])
 
 
 def convergence(record: Record, curve: Curve) -> list[Chart]:
@@ -66,8 +71,9 @@ def convergence(record: Record, curve: Curve) -> list[Chart]:
     if not len(known):
         return []
     charts = [_objective(record, curve)]
-    if curve.bound is not None and len(curve.bound) > 1 and np.ptp(known) > FLAT * np.abs(known).max():
-        charts.append(_staircase(curve))
+    rises = curve.bound is not None and len(curve.bound) > 1 and np.ptp(known) > FLAT * np.abs(known).max()
+    if rises and (window := _clearest_window(curve)) is not None:
+        charts.append(_staircase(curve, window, record.objective))
     gains = _gains(record, curve) if len(curve.objective) > 2 else None
     charts += [gains] if gains is not None else []
     if record.has("entropy") and len(curve.objective) > 2 and record.k > 1:
@@ -76,24 +82,31 @@ def convergence(record: Record, curve: Curve) -> list[Chart]:
 
 
 def _objective(record: Record, curve: Curve) -> Chart:
-    words = record.words
-    what = f"{words.objective} per row"
+    words, objective = record.words, record.objective
+    what = f"{objective} per row"
     plot = Plot("iteration", f"{what}, {words.unit}", whole_x=True)
     iterations = np.arange(len(curve.objective))
     known = np.isfinite(curve.objective)
     if curve.bound is not None:
         plot.line(iterations[1:], curve.bound, svg.ORANGE, "free energy", 1.4)
-    plot.line(iterations[known], curve.objective[known], svg.BLUE, words.objective, dots=bool(known.sum() <= 30))
+    plot.line(iterations[known], curve.objective[known], svg.BLUE, objective, dots=bool(known.sum() <= 30))
     first, last = curve.objective[known][[0, -1]]
     steps = plural(len(iterations) - 1, "iteration")
     alt = f"Line chart: {what} goes from {number(first)} to {number(last)} {words.unit} in {steps}."
     caption = "A point for each E-step. The last point is the stored model."
-    if curve.bound is not None:
+    if objective != words.objective:
         caption += (
-            f" The free energy, after each M-step, is a lower bound of the {words.objective}. The distance between the two "
+            f" The objective is the {record.objective_text}: the fit maximizes this sum, which decides when to stop."
+        )
+    if curve.bound is not None:
+        also = (
+            "" if objective == words.objective else f", here with the {record.objective_text.partition(' plus ')[2]},"
+        )
+        caption += (
+            f" The free energy{also} after each M-step is a lower bound of the {objective}. The distance between the two "
             "lines is the KL divergence, which the next E-step reduces to 0."
         )
-    if record.penalty:
+    if record.penalty and objective == words.objective:
         caption += f" {_what_is_raised(record)} This curve shows the {words.objective} alone."
     if record.attrs.get("search") and np.ptp(curve.objective[known]) < 1e-4 * np.abs(curve.objective[known]).max():
         caption += (
@@ -104,17 +117,16 @@ def _objective(record: Record, curve: Curve) -> Chart:
 
 def _what_is_raised(record: Record) -> str:
     """What verdict, tolerance and restarts refer to, if it is not the plotted objective."""
-    objective, value = record.words.objective, number((record.final or 0.0) / record.total_weight + record.penalty)
-    other = "the entropy of the labels" if record.attrs.get("assignment") == "hard" else "the log prior"
+    value = number((record.final or 0.0) / record.total_weight + record.penalty)
     return (
-        f"The fit maximizes the {objective} plus {other}, {value} {record.words.unit} per row at the end; this sum decides "
+        f"The fit maximizes the {record.objective_text.replace(' plus ', ' plus the ')}, {value} {record.words.unit} per row at the end; this sum decides "
         "when to stop and which restart is best."
     )
 
 
-def _staircase(curve: Curve) -> Chart:
+def _staircase(curve: Curve, window: tuple[int, int], objective: str) -> Chart:
     assert curve.bound is not None and curve.e_gain is not None
-    start, stop = _clearest_window(curve)
+    start, stop = window
     plot = Plot("iteration", "free energy per row, nats", whole_x=True)
     for t in range(start, stop):
         first = t == start
@@ -131,16 +143,19 @@ def _staircase(curve: Curve) -> Chart:
     )
     caption = (
         f"Iterations {start} to {stop}. An M-step changes the parameters and raises the free energy. The E-step after it "
-        "raises the free energy to the log-likelihood of these parameters. The shaded distance is the KL divergence."
+        f"raises the free energy to the {objective} of these parameters. The shaded distance is the KL divergence."
     )
     return Chart("The two steps of EM", plot.svg(alt), caption)
 
 
-def _clearest_window(curve: Curve) -> tuple[int, int]:
-    """First iteration and end of the longest window whose smallest step is visible, else of the clearest short one."""
+def _clearest_window(curve: Curve) -> tuple[int, int] | None:
+    """First iteration and end of the longest window whose smallest step is visible, else of the clearest short one.
+
+    None if no two steps in a row rise.
+    """
     assert curve.e_gain is not None
     steps = np.minimum(curve.m_gain, curve.e_gain)
-    best = (0, min(2, len(steps)))
+    best, found = (0, min(2, len(steps))), False
     for length in range(min(STAIRS, len(steps)), 1, -1):
         clearest = -np.inf
         for start in range(min(len(steps) - length + 1, 40)):
@@ -148,9 +163,10 @@ def _clearest_window(curve: Curve) -> tuple[int, int]:
             clear = steps[start : start + length].min() / height if height > 0 else -np.inf
             if clear > clearest:
                 best, clearest = (start, start + length), clear
+        found = found or clearest >= 0
         if clearest >= CLEAR:
             break
-    return best
+    return best if found else None
 
 
 def _gains(record: Record, curve: Curve) -> Chart | None:
@@ -158,7 +174,7 @@ def _gains(record: Record, curve: Curve) -> Chart | None:
     words = record.words
     total = words.sign * np.diff(curve.objective)
     least = ROUNDING * np.abs(curve.objective[1:])
-    drawn = [(total, svg.BLUE, f"change of the {words.objective}")]
+    drawn = [(total, svg.BLUE, f"change of the {record.objective}")]
     if curve.e_gain is not None:
         drawn = [(curve.m_gain, svg.ORANGE, "by the M-step"), (curve.e_gain, svg.BLUE, "by the E-step")]
     if not any((gain > least).any() for gain, _, _ in drawn):
@@ -171,7 +187,12 @@ def _gains(record: Record, curve: Curve) -> Chart | None:
     caption = "How much each iteration gained, on a logarithmic scale"
     caption += "." if curve.bound is None else ", split into the two steps."
     tol = record.option("fit", "tol")
-    if curve.bound is not None and isinstance(tol, (int, float)) and tol > 0 and not record.penalty:
+    if (
+        curve.bound is not None
+        and isinstance(tol, (int, float))
+        and tol > 0
+        and (record.objective == "objective" or not record.penalty)
+    ):
         plot.rule(tol, svg.MUTED, f"tol = {setting(tol)}")
         caption += " The run stops when their sum stays below tol."
     last = f" The last iteration gained {number(float(total[-1]), 3)} per row." if total[-1] > least[-1] else ""
@@ -185,7 +206,7 @@ def _losses(record: Record, count: int) -> str:
     if not count:
         return ""
     note = f" {plural(count, 'iteration')} lost instead and {'is' if count == 1 else 'are'} left out."
-    if record.penalty:
+    if record.penalty and record.objective == record.words.objective:
         return f"{note} The fit maximizes the {record.words.objective} plus the log prior; the first of them alone may fall."
     if record.attrs.get("reg_covar"):
         reg = setting(float(record.attrs["reg_covar"]))
@@ -207,11 +228,9 @@ def numbers(curve: Curve) -> tuple[list[list[str]], int]:
     for t in shown:
         line = [str(t), number(float(curve.objective[t]), 8)]
         if curve.bound is not None and curve.e_gain is not None:
-            line += [
-                number(float(curve.m_gain[t]), 3),
-                number(float(curve.bound[t]), 8),
-                number(float(curve.e_gain[t]), 3),
-            ]
+            least = ROUNDING * abs(float(curve.objective[t]))  # what is less is that of the arithmetic
+            m_gain, e_gain = (0.0 if abs(gain[t]) < least else float(gain[t]) for gain in (curve.m_gain, curve.e_gain))
+            line += [number(m_gain, 3), number(float(curve.bound[t]), 8), number(e_gain, 3)]
         lines.append(line)
     return lines, n - len(shown)
 
@@ -247,9 +266,9 @@ def sizes_over_time(record: Record) -> Chart | None:
         )
     alt = (
         f"Line chart of {record.k} {record.words.component} sizes by iteration; at the end the largest holds "
-        f"{percent(share[-1].max())} of the rows and the smallest {percent(share[-1].min())}."
+        f"{percent(share[-1].max())} of the {record.row[1]} and the smallest {percent(share[-1].min())}."
     )
-    caption = f"Effective rows of each {record.words.component} at each E-step: the sum of its responsibilities. A jump is a reset."
+    caption = f"Effective {record.row[1]} of each {record.words.component} at each E-step: the sum of its responsibilities. A jump is a reset."
     return Chart("Sizes by iteration", plot.svg(alt), caption)
 
 
@@ -267,7 +286,7 @@ def sizes(record: Record) -> Chart | None:
     plot.rule(100 / record.k, svg.ORANGE, "equal shares")
     largest, smallest = percent(record.weights.max()), percent(record.weights.min())
     alt = f"Bar chart of the sizes of {number(record.k)} {components}: largest {largest}, smallest {smallest}."
-    caption = f"From {largest} to {smallest} of the rows{_extremes(record)}. Numbers are those of labels.zarr and begin with 0."
+    caption = f"From {largest} to {smallest} of the {record.row[1]}{_extremes(record)}. Numbers are those of labels.zarr and begin with 0."
     return Chart(f"{component.capitalize()} sizes", plot.svg(alt), caption)
 
 

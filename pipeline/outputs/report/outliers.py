@@ -54,8 +54,9 @@ def outliers(record: Record) -> Outliers | None:
             rows, record.pictures_of(rows), texts, record.labels_of(rows), shown, values, strict=True
         )
     ]
+    which = record.row[0] if len(rows) == 1 else plural(len(rows), *record.row)
     caption = (
-        f"The {plural(len(rows), *record.row)} of the {'lowest' if words.sign > 0 else 'largest'} {words.score_text}: errors "
+        f"The {which} of the {'lowest' if words.sign > 0 else 'largest'} {words.score_text}: errors "
         f"in the data, or kinds of {record.row[1]} that no {words.component} describes."
     )
     if columns == ["words"]:

@@ -19,6 +19,7 @@ from pipeline.outputs.report import (
     formatting,
     outliers,
     pictures,
+    prediction,
     projection,
     sharing,
     summary,
@@ -26,7 +27,7 @@ from pipeline.outputs.report import (
     topics,
 )
 from pipeline.outputs.report.choice import choice, message_lengths
-from pipeline.outputs.report.record import Record, read_record
+from pipeline.outputs.report.record import Record, prediction_record, read_record
 from pipeline.outputs.report.replay import replay
 from pipeline.outputs.report.timing import timing
 from pipeline.outputs.run_directory import sync_tree
@@ -39,7 +40,7 @@ TOPICS_OPEN = 48  # of more topics, the rest is shown on a click
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into a run directory, from the run directory alone; it appears complete.
+    """Write `report.html` into a run directory, or one of a prediction, from what is stored alone; it appears complete.
 
     Returns
     -------
@@ -49,7 +50,7 @@ def write_report(run: Path) -> Path:
     Raises
     ------
     InputError
-        If there is no finished model in `run`.
+        If there is no finished model, and there are no finished labels, in `run`.
     StorageError
         If the model is damaged or the page cannot be written.
     """
@@ -57,7 +58,8 @@ def write_report(run: Path) -> Path:
 
     run = Path(run)
     with threadpool_limits(1):  # small matrices: more BLAS threads would only wait for each other
-        page = render(read_record(run), run.name)
+        of_labels = prediction_record(run)
+        page = render(read_record(run), run.name) if of_labels is None else render_prediction(run, of_labels)
     path, temporary = run / "report.html", run / f".report.html.{os.getpid()}"
     try:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -74,14 +76,26 @@ def write_report(run: Path) -> Path:
 
 def render(record: Record, name: str) -> str:
     """Return the page as text; `name` is that of the run."""
+    return _template("report.html.jinja").render(style=_style(), **_context(record, name))
+
+
+def render_prediction(path: Path, resolved: dict[str, Any]) -> str:
+    """Return the page of a prediction. resolved : the content of its config.yaml."""
+    found = prediction.context(prediction.read_prediction(path, resolved))
+    for name in ("fingerprint", "trained_on"):
+        found[name] = {str(key): _short(value) for key, value in found[name].items()}
+    found["config"] = written(without_secrets(found["config"]), width=88)
+    return _template("prediction.html.jinja").render(style=_style(), **found)
+
+
+def _style() -> Any:
     from markupsafe import Markup
 
-    style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
-    return _template().render(style=style, **_context(record, name))
+    return Markup((_HERE / "style.css").read_text(encoding="utf-8"))
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -93,7 +107,7 @@ def _template() -> jinja2.Template:
     )
     for filters in (formatting.number, formatting.percent, formatting.seconds, formatting.size):
         environment.filters[filters.__name__] = filters
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def _context(record: Record, name: str) -> dict[str, Any]:
@@ -105,6 +119,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "name": name,
         "words": record.words,
         "row": record.row,
+        "objective": record.objective,
         "k": record.k,
         "title": record.title,
         "subtitle": summary.subtitle(record),

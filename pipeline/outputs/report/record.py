@@ -145,7 +145,10 @@ class Record:
     @property
     def spread_text(self) -> str:
         """The layout of the covariances in words; empty without them."""
-        return "" if self.spread is None else SPREADS[self.spread]
+        text = "" if self.spread is None else SPREADS[self.spread]
+        return (
+            text if self.k != 1 else text.removesuffix(" each").removesuffix(" for all").replace("one full", "a full")
+        )
 
     @cached_property
     def location(self) -> str | None:
@@ -221,6 +224,17 @@ class Record:
             return 0.0
         added = self.words.sign * float(raised) - self.final
         return 0.0 if abs(added) <= 1e-9 * abs(self.final) else added / self.total_weight
+
+    @property
+    def objective(self) -> str:
+        """What the curves show: the reported objective, or the sum with the penalty, by the name `objective`."""
+        return "objective" if self.has("objective") and self.penalty else self.words.objective
+
+    @property
+    def objective_text(self) -> str:
+        """What the sum with the penalty is: `log-likelihood plus log prior`."""
+        other = "entropy of the labels" if self.attrs.get("assignment") == "hard" else "log prior"
+        return f"{self.words.objective} plus {other}"
 
     # --- the model itself, to compute with
 
@@ -328,11 +342,6 @@ def read_record(run: Path) -> Record:
         raise InputError(f"{run}: no such directory. Give the run directory that `em-pipeline run` printed.")
     RunDirectory(run).refuse_special()
     resolved = _read_yaml(run / "config.yaml")
-    if not store.is_dir() and "prediction_of" in resolved:
-        raise InputError(
-            f"{run}: holds labels of other rows, which have no report of their own. The report of their model is "
-            f"`em-pipeline report {resolved['prediction_of']}`."
-        )
     if not store.is_dir():
         raise InputError(
             f"{run}: no model.zarr in it, and a report needs a finished model. "
@@ -348,6 +357,15 @@ def read_record(run: Path) -> Record:
         numerics=numerics if isinstance(numerics, int) else None,
         events=list(read_events(run / "events.jsonl")),
     )
+
+
+def prediction_record(path: Path) -> dict[str, Any] | None:
+    """Return the content of config.yaml of a directory of labels; None for another one."""
+    if not path.is_dir() or (path / "model.zarr").is_dir():
+        return None
+    RunDirectory(path).refuse_special()
+    resolved = _read_yaml(path / "config.yaml")
+    return resolved if "prediction_of" in resolved else None
 
 
 def _read(array: zarr.Array[Any], at: Any) -> np.ndarray:

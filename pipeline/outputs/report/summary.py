@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,13 @@ from pipeline.outputs.report.record import Record
 from pipeline.outputs.report.timing import Timing
 
 EVENTS_SHOWN = 100
+_FOR_EXPERTS = re.compile(r" \(Fisher norm [^()]*\)")  # model.zarr has them
 # Shown elsewhere in the report, or part of every run: not news.
 _ROUTINE = {
-    *("start", "profile", "level", "pruning", "init", "pass", "progress", "rejected", "checkpoint", "candidate"),
+    *("start", "profile", "level", "pruning", "init", "pass", "progress", "checkpoint", "candidate"),
     *("standard_errors", "labelled", "labels", "stored", "finished"),
 }
-_FIRST = ("warning", "resume")  # where there are too many, others make room for these
+_FIRST = ("warning", "resume", "reset", "rejected")  # where there are too many, later ones make room, and others first
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,7 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
         name = words.objective[0].upper() + words.objective[1:]
         facts.append(Fact(name, number(per_row), unit, f"{number(record.final, 10)} in all"))
         if record.penalty:
-            other = "entropy of the labels" if attrs.get("assignment") == "hard" else "log prior"
-            facts.append(Fact("Objective", number(per_row + record.penalty), unit, f"{words.objective} plus {other}"))
+            facts.append(Fact("Objective", number(per_row + record.penalty), unit, record.objective_text))
     facts.append(
         Fact("Iterations", number(attrs.get("n_iter")), note="" if attrs.get("converged") else "not converged")
     )
@@ -183,24 +184,30 @@ def why_stopped(record: Record) -> str:
     """Return the rest of a sentence that begins with `Converged` or `Stopped`."""
     reason = str(record.attrs.get("stop_reason") or "").strip()
     reason = reason.removeprefix("converged: ").removeprefix("stopped: ")
+    reason = _FOR_EXPERTS.sub("", reason)
     return reason and reason + ("" if reason.endswith((".", "!", "?")) else ".")
 
 
 def happenings(record: Record) -> tuple[list[Happening], int]:
     """Return resets, warnings, resumptions and unknown events, oldest first; and how many more there were."""
     news = _without_repeats([entry for entry in record.events if entry.get("event") not in _ROUTINE])
-    ranked = sorted(range(len(news)), key=lambda i: (news[i].get("event") not in _FIRST, i))[:EVENTS_SHOWN]
+    rank = {name: i for i, name in enumerate(_FIRST)}
+    ranked = sorted(range(len(news)), key=lambda i: (rank.get(str(news[i].get("event")), len(rank)), i))[:EVENTS_SHOWN]
     shown = [_happening(news[i], record) for i in sorted(ranked)]
     return shown, len(news) - len(shown)
 
 
 def _without_repeats(news: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A component that is not reset any more is listed once, with a count."""
+    """A component that is not reset any more, a warning, and rejected steps of a restart are listed once, with a count."""
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     found = []
     for entry in news:
-        if entry.get("event") == "reset" and not entry.get("done", True):
-            which = tuple(entry.get(name) for name in ("candidate", "restart", "refit", "component"))
+        once = entry.get("event") in ("rejected", "warning") or (
+            entry.get("event") == "reset" and not entry.get("done", True)
+        )
+        if once:
+            names = ("event", "candidate", "restart", "refit", "component", "message")
+            which = tuple(str(entry.get(name)) for name in names)
             if which in first:
                 first[which]["repeats"] += 1
                 continue
@@ -211,7 +218,7 @@ def _without_repeats(news: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _happening(entry: dict[str, Any], record: Record) -> Happening:
     event = str(entry.get("event", "event"))
-    describe = {"reset": _reset, "warning": _warning, "resume": _resume}.get(event, _plain)
+    describe = {"reset": _reset, "warning": _warning, "resume": _resume, "rejected": _rejected}.get(event, _plain)
     return Happening(moment(entry.get("time")), event, describe(entry, record))
 
 
@@ -237,7 +244,17 @@ def _reset(entry: dict[str, Any], record: Record) -> str:
 
 
 def _warning(entry: dict[str, Any], record: Record) -> str:
-    return str(entry.get("message", ""))
+    repeats = entry.get("repeats")
+    return str(entry.get("message", "")) + (f" ({plural(repeats + 1, 'time')})" if repeats else "")
+
+
+def _rejected(entry: dict[str, Any], record: Record) -> str:
+    repeats = entry.get("repeats")
+    later = f", and {repeats} more later" if repeats else ""
+    return (
+        f"An extrapolation step was rejected at iteration {entry.get('iteration', '?')}{later}: it would have lowered the "
+        "objective or collapsed a component. EM went on from the step before it."
+    )
 
 
 def _resume(entry: dict[str, Any], record: Record) -> str:

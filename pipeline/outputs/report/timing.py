@@ -59,7 +59,7 @@ def timing(record: Record) -> Timing:
         ("passes", plural(len(passes), "pass", "passes") + " over the data", passes),
         ("checkpoints", plural(len(record.of("checkpoint")), "generation"), record.of("checkpoint")),
         ("standard errors", "the information of weights and means", record.of("standard_errors")),
-        ("labels", "one label and log-density a row", record.of("labels")),
+        ("labels", f"the label and {record.words.score_text} of each {record.row[0]}", record.of("labels")),
     ]
     timed = [(name, note, sum(_field(entry, "seconds") for entry in entries)) for name, note, entries in parts]
     known = sum(spent for *_, spent in timed)

@@ -1,0 +1,228 @@
+"""The report of a prediction: shares of labels, the log-density, and the rows that fit worst, beside the training rows.
+
+It is made from the directory of the labels and, where they are still there, the model and the labels of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import InputError, StorageError
+from pipeline.outputs.checkpoint import sums
+from pipeline.outputs.report import svg
+from pipeline.outputs.report.formatting import NONE, number, percent, plural
+from pipeline.outputs.report.record import Record, read_record
+from pipeline.outputs.report.summary import Fact
+from pipeline.outputs.report.svg import Chart, Plot
+
+LISTED = 20  # rows that fit worst
+SAMPLED = 100_000  # scores that stand for all in the chart
+LOW = 0.01  # share of the training rows below which a score is low
+UNLIKE, MUCH = 2.0, 5.0  # times as many low scores as in training
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What labels.zarr says of some rows.
+
+    counts : (k,) rows of each component.  unlabelled : rows without a label.  sample : some scores, ascending.
+    rows, worst, labels : the rows that fit worst, worst first, their scores and components.
+    """
+
+    counts: np.ndarray
+    unlabelled: int
+    mean: float
+    sample: np.ndarray
+    rows: np.ndarray
+    worst: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """Rows with a label."""
+        return int(self.counts.sum())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A directory of labels. of : the run. labels : of other rows. training : of the run's own rows, if they are stored."""
+
+    path: Path
+    of: Record
+    config: dict[str, Any]
+    fingerprint: dict[str, Any]
+    labels: Scores
+    training: Scores | None
+
+
+def read_prediction(path: Path, resolved: dict[str, Any]) -> Prediction:
+    """Read the labels, and the run of their model. resolved : the content of config.yaml.
+
+    Raises
+    ------
+    InputError
+        If the labels are not finished, or the model is gone or another one.
+    """
+    run = Path(str(resolved["prediction_of"]))
+    if not (path / "labels.zarr").is_dir():
+        raise InputError(f"{path}: holds labels of other rows that are not finished. Run `em-pipeline resume {path}`.")
+    advice = f"Label the rows again: `em-pipeline predict {run} --output …`. {path / 'labels.zarr'} itself is whole."
+    if not (run / "model.zarr").is_dir():
+        raise InputError(f"{path}: its report needs the model of {run}, which is not there. Restore it. {advice}")
+    if sums(run / "model.zarr") != resolved.get("model"):
+        raise InputError(f"{path}: the model of {run} is not the one that made these labels. {advice}")
+    of = read_record(run)
+    labels = _scores(replace(of, run=path))
+    assert labels is not None
+    config, fingerprint = resolved.get("config") or {}, resolved.get("fingerprint") or {}
+    return Prediction(path, of, config, fingerprint, labels, _scores(of))
+
+
+def _scores(record: Record) -> Scores | None:
+    """Read labels.zarr, block by block; None without one."""
+    label, score = record.label_array("label"), record.label_array(record.words.score)
+    if label is None or score is None:
+        return None
+    try:
+        return _of_blocks(record, label, score)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StorageError(f"{record.run / 'labels.zarr'}: cannot be read ({error}). Label the rows again.") from error
+
+
+def _of_blocks(record: Record, label: Any, score: Any) -> Scores:
+    sign, n = record.words.sign, label.shape[0]
+    counts, total, sample = np.zeros(record.k, dtype=np.int64), 0.0, []
+    rows, worst, labels = np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
+    step = -(-n // SAMPLED)
+    for start in range(0, n, label.chunks[0]):
+        part = np.asarray(label[start : start + label.chunks[0]])
+        value = sign * np.asarray(score[start : start + label.chunks[0]], dtype=np.float64)
+        known = part >= 0
+        counts += np.bincount(part[known], minlength=record.k)
+        total += value[known].sum()
+        sample.append(value[known][::step])
+        rows = np.append(rows, start + np.flatnonzero(known))
+        worst, labels = np.append(worst, value[known]), np.append(labels, part[known])
+        first = np.lexsort((rows, worst))[:LISTED]
+        rows, worst, labels = rows[first], worst[first], labels[first]
+    found = max(int(counts.sum()), 1)
+    return Scores(counts, n - int(counts.sum()), total / found, np.sort(np.concatenate(sample)), rows, worst, labels)
+
+
+def context(made: Prediction) -> dict[str, Any]:
+    """Return what the template needs."""
+    of, labels = made.of, made.labels
+    data = made.config.get("data") or {}
+    low, worst = _share_of_low(made), _worst(made)
+    return {
+        "name": made.path.name,
+        "title": f"Labels of {plural(labels.total + labels.unlabelled, *of.row)}",
+        "model": of.title,
+        "model_path": str(of.run),
+        "source": str(data.get("path") or data.get("source") or ""),
+        "verdict": _verdict(low, of.row[1]),
+        "alike": low is not None and low < UNLIKE * LOW,
+        "facts_list": list(_facts(made, low)),
+        "chart_list": [chart for chart in (_shares(made), _quantiles(made)) if chart is not None],
+        "lines": _table(made),
+        "words": of.words,
+        "row": of.row,
+        "worst": worst,
+        "named": any(line[3] != NONE for line in worst),
+        "fingerprint": made.fingerprint,
+        "trained_on": of.fingerprint,
+        "config": made.config,
+        "path": str(made.path),
+    }
+
+
+def _share_of_low(made: Prediction) -> float | None:
+    """Share of the rows with a score that only LOW of the training rows have; None without the labels of these."""
+    if made.training is None or not len(made.training.sample) or not len(made.labels.sample):
+        return None
+    limit = np.quantile(made.training.sample, LOW)
+    return float(np.searchsorted(made.labels.sample, limit, side="left")) / len(made.labels.sample)
+
+
+def _verdict(low: float | None, rows: str) -> str:
+    if low is None:
+        return ""
+    start = f"{percent(low)} of the {rows} fit as badly as the worst {percent(LOW)} of the training {rows}"
+    if low < UNLIKE * LOW:
+        return f"{start}: these {rows} are much like those."
+    often = "many" if low >= MUCH * LOW else "some"
+    return f"{start}: {often} of these {rows} are unlike those. Their labels may mean little."
+
+
+def _facts(made: Prediction, low: float | None) -> Iterator[Fact]:
+    words, labels, of = made.of.words, made.labels, made.of
+    name = f"Mean {words.score_text}"
+    unit = "" if words.unit == words.score_text else words.unit
+    before = of.final / of.total_weight * words.sign if of.final is not None else None
+    note = "" if before is None else f"of the training {of.row[1]}: {number(words.sign * before)}"
+    yield Fact(name, number(words.sign * labels.mean), unit, note)
+    if low is not None:
+        yield Fact(f"Badly fitting {of.row[1]}", percent(low), "", f"of the training {of.row[1]}: {percent(LOW)}")
+    if of.k > 1 and labels.total:
+        moved = 0.5 * np.abs(labels.counts / labels.total - of.weights).sum()
+        note = f"that are in another {words.component} than the shares of the training {of.row[1]} say"
+        yield Fact("Shift of shares", percent(float(moved)), f"of the {of.row[1]}", note)
+    if labels.unlabelled:
+        yield Fact("Without a label", number(labels.unlabelled), of.row[1], "missing or infinite values")
+
+
+def _shares(made: Prediction) -> Chart | None:
+    of, labels = made.of, made.labels
+    if of.k < 2 or not labels.total:
+        return None
+    plot = Plot(of.words.component, f"share of the {of.row[1]}, %", whole_x=True, low=0)
+    plot.bars(100 * labels.counts / labels.total, svg.BLUE)
+    plot.dots(np.arange(of.k), 100 * of.weights, svg.ORANGE, 5, "in training")
+    largest = int(labels.counts.argmax())
+    alt = (
+        f"Bar chart of the labels' shares beside those in training: the largest is {of.words.component} {largest} with "
+        f"{percent(labels.counts[largest] / labels.total)}; it had {percent(of.weights[largest])}."
+    )
+    caption = f"Bars: share of the labels of these {of.row[1]}. Dots: share in training, the weight of the {of.words.component}."
+    return Chart("Shares of the labels", plot.svg(alt), caption)
+
+
+def _quantiles(made: Prediction) -> Chart | None:
+    words, rows = made.of.words, made.of.row[1]
+    if not len(made.labels.sample):
+        return None
+    at = np.linspace(0.005, 0.995, 199)
+    plot = Plot(f"share of the {rows} that fit worse, %", f"{words.score_text}, {words.unit}")
+    drawn = [(made.training, svg.ORANGE, f"training {rows}"), (made.labels, svg.BLUE, f"these {rows}")]
+    for scores, colour, name in drawn:
+        if scores is not None and len(scores.sample):
+            plot.line(100 * at, words.sign * np.quantile(scores.sample, at), colour, name)
+    median = number(float(words.sign * np.quantile(made.labels.sample, 0.5)))
+    alt = f"Line chart of the quantiles of the {words.score_text}; the median of these {rows} is {median}."
+    caption = f"Where the lines part, these {rows} fit otherwise than the training {rows}. Half a percent at each end is left out."
+    if made.training is None:
+        caption = f"The run stores no labels of its own rows (output.labels), so that only these {rows} are shown."
+    return Chart(f"{words.score_text[0].upper()}{words.score_text[1:]}", plot.svg(alt), caption)
+
+
+def _table(made: Prediction) -> list[list[str]]:
+    """Component, rows, share, and share in training."""
+    labels, of = made.labels, made.of
+    total = max(labels.total, 1)
+    return [
+        [str(k), number(int(labels.counts[k])), percent(labels.counts[k] / total), percent(of.weights[k])]
+        for k in range(of.k)
+    ]
+
+
+def _worst(made: Prediction) -> list[list[str]]:
+    """Row, score, component, and of patches the picture."""
+    labels, words = made.labels, made.of.words
+    pictures = replace(made.of, run=made.path).pictures_of(labels.rows)
+    found = zip(labels.rows, labels.worst, labels.labels, pictures, strict=True)
+    return [[str(row), number(float(words.sign * score)), str(k), name or NONE] for row, score, k, name in found]
