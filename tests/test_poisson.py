@@ -1,6 +1,4 @@
-"""The Poisson mixture against a slow reference, and through every command: a family that is one file."""
-
-import json
+"""The Poisson mixture against a slow reference; its laws are in the table of tests/test_families.py."""
 
 import numpy as np
 import pytest
@@ -9,12 +7,7 @@ from scipy.special import logsumexp
 from scipy.stats import poisson
 
 import pipeline
-from pipeline.arrays.rows import Rows
-from pipeline.kernels.cpu import KERNELS
-from pipeline.models.base import EStep
-from pipeline.models.families.poisson import Poisson
-from pipeline.models.mixture import Mixture
-from tests.jobs import Interrupt, command, refused, results
+from tests.jobs import refused
 
 pytestmark = pytest.mark.full
 
@@ -62,39 +55,6 @@ def test_poisson_equals_a_slow_reference(prior, tmp_path):
     assert model.attrs["n_free_parameters"] == 2 + 3 * 4
 
 
-def test_poisson_through_every_command(tmp_path):
-    """config, check, run, a stop, resume, status, predict, report and the Python API: with no line about Poisson elsewhere."""
-    x, label = counts()
-    np.save(tmp_path / "x.npy", x)
-    template = command("config", "poisson").out
-    assert "concentration" in template and "reg_covar" not in template
-    plain = yaml.safe_load(template)
-    plain["data"] = {"source": "npy", "path": str(tmp_path / "x.npy")}
-    plain["model"]["n_components"] = 3
-    plain["output"]["path"] = str(tmp_path / "run")
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(plain))
-    cost = json.loads(command("check", tmp_path / "job.yaml", "--json").out)
-    assert cost["rows"] == len(x) and cost["seconds"] > 0
-    whole = pipeline.run(pipeline.load_config(tmp_path / "job.yaml"), tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.run(pipeline.load_config(tmp_path / "job.yaml"), listeners=[Interrupt("pass", 2)])
-    assert command("resume", tmp_path / "run").code == 0
-    assert results(tmp_path / "run") == results(whole)
-    assert "Poisson" in command("status", tmp_path / "run").out
-    assert command("predict", tmp_path / "run", "--output", tmp_path / "labels").code == 0
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "A mixture of 3 Poissons" in page and "Gaussian" not in page
-    estimator = pipeline.open_estimator(tmp_path / "run")
-    agree = max(np.mean(np.asarray(order)[estimator.predict(x)] == label) for order in _orders())
-    assert agree > 0.95
-
-
-def _orders():
-    from itertools import permutations
-
-    return permutations(range(3))
-
-
 def test_standardized_counts_and_negative_ones_are_refused(tmp_path):
     """Counts stay counts: no preprocessing, and nothing below 0."""
     x, _ = counts(200)
@@ -109,16 +69,3 @@ def test_standardized_counts_and_negative_ones_are_refused(tmp_path):
     assert "preprocess" in refused("run", tmp_path / "job.yaml")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(plain))
     assert "0 or more" in refused("run", tmp_path / "job.yaml", "--set", f"data.path={tmp_path / 'negative.npy'}")
-
-
-def test_one_poisson_is_the_closed_form_and_samples_recover_it():
-    """K = 1: the rate is the mean, and the log-likelihood scipy's; a sample of the mixture has the mixture's moments."""
-    x, _ = counts()
-    model = Mixture(Poisson(1, x.mean(axis=0)))
-    params = model.m_step(model.label_statistics(x, np.zeros(len(x), dtype=int)), None)
-    np.testing.assert_allclose(params.theta.rates[0], x.mean(axis=0), rtol=1e-13)
-    found = EStep(model, params)(Rows(x), KERNELS)
-    assert found.evidence.log_likelihood == pytest.approx(poisson.logpmf(x, x.mean(axis=0)).sum(), rel=1e-12)
-    drawn, labels = model.sample(params, 40_000, np.random.default_rng(1))
-    np.testing.assert_allclose(drawn.mean(axis=0), x.mean(axis=0), rtol=0.05)
-    assert not labels.any()

@@ -181,7 +181,7 @@ def test_collapsed_components_are_reset_with_the_start_s_degrees_of_freedom():
     x[:200] = x[0]
     model, params = started(x)
     start = model.params(
-        **{**model.arrays(params), "covariances": np.tile(np.eye(3), (2, 1, 1)), "df": np.array([3.0, 3.0])}
+        **{**model.arrays(params), "scales": np.tile(np.eye(3), (2, 1, 1)), "df": np.array([3.0, 3.0])}
     )
     partial = EStep(model, start, model.attachments)(Rows(x), KERNELS)
     new = model.m_step(partial.stats, start)

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +19,6 @@ from tests.laws.common import (
     chunks_of,
     close,
     close_params,
-    close_sums,
-    e_step,
     examples,
     fit,
     job,
@@ -29,24 +26,11 @@ from tests.laws.common import (
     shards,
     sum_over,
 )
-from tests.problems import ragged_bounds, seeds
 
 
 def add(a, b):
     """Plus."""
     return a + b
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@examples(30)
-@given(data=st.data())
-def test_row_order_changes_a_pass_by_rounding_only(family, data):
-    """Rows in another order, cut elsewhere: the same sums to rounding."""
-    model, params, x, weight, bounds = data.draw(cases(family))
-    order = np.random.default_rng(data.draw(seeds)).permutation(x.shape[0])
-    whole = e_step(model, params, x, None, weight)
-    shuffled = e_step(model, params, x[order], bounds, weight[order])
-    close_sums(shuffled.stats, whole.stats, model, params, x, weight)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,20 +130,6 @@ def test_jobs_beside_it_change_no_bit(family, data):
     alone = sum_over(chunks, [one])[0]
     same_bits(sum_over(chunks, [other, one])[1], alone)
     same_bits(sum_over(chunks, [one, one, other])[0], alone)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_threads_change_no_bit(family):
-    """One, two and four threads, timed before or not (the timing moves the shard level): the same bytes."""
-    model, params, x, _ = any_problem(family, 3)
-    x = sp.vstack([x] * 20, format="csr") if sp.issparse(x) else np.concatenate([x] * 20)
-    chunks = Chunks(ArraySource(x, ragged_bounds(np.random.default_rng(3), x.shape[0], 37)))
-    final = job(model, params, final=True)
-    expected = sum_over([chunks.load(i) for i in range(chunks.n_chunks)], [final])[0]
-    for workers in (1, 2, 4):
-        engine = Engine(workers=workers)
-        for _ in range(2):
-            same_bits(engine.sum_over(chunks, [final])[0], expected)
 
 
 def test_a_failing_chunk_is_the_error_of_the_pass():

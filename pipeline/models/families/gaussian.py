@@ -77,6 +77,7 @@ class Gaussian(Component):
     family: ClassVar[str] = "gaussian"
     words: ClassVar[Words] = Words("Gaussian mixture", "A mixture of {k} Gaussians")
     location: ClassVar[str] = "means"
+    spread: ClassVar[str] = "covariances"
     impossible_advice: ClassVar[str] = (
         "Its distance from every component overflows: rescale the data (preprocess: standardize)."
     )
@@ -88,7 +89,7 @@ class Gaussian(Component):
 
     @property
     def fields(self) -> Fields:
-        return {"means": Field(("component", "feature")), "covariances": self.shape.field}
+        return {"means": Field(("component", "feature")), self.spread: self.shape.field}
 
     def facts(self) -> dict[str, Any]:
         return {"covariance_type": self.covariance_type, "reg_covar": self.reg_covar}
@@ -108,7 +109,7 @@ class Gaussian(Component):
         """With fixed covariances, or a prior that bounds them, few rows do no harm; but a component with less than one row
         explains nothing, and under most priors would stay so.
         """
-        learned = "covariances" not in self.fixed
+        learned = self.spread not in self.fixed
         return self.shape.min_rows(self.n_features) if learned and not self.bounded else 1
 
     def theta(self, **arrays: Array) -> Gaussians:
@@ -187,7 +188,7 @@ class Gaussian(Component):
             with np.errstate(divide="ignore", invalid="ignore"):
                 means = np.where(counts[:, None] > 0, self.shift + sum_x / counts[:, None], before.means)
         covariances = before.covariances
-        if "covariances" not in self.fixed:
+        if self.spread not in self.fixed:
             about_means = self.shape.moved(counts, sum_x, sum_xx, means - self.shift)[1]
             covariances = self._covariances(about_means, sum_w)
             empty = sum_w <= 0
@@ -246,7 +247,7 @@ class Gaussian(Component):
         covariances -= growth.reshape((-1,) + (1,) * (theta.covariances.ndim - 1)) * theta.covariances
         if "means" in self.fixed:
             means = np.zeros_like(means)
-        if "covariances" in self.fixed:
+        if self.spread in self.fixed:
             covariances = np.zeros_like(covariances)
         return self._squares(counts, sum_w, theta, means, covariances)
 
@@ -259,9 +260,8 @@ class Gaussian(Component):
 
     def collapsed(self, theta: Gaussians, sum_w: Array) -> list[tuple[int, str]]:
         """Components with too few rows, or without width."""
-        learned, least = "covariances" not in self.fixed, self.least_rows
+        learned, least, broken = self.spread not in self.fixed, self.least_rows, self.broken(theta)
         found = []
-        broken = self.broken(theta)
         # Moments about the shift, seen from the mean, keep this much of their rounding.
         rounding = 16 * np.finfo(np.float64).eps * ((theta.means - self.shift) ** 2).max(axis=1)
         if not self.shape.per_component:
@@ -286,7 +286,7 @@ class Gaussian(Component):
         return np.broadcast_to(~np.isfinite(factors).all(axis=1), (self.n_components,))
 
     def score_products(self, model: Any, params: Any, fully: bool) -> ScoreProducts:
-        return ScoreProducts(model, params, fully and "covariances" not in self.fixed)
+        return ScoreProducts(model, params, fully and self.spread not in self.fixed)
 
     def _mended(self, theta: Gaussians, stats: GaussianStats, sum_w: Array) -> Gaussians:
         """A start in which covariances of too few rows are replaced by the average of the others."""
@@ -309,7 +309,7 @@ class Gaussian(Component):
     def start_at(self, rows: Array, summary: Summary | None) -> Gaussians:
         """Components at the rows, with the covariance of all rows."""
         k, d = self.n_components, self.n_features
-        if "covariances" in self.fixed or summary is None:
+        if self.spread in self.fixed or summary is None:
             covariances = identity(self.shape, k, d)
         else:
             floor = self.reg_covar * np.eye(d)
@@ -327,7 +327,7 @@ class Gaussian(Component):
     ) -> Gaussians:
         """With the pooled covariance; a component that stays has the last covariance with a Cholesky factor."""
         means, covariances = new.means.copy(), new.covariances.copy()
-        per_component, learned = self.shape.per_component, "covariances" not in self.fixed
+        per_component, learned = self.shape.per_component, self.spread not in self.fixed
         pooled = self._pooled(new, stats, sum_w, collapsed)
         for k in collapsed:
             if k in places:

@@ -39,9 +39,14 @@ SERIES = 16.0  # from here on Stirling's series is exact to the last digit
 
 @dataclass(frozen=True)
 class StudentTs(Gaussians):
-    """df : (k,), or () where all components share it.  means, covariances : mu_k and Sigma_k."""
+    """df : (k,), or () where all components share it.  means, covariances : mu_k and Sigma_k, which is no covariance."""
 
     df: Array
+
+    @property
+    def scales(self) -> Array:
+        """Sigma_k, by the name that it has in the schema."""
+        return self.covariances
 
 
 @stored
@@ -64,6 +69,8 @@ class StudentT(Gaussian):
     family: ClassVar[str] = "student-t"
     words: ClassVar[Words] = Words("Student-t mixture", "A mixture of {k} Student-t distributions", location="location")
 
+    spread: ClassVar[str] = "scales"
+
     @property
     def fields(self) -> Fields:
         return {**super().fields, "df": Field(() if self.shared_df else ("component",), POSITIVE)}
@@ -78,7 +85,8 @@ class StudentT(Gaussian):
             df = np.full(() if self.shared_df else self.n_components, START if self.df is None else self.df)
         elif self.df is not None and (df != self.df).any():
             raise InputError(f"initial df: got {df.flat[0]:g}, expected model.df: {self.df:g}. Change one of them.")
-        return StudentTs(**vars(super().theta(**arrays)), df=df)
+        scales = arrays["scales"] if "scales" in arrays else arrays["covariances"]
+        return StudentTs(**vars(super().theta(means=arrays["means"], covariances=scales)), df=df)
 
     def log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         assert isinstance(theta, StudentTs)
@@ -304,7 +312,7 @@ class StudentTSection(GaussianSection):
     family: Literal["student-t"] = Option("student-t", description="a mixture of Student-t distributions")  # type: ignore[assignment]  # its own name
     df: float | None = Option(None, gt=0, description="degrees of freedom; null: learned")
     shared_df: bool = Option(False, description="whether all components share the degrees of freedom")
-    fixed: list[Literal["weights", "means", "covariances", "df"]] = Option(  # type: ignore[assignment]  # one part more
+    fixed: list[Literal["weights", "means", "scales", "df"]] = Option(  # type: ignore[assignment]  # one part more
         default_factory=list, description="parts that stay at their initial values"
     )
 
