@@ -23,8 +23,9 @@ import zarr
 from dask import delayed
 from PIL import Image, ImageOps
 
-from pipeline import GaussianMixture, KMeans, MultinomialMixture
+from pipeline import GaussianMixture, KMeans, MultinomialMixture, workflow
 from pipeline.data.chunks import Chunks
+from pipeline.data.source import TARGET_BYTES
 from pipeline.errors import InputError, PipelineError, StorageError
 from pipeline.estimators.rows import input_rows
 from pipeline.jobconfig import validate
@@ -853,3 +854,41 @@ def test_opened_rows_that_cannot_be_used_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=expected):
             KMeans(2).fit(rows)
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(tmp_path, monkeypatch, turn):
+    """The plan knows its pixels from the header, and says which picture it is."""
+    save(tmp_path / "a.png", np.zeros((2000, 1500, 3), np.uint8), turn)
+    monkeypatch.setattr("pipeline.data.sources.images.decode", lambda *_: pytest.fail("decoded"))
+    config = validate(
+        {
+            "data": {"source": "images", "path": str(tmp_path), "patch": {"stride": 8}},
+            "model": {"n_components": 2},
+            "engine": {"memory": "530MiB", "workers": 1},
+            "output": {"path": str(tmp_path / "run")},
+        }
+    )
+    size = "2000 x 1500" if turn == 1 else "1500 x 2000"
+    with pytest.raises(InputError, match=rf"one task needs .*cut .*a\.png, of {size} pixels, into smaller pictures"):
+        workflow.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["rows", "weights", "row"])
+def test_stored_chunks_that_are_larger_than_their_rows_are_in_the_plan(tmp_path, part):
+    """A chunk of 1 GB of a small array, of rows or of weights, and a row of a sparse matrix that is longer than the target."""
+    x, more = rows_of("f8"), {}
+    if part == "row":
+        long = sp.csr_array((np.ones(2**21), np.arange(2**21), np.array([0, 0, 2**21])), (2, 2**21))
+        write_csr(tmp_path, long)
+    else:
+        big = {"chunks": (N, 2**27 // N)} if part == "rows" else {"chunks": (2**27,)}
+        zarr.create_array(tmp_path / "x.zarr", shape=x.shape, dtype=x.dtype, **(big if part == "rows" else {}))
+        if part == "weights":
+            zarr.create_array(tmp_path / "w.zarr", shape=(N,), dtype="f8", **big)
+            more = {"weights": str(tmp_path / "w.zarr")}
+    needed, advice = opened(tmp_path, "zarr", "x.zarr", **more).decoding()
+    assert (
+        needed > (2**30 if part != "row" else 3 * (2**21 * 12 - TARGET_BYTES)) and "smaller" in advice
+    ) or "larger" in advice
