@@ -78,15 +78,16 @@ def read_prediction(path: Path, resolved: dict[str, Any]) -> Prediction:
         raise InputError(f"{path}: the model of {run} is not the one that made these labels. {advice}")
     of = read_record(run)
     labels = _scores(replace(of, run=path))
-    assert labels is not None
+    if labels is None:
+        raise StorageError(f"{path / 'labels.zarr'}: an array is missing. Remove it, then `em-pipeline resume {path}`.")
     config, fingerprint = resolved.get("config") or {}, resolved.get("fingerprint") or {}
     return Prediction(path, of, config, fingerprint, labels, _scores(of))
 
 
 def _scores(record: Record) -> Scores | None:
-    """Read labels.zarr, block by block; None without one."""
+    """Read labels.zarr, block by block; None without one. Rows of a model without labels count as of one component."""
     label, score = record.label_array("label"), record.label_array(record.words.score)
-    if label is None or score is None:
+    if score is None or (label is None and record.k):
         return None
     try:
         return _of_blocks(record, label, score)
@@ -95,15 +96,15 @@ def _scores(record: Record) -> Scores | None:
 
 
 def _of_blocks(record: Record, label: Any, score: Any) -> Scores:
-    sign, n = record.words.sign, label.shape[0]
-    counts, total, sample = np.zeros(record.k, dtype=np.int64), 0.0, []
+    sign, n, k = record.words.sign, score.shape[0], max(1, record.k)
+    counts, total, sample = np.zeros(k, dtype=np.int64), 0.0, []
     rows, worst, labels = np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
     step = -(-n // SAMPLED)
-    for start in range(0, n, label.chunks[0]):
-        part = np.asarray(label[start : start + label.chunks[0]])
-        value = sign * np.asarray(score[start : start + label.chunks[0]], dtype=np.float64)
+    for start in range(0, n, score.chunks[0]):
+        value = sign * np.asarray(score[start : start + score.chunks[0]], dtype=np.float64)
+        part = np.where(np.isnan(value), -1, 0) if label is None else np.asarray(label[start : start + len(value)])
         known = part >= 0
-        counts += np.bincount(part[known], minlength=record.k)
+        counts += np.bincount(part[known], minlength=k)
         total += value[known].sum()
         sample.append(value[known][::step])
         rows = np.append(rows, start + np.flatnonzero(known))
