@@ -6,6 +6,7 @@ A line says which config section makes the model, and how rows are drawn. Starts
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from pipeline.arrays.packing import pack
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.engine.passes import Engine
+from pipeline.kernels.cpu import KERNELS
 from pipeline.models import schema
 from pipeline.models.base import LatentModel
 from pipeline.models.families import FAMILIES
@@ -287,3 +289,21 @@ def test_through_every_command(name: str, tmp_path: Path) -> None:
     import zarr
 
     np.testing.assert_array_equal(zarr.open_group(tmp_path / "labels" / "labels.zarr", mode="r")["label"][:], labels)
+
+
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if not name.endswith("sparse") and name != "multinomial"])
+def test_an_e_step_takes_the_same_memory_for_any_number_of_components(name):
+    """Responsibilities of a chunk are never all there at once, nor what tells the cost of leaving components out."""
+    k = 64
+    model, params, few, *_ = drawn(name, k)
+    x = np.tile(few, (40_000 // len(few), 1))
+    for action in (
+        lambda: job(model, params)(chunks_of(x)[0], KERNELS),
+        lambda: model.removal_costs(params, x, None, KERNELS),
+    ):
+        action()
+        tracemalloc.start()
+        action()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 0.5 * 8 * k * len(x) + 2 * x.nbytes, f"{peak / 2**20:.1f} MiB"

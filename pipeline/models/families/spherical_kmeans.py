@@ -55,11 +55,12 @@ class SphericalKMeans(Lloyd):
         zero = np.flatnonzero(is_zero(rows.x) & (weight > 0))
         if len(zero):
             raise InputError(f"row {rows.start + zero[0]}: {ADVICE}")
-        cosine = self._cosines(params, rows.x)
-        label = cosine.argmax(axis=1).astype(np.int32)
-        if known is not None:
-            label = np.where(known >= 0, known, label).astype(np.int32)
-        distance = 1.0 - cosine[np.arange(rows.n), label]
+        label, distance = np.empty(rows.n, np.int32), np.empty(rows.n)
+        for tile, cosine in self._cosines(params, rows.x):
+            label[tile] = cosine.argmax(axis=1)
+            if known is not None:
+                label[tile] = np.where(known[tile] >= 0, known[tile], label[tile])
+            distance[tile] = 1.0 - cosine[np.arange(len(cosine)), label[tile]]
         score = np.where(weight > 0, -distance, np.inf)
         key = label_key(label, weight, rows.start, self.k)
         if known is not None:  # they are no places for empty centres
@@ -67,12 +68,10 @@ class SphericalKMeans(Lloyd):
         stats = replace(self.label_statistics(rows.x, label, weight), inertia=float(weight @ distance))
         return Expectation(stats, Evidence(rows.total_weight, 0.0), score, label, key)
 
-    def _cosines(self, params: Centers, x: Matrix) -> Array:
-        """(n, k) float64."""
-        return np.concatenate([np.asarray(unit(x[rows]) @ params.centers.T) for rows in self._tiles(x)])
-
-    def _tiles(self, x: Matrix) -> Iterator[slice]:
-        return tiles(x.shape[0], tile_height(self.n_features, self.k))
+    def _cosines(self, params: Centers, x: Matrix) -> Iterator[tuple[slice, Array]]:
+        """The rows of each tile, and their cosines, (n, k) float64."""
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.k)):
+            yield rows, np.asarray(unit(x[rows]) @ params.centers.T)
 
     def m_step(self, stats: LloydStats, params: Centers | None) -> Centers:
         """A centre whose rows cancel stays, or at a start is that of the heaviest cluster."""
@@ -106,25 +105,28 @@ class SphericalKMeans(Lloyd):
         return self.start_at(unit(summary.mean[None]) + 0.01 * self.n_features**-0.5 * draws, summary)
 
     def assign(self, params: Centers, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
-        for rows in self._tiles(x):
-            cosine = self._cosines(params, x[rows])
+        for rows, cosine in self._cosines(params, x):
             label = cosine.argmax(axis=1).astype(np.int32)
             own = label[:, None] == np.arange(self.k)
             yield rows, Labels(label, 1.0 - cosine[own], np.where(own, 0.0, -np.inf))
 
     def removal_costs(self, params: Centers, x: Matrix, weight: Array | None, kernels: Any) -> tuple[Array, Array]:
         """How much lower the second highest cosine is, summed over each centre's rows."""
-        k = self.k
-        cosine, weights = self._cosines(params, x), np.ones(x.shape[0]) if weight is None else weight
-        each, label = np.arange(len(cosine)), cosine.argmax(axis=1)
-        best = cosine[each, label]
-        cosine[each, label] = -np.inf
-        second = cosine.argmax(axis=1)
-        cost = np.bincount(label, weights * (best - cosine[each, second]) if k > 1 else weights, minlength=k)
+        k, n = self.k, x.shape[0]
+        weights = np.ones(n) if weight is None else weight
+        label, second, lower = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n)
+        for tile, cosine in self._cosines(params, x):
+            each = np.arange(len(cosine))
+            label[tile] = cosine.argmax(axis=1)
+            best = cosine[each, label[tile]]
+            cosine[each, label[tile]] = -np.inf
+            second[tile] = cosine.argmax(axis=1)
+            lower[tile] = best - cosine[each, second[tile]]
+        cost = np.bincount(label, weights * lower if k > 1 else weights, minlength=k)
         return cost, np.bincount(label * k + second, weights, minlength=k * k).reshape(k, k)
 
     def responsibilities(self, params: Centers, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
-        label = self._cosines(params, x).argmax(axis=1)
+        label = np.concatenate([cosine.argmax(axis=1) for _, cosine in self._cosines(params, x)])
         return sp.csr_array((np.ones(len(label)), label, np.arange(len(label) + 1)), (len(label), self.k))
 
 
