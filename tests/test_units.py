@@ -16,7 +16,7 @@ from pipeline.data.column import MemoryColumn
 from pipeline.data.units import UnitSource, unit_starts
 from pipeline.em.heldout import Units
 from pipeline.errors import InputError
-from tests.jobs import command, job, refused, write_config, write_rows
+from tests.jobs import Interrupt, command, job, refused, write_config, write_rows
 from tests.laws.common import ArraySource
 
 FAMILY = '''
@@ -113,6 +113,16 @@ def test_a_family_that_asks_gets_whole_units(stored: Any, tmp_path: Path, monkey
     assert ".PerUnit is not a class that is stored" in refused("run", config, "--output", tmp_path / "other")
     unused = write_config(tmp_path / "unused.yaml", rows, data={"units": str(units)})
     assert "data.units: is for select.heldout above 0" in refused("check", unused)
+
+
+def test_other_units_are_other_data(stored: Any, tmp_path: Path) -> None:
+    """A run that was stopped is not resumed with other units: other rows would be held out."""
+    rows, units, numbers = stored
+    config = job(rows, data={"units": str(units)}, select={"heldout": 0.3}, model={"n_components": 2})
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config, tmp_path / "run", listeners=[Interrupt("pass", 2)])
+    np.save(units, numbers // 2)
+    assert "units: was " in refused("resume", tmp_path / "run")
 
 
 def test_units_are_held_out_together(stored: Any, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.data.checked import checked_column, checked_rows
 from pipeline.data.column import Column
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import TARGET_BYTES, Source
+from pipeline.data.units import UnitSource
 from pipeline.errors import InputError
 
 FINITE_TILE = 2**16  # numbers
@@ -174,7 +175,7 @@ class Chunks:
         Returns
         -------
         dict
-            Shape, dtype, chunk grid, object sizes, and the SHA-256 of 16 chunks with their weights and labels.
+            Shape, dtype, chunk grid, object sizes, the SHA-256 of 16 chunks with their weights and labels, and units.
         """
         source = self.source
         content = hashlib.sha256()
@@ -191,6 +192,7 @@ class Chunks:
             "grid": _digest(np.asarray(source.bounds, dtype=np.int64)),
             "object_sizes": _digest(np.asarray(source.object_sizes(), dtype=np.int64)),
             "sha256": content.hexdigest(),
+            **({"units": _digest(source.starts)} if isinstance(source, UnitSource) else {}),
         }
 
     def digest(self, i: int) -> str:
