@@ -21,6 +21,7 @@ import pipeline
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs import checkpoint
 from pipeline.outputs.checkpoint import STORED, State, generations, load, number, save
+from pipeline.outputs.state import LAYOUT
 from tests.jobs import Files, Interrupt, blobs, files, job, refused, write_rows
 
 DTYPES = ["<f8", "<f4", "<i8", "<i4", "<u8", "|b1", "|u1"]
@@ -237,15 +238,16 @@ def test_a_full_disk_is_said(tmp_path):
 
 
 def test_checkpoints_of_another_version_are_refused(tmp_path):
-    """With both layouts and what to do, exit 3, and the run stays as it is: 0.1.0's checkpoints had no number of their layout."""
+    """With both layouts and what to do, exit 3, and the run stays as it is."""
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(job(write_rows(tmp_path / "x.zarr", blobs())), run, listeners=[Interrupt("pass", 3)])
     newest = generations(run / "checkpoints")[-1]
     found = load(run / "checkpoints", print)[1]
-    facts = {name: value for name, value in found.facts.items() if name != "layout"}
-    shutil.rmtree(run / "checkpoints")
-    save(run / "checkpoints", number(newest), State(found.arrays, facts))
-    before = files(run / "checkpoints")
-    assert "got layout 1, expected 2: another version of em-pipeline wrote it" in refused("resume", run, code=3)
-    assert files(run / "checkpoints") == before
+    for layout in (None, LAYOUT - 1, LAYOUT + 1):
+        shutil.rmtree(run / "checkpoints")
+        save(run / "checkpoints", number(newest), State(found.arrays, {**found.facts, "layout": layout}))
+        before = files(run / "checkpoints")
+        said = refused("resume", run, code=3)
+        assert f"got layout {layout}, expected {LAYOUT}: another version of em-pipeline wrote it" in said
+        assert files(run / "checkpoints") == before
