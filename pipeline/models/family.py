@@ -76,8 +76,8 @@ class FamilySection(Variant):
 
     @property
     def fixed_parts(self) -> tuple[str, ...]:
-        """The parts of the parameters that stay at their initial values."""
-        return ()
+        """The parts of the parameters that stay at their initial values: the option `fixed`, where there is one."""
+        return tuple(getattr(self, "fixed", ()))
 
     @property
     def largest(self) -> int:
@@ -136,3 +136,8 @@ class ClusterSection(FamilySection):
     @property
     def largest(self) -> int:
         return max(self.n_components)
+
+    @property
+    def fixed_of_components(self) -> tuple[str, ...]:
+        """The fixed parts without the weights, which are of the mixture."""
+        return tuple(part for part in self.fixed_parts if part != "weights")

@@ -155,12 +155,9 @@ class BernoulliSection(ClusterSection):
     sparse: ClassVar[bool] = True
     template: ClassVar[dict[str, Any]] = {"data": {"source": "npy", "path": "answers.npy"}}
 
-    @property
-    def fixed_parts(self) -> tuple[str, ...]:
-        return tuple(self.fixed)
-
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k] = self.n_components
-        fixed = tuple(part for part in self.fixed if part != "weights")
-        component = Bernoulli(k, np.asarray(summary.mean, dtype=np.float64), self.concentration, fixed)
+        component = Bernoulli(
+            k, np.asarray(summary.mean, dtype=np.float64), self.concentration, self.fixed_of_components
+        )
         return Mixture(component, assignment, "weights" in self.fixed)

@@ -202,15 +202,10 @@ class CategoricalSection(ClusterSection):
     inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "labels", "explicit")
     template: ClassVar[dict[str, Any]] = {"data": {"source": "npy", "path": "codes.npy"}}
 
-    @property
-    def fixed_parts(self) -> tuple[str, ...]:
-        return tuple(self.fixed)
-
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k] = self.n_components
-        fixed = tuple(part for part in self.fixed if part != "weights")
         shift = np.asarray(summary.mean, dtype=np.float64)
-        component = Categorical(k, shift, self._categories(summary), self.concentration, fixed)
+        component = Categorical(k, shift, self._categories(summary), self.concentration, self.fixed_of_components)
         return Mixture(component, assignment, "weights" in self.fixed)
 
     def _categories(self, summary: Summary) -> Array:

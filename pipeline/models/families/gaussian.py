@@ -393,18 +393,13 @@ class GaussianSection(ClusterSection):
         "fits the 8 x 8 patches of two photographs that are installed with scikit-learn."
     )
 
-    @property
-    def fixed_parts(self) -> tuple[str, ...]:
-        return tuple(self.fixed)
-
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k], [covariance_type] = self.n_components, self.covariance_type
         # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
         with np.errstate(over="ignore"):
             shift = summary.mean.astype(np.float32).astype(np.float64)
         shift = np.where(np.isfinite(shift), shift, summary.mean)
-        fixed, of_weights = self.fixed_parts, 1.0 if self.prior is None else self.prior.weights
-        own = tuple(part for part in fixed if part != "weights")
+        own, of_weights = self.fixed_of_components, 1.0 if self.prior is None else self.prior.weights
         prior = None if self.prior is None else self.prior.of(summary.mean, summary.covariance, k, self.reg_covar)
         component = Gaussian(k, shift, covariance_type, self.reg_covar, own, prior)
-        return Mixture(component, assignment, "weights" in fixed, of_weights)
+        return Mixture(component, assignment, "weights" in self.fixed, of_weights)

@@ -248,10 +248,6 @@ class MultinomialSection(ClusterSection):
         "data.vocabulary to their words or null, and model.n_components to how many topics you look for."
     )
 
-    @property
-    def fixed_parts(self) -> tuple[str, ...]:
-        return tuple(self.fixed)
-
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k] = self.n_components
         of_weights = 1.0 if self.prior is None else self.prior.weights

@@ -127,12 +127,7 @@ class PoissonSection(ClusterSection):
     words: ClassVar[Words] = Poisson.words
     counts: ClassVar[bool] = True
 
-    @property
-    def fixed_parts(self) -> tuple[str, ...]:
-        return tuple(self.fixed)
-
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k] = self.n_components
-        fixed = tuple(part for part in self.fixed if part != "weights")
-        component = Poisson(k, np.asarray(summary.mean, dtype=np.float64), self.concentration, fixed)
+        component = Poisson(k, np.asarray(summary.mean, dtype=np.float64), self.concentration, self.fixed_of_components)
         return Mixture(component, assignment, "weights" in self.fixed)

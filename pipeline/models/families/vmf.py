@@ -255,11 +255,8 @@ class VonMisesFisherSection(ClusterSection):
     sparse: ClassVar[bool] = True
     second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "none"
 
-    @property
-    def fixed_parts(self) -> tuple[str, ...]:
-        return tuple(self.fixed)
-
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k] = self.n_components
-        fixed = tuple(part for part in self.fixed if part != "weights")
-        return Mixture(VonMisesFisher(k, len(summary.mean), fixed), assignment, "weights" in self.fixed)
+        return Mixture(
+            VonMisesFisher(k, len(summary.mean), self.fixed_of_components), assignment, "weights" in self.fixed
+        )
