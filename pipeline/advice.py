@@ -85,7 +85,7 @@ def _reading(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
     share = f"reading takes {min(1.0, cost.read_seconds / cost.seconds_per_pass):.0%} as long as a pass"
     spare = cost.memory["limit"] - cost.memory["peak"]
     if config.data.source == "csv":
-        yield f"{share}: text is parsed anew in each. Convert it once to zarr or .npy."
+        yield f"{share}: text is parsed again in each. Convert it once to zarr or .npy."
     elif config.engine.scheduler == "threads" and not config.engine.keep_decoded and cost.pass_bytes < spare:
         yield f"{share}, and the decoded rows would fit in what memory is left. Set engine.keep_decoded: true."
 

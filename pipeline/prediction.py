@@ -72,7 +72,9 @@ def resume_prediction(
     run = RunDirectory(str(begun["prediction_of"]))
     if not run.model.is_dir() or checkpoint.sums(run.model) != begun.get("model"):
         what = "has another model than these labels began with" if run.model.is_dir() else "has no model.zarr"
-        raise InputError(f"{path}: holds labels by the model of {run}, which {what}. Restore it, or predict anew.")
+        raise InputError(
+            f"{path}: holds labels by the model of {run}, which {what}. Restore it, or label the rows again."
+        )
     config = validate(trusted(begun["config"], overrides, name), list(overrides), name).resolved()
     _label_rows(run, run.read_config(), config, path, listeners, began)
     return target.path

@@ -55,7 +55,7 @@ def test_the_template_is_printed(tmp_path):
     assert f"expected one of {', '.join(families)}" in refused("config", "possion")
 
 
-def test_a_report_is_one_file_and_can_be_written_anew(copy):
+def test_a_report_is_one_file_and_can_be_written_again(copy):
     """`report` prints the path of the report it wrote."""
     (copy / "report.html").unlink()
     assert command("report", copy).out == f"{copy / 'report.html'}\n"

@@ -31,7 +31,7 @@ from pipeline.estimators.rows import input_rows
 from pipeline.jobconfig import validate
 
 N, D = 23, 3
-REFUSALS = (PipelineError, ValueError, TypeError, NotImplementedError)
+REFUSALS = (PipelineError, ValueError, TypeError)
 
 
 def rows_of(dtype: str) -> np.ndarray:
@@ -152,7 +152,8 @@ def idx(x: np.ndarray, folder: Path) -> np.ndarray:
 
 
 def parquet(x: np.ndarray, folder: Path) -> np.ndarray:
-    """A parquet file of several row groups."""
+    """A parquet file of several row groups; the format has one byte order."""
+    x = x.astype(x.dtype.newbyteorder("="))
     pd.DataFrame(x, columns=list("abc")).to_parquet(folder / "x.parquet", row_group_size=7)
     return loaded(opened(folder, "parquet", "x.parquet"))
 
@@ -228,8 +229,6 @@ def cannot(way: str) -> set[str]:
         return {"?"}
     if way == "idx":
         return {"?", "u2", "i8", "u8", "f2"}
-    if way == "parquet":
-        return SWAPPED
     return {"f2", *SWAPPED} if "cs" in way.lower() or "coo" in way else set()
 
 
@@ -253,8 +252,10 @@ def test_numbers_are_read_as_numpy_holds_them(tmp_path, way, dtype):
         np.testing.assert_array_equal(found, x.astype(np.float64))
 
 
-@pytest.mark.parametrize("dtype", OTHERS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [(way, dtype) for way in WAYS for dtype in OTHERS if (way, dtype) != ("parquet", "c8")],  # which cannot be written
+)
 @pytest.mark.filterwarnings(
     "ignore::zarr.errors.UnstableSpecificationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )

@@ -24,7 +24,6 @@ from pipeline.engine.memory import IMPORTS, SMALLER_CHUNKS, UNRETURNED, Plan, pl
 from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
-from pipeline.models import schema
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel, NoRows
 from pipeline.models.families import FAMILIES
@@ -63,11 +62,6 @@ class JobPlan:
     def searches(self) -> bool:
         """Whether the start is searched for on rows in memory."""
         return bool(self.search_rows)
-
-    @property
-    def parameter_bytes(self) -> int:
-        """Bytes of the parameters of all candidates."""
-        return sum(schema.n_bytes(model.fields, model.sizes) for model in self.models)
 
     def profile_job(self) -> ProfileJob:
         """The job of the profiling pass."""
