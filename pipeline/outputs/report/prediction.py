@@ -91,7 +91,7 @@ def _scores(record: Record) -> Scores | None:
         return None
     try:
         return _of_blocks(record, label, score)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # as in `Record.array`
         raise StorageError(f"{record.run / 'labels.zarr'}: cannot be read ({error}). Label the rows again.") from error
 
 

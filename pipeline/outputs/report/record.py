@@ -290,7 +290,7 @@ class Record:
 
         try:
             return zarr.open_array(guarded(self.run / "labels.zarr" / name), mode="r")
-        except (OSError, ValueError, KeyError):
+        except Exception:  # as in `array`
             return None
 
     def labels_of(self, rows: np.ndarray) -> list[int | None]:
