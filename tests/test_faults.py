@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -123,7 +124,8 @@ def test_a_chunk_that_kills_whoever_reads_it(tmp_path, alone):
     with cluster(tmp_path, faults=True) as found:
         job = start(tmp_path, alone, found).in_the_fit()
         (tmp_path / "deadly").write_text("7")
-        assert job.ended() == 4 and "chunks 6 to 7: 4 workers died" in job.errors, job.errors
+        # Tasks have one chunk or two: that follows from how long the passes before took.
+        assert job.ended() == 4 and re.search("chunk(s 6 to)? 7: 4 workers died", job.errors), job.errors
         (tmp_path / "deadly").unlink()
         ends_as_alone(Driver(alone.config, tmp_path / "run", "--scheduler-address", found.address), alone)
 
