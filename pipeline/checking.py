@@ -27,9 +27,9 @@ from pipeline.engine.memory import Plan
 from pipeline.engine.passes import ChunkFunction, Engine
 from pipeline.engine.reading import WORTH_BYTES
 from pipeline.engine.tree import shard_level
-from pipeline.fit.driver import Driver
-from pipeline.fit.plan import JobPlan
-from pipeline.fit.sink import NoSink
+from pipeline.fitting.driver import Driver
+from pipeline.fitting.plan import JobPlan
+from pipeline.fitting.sink import NoSink
 from pipeline.jobconfig import Config
 from pipeline.models.base import EStep, LatentModel
 from pipeline.models.clusters import BestRows, ClusterModel

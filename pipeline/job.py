@@ -13,8 +13,8 @@ from pipeline.data.chunks import Chunks
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
-from pipeline.fit.driver import Driver
-from pipeline.fit.plan import plan_job
+from pipeline.fitting.driver import Driver
+from pipeline.fitting.plan import plan_job
 from pipeline.jobconfig import Config
 from pipeline.models.base import LatentModel
 from pipeline.outputs.events import EventLog

@@ -13,7 +13,7 @@ from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory
 from pipeline.errors import InputError
-from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.outputs import checkpoint, model_store

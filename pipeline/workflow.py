@@ -27,8 +27,8 @@ from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import unused_address
 from pipeline.errors import InputError, as_written
-from pipeline.fit.driver import Driver
-from pipeline.fit.plan import JobPlan, memory_plan, plan_job
+from pipeline.fitting.driver import Driver
+from pipeline.fitting.plan import JobPlan, memory_plan, plan_job
 from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.models.clusters import ClusterModel

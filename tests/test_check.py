@@ -25,7 +25,7 @@ from pipeline.checking import Phase
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.engine.passes import Engine
-from pipeline.fit.plan import plan_job
+from pipeline.fitting.plan import plan_job
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep

@@ -24,7 +24,7 @@ from pipeline.em.choice import choose
 from pipeline.em.heldout import Units
 from pipeline.em.run import Run
 from pipeline.errors import InputError
-from pipeline.fit import plan
+from pipeline.fitting import plan
 from pipeline.jobconfig import validate
 from pipeline.outputs import run_sink
 from pipeline.outputs.events import read_events

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.data import files
 from pipeline.errors import InputError, StorageError
-from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.jobconfig import validate
 from tests.jobs import blobs
 

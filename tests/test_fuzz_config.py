@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.config.syntax import written
 from pipeline.errors import PipelineError
-from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.jobconfig import Config, load_config, template, to_plain, validate
 from tests.jobs import blobs
 

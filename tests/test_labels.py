@@ -12,7 +12,7 @@ import zarr
 
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
-from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture

@@ -22,7 +22,7 @@ from pipeline.data import sample
 from pipeline.em.accumulate import method_of
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
-from pipeline.fit import driver
+from pipeline.fitting import driver
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.information import ScoreProducts
 from pipeline.outputs import checkpoint, disk, labels, run_sink

@@ -19,9 +19,9 @@ from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import current_engine
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError
-from pipeline.fit.driver import Driver
-from pipeline.fit.plan import memory_plan, plan_job
-from pipeline.fit.sink import NoSink
+from pipeline.fitting.driver import Driver
+from pipeline.fitting.plan import memory_plan, plan_job
+from pipeline.fitting.sink import NoSink
 from pipeline.jobconfig import Config
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel

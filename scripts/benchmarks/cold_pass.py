@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.stores import drop_cache, read_all
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory
-from pipeline.fit.plan import memory_plan, plan_job
+from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.job import engine_for
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS

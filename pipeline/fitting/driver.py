@@ -30,8 +30,8 @@ from pipeline.em.stopping import Limits
 from pipeline.engine.memory import cores
 from pipeline.engine.memory_rows import MemoryRows
 from pipeline.engine.passes import Engine
-from pipeline.fit.plan import JobPlan, refuse_negative, warnings_of
-from pipeline.fit.sink import Sink
+from pipeline.fitting.plan import JobPlan, refuse_negative, warnings_of
+from pipeline.fitting.sink import Sink
 from pipeline.jobconfig import Config
 from pipeline.models.base import Attachment, EStep, LatentModel
 from pipeline.models.clusters import BestRows, ClusterModel, WorstRows
