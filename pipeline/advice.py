@@ -96,7 +96,7 @@ def _memory(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
     if plan["workers"] < wanted:
         each = size(plan["per_task"])
         yield f"memory allows {plan['workers']} tasks at a time of {wanted}: each needs {each}. {remedy}."
-    elif not plan["ahead"] and chunks.chunk_bytes() >= WORTH_BYTES:
+    elif not plan["ahead"] and chunks.chunk_bytes >= WORTH_BYTES:
         yield f"memory does not allow to read ahead: each pass waits for its reads. {remedy}."
 
 

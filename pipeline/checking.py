@@ -120,8 +120,7 @@ class Labelling:
 class _EmptyChunks(Chunks):
     """Chunks without rows: a pass over them costs neither reading nor arithmetic."""
 
-    def chunk_bytes(self) -> int:
-        return 0
+    chunk_bytes = 0
 
     def load(self, i: int) -> Rows:
         return Rows(np.empty((0, 0)), None, 0)
@@ -141,7 +140,7 @@ class Timer:
     def __init__(self, engine: Engine, chunks: Chunks, ahead: bool) -> None:
         """chunks : unmapped rows.  ahead : whether there is memory to read ahead."""
         self.read_seconds, self.basis = 0.0, "chunks"
-        self.engine, self.raw, self._ahead = engine, chunks, ahead and chunks.chunk_bytes() >= WORTH_BYTES
+        self.engine, self.raw, self._ahead = engine, chunks, ahead and chunks.chunk_bytes >= WORTH_BYTES
         shards = self._shards(TIMED_CHUNKS)
         self.ids, self.first = sorted({i for shard in shards for i in shard}), sorted({shard[0] for shard in shards})
         self.overhead = [self._seconds_of_nothing() for _ in range(2)][-1]
@@ -214,7 +213,7 @@ def from_shapes(chunks: Chunks, planned: Plan) -> list[str]:
     source = chunks.source
     rows = chunks.n_rows, chunks.n_features, str(source.dtype)
     return [
-        of_data(*rows, chunks.pass_bytes(), chunks.n_chunks, chunks.chunk_bytes()),
+        of_data(*rows, chunks.pass_bytes(), chunks.n_chunks, chunks.chunk_bytes),
         of_memory(planned._asdict() | {"peak": planned.peak}),
         f"timing    a few chunks, within about {SECONDS:.0f} s",
     ]
@@ -305,7 +304,7 @@ def cost(
         features=chunks.n_features,
         dtype=str(chunks.source.dtype),
         chunks=chunks.n_chunks,
-        chunk_bytes=chunks.chunk_bytes(),
+        chunk_bytes=chunks.chunk_bytes,
         pass_bytes=chunks.pass_bytes(),
         objects=len(chunks.source.object_sizes()),
         tasks=tasks_of(chunks.n_chunks, engine.workers, iteration * engine.workers / chunks.n_chunks)[0],

@@ -14,7 +14,7 @@ from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
 from pipeline.fitting.driver import Driver
-from pipeline.fitting.plan import plan_job
+from pipeline.fitting.plan import JobPlan
 from pipeline.jobconfig import Config
 from pipeline.models.base import LatentModel
 from pipeline.outputs.events import EventLog
@@ -25,9 +25,9 @@ from pipeline.outputs.run_sink import RunSink
 
 @dataclass(frozen=True)
 class Job:
-    """A running command: its config, rows and engine, and the run directory that it writes."""
+    """A running command: its plan, rows and engine, and the run directory that it writes."""
 
-    config: Config
+    plan: JobPlan
     chunks: Chunks
     engine: Engine
     log: EventLog
@@ -35,10 +35,15 @@ class Job:
     memory: PeakMemory
     began: float
 
+    @property
+    def config(self) -> Config:
+        """The config of the job."""
+        return self.plan.config
+
     def driver(self, generation: int = -1) -> Driver:
         """Return the driver of the fit, which writes the run directory. generation : the newest checkpoint."""
         sink = RunSink(self.directory, self.log, self.config.output, provenance.computed(self.config), generation)
-        return Driver(self.config, self.chunks, self.engine, plan_job(self.config, self.chunks), sink)
+        return Driver(self.config, self.chunks, self.engine, self.plan, sink)
 
 
 def engine_for(config: Config, plan: Plan) -> AbstractContextManager[Engine]:

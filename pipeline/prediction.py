@@ -100,7 +100,8 @@ def _label_rows(
                 f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
                 "Give data.path rows made as the run's own were."
             )
-        planned = memory_plan(plan_job(config, chunks, fits=False), chunks)  # before a chunk is read
+        plan = plan_job(config, chunks, fits=False)
+        planned = memory_plan(plan, chunks)  # before a chunk is read
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
@@ -110,7 +111,7 @@ def _label_rows(
             if output is not None:
                 _begin_prediction(target, config, fingerprint, directory)
             log = EventLog(target.events, tuple(listeners))
-            job = Job(config, replace(chunks, affine=affine), engine, log, target, memory, began)
+            job = Job(plan, replace(chunks, affine=affine), engine, log, target, memory, began)
             missing = output is None or not target.labels.exists()
             if missing:
                 write_labels_of(job, model, params)

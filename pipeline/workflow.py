@@ -80,6 +80,7 @@ def run(
     with single_thread(), PeakMemory() as memory:
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
+        plan.refuse_unreadable()
         user = user_start(config.fit, config.data, chunks.n_rows)
         planned, disk = memory_plan(plan, chunks), _disk(plan, chunks)  # before a chunk is read
         refuse_full(directory, disk)
@@ -88,7 +89,7 @@ def run(
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
             log = EventLog(directory.events, tuple(listeners))
-            job = Job(config, chunks, engine, log, directory, memory, began)
+            job = Job(plan, chunks, engine, log, directory, memory, began)
             log("start", **provenance.surroundings(config, engine, chunks), plan=_facts(planned, disk, chunks))
             log.warn(unused_address(config.engine))
             _fit(job, job.driver(), user)
@@ -133,6 +134,7 @@ def check(config: Config, tell: Callable[[str], None] = lambda text: None, began
     with single_thread(), TemporaryDirectory(prefix="em-pipeline-") as scratch:
         chunks = config.data.converted_in(scratch).open_chunks(config.model.by_unit)
         plan = plan_job(config, chunks)
+        plan.refuse_unreadable()
         user, planned = user_start(config.fit, config.data, chunks.n_rows), memory_plan(plan, chunks)
         for text in from_shapes(chunks, planned):
             tell(text)
@@ -197,7 +199,7 @@ def resume(
         refuse_full(directory, _disk(plan, chunks))
         with engine_for(config, planned) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
-            job = Job(config, chunks, engine, log, directory, memory, began)
+            job = Job(plan, chunks, engine, log, directory, memory, began)
             for text in provenance.other_versions(record):
                 log.warn(text)
             where = {"engine": record["config"].get("engine", {})}  # where it runs today says nothing of tomorrow

@@ -78,7 +78,7 @@ def damaged_json(text: bytes, rng: np.random.Generator) -> bytes:
 def read(**options: Any) -> None:
     """Open the rows as the command does, and read the first ones, unless the plan of memory would refuse them."""
     chunks = validate({"data": options}).data.open_chunks()
-    if chunks.decoding()[0] + 3 * chunks.chunk_bytes() < MOST_MIB * 2**20:
+    if chunks.decoding()[0] + 3 * chunks.chunk_bytes < MOST_MIB * 2**20:
         for i in range(min(chunks.n_chunks, 20)):
             chunks.load(i)
 

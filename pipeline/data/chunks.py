@@ -11,6 +11,7 @@ import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -141,8 +142,9 @@ class Chunks:
         _COMPARED.add((self.token, i))
         return None
 
+    @cached_property
     def chunk_bytes(self) -> int:
-        """Return the bytes of the largest chunk in the dtype of computations; of sparse rows the target."""
+        """Bytes of the largest chunk in the dtype of computations; of sparse rows the target."""
         if self.source.sparse:
             return TARGET_BYTES
         rows = int(np.diff(self.source.bounds).max())

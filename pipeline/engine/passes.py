@@ -117,7 +117,7 @@ class Engine:
         """
         began = time.perf_counter()
         wanted, blocks = range(chunks.n_chunks) if ids is None else ids, chunks.source.blocks()
-        ahead = self._ahead and chunks.chunk_bytes() >= WORTH_BYTES
+        ahead = self._ahead and chunks.chunk_bytes >= WORTH_BYTES
         work = _Pass(chunks, list(functions), self.kernels, ahead, self._cache)
         if self.cluster is None:
             if len(wanted) == 1 and blocks is None and store is None:  # a graph would take longer than a few rows
@@ -127,7 +127,7 @@ class Engine:
                 _refuse_another_view(chunks, self.cluster)
             self._seen = chunks.source
         kind, whole = tuple(map(type, functions)), (0, len(wanted))
-        seconds = self._seconds.get(kind, chunks.chunk_bytes() / SLOWEST)
+        seconds = self._seconds.get(kind, chunks.chunk_bytes / SLOWEST)
         width = 1 if blocks is not None else 1 << shard_level(len(wanted), self.workers, seconds)
         grain = len(wanted) if store is None else max(1, 2 * len(wanted) // MOST_STORED)
         stored = set() if store is None else store.spans()

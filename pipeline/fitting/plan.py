@@ -63,6 +63,15 @@ class JobPlan:
         """Whether the start is searched for on rows in memory."""
         return bool(self.search_rows)
 
+    def refuse_unreadable(self) -> None:
+        """Raise InputError for a model that could be written and not read again: before it is fitted."""
+        for model in self.models:
+            try:
+                unpack(*pack(model))
+            except (TypeError, ValueError) as error:
+                advice = "Make it a frozen dataclass of plain values and arrays, with the decorator pipeline.arrays.packing.stored."
+                raise InputError(f"model.family: {model.family}: {error}. {advice}") from error
+
     def profile_job(self) -> ProfileJob:
         """The job of the profiling pass."""
         full = any(step.kind in ("pca", "zca") for step in self.config.preprocess)
@@ -92,22 +101,9 @@ def plan_job(config: Config, chunks: Chunks, fits: bool = True) -> JobPlan:
     # pca is the only step that changes how many features there are.
     d = min([chunks.n_features, *(step.n_components or chunks.n_features for step in config.preprocess)])
     models, largest = tuple(config.models(NoRows(d))), [c.model.largest for c in config.candidates()]
-    for model in models:
-        _refuse_unreadable(model)
     sample = tuple(_sample_rows(k, chunks.n_features) for k in largest)
     search = tuple(n_sampled(chunks, k) for k in largest) if _searches(config, models) else ()
     return JobPlan(config, models, sample, search, chunks.n_rows, chunks.n_features, chunks.source.sparse)
-
-
-def _refuse_unreadable(model: LatentModel) -> None:
-    """Raise InputError for a model that could be written and not read again: before it is fitted."""
-    try:
-        unpack(*pack(model))
-    except (TypeError, ValueError) as error:
-        advice = (
-            "Make it a frozen dataclass of plain values and arrays, with the decorator pipeline.arrays.packing.stored."
-        )
-        raise InputError(f"model.family: {model.family}: {error}. {advice}") from error
 
 
 def _sample_rows(k: int, n_features: int) -> int:
@@ -149,7 +145,7 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     def task(stats: int, tiles: int = TILE_BYTES, jobs: int = 1) -> int:
         # A binary counter over the chunks of a task holds as many partial sums as it has bits, and two while it adds.
         partials = shard_level(chunks.n_chunks, 1, 0.0) + 2
-        return decoding + task_bytes(chunks.chunk_bytes(), rows, stats * jobs, tiles, partials)
+        return decoding + task_bytes(chunks.chunk_bytes, rows, stats * jobs, tiles, partials)
 
     d = job.models[0].sizes.get("feature", chunks.n_features)
     statistics = sum(model.e_step_bytes() for model in job.models)
@@ -180,8 +176,8 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
         driver = max(driver, 8 * information)
     driver += min(UNRETURNED, 4 * chunks.pass_bytes()) if imports else 0  # in proportion, where there are few rows
     each, processes = max(fitting, labelling, errors), uses_processes(engine)
-    advice = advice if decoding > chunks.chunk_bytes() else SMALLER_CHUNKS
-    return plan(engine.memory, engine.workers, each, chunks.chunk_bytes(), driver, processes, imports, advice)
+    advice = advice if decoding > chunks.chunk_bytes else SMALLER_CHUNKS
+    return plan(engine.memory, engine.workers, each, chunks.chunk_bytes, driver, processes, imports, advice)
 
 
 def refuse_negative(config: Config, profile: Profile) -> None:
