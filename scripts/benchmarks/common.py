@@ -143,6 +143,8 @@ def compared(
 class InMemory(Source):
     """Rows of an array, dense or CSR, in chunks of TARGET_BYTES, or of an eighth of the rows where those are fewer."""
 
+    stored = False  # a pass after the profile makes no checksums
+
     def __init__(self, x: Any) -> None:
         """x : (n, d)."""
         self.n_features, self.dtype, self.sparse = x.shape[1], x.dtype, sp.issparse(x)
