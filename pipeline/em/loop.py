@@ -210,4 +210,6 @@ def _entry(run: Run, total: Totals, after: Any) -> Entry:
         fisher_norm=norm,
         rate=rate,
         remaining_gain=remaining_gain(norm, rates) if bounded and not mixed else np.nan,
+        computed=total.evidence.skipped.share,
+        left_out=total.evidence.skipped.largest,
     )

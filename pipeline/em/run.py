@@ -40,6 +40,10 @@ class Entry(NamedTuple):
         Ratio of this length to the one before; NaN if unknown.
     remaining_gain : float
         Aitken's estimate, nats per row; NaN if unknown.
+    computed : float
+        Share of the pairs of a row and a component whose density the E-step computed; NaN if it cannot leave any out.
+    left_out : float
+        The largest possible responsibility of the others.
     """
 
     objective: float
@@ -53,6 +57,8 @@ class Entry(NamedTuple):
     fisher_norm: float
     rate: float
     remaining_gain: float
+    computed: float = np.nan
+    left_out: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -281,5 +281,8 @@ def _figures(run: Run, total: float) -> dict[str, float | None]:
         name, value = run.model.words.series, run.log_likelihood
     known = {name: value, f"{name}_per_row": value / total}
     if run.history:
-        known |= {name: getattr(run.history[-1], name) for name in ("fisher_norm", "rate", "remaining_gain")}
+        known |= {
+            name: getattr(run.history[-1], name)
+            for name in ("fisher_norm", "rate", "remaining_gain", "computed", "left_out")
+        }
     return {name: value if np.isfinite(value) else None for name, value in known.items()}

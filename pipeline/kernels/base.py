@@ -8,11 +8,14 @@ Shapes: n rows, d features or v words, k components.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array
+from pipeline.arrays.packing import stored
 
 
 class CovarianceShape(Protocol):
@@ -70,6 +73,10 @@ class GaussianProblem(NamedTuple):
         Reference point near the rows.
     hard : bool
         Whether each row belongs to its most probable component alone.
+    covariances : array, float64, or None
+        In the covariance type's shape.
+    df : array, shape (k,), float64, or None
+        Degrees of freedom of Student-t components, for which log_scale is log π_k + log p(μ_k | k); None for Gaussians.
     """
 
     shape: CovarianceShape
@@ -80,6 +87,41 @@ class GaussianProblem(NamedTuple):
     condition: Array
     shift: Array
     hard: bool
+    covariances: Array | None = None
+    df: Array | None = None
+
+
+@stored
+@dataclass(frozen=True)
+class Skipped(Additive):
+    """What passes left out; it adds.
+
+    Attributes
+    ----------
+    computed, pairs : float
+        Pairs of a row and a component whose density was computed, and all pairs; 0 of 0 where nothing can be left out.
+    largest : float
+        The largest possible responsibility among the others.
+    """
+
+    computed: float = 0.0
+    pairs: float = 0.0
+    largest: float = 0.0
+
+    def _with(self, other: Skipped, add: Callable[[Any, Any], Any]) -> Skipped:
+        return Skipped(self.computed + other.computed, self.pairs + other.pairs, max(self.largest, other.largest))
+
+    def __mul__(self, factor: float) -> Skipped:
+        """What was left out of rows that count `factor` times."""
+        return self
+
+    @property
+    def share(self) -> float:
+        """Share of the pairs that were computed; NaN where nothing can be left out."""
+        return self.computed / self.pairs if self.pairs else float("nan")
+
+
+NOTHING_SKIPPED = Skipped()
 
 
 class GaussianSums(NamedTuple):
@@ -88,6 +130,8 @@ class GaussianSums(NamedTuple):
     log_norm : (n,) log p(x), nats.  about : (k, d) points about which moments are taken.  sum_w : (k,).
     sum_x : (k, d).  sum_xx : second moments in the covariance type's shape; for one shared by all components zeros.
     entropy : of the responsibilities, total nats.  All float64.
+    scales : of Student-t components, (2, k) sums of log(1 + δ / ν) and of E u - 1 = (d - δ) / (ν + δ); rows count E u times
+    in sum_x and sum_xx.
     """
 
     log_norm: Array
@@ -96,6 +140,8 @@ class GaussianSums(NamedTuple):
     sum_x: Array
     sum_xx: Array
     entropy: float
+    skipped: Skipped = NOTHING_SKIPPED
+    scales: Array | None = None
 
 
 class CountsProblem(NamedTuple):

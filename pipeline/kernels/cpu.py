@@ -11,6 +11,7 @@ from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels import choice, counts, gaussian, nearest
 from pipeline.kernels.arena import ArenaPool
 from pipeline.kernels.base import CountsProblem, CountsSums, GaussianProblem, GaussianSums, LloydSums
+from pipeline.kernels.pruned import BoundsCache
 
 
 class CpuKernels:
@@ -22,13 +23,14 @@ class CpuKernels:
 
     def __init__(self) -> None:
         self._arenas = ArenaPool()
+        self._bounds = BoundsCache()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return of_this_process, ()
 
     def gaussian_pass(self, problem: GaussianProblem, x: Array, weight: Array | None) -> GaussianSums:
         with self._arenas.checkout() as arena:
-            return gaussian.gaussian_pass(problem, x, weight, arena)
+            return gaussian.gaussian_pass(problem, x, weight, arena, self._bounds)
 
     def gaussian_log_joint(self, problem: GaussianProblem, x: Array) -> Array:
         with self._arenas.checkout() as arena:

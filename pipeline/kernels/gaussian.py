@@ -10,15 +10,22 @@ from pipeline.kernels.base import GaussianProblem, GaussianSums
 from pipeline.kernels.choice import FLOAT32_CONDITION, uses_simd
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.kernels.gemm import gemm_log_joint, gemm_pass
+from pipeline.kernels.pruned import BoundsCache, counted, pruned_pass
 from pipeline.kernels.simd import simd_joint, simd_pass, whole
 from pipeline.kernels.simd_sums import TILE
 
 
-def gaussian_pass(problem: GaussianProblem, x: Array, weight: Array | None, arena: Arena) -> GaussianSums:
+def gaussian_pass(
+    problem: GaussianProblem, x: Array, weight: Array | None, arena: Arena, bounds: BoundsCache
+) -> GaussianSums:
     """See `Kernels.gaussian_pass`."""
     x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
+    pruned = pruned_pass(problem, x, weight, arena, bounds)
+    if pruned is not None:
+        return pruned
+    every = counted(problem, len(x))
     if not uses_simd(problem):
-        return gemm_pass(problem, x, weight, arena)
+        return gemm_pass(problem, x, weight, arena)._replace(skipped=every)
     k, d = problem.means.shape
     matrices, e = problem.shape.kind in (PAIRS, NONE), whole(d)
     log_norm, sum_w, sum_x = np.empty(len(x)), np.zeros(k), np.zeros((k, e))
@@ -40,7 +47,7 @@ def gaussian_pass(problem: GaussianProblem, x: Array, weight: Array | None, aren
         arena.array("simd", (d + e + k + 7, TILE), x.dtype),
     )
     sum_xx = problem.shape.from_lanes(sum_xx[:, :d, :d])
-    return GaussianSums(log_norm, problem.means, sum_w, sum_x[:, :d], sum_xx, entropy)
+    return GaussianSums(log_norm, problem.means, sum_w, sum_x[:, :d], sum_xx, entropy, every)
 
 
 def gaussian_log_joint(problem: GaussianProblem, x: Array, arena: Arena) -> Array:

@@ -19,6 +19,7 @@ from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Rows
 from pipeline.errors import InputError
+from pipeline.kernels.base import NOTHING_SKIPPED, Skipped
 from pipeline.models import schema
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
@@ -44,12 +45,15 @@ class Evidence(Additive):
         log p(X), total nats, if the E-step knows it.
     label_entropy : float or None
         Entropy of the labels' posterior, total nats, if there are labels (for ICL).
+    skipped : Skipped
+        What the E-step left out because it rounds to nothing.
     """
 
     weight: float
     entropy: float
     log_likelihood: float | None = None
     label_entropy: float | None = None
+    skipped: Skipped = NOTHING_SKIPPED
 
 
 class Expectation(NamedTuple):

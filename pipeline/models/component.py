@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
+from pipeline.kernels.base import NOTHING_SKIPPED, Skipped
 from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import SearchEffort, Summary
@@ -23,7 +24,7 @@ class Pass(NamedTuple):
     """Result of one pass.
 
     log_norm : (n,) log p(x), nats.  sum_w : (k,) soft counts.  stats : the component's.  entropy : of the labels, total nats.
-    more_entropy : of the component's own latent variables, given the labels, total nats.
+    more_entropy : of the component's own latent variables, given the labels, total nats.  skipped : what was left out.
     """
 
     log_norm: Array
@@ -31,6 +32,7 @@ class Pass(NamedTuple):
     stats: Any
     entropy: float
     more_entropy: float = 0.0
+    skipped: Skipped = NOTHING_SKIPPED
 
 
 class Component(ABC):

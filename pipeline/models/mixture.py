@@ -169,8 +169,8 @@ class Mixture(ClusterModel):
         score = found.log_norm if rows.weight is None else np.where(rows.weight > 0, found.log_norm, np.inf)
         if not np.isfinite(log_likelihood):
             self._refuse_impossible(score, rows.start)
-        evidence = Evidence(rows.total_weight, found.entropy + found.more_entropy, log_likelihood, found.entropy)
-        return Expectation(MixtureStats(found.sum_w, found.stats), evidence, score)
+        figures = found.entropy + found.more_entropy, log_likelihood, found.entropy, found.skipped
+        return Expectation(MixtureStats(found.sum_w, found.stats), Evidence(rows.total_weight, *figures), score)
 
     def _by_label(self, params: MixtureParams, rows: Rows, kernels: Any) -> Pass:
         """The pass over a chunk; rows with a known component are passed with all other weights at 0."""

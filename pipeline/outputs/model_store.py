@@ -108,6 +108,9 @@ def _history(run: Run) -> dict[str, Any]:
         run.model.has_bound and (np.abs(objective - plain) > 1e-9 * np.abs(plain)).any()
     ):  # under a prior, or hard labels
         series["objective"] = (("iteration",), objective)
+    if any(entry.computed < 1 for entry in run.history):
+        names = ("computed", "left_out")
+        series |= {name: (("iteration",), np.array([getattr(e, name) for e in run.history])) for name in names}
     if not run.model.has_bound:
         words = run.model.words
         series[words.series] = (("iteration",), np.array([words.sign * entry.objective for entry in run.history]))

@@ -132,7 +132,7 @@ class Gaussian(Component):
         if not self.shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             sum_xx = self._scatter(x, weight)
-        return Pass(sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx), sums.entropy)
+        return Pass(sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx), sums.entropy, 0.0, sums.skipped)
 
     def implementations(self, theta: Gaussians, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
         found: dict[str, list[int]] = kernels.gaussian_implementations(self._problem(theta, np.zeros(1), False), dtype)
@@ -154,7 +154,9 @@ class Gaussian(Component):
             far = ((theta.means - self.shift) ** 2).sum(axis=1) + shape.traces(theta.covariances, k, d)
             reach = far / np.maximum(theta.eigenvalues[:, 0], 0.0)
             condition = theta.eigenvalues[:, 1] / np.maximum(theta.eigenvalues[:, 0], 0.0)
-        return GaussianProblem(shape, theta.means, theta.factors, log_scale, reach, condition, self.shift, hard)
+        return GaussianProblem(
+            shape, theta.means, theta.factors, log_scale, reach, condition, self.shift, hard, theta.covariances
+        )
 
     def statistics(self, theta: Gaussians | None, x: Matrix, resp: Array) -> GaussianStats:
         """By component about the shift; fits use compiled passes."""

@@ -112,10 +112,13 @@ class StudentT(Gaussian):
     ) -> Pass:
         assert isinstance(theta, StudentTs)
         self._refuse_singular(theta)
+        if self.shape.per_component and self.shape.is_matrix:
+            return self._compiled(theta, log_weights, x, weight, hard, kernels)
         k, d = self.n_components, self.n_features
         log_norm, sum_w, entropy = np.empty(len(x)), np.zeros(k), 0.0
         sums = np.zeros((2, k))  # of r log(1 + delta / nu) and r (E u - 1)
-        moments, shared = [Moments(self.shape, mean) for mean in theta.means], Moments(self.shape, self.shift)
+        moments = [Moments(self.shape, mean) for mean in theta.means]
+        shared = None if self.shape.per_component else Moments(self.shape, self.shift)
         for rows in tiles(len(x), tile_height(d, k)):
             tile = np.asarray(x[rows], compute_dtype(x.dtype))
             squared = self._squared(theta, tile, kernels)
@@ -131,29 +134,48 @@ class StudentT(Gaussian):
             sums += [_column_sums(resp, log_ratio), _column_sums(resp, excess)]
             with np.errstate(invalid="ignore"):
                 resp = np.where(resp > 0, resp + resp * excess, 0.0)
-            if self.shape.per_component:
+            if shared is None:
                 for one, own in zip(moments, resp.T, strict=True):
                     one.add(tile, own)
             else:
                 shared.add(tile.astype(np.float64), resp.sum(axis=1))
                 for one, own in zip(moments, resp.T, strict=True):
                     one.sum_x += own @ np.subtract(tile, one.mean, dtype=np.float64)
-        stats, more = self._collected(theta, sum_w, sums, moments, shared)
+        stacked = self._stacked(moments)
+        stats, more = self._collected(theta, sum_w, sums, stacked.sum_x, stacked.sum_xx, shared)
         return Pass(log_norm, sum_w, stats, entropy, more)
 
+    def _compiled(
+        self, theta: StudentTs, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
+    ) -> Pass:
+        """The pass of full scale matrices, by the kernels of Gaussians."""
+        one = np.zeros((1, self.n_components))
+        problem = self._problem(theta, log_weights, hard)._replace(
+            log_scale=log_weights + self._log_density(theta, one)[0], df=np.broadcast_to(theta.df, one[0].shape)
+        )
+        sums = kernels.gaussian_pass(problem, x, weight)
+        stats, more = self._collected(theta, sums.sum_w, sums.scales, sums.sum_x, sums.sum_xx)
+        return Pass(sums.log_norm, sums.sum_w, stats, sums.entropy, more, sums.skipped)
+
     def _collected(
-        self, theta: StudentTs, sum_w: Array, sums: Array, moments: list[Moments], shared: Moments
+        self,
+        theta: StudentTs,
+        sum_w: Array,
+        sums: Array,
+        first: Array,
+        second: Array,
+        shared: Moments | None = None,
     ) -> tuple[StudentTStats, float]:
-        """The statistics about the shift, and the entropy of u given the labels."""
+        """The statistics about the shift, and the entropy of u given the labels. first, second : moments about the means."""
         log_ratio, excess = sums
         a, b = 0.5 * theta.df, 0.5 * self.n_features
-        alpha, sum_u, stacked = a + b, sum_w + excess, self._stacked(moments)
+        alpha, sum_u = a + b, sum_w + excess
         gap = sum_w * (np.log1p(b / a) - _log_less_psi(alpha)) - log_ratio - excess
         by = self.shift - theta.means
-        if self.shape.per_component:
-            sum_x, sum_xx = self.shape.moved(sum_u, stacked.sum_x, stacked.sum_xx, by)
+        if shared is None:
+            sum_x, sum_xx = self.shape.moved(sum_u, first, second, by)
         else:
-            sum_x, sum_xx = stacked.sum_x - sum_u[:, None] * by, shared.sum_xx
+            sum_x, sum_xx = first - sum_u[:, None] * by, shared.sum_xx
         own = (
             np.log1p(b / a) + 0.5 * (LOG_2PI - np.log(alpha)) + _stirling(alpha) + (alpha - 1.0) * _log_less_psi(alpha)
         )
@@ -244,7 +266,9 @@ class StudentT(Gaussian):
         return replace(found, df=np.where(moved, found.df, new.df) if moved.any() else new.df)
 
     def implementations(self, theta: Gaussians, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
-        """Densities as of Gaussians; moments about each mean."""
+        """Of full scale matrices pairs; else densities as of Gaussians, and moments about each mean."""
+        if self.shape.per_component and self.shape.is_matrix:
+            return {"pairs": [self.n_components] * 2}
         found = {
             name: [densities, 0] for name, (densities, _) in super().implementations(theta, dtype, kernels).items()
         }

@@ -1,0 +1,399 @@
+"""Gaussian and Student-t passes that skip the pairs of a row and a component whose responsibility rounds to nothing.
+
+    log p(x, k) <= s_k - |W_kᵀ (x - μ_k)|² / 2,    W_k = P_k V_k,  V_kᵀ V_k = 1,  P_k P_kᵀ = Σ_k⁻¹
+
+for any m orthonormal columns V_k, because a projection is no longer than what it projects. One matrix product a tile
+gives bounds of all pairs from the first directions; more directions follow where these do not rule a pair out. Pairs whose
+bound is more than TAIL below a density that is computed for the row have responsibilities below e^-TAIL, half a unit of
+rounding; the others are computed from gathered rows (kernels/pairs.py). A bound that is replaced by its exact density
+stays a bound, so the highest of a row's bounds is computed, again and again, to raise what the others are compared with.
+
+The bounds are computed in float32, and lowered distances cover their rounding. A computed projection z errs by at most
+e = γ (|y| |w| + |o|), y = x - reference, o = (μ - reference)·w, γ = (d + 8) 2^-24, and for 0 < ρ < 1
+
+    max(0, |z| - e)² >= (1 - ρ) z² - e² / ρ        e² <= 2 γ² (|y|² |w|² + o²)
+
+[Cauchy-Schwarz; Higham 2002, sec. 3.1]. What is skipped depends on the rows of the chunk, the parameters and the dtype alone.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import finalize
+
+import numpy as np
+
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import tiles
+from pipeline.kernels.arena import Arena
+from pipeline.kernels.base import NOTHING_SKIPPED, GaussianProblem, GaussianSums, Skipped
+from pipeline.kernels.choice import FLOAT32_CONDITION
+from pipeline.kernels.features import PAIRS
+from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, packed_blocks, pair_distances, pair_moments, whole_vectors
+from pipeline.kernels.skipping import collect, grouped, lower_distances, pair_softmax, project_tile
+from pipeline.kernels.softmax import padded
+
+TAIL = 36.75  # nats: e^-TAIL = 1.1e-16
+MARGIN = 0.01  # nats, for the rounding of a computed density, and of the last additions of a bound
+RELATIVE = 2.0**-20  # of a density, for the same
+FIRST, SECOND, ITERATIONS = 3, 16, 4  # directions of the bounds; steps of the subspace iteration that finds them
+ROUNDS = 2  # densities of a row that are computed to compare bounds with, after each stage
+RHO = 2.0**-8
+LEAST_COMPONENTS, LEAST_FEATURES, LEAST_ROWS = 48, 40, 256  # below, bounds cost more than they save
+# Share of pairs above which it is faster to compute all by matrix products, A - B / d²: a pair costs some 0.037 d² ns, all by
+# products 0.027 d² each, and the bound of one 34 ns, measured at d = 64; 0.8 of the break-even.
+MOST_SHARE = (0.58, 735.0)
+PROBED = 128  # rows of a chunk from which that is decided
+MOMENTS_CONDITION = 1e3  # of covariances whose moments are computed in float32: 1e-4 of the smallest eigenvalue
+TILE_PAIRS = 2**19  # of which few are computed; an eighth, where all are
+PROJECTED = 256  # rows at a time
+FLOAT32, FLOAT64, INT32 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32)
+
+
+class Stage(NamedTuple):
+    """Directions of all components: w (k, d, m).  slope, offset : (k,) float32, of |y|² and constant: what is taken from a
+    squared distance for rounding.
+    """
+
+    directions: Array
+    slope: Array
+    offset: Array
+
+
+class Bounds(NamedTuple):
+    """What all chunks of a pass need.
+
+    first : directions as (d, FIRST k) float32, a slab of k columns for each; shifts : (FIRST k,), the means' projections.
+    second : directions in blocks (kernels/pairs.py).  means : by precision, in two parts, and about the reference for bounds.
+    densities, moments : components by the precision of their densities and moments.  factors : in blocks, by precision.
+    """
+
+    reference: Array
+    first: Array
+    shifts: Array
+    second: tuple[Array, Array]
+    stages: tuple[Stage, Stage]
+    about: tuple[Array, Array]
+    means: dict[Any, tuple[Array, Array]]
+    densities: dict[Any, Array]
+    moments: dict[Any, Array]
+    factors: dict[Any, tuple[Array, Array]]
+
+
+class BoundsCache:
+    """The bounds of parameters in use, so that the chunks of a pass share them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, Any], Bounds] = {}
+        self._lock = Lock()
+
+    def of(self, problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
+        """The bounds for rows of a dtype. They depend on means, covariances and shift, of which one array stands for all."""
+        key = (id(problem.factors), dtype)
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = bounds_of(problem, dtype)
+                finalize(problem.factors, self._known.pop, key, None)
+            return self._known[key]
+
+
+class Pairs(NamedTuple):
+    """Pairs by component: those of c are rows[start[c] : start[c + 1]].  skipped : (n,), the highest bound of the others."""
+
+    rows: Array
+    start: Array
+    skipped: Array | None = None
+
+    @property
+    def counts(self) -> Array:
+        """(k,) pairs of each component."""
+        return np.diff(self.start)
+
+
+class Tile(NamedTuple):
+    """Rows of a tile by precision, about the reference in float32, and their squared lengths there."""
+
+    x: dict[Any, Array]
+    y: Array
+    size: Array
+
+
+def may_skip(problem: GaussianProblem) -> bool:
+    """Whether there may be enough to skip."""
+    k, d = problem.means.shape
+    return problem.shape.kind == PAIRS and k >= LEAST_COMPONENTS and d >= LEAST_FEATURES
+
+
+def counted(problem: GaussianProblem, n: int, computed: int | None = None, largest: float = 0.0) -> Skipped:
+    """What a pass over n rows left out. computed : pairs; None for all."""
+    if not may_skip(problem):
+        return NOTHING_SKIPPED
+    pairs = float(n * len(problem.means))
+    return Skipped(pairs if computed is None else float(computed), pairs, largest)
+
+
+def pruned_pass(
+    problem: GaussianProblem, x: Array, weight: Array | None, arena: Arena, cache: BoundsCache
+) -> GaussianSums | None:
+    """E-step of one chunk that skips pairs; None if too few can be. x : (n, d), float32 or float64, C-contiguous."""
+    (k, d), n = problem.means.shape, len(x)
+    every = problem.df is not None  # other kernels have no moments of Student-t components
+    worth = may_skip(problem) and n >= LEAST_ROWS
+    if not (every or worth):
+        return None
+    work = _Work(problem, cache.of(problem, x.dtype), arena)
+    prunes = worth and work.share(x[:: -(-n // PROBED)]) <= MOST_SHARE[0] - MOST_SHARE[1] / d**2
+    if not (every or prunes):
+        return None
+    log_norm, sum_w, scales, entropy = np.empty(n), np.zeros(k), np.zeros((2, k)), 0.0
+    computed, largest = 0, 0.0
+    sum_x, sum_xx = work.new_moments()
+    for rows in tiles(n, work.height(TILE_PAIRS if prunes else TILE_PAIRS // 8)):
+        tile = work.tile(x[rows])
+        pairs = work.candidates(tile) if prunes else work.all_pairs(tile)
+        value, distance = work.densities(tile, pairs)
+        share = arena.array("shares", (padded(len(value), 8),), FLOAT64)
+        scratch = arena.array("row sums", (3, len(tile.y)), FLOAT64)
+        w = np.empty(0) if weight is None else weight[rows]
+        more, dropped = pair_softmax(pairs.rows, value, w, problem.hard, np.exp(-TAIL), scratch, log_norm[rows], share)
+        entropy, computed, share = entropy + more, computed + len(value), share[: len(value)]
+        largest = max(largest, dropped, work.largest(pairs, log_norm[rows]))
+        sum_w += _by_component(share, pairs)
+        if problem.df is not None:
+            df = np.repeat(problem.df, pairs.counts)
+            with np.errstate(invalid="ignore"):
+                ratio = np.where(share > 0, share * np.log1p(distance / df), 0.0)
+                excess = np.where(share > 0, share * ((d - distance) / (df + distance)), 0.0)
+            scales += [_by_component(ratio, pairs), _by_component(excess, pairs)]
+            share += excess
+        work.add_moments(tile, pairs, share, sum_x, sum_xx)
+    return GaussianSums(
+        log_norm,
+        problem.means,
+        sum_w,
+        sum_x[:, :d],
+        problem.shape.from_lanes(sum_xx[:, :d, :d]),
+        entropy,
+        counted(problem, n, computed, largest),
+        scales,
+    )
+
+
+def _by_component(values: Array, pairs: Pairs) -> Array:
+    """(k,) sums."""
+    sums = np.zeros(len(pairs.start) - 1)
+    some = np.flatnonzero(pairs.counts)
+    sums[some] = np.add.reduceat(values, pairs.start[some]) if len(some) else 0.0
+    return sums
+
+
+class _Work:
+    """The arithmetic of one chunk."""
+
+    def __init__(self, problem: GaussianProblem, bounds: Bounds, arena: Arena) -> None:
+        self.problem, self.bounds, self.arena = problem, bounds, arena
+        self.k, self.d = problem.means.shape
+
+    def height(self, pairs: int) -> int:
+        """Rows of a tile with so many pairs. It depends on the model alone: it decides in which order moments are summed."""
+        return 1 << int(np.clip(np.log2(pairs / self.k), 6, 12))
+
+    def tile(self, x: Array) -> Tile:
+        found = self.bounds
+        y = self.arena.array("rows about the reference", x.shape, FLOAT32)
+        with np.errstate(over="ignore"):
+            np.subtract(x, found.reference.astype(x.dtype), out=y, casting="same_kind")
+            size = np.einsum("nd,nd->n", y, y)
+        return Tile({p: x.astype(p, copy=False) for p in {*found.densities, *found.moments}}, y, size)
+
+    def share(self, x: Array) -> float:
+        """Share of the pairs of a few rows that are computed."""
+        pairs = self.candidates(self.tile(np.ascontiguousarray(x)))
+        return float(len(pairs.rows)) / (len(x) * self.k)
+
+    def all_pairs(self, tile: Tile) -> Pairs:
+        n = len(tile.y)
+        return Pairs(np.tile(np.arange(n, dtype=np.int32), self.k), n * np.arange(self.k + 1))
+
+    def candidates(self, tile: Tile) -> Pairs:
+        """The pairs that are not ruled out."""
+        bounds, n, k = self.bounds, len(tile.y), self.k
+        upper = self.arena.array("bounds", (n, k), FLOAT32)
+        least, best = np.full(n, -np.inf, np.float32), np.full(n, -1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            projected = self.arena.array("projections", (PROJECTED, bounds.first.shape[1]), FLOAT32)
+            for rows in tiles(n, PROJECTED):
+                part = projected[: rows.stop - rows.start]
+                np.matmul(tile.y[rows], bounds.first, out=part)
+                slack = bounds.stages[0]
+                project_tile(part, bounds.shifts, tile.size[rows], slack.slope, slack.offset, upper[rows])
+            self._to_density(upper, np.arange(k))
+            self._raise(tile, upper, least, best)
+            pairs = self._collected(upper, least)
+            component = np.repeat(np.arange(k), pairs.counts)
+            square = np.empty(len(pairs.rows))
+            scratch = self.arena.array("differences of bounds", (GROUP, self.d), FLOAT32)
+            pair_distances(
+                tile.y, pairs.rows, pairs.start, np.arange(k), *bounds.about, *bounds.second, scratch, square
+            )
+            slack = bounds.stages[1]
+            lower = lower_distances(square, pairs.rows, pairs.start, tile.size, slack.slope, slack.offset)
+            self._to_density(lower, component)
+            upper[pairs.rows, component] = np.fmin(upper[pairs.rows, component], lower)
+            self._raise(tile, upper, least, best)
+        return self._collected(upper, least)
+
+    def _to_density(self, lower: Array, component: Array) -> None:
+        """Replace -1/2 of lower bounds of squared distances by upper bounds of log densities, float32."""
+        scale, df = self.problem.log_scale, self.problem.df
+        if df is not None:
+            lower *= np.float32(-2.0) / df.astype(np.float32)[component]
+            np.log1p(np.maximum(lower, 0, out=lower), out=lower)
+            lower *= (-0.5 * (df + self.d)).astype(np.float32)[component]
+        lower += scale.astype(np.float32)[component]
+
+    def _raise(self, tile: Tile, upper: Array, least: Array, best: Array) -> None:
+        """Compute the highest-bounded densities of each row, put them in place of the bounds, and raise what is compared with.
+
+        upper : (n, k).  least : (n,), bounds below it are ruled out.  best : (n,), whose density was computed last.
+        """
+        for _ in range(ROUNDS):
+            now = upper.argmax(axis=1)
+            rows = np.flatnonzero(now != best)
+            pairs = Pairs(*grouped(rows, now, self.k))
+            value, _ = self.densities(tile, pairs)
+            rounding = MARGIN + RELATIVE * np.abs(value)
+            least[pairs.rows] = np.fmax(least[pairs.rows], value - rounding - TAIL)
+            upper[pairs.rows, now[pairs.rows]] = value + rounding
+            best[:] = now
+
+    def _collected(self, upper: Array, least: Array) -> Pairs:
+        rows = self.arena.array("candidates", (upper.size,), INT32)
+        start, skipped = np.zeros(self.k + 1, np.int64), np.empty(len(upper), np.float32)
+        collect(upper, least, rows, start, skipped)
+        return Pairs(rows[: start[-1]], start, skipped)
+
+    def largest(self, pairs: Pairs, log_norm: Array) -> float:
+        """The largest possible responsibility of pairs that are ruled out."""
+        if pairs.skipped is None:
+            return 0.0
+        with np.errstate(invalid="ignore"):
+            return float(np.exp(min(0.0, np.nanmax(pairs.skipped - log_norm, initial=-np.inf))))
+
+    def densities(self, tile: Tile, pairs: Pairs) -> tuple[Array, Array]:
+        """Log joint densities of pairs, and squared distances, float64."""
+        distance = np.empty(len(pairs.rows))
+        for precision, chosen in self.bounds.densities.items():
+            scratch = self.arena.array(f"differences in {precision}", (GROUP, self.d), precision)
+            pair_distances(
+                tile.x[precision],
+                pairs.rows,
+                pairs.start,
+                chosen,
+                *self.bounds.means[precision],
+                *self.bounds.factors[precision],
+                scratch,
+                distance,
+            )
+        scale, df = np.repeat(self.problem.log_scale, pairs.counts), self.problem.df
+        if df is None:
+            return scale - 0.5 * distance, distance
+        own = np.repeat(df, pairs.counts)
+        return scale - 0.5 * (own + self.d) * np.log1p(distance / own), distance
+
+    def new_moments(self) -> tuple[Array, Array]:
+        e = whole_vectors(self.d, FLOAT32)
+        sum_xx = self.arena.array("second moments", (self.k, e, e), FLOAT64)
+        sum_xx[:] = 0.0
+        return np.zeros((self.k, e)), sum_xx
+
+    def add_moments(self, tile: Tile, pairs: Pairs, share: Array, sum_x: Array, sum_xx: Array) -> None:
+        e = sum_x.shape[1]
+        for precision, chosen in self.bounds.moments.items():
+            scratch = self.arena.array(f"gathered in {precision}", (2, MOST_ROWS, e), precision)
+            part = self.arena.array(f"part in {precision}", (GROUP, lanes(precision)), precision)
+            scratch[:] = 0
+            pair_moments(
+                tile.x[precision],
+                pairs.rows,
+                pairs.start,
+                share,
+                chosen,
+                *self.bounds.means[precision],
+                scratch[0],
+                scratch[1],
+                part,
+                sum_x,
+                sum_xx,
+            )
+
+
+def bounds_of(problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
+    """Prepare the bounds. dtype : of the rows' computation."""
+    factors, reference = problem.factors, problem.shift.astype(np.float32).astype(np.float64)
+    d = problem.means.shape[1]
+    offsets = problem.means - reference
+    directions = leading_directions(problem, min(d, SECOND))
+    first = directions[:, :, :FIRST]
+    shifts = np.einsum("kd,kdm->mk", offsets, first)
+    double = dtype != FLOAT32
+    densities = _by_precision(double | (problem.condition > FLOAT32_CONDITION))
+    moments = _by_precision(double | (problem.condition > MOMENTS_CONDITION))
+    with np.errstate(over="ignore"):
+        stages = _stage(first, np.square(shifts).max(axis=0)), _stage(directions, np.square(offsets).sum(axis=1), True)
+        return Bounds(
+            reference,
+            np.ascontiguousarray(first.transpose(1, 2, 0).reshape(d, -1), FLOAT32),
+            shifts.reshape(-1).astype(FLOAT32),
+            packed_blocks(directions, FLOAT32, triangular=False),
+            stages,
+            _two_parts(offsets, FLOAT32),
+            {precision: _two_parts(problem.means, precision) for precision in {*densities, *moments}},
+            densities,
+            moments,
+            {precision: packed_blocks(factors, precision, triangular=True) for precision in densities},
+        )
+
+
+def _stage(directions: Array, far: Array, times_length: bool = False) -> Stage:
+    """far : (k,), squares of the means' projections, or of what is to be multiplied with the directions' lengths."""
+    _, d, m = directions.shape
+    rounding = 2 * m / RHO * ((d + 8) * 2.0**-24) ** 2
+    length = np.square(directions).sum(axis=1).max(axis=1)
+    offset = far * length if times_length else far
+    return Stage(directions, (rounding * length).astype(FLOAT32), (rounding * offset).astype(FLOAT32))
+
+
+def _two_parts(means: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    high = means.astype(dtype, order="C")
+    low = (means - high).astype(dtype, order="C")
+    return high, low[:0] if dtype == FLOAT64 else low
+
+
+def _by_precision(double: Array) -> dict[Any, Array]:
+    """Components (k,) of each precision that some have."""
+    found = {FLOAT32: np.flatnonzero(~double), FLOAT64: np.flatnonzero(double)}
+    return {precision: chosen for precision, chosen in found.items() if len(chosen)}
+
+
+def leading_directions(problem: GaussianProblem, m: int) -> Array:
+    """W_k = P_k V_k, (k, d, m), V_k about the leading eigenvectors of P_kᵀ S_k P_k, by subspace iteration.
+
+    S_k : the average covariance of the components, and of their means, about μ_k: so these are the directions along which
+    rows of other components are farthest, in units of component k. Any orthonormal V_k gives a bound: that these are not
+    exact eigenvectors does no harm.
+    """
+    factors, (k, d) = problem.factors, problem.means.shape
+    assert problem.covariances is not None
+    centre = problem.means.mean(axis=0)
+    about = problem.means - centre
+    spread = problem.covariances.mean(axis=0) + about.T @ about / k
+    flipped = np.ascontiguousarray(np.swapaxes(factors, 1, 2))
+    columns = np.random.default_rng(0).normal(size=(d, m))
+    found = np.broadcast_to(np.linalg.qr(columns)[0], (k, d, m))
+    for _ in range(ITERATIONS):
+        found = factors @ found
+        found = spread @ found + about[:, :, None] * (about[:, None] @ found)
+        found = np.linalg.qr(flipped @ found)[0]
+    return np.asarray(factors @ found)
