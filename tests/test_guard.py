@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import pickle
 import time
 import warnings
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +154,99 @@ def test_a_chunk_that_says_it_decodes_to_much_more_is_not_decoded(tmp_path: Path
     (tmp_path / "x" / "0").write_bytes(codec.encode(np.zeros(2**21)))  # 16 MiB for 64 bytes
     with pytest.raises(Refused, match="declares 16777216 bytes, expected 64"):
         zarr.open(guarded(tmp_path / "x"), mode="r")[...]
+
+
+FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 1}]
+UNSTATED: dict[str, tuple[Any, Callable[[bytes], bytes]]] = {
+    "gzip": (numcodecs.GZip(), gzip.compress),
+    "gzip in members": (numcodecs.GZip(), lambda x: b"".join(gzip.compress(x[i::64]) for i in range(64))),
+    "zlib": (numcodecs.Zlib(), zlib.compress),
+    "bz2": (numcodecs.BZ2(), bz2.compress),
+    "bz2 in streams": (numcodecs.BZ2(), lambda x: b"".join(bz2.compress(x[i::64]) for i in range(64))),
+    "lzma": (numcodecs.LZMA(), lzma.compress),
+    "lzma, alone": (numcodecs.LZMA(format=2), partial(lzma.compress, format=2)),
+    "lzma, raw": (
+        numcodecs.LZMA(format=3, filters=FILTERS),
+        partial(lzma.compress, format=lzma.FORMAT_RAW, filters=FILTERS),
+    ),
+    # 80 blocks of 128 KiB that repeat one byte, and of 64 bytes one; the last has bit 0 set.
+    "zstd": (numcodecs.Zstd(), lambda x: zstd_of(x[:1], len(x))),
+}
+
+
+def zstd_of(byte: bytes, n: int) -> bytes:
+    """A zstd frame that states no size: blocks that repeat a byte n times in all."""
+    sizes = [min(2**17, n - at) for at in range(0, n, 2**17)]
+    blocks = [(size << 3 | 2 | (i == len(sizes) - 1)).to_bytes(3, "little") + byte for i, size in enumerate(sizes)]
+    return b"\x28\xb5\x2f\xfd\x00\x38" + b"".join(blocks)
+
+
+@pytest.mark.parametrize("name", UNSTATED)
+def test_a_chunk_that_states_no_size_is_decoded_to_a_limit_first(tmp_path: Path, name: str) -> None:
+    """Streams without a stated size, and several of them in a row: 10 MiB for 64 bytes are refused, 64 are read."""
+    codec, encode = UNSTATED[name]
+    array = zarr.create_array(tmp_path / "x", shape=(64,), dtype="u1", chunks=(64,), zarr_format=2, compressors=codec)
+    array[:] = 1
+    (tmp_path / "x" / "0").write_bytes(encode(bytes(64)))
+    np.testing.assert_array_equal(zarr.open(guarded(tmp_path / "x"), mode="r")[...], 0)
+    (tmp_path / "x" / "0").write_bytes(encode(bytes(10 * 2**20)))
+    with pytest.raises(Refused, match=r"to more than 1049088 bytes|declares \d+ bytes, expected 64"):
+        zarr.open(guarded(tmp_path / "x"), mode="r")[...]
+    (tmp_path / "x" / "0").write_bytes(encode(os.urandom(64))[:-5])  # damaged: it is not refused, and not read either
+    with pytest.raises(Exception) as damage:  # each codec has its own kind
+        zarr.open(guarded(tmp_path / "x"), mode="r")[...]
+    assert not isinstance(damage.value, Refused)
+
+
+@pytest.mark.parametrize("location", ["start", "end"])
+@pytest.mark.parametrize("index", [["bytes"], ["bytes", "crc32c"]], ids=len)
+def test_a_chunk_within_a_shard_is_no_bomb_either(tmp_path: Path, location: str, index: list[str]) -> None:
+    """Wherever it stands in the shard: the last of four is, and the shard is read whole."""
+    path = tmp_path / "x"
+    zarr.create_array(path, shape=(32,), shards=(32,), chunks=(8,), dtype="u1", compressors=zarr.codecs.GzipCodec())
+
+    def edit(found: dict[str, Any]) -> None:
+        inside = found["codecs"][0]["configuration"]
+        inside |= {"index_location": location, "index_codecs": [{"name": name} for name in index]}
+        inside["index_codecs"][0]["configuration"] = {"endian": "little"}
+
+    change(path / "zarr.json", edit)
+    for last, is_bomb in ((bytes(8), False), (bytes(10 * 2**20), True)):
+        parts, at, entries = [gzip.compress(each) for each in (bytes(8), bytes(8), bytes(8), last)], 0, []
+        before = 64 + 4 * (len(index) - 1) if location == "start" else 0
+        for part in parts:
+            entries += [before + at, len(part)]
+            at += len(part)
+        table = np.array(entries, "<u8").tobytes()
+        table += bytes(numcodecs.CRC32C().encode(np.frombuffer(table, "u1")))[-4:] if len(index) > 1 else b""
+        body = b"".join(parts)
+        (path / "c").mkdir(exist_ok=True)
+        (path / "c" / "0").write_bytes(table + body if location == "start" else body + table)
+        if is_bomb:
+            with pytest.raises(Refused, match="more than 1048640 bytes"):
+                zarr.open(guarded(path), mode="r")[...]
+        else:
+            np.testing.assert_array_equal(zarr.open(guarded(path), mode="r")[...], 0)
+
+
+def test_codecs_that_hide_a_size_are_refused(tmp_path: Path) -> None:
+    """Packed twice, shards in shards, or bytes before the compressor's: what a chunk decodes to would not be known."""
+    hidden = {
+        "twice": [{"id": "gzip"}, {"id": "zstd"}],
+        "a sum in front": [{"id": "zstd"}, {"id": "crc32"}],
+        "a sum that may be in front": [{"id": "gzip"}, {"id": "crc32c", "location": "start"}],
+        "filters behind": [{"id": "bz2"}, {"id": "shuffle"}],
+    }
+    for name, filters in hidden.items():
+        hostile(tmp_path / name / "x", [], "<f8")
+        change(tmp_path / name / "x" / ".zarray", lambda found, filters=filters: found.update(filters=filters))
+        with pytest.raises(Refused, match="and then by"):
+            zarr.open(guarded(tmp_path / name / "x"), mode="r")
+    zarr.create_array(tmp_path / "s", shape=(8,), shards=(8,), chunks=(2,), dtype="f8")
+    codecs = json.loads((tmp_path / "s" / "zarr.json").read_text())["codecs"]
+    change(tmp_path / "s" / "zarr.json", lambda found: found["codecs"][0]["configuration"].update(codecs=codecs))
+    with pytest.raises(Refused, match="sharded within shards"):
+        zarr.open(guarded(tmp_path / "s"), mode="r")
 
 
 def test_pipes_and_devices_in_a_store_are_not_read(tmp_path: Path) -> None:

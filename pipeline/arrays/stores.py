@@ -1,7 +1,7 @@
 """The one guard of every zarr store that is opened, whoever wrote it: what is not known to be plain numbers is not decoded.
 
 It stands below zarr, and looks at metadata before zarr makes codecs of them. Codecs and dtypes are on a list: among zarr's are
-some that unpickle what they read. Sizes that chunks declare are bounded, and what is no regular file is not read.
+some that unpickle what they read. What a chunk decodes to is bounded (arrays/bombs.py), and what is no regular file is not read.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import zarr
 from zarr.storage import LocalStore, WrapperStore
 
+from pipeline.arrays.bombs import Chunk, Shard, compressor_of
 from pipeline.errors import InputError, StorageError
 
 METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 METADATA_BYTES = 256 * 2**20  # of one JSON file: a vocabulary may be in it
 CHUNK_BYTES = 2**36  # that one stored chunk may declare; what fits into memory is the plan's business
-SLACK_BYTES, SLACK = 2**20, 8  # that an encoded chunk may declare beyond its array's: filters may widen numbers
 DECLARED, RATIO = 256 * 2**20, 100  # bytes that the arrays of a small store may have, and for each stored byte
 
 _PLAIN = (
@@ -43,27 +43,17 @@ _PLAIN = (
     "lz4",
     "lzma",
     "packbits",
-    "pcodec",
     "quantize",
     "shuffle",
-    "zfpy",
     "zlib",
     "zstd",
 )
 CODECS = {*_PLAIN, *(f"numcodecs.{name}" for name in _PLAIN), "bytes", "endian", "sharding_indexed", "transpose"}
-_SUMS = {"crc32c", "numcodecs.crc32c"}  # that may stand behind a compressor
 _TEXT = "vlen-utf8"  # the codec of strings, which NumPy's objects stand for in zarr v2
 _V3_TYPES = re.compile(
     r"bool|u?int(8|16|32|64)|b?float(16|32|64)|complex(64|128)|string|r\d+|fixed_length_utf32|null_terminated_bytes|raw_bytes"
     r"|numpy\.(datetime|timedelta)64|structured?"
 )
-
-
-class _Chunk(NamedTuple):
-    """Of an array. size : bytes of one that is decoded.  compressor : the codec that made its stored bytes."""
-
-    size: int
-    compressor: str
 
 
 class Refused(InputError, ValueError):
@@ -79,7 +69,7 @@ class GuardedStore(WrapperStore[Any]):
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
-        self._chunks: dict[str, _Chunk] = {}  # by the path of their array
+        self._chunks: dict[str, Chunk] = {}  # by the path of their array
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         is_metadata = key.rsplit("/", 1)[-1] in METADATA
@@ -91,7 +81,7 @@ class GuardedStore(WrapperStore[Any]):
             for path, array in _arrays(key, value.to_bytes(), str(self._store)):
                 self._chunks[path] = _refuse_odd(array, f"{self._store}/{path}".rstrip("/"))
         else:
-            self._refuse_bomb(key, value)
+            self._refuse_bomb(key, value, byte_range is None)
         return value
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
@@ -119,14 +109,14 @@ class GuardedStore(WrapperStore[Any]):
                 f"{inner.root / key}: has {found.st_size} bytes, expected at most {most} of metadata. Write it again."
             )
 
-    def _refuse_bomb(self, key: str, value: Any) -> None:
-        """Raise Refused where an encoded chunk says that it holds much more than a chunk of its array."""
+    def _refuse_bomb(self, key: str, value: Any, is_whole: bool) -> None:
+        """Raise Refused where an encoded chunk holds much more than a chunk of its array. is_whole : not a part of a shard."""
         folders = key.split("/")
         known = (self._chunks.get("/".join(folders[:i])) for i in range(len(folders) - 1, -1, -1))
-        size, compressor = next((found for found in known if found is not None), _Chunk(CHUNK_BYTES, ""))
-        declared = _declared(bytes(value.as_numpy_array()[:24]), compressor)
-        if declared > SLACK * size + SLACK_BYTES:
-            raise Refused(f"{self._store}/{key}: declares {declared} bytes, expected {size}. Write the store again.")
+        chunk = next((found for found in known if found is not None), None)
+        wrong = None if chunk is None else chunk.problem(memoryview(value.as_numpy_array()), is_whole)
+        if wrong is not None:
+            raise Refused(f"{self._store}/{key}: {wrong}. Write the store again.")
 
 
 def guarded(path: str | Path, read_only: bool = True) -> GuardedStore:
@@ -187,10 +177,14 @@ def _arrays(key: str, text: bytes, where: str) -> Iterator[tuple[str, Mapping[st
             yield "/".join(filter(None, (folder, str(path).removesuffix(".zarray").rstrip("/")))), each
 
 
-def _refuse_odd(array: Mapping[str, Any], where: str) -> _Chunk:
+def _refuse_odd(array: Mapping[str, Any], where: str) -> Chunk:
     """What its chunks are. Raises Refused for a codec or dtype that is on no list, and for absurd sizes."""
     is_v2 = "node_type" not in array
-    found = list(_codecs(array, where))
+    chain = _chain(array)
+    found = [_named(codec)[0] for codec in chain]
+    sharding = next((_named(codec)[1] for codec in chain if _named(codec)[0] == "sharding_indexed"), None)
+    inner = [] if sharding is None else _chain(sharding)
+    found += [_named(codec)[0] for codec in (*inner, *((sharding or {}).get("index_codecs") or ()))]
     wanted = CODECS | {_TEXT} if found.count(_TEXT) == 1 else CODECS
     for name in found:
         if name not in wanted:
@@ -212,20 +206,36 @@ def _refuse_odd(array: Mapping[str, Any], where: str) -> _Chunk:
         raise Refused(
             f"{where}: declares chunks of {size} bytes, expected at most {CHUNK_BYTES}. Write it in smaller chunks."
         )
-    last = next((name.removeprefix("numcodecs.") for name in reversed(found) if name not in _SUMS), "")
-    return _Chunk(size if dtype not in ("|O", "string") else CHUNK_BYTES, last)
+    if dtype in ("|O", "string"):
+        size = CHUNK_BYTES
+    try:
+        if sharding is None:
+            return Chunk(size, compressor_of(list(map(_named, chain))))
+        if found.count("sharding_indexed") > 1 or chain[-1] != chain[found.index("sharding_indexed")]:
+            raise ValueError("is sharded within shards, or encoded again behind them, which is not decoded")
+        each = _shape(sharding, "chunk_shape", where)
+        if len(each) != len(chunks) or not all(each):
+            raise ValueError(f"got shards {chunks} of chunks {str(each)[:60]}")
+        count = math.prod(-(-whole // part) for whole, part in zip(chunks, each, strict=True))
+        inside = size if dtype == "string" else _bytes(shape, array, each)
+        at_end = sharding.get("index_location", "end") == "end"
+        sums = 4 * found.count("crc32c") if sharding.get("index_codecs") else 0
+        return Chunk(inside, compressor_of(list(map(_named, inner))), Shard(count, at_end, sums))
+    except ValueError as error:
+        raise Refused(f"{where}: {error}. Write the array again, in the plain way.") from error
 
 
-def _codecs(array: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Names of all codecs, inner ones of shards too."""
-    parts = [*(array.get("filters") or []), *(array.get("codecs") or []), *(array.get("index_codecs") or [])]
-    for codec in [*parts, array.get("compressor")]:
-        if codec is None:
-            continue
-        named = codec if isinstance(codec, dict) else {"name": codec}
-        yield str(named.get("id") or named.get("name"))
-        if isinstance(named.get("configuration"), dict) and named.get("name") == "sharding_indexed":
-            yield from _codecs(named["configuration"], where)
+def _chain(array: Mapping[str, Any]) -> list[Any]:
+    """The codecs of an array, or of the chunks in its shards, in the order in which they encode."""
+    parts = [*(array.get("filters") or []), *(array.get("codecs") or []), array.get("compressor")]
+    return [codec for codec in parts if codec is not None]
+
+
+def _named(codec: Any) -> tuple[str, Mapping[str, Any]]:
+    """Name and options of a codec, in either format."""
+    named = codec if isinstance(codec, dict) else {"name": codec}
+    options = named.get("configuration", named if "id" in named else None)
+    return str(named.get("id") or named.get("name")), options if isinstance(options, dict) else {}
 
 
 def _is_plain_v2(dtype: Any, is_text: bool) -> bool:
@@ -261,17 +271,3 @@ def _bytes(shape: list[int], array: Mapping[str, Any], chunks: list[int] | None 
     except TypeError:
         width = 8
     return width * math.prod(chunks if chunks is not None else shape)
-
-
-def _declared(head: bytes, compressor: str) -> int:
-    """The decoded bytes that the header of an encoded chunk states; 0 where it states none."""
-    if compressor == "blosc":
-        return int.from_bytes(head[4:8], "little")
-    if compressor == "lz4":
-        return int.from_bytes(head[:4], "little")
-    if compressor == "zstd" and head[:4] == b"\x28\xb5\x2f\xfd" and len(head) > 6:  # RFC 8878, 3.1.1.1
-        flags = head[4]
-        width = (1 if flags & 0x20 else 0, 2, 4, 8)[flags >> 6]
-        at = 5 + (0 if flags & 0x20 else 1) + (0, 1, 2, 4)[flags & 3]
-        return int.from_bytes(head[at : at + width], "little") + (256 if width == 2 else 0)
-    return 0
