@@ -433,7 +433,13 @@ TABLES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "two of one name": ("a,a\n1,2\n", {"columns": ["a"]}, "2 columns are named"),
     "ragged beside chosen ones": ("a,b\n1,2\n3,4,5\n", {"columns": ["a"]}, "line 3: has 3 columns, expected 2"),
     "short beside chosen ones": ("a,b\n1,2\n3\n", {"columns": ["a"]}, "line 3: has 1 columns, expected 2"),
-    "index": (",a,b\n0,1,2\n1,3,4\n2,5,6\n", {"index_column": True}, [[1, 2], [3, 4], [5, 6]]),
+    "index": (",a,b\n0,1,2\n1,3,4\n2,5,6\n", {}, [[1, 2], [3, 4], [5, 6]]),
+    "index, by request": (",a,b\n0,1,2\n5,3,4\n2,5,6\n", {"index_column": True}, [[1, 2], [3, 4], [5, 6]]),
+    "index, a feature": (",a\n0,1\n1,3\n2,5\n", {"index_column": False}, [[0, 1], [1, 3], [2, 5]]),
+    "index, chosen": (",a\n0,1\n1,3\n2,5\n", {"columns": ["", "a"]}, [[0, 1], [1, 3], [2, 5]]),
+    "no name, other numbers": (",a\n0,1\n1,3\n5,5\n", {}, [[0, 1], [1, 3], [5, 5]]),
+    "no header, counts up": ("0,1\n1,3\n2,5\n", {}, [[0, 1], [1, 3], [2, 5]]),
+    "index of R, found": ('"","a"\n"1",2\n"2",4\n"3",6\n', {}, [[2], [4], [6]]),
     "index of R": ('"","a"\n"1",2\n"2",4\n"3",6\n', {"index_column": True}, [[2], [4], [6]]),
     "nothing but an index": ("1\n2\n", {"index_column": True}, "has one column"),
     "form feeds": ("1,2\n\f\n3,4\n\f5,6\n", {}, [[1, 2], [3, 4], [5, 6]]),
@@ -469,9 +475,9 @@ def test_text_is_read_as_it_says(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "said_of_it"),
     [
-        (",a,b\n0,1,2\n1,3,4\n2,5,6\n", "numbers the rows"),
-        ("Unnamed: 0,a\n1,3.5\n2,5\n3,6\n", "numbers the rows"),
-        ("0,1.5\n1,3.5\n2,5.5\n", "numbers the rows"),
+        (",a,b\n0,1,2\n1,3,4\n2,5,6\n", "numbers the rows: it is left out"),
+        ("Unnamed: 0,a\n1,3.5\n2,5\n3,6\n", "numbers the rows: it is left out"),
+        ("0,1.5\n1,3.5\n2,5.5\n", "numbers the rows, and is read as a feature"),
         ("time,a\n0,1.5\n1,3.5\n2,5.5\n", None),
         ("0,1\n.5,2.5\n3.5,4.5\n", "taken for names"),
         ("0,1\n2,3\n4,5\n", "read as a row"),
@@ -582,6 +588,15 @@ def test_pictures_of_several_depths_are_refused_unless_a_range_is_said(tmp_path)
     for value_range, high in (("container", 65535 / 16), ({16: 4080}, 255)):
         found = loaded(opened(tmp_path, "images", "", patch={**patch, "range": value_range}))
         np.testing.assert_allclose(found, [GREY.ravel() / 255, GREY.ravel() / high], atol=1e-6)
+
+
+def test_only_the_plan_decides_whether_a_picture_is_too_large(tmp_path, monkeypatch):
+    """Pillow's warning of more than 89 megapixels is not shown around our reads (warnings are errors here), and only there."""
+    save(tmp_path / "a.png", GREY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    np.testing.assert_allclose(pixels_of(tmp_path, "a.png", None), GREY / 255, atol=1e-6)
+    with pytest.raises(Image.DecompressionBombWarning):
+        Image.open(tmp_path / "a.png")
 
 
 def test_what_is_odd_about_pictures_is_said(tmp_path):

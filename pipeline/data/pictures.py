@@ -6,7 +6,9 @@ files where 0 is white the values are turned around. Transparency and all frames
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +35,7 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 _UNREADABLE = "is damaged, or no picture that Pillow reads"
 _RESTORE = "Restore it, or move it out of the folder, then run again."
 _STRIP_PIXELS = 2**20  # that are made grey at a time
+_WARNINGS = Lock()  # the filters of warnings are those of the whole process
 
 
 class Header(NamedTuple):
@@ -76,7 +79,7 @@ def read_header(path: str, options: Mapping[str, Any]) -> Header:
 
     with opening(path), open_binary(path, options) as stream:
         try:
-            with Image.open(stream, formats=_FORMATS) as picture:
+            with _opened(stream) as picture:
                 return _header(picture)
         except Image.DecompressionBombError as error:
             raise InputError(
@@ -84,6 +87,15 @@ def read_header(path: str, options: Mapping[str, Any]) -> Header:
             ) from error
         except Exception as error:  # each decoder has its own kinds
             raise StorageError(f"{path}: {_UNREADABLE} ({error}). {_RESTORE}") from error
+
+
+def _opened(stream: Any) -> Any:
+    """A picture. Pillow's warning of its size is not shown: the plan decides what fits into memory."""
+    from PIL import Image
+
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(stream, formats=_FORMATS)
 
 
 def _header(picture: Any) -> Header:
@@ -121,10 +133,8 @@ def decode(path: str, options: Mapping[str, Any], header: Header) -> np.ndarray:
 
     Raises StorageError if it is damaged, or not as the header was.
     """
-    from PIL import Image
-
     try:
-        with open_binary(path, options) as stream, Image.open(stream, formats=_FORMATS) as picture:
+        with open_binary(path, options) as stream, _opened(stream) as picture:
             found = _header(picture)
             if found != header:
                 raise StorageError(

@@ -47,8 +47,10 @@ class CsvSection(ConvertedSection):
         min_length=1,
         description="columns that are features: names of the header, or positions from 0 where there is none; null: all",
     )
-    index_column: bool = Field(
-        False, description="the first column only numbers the rows, as pandas' index: leave it out"
+    index_column: bool | None = Field(
+        None,
+        description="whether the first column only numbers the rows, as pandas' index, and is left out; null: if the header has no "
+        "name for it and it counts 0, 1, 2, … or 1, 2, 3, …",
     )
     cache: LocalPath | None = Field(
         None,
@@ -255,11 +257,18 @@ def _sniff(stream: IO[bytes], path: str, asked: CsvSection) -> tuple[Layout, lis
         )
     header, notes = (asked.header, []) if asked.header is not None else _has_header(path, cells, rest)
     names = [cell.strip('"') for cell in cells] if header else []
+    found = asked.index_column is None and _counts_up((rest if header else [cells, *rest]), names)
+    if found and names and asked.columns is None:  # a header that names all but this column
+        asked = asked.model_copy(update={"index_column": True})
+        notes.append(
+            f"{path}: its first column has no name and numbers the rows: it is left out. If it is a feature, set data.index_column: "
+            "false"
+        )
     used = _used(path, asked, names, n_columns)
-    if 0 in used and _counts_up((rest if header else [cells, *rest]), names):
+    if found and 0 in used:
         notes.append(
             f"{path}: its first column has no name and numbers the rows, and is read as a feature. Set data.index_column: true "
-            "to leave it out, or choose data.columns"
+            "to leave it out, or false to keep it"
         )
     return Layout(delimiter, header, n_columns, used, [names[j] for j in used] if names else []), notes
 
@@ -296,7 +305,7 @@ def _counts_up(rows: list[list[str]], names: list[str]) -> bool:
 def _used(path: str, asked: CsvSection, names: list[str], n_columns: int) -> tuple[int, ...]:
     """The columns that are features."""
     if asked.columns is None:
-        used = tuple(range(int(asked.index_column), n_columns))
+        used = tuple(range(int(bool(asked.index_column)), n_columns))
         if not used:
             raise InputError(
                 f"data.index_column: {path} has one column, expected features beside it. Remove the option."
