@@ -146,24 +146,31 @@ def _table(record: Record, name: str, dims: tuple[str, ...]) -> Table:
     pixels = pictures.pixel_map(record)
     after = " In the space of the model, after the preprocessing." if record.has("preprocess_inverse") else ""
     if pixels is not None and dims[-1] == "feature":
-        alt = f"{title}: {' by '.join(dims[:-1]) or 'all features'} as pictures."
-        note = f"{'A picture for each ' + dims[0] if len(dims) == 2 else 'One value a pixel'}."
+        alt = f"{title}: {' by '.join(_name(record, dim) for dim in dims[:-1]) or 'all features'} as pictures."
+        note = f"{'A picture for each ' + _name(record, dims[0]) if len(dims) == 2 else 'One value a pixel'}."
         return Table(title, note, [], [], sheet=pictures.sheet_of(pixels, np.atleast_2d(values), alt))
     labels = [_labels(record, dim) for dim in dims]
     grid = values.reshape(len(values), -1)
     columns = np.arange(grid.shape[1])
-    note = f"By {' and '.join(dims)}.{after}"
+    note = f"By {' and '.join(_name(record, dim) for dim in dims)}.{after}"
     if len(columns) > FEATURES_IN_TABLE:
         columns = np.sort(np.argsort(-grid.std(axis=0), kind="stable")[:FEATURES_IN_TABLE])
         note += f" Of {number(grid.shape[1])} columns, the {len(columns)} that vary most; all are in model.zarr."
     if len(grid) > LINES:
         note += f" Of {number(len(grid))} lines, the first {LINES}; all are in model.zarr."
-    heads = [dims[0].replace("_", " "), *([labels[1][j] for j in columns] if len(dims) == 2 else [""])]
+    heads = [_name(record, dims[0]), *([labels[1][j] for j in columns] if len(dims) == 2 else [""])]
     lines = [
         [Cell(labels[0][i]), *(Cell(number(float(grid[i, j]), 4)) for j in columns)]
         for i in range(min(len(grid), LINES))
     ]
     return Table(title, note, heads, lines)
+
+
+def _name(record: Record, dim: str) -> str:
+    """What a report calls a dimension: in the family's words, and features with a vocabulary are words."""
+    if dim == "feature" and "vocabulary" in record.attrs:
+        return "word"
+    return dim.replace("component", record.words.component).replace("_", " ")
 
 
 def _labels(record: Record, dim: str) -> list[str]:
