@@ -35,6 +35,9 @@ class Job:
     memory: PeakMemory
     began: float
 
+    def __post_init__(self) -> None:
+        self.engine.report_to(self.log)
+
     @property
     def config(self) -> Config:
         """The config of the job."""

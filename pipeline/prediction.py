@@ -12,6 +12,7 @@ from pipeline import provenance
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory
+from pipeline.engine.passes import unused_address
 from pipeline.errors import InputError
 from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.job import Job, engine_for, write_labels_of
@@ -105,12 +106,13 @@ def _label_rows(
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
-        chunks = as_read_before(chunks, directory.checkpoints) if output is None else chunks
         target = directory if output is None else RunDirectory(output)
         with engine_for(config, planned) as engine, target.lock():
             if output is not None:
                 _begin_prediction(target, config, fingerprint, directory)
             log = EventLog(target.events, tuple(listeners))
+            log.warn(unused_address(config.engine))
+            chunks = as_read_before(chunks, directory.checkpoints, log.warn) if output is None else chunks
             job = Job(plan, replace(chunks, affine=affine), engine, log, target, memory, began)
             missing = output is None or not target.labels.exists()
             if missing:

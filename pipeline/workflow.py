@@ -195,11 +195,12 @@ def resume(
         plan = plan_job(config, chunks)
         planned = memory_plan(plan, chunks)  # before a chunk is read
         provenance.refuse_other_data(record, chunks.fingerprint())
-        chunks = as_read_before(chunks, directory.checkpoints)
         refuse_full(directory, _disk(plan, chunks))
         with engine_for(config, planned) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
+            chunks = as_read_before(chunks, directory.checkpoints, log.warn)
             job = Job(plan, chunks, engine, log, directory, memory, began)
+            log.warn(unused_address(config.engine))
             for text in provenance.other_versions(record):
                 log.warn(text)
             where = {"engine": record["config"].get("engine", {})}  # where it runs today says nothing of tomorrow
@@ -247,7 +248,6 @@ def _go_on(job: Job) -> None:
     for name in ("report.html", "labels.zarr", "model.zarr", "candidates.zarr"):  # those of a lower max_iter
         directory.discard(name)
     job.log("resume", generation=generation, **surroundings)
-    job.log.warn(unused_address(job.config.engine))
     if runs:
         driver, runs = job.driver(generation).after_profile(summary), _reopened(runs, job.config)
     else:  # it ended while it looked for a start

@@ -98,6 +98,18 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
+def test_every_fault_that_a_job_survives_names_a_test_that_exists():
+    """docs/reliability.md: 32 rows, each with a file of tests or a script that is there."""
+    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0].strip("| ")) for row in rows] == list(range(1, 33))
+    for row in rows:
+        named_there = re.findall(r"`(scripts/faults/\w+|(?:laws/)?test_\w+\.py)", row[-1])
+        assert named_there, row[0]
+        for name in named_there:
+            assert (ROOT / name if name.startswith("scripts/") else ROOT / "tests" / name).exists(), (row[0], name)
+
+
 def write(block: Block) -> None:
     """Write the file that a block is, if it begins with a name of one."""
     if name := re.match(r"# ([\w-]+\.(?:yaml|py))\n", block.text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from typing import Any
 
 import dask
@@ -11,13 +12,17 @@ import numpy as np
 import pytest
 
 import pipeline
+from pipeline import workflow
 from pipeline.engine import cluster, waiting
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.passes import unused_address
 from pipeline.engine.waiting import Cluster, _SchedulerState, refuse_without_package
 from pipeline.errors import ClusterLost, InputError, StorageError
 from pipeline.jobconfig import validate
-from tests.jobs import blobs, job, refused, write_config
+from pipeline.outputs.events import EventLog
+from pipeline.outputs.report.record import read_record
+from pipeline.outputs.report.summary import happenings
+from tests.jobs import blobs, command, job, refused, write_config
 
 
 @pytest.mark.parametrize(
@@ -68,20 +73,54 @@ def test_workers_and_schedulers_are_asked_in_this_way() -> None:
         missing._state()
 
 
+TWO = frozenset({"tcp://a:1", "tcp://b:1"})
+STATE = _SchedulerState(workers=TWO, ended=0, worker_ttl=0.0, paused=TWO, memory_limit=512 * 2**20)
+
+
+def events_of(there: Cluster) -> list[dict[str, Any]]:
+    """What a cluster logs from now on."""
+    found: list[dict[str, Any]] = []
+    there.log = lambda event, **fields: found.append({"event": event, **fields})
+    return found
+
+
 def test_workers_that_are_paused_for_long_are_told_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them: an error within two minutes, which names their limit. While one works, the job goes on."""
+    """All of them: an error within two minutes, which names their limit. While one works, the job goes on with a warning."""
     clock = [0.0]
     monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
-    state = _SchedulerState(workers=2, ended=0, worker_ttl=0.0, paused=2, memory_limit=512 * 2**20)
-    of_paused = Cluster(Client(state))  # type: ignore[arg-type]
-    of_one = Cluster(Client(state._replace(paused=1)))  # type: ignore[arg-type]
-    for clock[0] in (0.0, 50.0):
+    of_paused = Cluster(Client(STATE))  # type: ignore[arg-type]
+    of_one = Cluster(Client(STATE._replace(paused=frozenset({"tcp://b:1"}))))  # type: ignore[arg-type]
+    events = events_of(of_one)
+    for clock[0] in range(0, 61, 5):
         of_paused._state()
         of_one._state()
-    clock[0] = 70.0
-    of_one._state()
+    assert not events
+    for clock[0] in (65.0, 70.0):
+        of_one._state()
+    (event,) = events  # once
+    assert event["event"] == "warning"
+    assert "1 of 2 workers (tcp://b:1) have been paused for 60 s" in event["message"]
+    assert "limit of 512 MiB" in event["message"]
     with pytest.raises(ClusterLost, match=r"all 2 workers have been paused for 60 s: .* limit of 512 MiB"):
         of_paused._state()
+
+
+def test_a_lost_worker_is_told_about(tmp_path: Any) -> None:
+    """Dask computes again what it had: an event says so, once, in status and in the report."""
+    there = Cluster(Client(STATE._replace(paused=frozenset())))  # type: ignore[arg-type]
+    events = events_of(there)
+    there._state()
+    there.client.answer = there.client.answer._replace(workers=frozenset({"tcp://b:1"}))
+    there._state()
+    there._state()
+    assert events == [{"event": "worker_lost", "worker": "tcp://a:1", "workers": 1}]
+    np.save(tmp_path / "x.npy", blobs())
+    pipeline.run(job(tmp_path / "x.npy"), tmp_path / "run")
+    EventLog(tmp_path / "run" / "events.jsonl")(**events[0])
+    said = command("status", tmp_path / "run").out
+    assert "worker tcp://a:1 is gone; 1 worker is left" in said and "1 lost" in said
+    (shown,) = [each for each in happenings(read_record(tmp_path / "run"))[0] if each.what == "worker_lost"]
+    assert "Worker tcp://a:1 was lost" in shown.text
 
 
 def test_memory_that_there_is_not_is_no_bug(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +164,13 @@ def test_an_address_in_dasks_settings_is_not_used_in_silence(tmp_path: Any, capl
         assert unused_address(validate({"engine": {"scheduler_address": "tcp://a:1"}}).engine) is None
         pipeline.run(config, tmp_path / "run")
         refused("check", write_config(tmp_path / "none.yaml", tmp_path / "none.npy"))
-    assert (
-        "which is not used: this job runs on threads. To use it, add --scheduler-address tcp://10.0.0.1:8786"
-        in caplog.text
-    )
+        said = "which is not used: this job runs on threads. To use it, add --scheduler-address tcp://10.0.0.1:8786"
+        assert said in caplog.text
+        for again in (
+            lambda: pipeline.predict(tmp_path / "run"),
+            lambda: pipeline.predict(tmp_path / "run", [f"data.path={tmp_path / 'x.npy'}"], tmp_path / "labels"),
+            lambda: shutil.rmtree(tmp_path / "run" / "labels.zarr") or workflow.resume(tmp_path / "run"),
+        ):
+            caplog.clear()
+            again()
+            assert said in caplog.text

@@ -1,6 +1,7 @@
 """Resume goes on with what the run did: not with another config, and not with other data."""
 
 import errno
+import json
 import os
 import shutil
 
@@ -124,6 +125,30 @@ def test_any_chunk_that_changed_is_noticed(rows, tmp_path, what, event):
     np.save(tmp_path / "own" / what, x)
     with pytest.raises(InputError, match="have changed since"):
         workflow.predict(run)
+
+
+@pytest.mark.parametrize("damage", ["its bytes", "its content"])
+def test_what_was_read_is_compared_with_the_newest_checkpoint_that_can_be_read(rows, tmp_path, damage):
+    """A damaged one is passed over, and one that another version has written; without any, a warning says so."""
+    shutil.copytree(rows, tmp_path / "own")
+    config = job(tmp_path / "own" / "x.npy", output={"labels": False})
+    workflow.run(config, tmp_path / "run")
+    x = np.load(tmp_path / "own" / "x.npy")
+    x[15] += 1e-3
+    np.save(tmp_path / "own" / "x.npy", x)
+    found = checkpoint.generations(tmp_path / "run" / "checkpoints")
+    assert len(found) > 1
+    for path in reversed(found):
+        with pytest.raises(InputError, match="have changed since the run read them"):
+            workflow.predict(tmp_path / "run")
+        metadata = json.loads((path / "zarr.json").read_text())
+        metadata["attributes"]["facts"]["layout"] = 0
+        (path / "zarr.json").write_text(json.dumps(metadata))
+        if damage == "its content":
+            (path / "manifest.json").write_text(json.dumps(checkpoint.sums(path)))
+    events = []
+    workflow.predict(tmp_path / "run", listeners=[events.append])
+    assert any("no checkpoint can be read" in event.get("message", "") for event in events)
 
 
 def test_a_changed_zarr_chunk_is_noticed(tmp_path):

@@ -78,6 +78,11 @@ class Engine:
         self._stop: Event | None = None
         self._seen: Any = None
 
+    def report_to(self, log: Callable[..., None]) -> None:
+        """Log what happens to the workers of a cluster. log : called with the name of an event and its fields."""
+        if self.cluster is not None:
+            self.cluster.log = log
+
     @property
     def dashboard(self) -> str | None:
         """Address of the cluster's dashboard; None without one."""

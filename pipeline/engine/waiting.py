@@ -37,6 +37,7 @@ FETCH = (
     60.0  # seconds in which a result should arrive; more than FROZEN, so that one lost with its worker is made again
 )
 PAUSED = 60.0  # seconds in which all workers are paused, after which they count as too small
+STALE = 20.0  # seconds after which an answer says nothing of what happened until the next
 STUCK = 1800.0  # seconds in which at least one task has to end
 TRIES = 3  # of a computation whose futures were lost, and of fetching a result
 
@@ -54,15 +55,15 @@ class _Lost(Exception):
 
 
 class _SchedulerState(NamedTuple):
-    """State of a scheduler. workers : those that are not frozen.  ended : grows with every task that ends.
+    """State of a scheduler. workers : addresses of those that are not frozen.  ended : grows with every task that ends.
     worker_ttl : seconds after which the scheduler itself considers a silent worker dead; 0 for never.  paused : those of
     the workers that take no task.  memory_limit : the least of a worker, bytes.
     """
 
-    workers: int
+    workers: frozenset[str]
     ended: int
     worker_ttl: float
-    paused: int
+    paused: frozenset[str]
     memory_limit: int
 
 
@@ -89,8 +90,12 @@ class Cluster:
     def __init__(self, client: Client, patience: float = 60.0) -> None:
         self.client = client
         self.patience = patience
-        self._seen_workers = self._seen_at_work = time.monotonic()
+        self.log: Callable[..., None] = lambda event, **fields: _log.warning("%s %s", event, fields)
+        self._seen_workers = self._asked = time.monotonic()
         self._recorded: set[Hashable] = set()
+        self._workers: frozenset[str] = frozenset()  # when the scheduler was last asked
+        self._paused: dict[str, float] = {}  # since when, by address
+        self._told: set[str] = set()  # of the paused
 
     @property
     def dashboard(self) -> str | None:
@@ -128,7 +133,7 @@ class Cluster:
         """
         remaining = list(roots)
         for _ in range(TRIES):
-            self._seen_workers = self._seen_at_work = time.monotonic()  # not looked at until now
+            self._seen_workers = time.monotonic()  # not looked at until now
             try:
                 with self._submitted(remaining, storable, finished) as pending:
                     self._recorded.clear()
@@ -192,20 +197,19 @@ class Cluster:
     ) -> Any:
         """The value of the first of these keys, or the error of any."""
         wanted = [pending[key] for key in keys]
-        checked = moved = time.monotonic()
-        before = None
+        moved, before = time.monotonic(), None
         while not wanted[0].done():
             with suppress(TimeoutError), self.client.as_current():
                 wait(wanted[:1], timeout=TICK)
             if finished is not None:
                 self._record(finished, pending, keys)
             now = time.monotonic()
-            if now - checked < CHECK or wanted[0].done():
+            if now - self._asked < CHECK or wanted[0].done():
                 continue
             failed = next((future for future in wanted if future.status == "error"), None)
             if failed is not None:
                 return self.fetch(failed)
-            ended, checked = self._state().ended, now
+            ended = self._state().ended
             before, moved = ended, (now if ended != before else moved)
             if now - moved > STUCK:
                 running = [names[key] for key, future in pending.items() if key in names and not future.done()]
@@ -246,6 +250,10 @@ class Cluster:
         """The scheduler's state; frozen workers are ended. Raises ClusterLost without a scheduler or workers."""
         if self.client.status != "running":
             raise _Lost(self.client.status)
+        now = time.monotonic()
+        if now - self._asked > STALE:
+            self._paused.clear()  # they may have worked in between
+        self._asked = now
         try:
             state: _SchedulerState = self.client.sync(
                 self.client._run_on_scheduler, _look, FROZEN, callback_timeout=ANSWER
@@ -257,6 +265,7 @@ class Cluster:
         except Exception as error:
             refuse_without_package("the scheduler", error)
             raise
+        self._tell_lost(state)
         self._refuse_paused(state)
         if state.workers:
             self._seen_workers = time.monotonic()
@@ -264,16 +273,31 @@ class Cluster:
             raise ClusterLost(f"all workers are gone, and none came back in {self.patience:g} s. {_ADVICE}")
         return state
 
+    def _tell_lost(self, state: _SchedulerState) -> None:
+        """Log the workers that are gone since the scheduler was last asked: Dask computes again what they had."""
+        for worker in sorted(self._workers - state.workers):
+            self.log("worker_lost", worker=worker, workers=len(state.workers))
+        self._workers = state.workers
+
     def _refuse_paused(self, state: _SchedulerState) -> None:
-        """Raise ClusterLost if all workers have been paused for long: their memory limit is below what they hold."""
-        if not state.paused or state.paused < state.workers:
-            self._seen_at_work = time.monotonic()
-        elif time.monotonic() - self._seen_at_work > PAUSED:
-            raise ClusterLost(
-                f"all {state.paused} workers have been paused for {PAUSED:g} s: they have more in memory than their limit of "
-                f"{state.memory_limit / 2**20:.0f} MiB allows, and take no task. Start workers with more memory (`em-pipeline check` "
-                f"says what a task takes), or store the data in smaller chunks. {_ADVICE}"
+        """Log the workers that have been paused for long: they hold more than their limit. Raises ClusterLost if all are."""
+        now = time.monotonic()
+        self._paused = {worker: self._paused.get(worker, now) for worker in state.paused}
+        long = {worker for worker, since in self._paused.items() if now - since > PAUSED}
+        if not long:
+            return
+        why = (
+            f"for {PAUSED:g} s: they have more in memory than their limit of {state.memory_limit / 2**20:.0f} MiB allows, and take "
+            "no task. Start workers with more memory (`em-pipeline check` says what a task takes), or store the data in smaller chunks"
+        )
+        if long >= state.workers:
+            raise ClusterLost(f"all {len(long)} workers have been paused {why}. {_ADVICE}")
+        if new := long - self._told:
+            self.log(
+                "warning",
+                message=f"{len(long)} of {len(state.workers)} workers ({', '.join(sorted(new))}) have been paused {why}",
             )
+            self._told |= new
 
     def _wait_until_back(self) -> None:
         """Wait until the client has reconnected to a scheduler with workers. Raises ClusterLost."""
@@ -319,10 +343,10 @@ async def _look(frozen: float, dask_scheduler: Any) -> _SchedulerState:
     tasks = sum(group.states["memory"] + group.states["released"] for group in dask_scheduler.task_groups.values())
     awake = [worker for worker in workers if worker not in silent]
     return _SchedulerState(
-        len(awake),
+        frozenset(worker.address for worker in awake),
         tasks,
         float(dask_scheduler.worker_ttl or 0.0),
-        sum(worker.status == Status.paused for worker in awake),
+        frozenset(worker.address for worker in awake if worker.status == Status.paused),
         min((worker.memory_limit for worker in awake), default=0),
     )
 

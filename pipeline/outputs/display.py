@@ -30,7 +30,7 @@ LABEL, FIGURE, NOTE = 10, 18, 20  # least characters of columns, which keep thei
 SILENT = 120.0  # seconds without an event after which that is said
 DRAWS_A_SECOND = 2
 QUIET = ("pass", "labelled", "checkpoint", "progress")  # events that the display shows, so they need no line
-_STYLES = {"warning": "yellow", "reset": "yellow"}
+_STYLES = {"warning": "yellow", "reset": "yellow", "worker_lost": "yellow"}
 
 PHASES = ("profile", "start", "fit", "labels", "report")
 # What has begun once an event of a name is there.
@@ -64,6 +64,7 @@ class _JobState:
     seconds: dict[int, float] = field(default_factory=dict)  # of passes, by iteration
     levels: int = 0
     resets: int = 0
+    lost: int = 0
     collapsed: set[tuple[Any, ...]] = field(default_factory=set)  # components that the last iteration left so
     chosen: str = ""
     generation: int | None = None
@@ -193,6 +194,9 @@ class JobDisplay:
             self._state.resets += 1
         else:
             self._state.collapsed.add(tuple(event.get(name) for name in ("candidate", "restart", "component")))
+
+    def _on_worker_lost(self, event: dict[str, Any]) -> None:
+        self._state.lost += 1
 
     def _on_candidate(self, event: dict[str, Any]) -> None:
         if event["chosen"]:
@@ -331,6 +335,8 @@ class JobDisplay:
         if state.resets or state.collapsed:
             collapsed = f", {len(state.collapsed)} collapsed" if state.collapsed else ""
             yield words.components, f"{state.resets} reset{'s' if state.resets != 1 else ''}{collapsed}", "yellow"
+        if state.lost:
+            yield "workers", f"{state.lost} lost; what they had is computed again", "yellow"
         if state.chosen:
             yield "chosen", state.chosen, ""
         if last and last["final"] and last.get("stop_reason"):

@@ -24,6 +24,7 @@ _RENAMED = {"rung": "level", "refused": "rejected", "annihilation": "pruning", "
 _log = get_logger("events")
 _LEVELS = {
     "warning": logging.WARNING,
+    "worker_lost": logging.WARNING,
     "pass": logging.DEBUG,
     "progress": logging.DEBUG,
     "checkpoint": logging.DEBUG,

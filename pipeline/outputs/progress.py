@@ -74,6 +74,11 @@ def _rejected(e: dict[str, Any]) -> str:
     return f"extrapolation step rejected: {reason}"
 
 
+def _worker_lost(e: dict[str, Any]) -> str:
+    left = f"{e['workers']} worker{'s are' if e['workers'] != 1 else ' is'} left"
+    return f"worker {e['worker']} is gone; {left}, and what it had is computed again"
+
+
 def _level(e: dict[str, Any]) -> str:
     words = words_of(e["family"])
     moved = f", moved {' + '.join(map(str, e['moved']))} {words.components}" if e["moved"] else ""
@@ -116,6 +121,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "reset": _reset,
     "candidate": _candidate,
     "rejected": _rejected,
+    "worker_lost": _worker_lost,
     "warning": lambda e: f"warning: {e['message']}",
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
     "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",

@@ -38,7 +38,9 @@ def following(
     """
     shown = latest(past, show or 0)
     if quiet or not (console.is_interactive and console.file.isatty()):
-        lines = Lines(lambda text: print(text, file=console.file, flush=True), ("warning",) if quiet else None)
+        lines = Lines(
+            lambda text: print(text, file=console.file, flush=True), ("warning", "worker_lost") if quiet else None
+        )
         for event in shown:
             lines.write(event)
         yield lines

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from pipeline.arrays.packing import pack, unpack
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary
 from pipeline.em.run import Run
-from pipeline.errors import InputError, StorageError, as_written
+from pipeline.errors import StorageError, as_written
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
-from pipeline.outputs.checkpoint import State, load
+from pipeline.outputs.checkpoint import State, generations, read
 
 LAYOUT = 4  # of checkpoints; raised when what they hold is laid out in another way
 
@@ -33,13 +34,19 @@ def _plain(run: Run) -> dict[str, Any]:
     return {**fields, "params": run.model.arrays(run.params)}
 
 
-def as_read_before(chunks: Chunks, checkpoints: Path) -> Chunks:
-    """Return the chunks, each of which must be as the run has read it: the newest checkpoint says how."""
-    try:
-        summary: DataSummary = _content(load(checkpoints, lambda text: None)[1])["summary"]
-    except (InputError, StorageError):  # none yet, or all are damaged: what needs one says so
-        return chunks
-    return chunks.compared(summary.checksums)
+def as_read_before(chunks: Chunks, checkpoints: Path, warn: Callable[[str], None]) -> Chunks:
+    """Return the chunks, each of which must be as the run has read it: the newest checkpoint that can be read says how.
+
+    warn : called with a sentence if there are checkpoints, and none can be read.
+    """
+    found = generations(checkpoints)
+    for path in reversed(found):
+        with suppress(StorageError):
+            summary: DataSummary = _content(read(path))["summary"]
+            return chunks.compared(summary.checksums)
+    if found:
+        warn(f"{checkpoints}: no checkpoint can be read, so nothing says whether each chunk is as the run has read it")
+    return chunks
 
 
 @as_written("checkpoint")

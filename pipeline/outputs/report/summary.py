@@ -18,7 +18,13 @@ _ROUTINE = {
     *("start", "profile", "level", "pruning", "init", "pass", "progress", "checkpoint", "candidate"),
     *("standard_errors", "labelled", "labels", "stored", "finished"),
 }
-_FIRST = ("warning", "resume", "reset", "rejected")  # where there are too many, later ones make room, and others first
+_FIRST = (
+    "warning",
+    "resume",
+    "worker_lost",
+    "reset",
+    "rejected",
+)  # where there are too many, later ones make room, and others first
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,13 @@ def _without_repeats(news: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _happening(entry: dict[str, Any], record: Record) -> Happening:
     event = str(entry.get("event", "event"))
-    describe = {"reset": _reset, "warning": _warning, "resume": _resume, "rejected": _rejected}.get(event, _plain)
+    describe = {
+        "reset": _reset,
+        "warning": _warning,
+        "resume": _resume,
+        "rejected": _rejected,
+        "worker_lost": _worker_lost,
+    }.get(event, _plain)
     return Happening(moment(entry.get("time")), event, describe(entry, record))
 
 
@@ -260,6 +272,10 @@ def _rejected(entry: dict[str, Any], record: Record) -> str:
 def _resume(entry: dict[str, Any], record: Record) -> str:
     generation = entry.get("generation")
     return "Resumed during the first pass." if generation is None else f"Resumed from checkpoint {generation}."
+
+
+def _worker_lost(entry: dict[str, Any], record: Record) -> str:
+    return f"Worker {entry.get('worker')} was lost; {entry.get('workers')} were left, which computed again what it had."
 
 
 def _plain(entry: dict[str, Any], record: Record) -> str:
