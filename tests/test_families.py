@@ -72,6 +72,13 @@ def directions(rng: np.random.Generator, n: int = N) -> np.ndarray:
     return around * rng.uniform(0.1, 10.0, (n, 1))
 
 
+def factors(rng: np.random.Generator, n: int = N) -> np.ndarray:
+    """Rows of three kinds, each in two of six dimensions and noise, far from the origin."""
+    kind, loadings = rng.integers(3, size=n), 2.0 * rng.normal(size=(3, 6, 2))
+    around = np.einsum("ndq,nq->nd", loadings[kind], rng.normal(size=(n, 2)))
+    return 20.0 + 2.0 * rng.normal(size=(3, 6))[kind] + around + rng.normal(size=(n, 6)) * rng.uniform(0.5, 1.5, 6)
+
+
 class Problem(NamedTuple):
     """A line of the table. model : its section.  draw : rows, from a generator and their number."""
 
@@ -80,6 +87,10 @@ class Problem(NamedTuple):
 
 
 PROBLEMS = {
+    "factor": Problem({"family": "factor"}, factors),
+    "factor-spherical": Problem({"family": "factor", "noise_type": "spherical", "rank": 1}, factors),
+    "factor-shared": Problem({"family": "factor", "shared_noise": True}, factors),
+    "factor-even": Problem({"family": "factor", "noise_type": "spherical", "shared_noise": True}, factors),
     "gaussian-full": Problem({"family": "gaussian", "reg_covar": 0.0}, blobs),
     "gaussian-tied": Problem({"family": "gaussian", "covariance_type": "tied", "reg_covar": 0.0}, blobs),
     "gaussian-diag": Problem({"family": "gaussian", "covariance_type": "diag", "reg_covar": 0.0}, blobs),
@@ -291,7 +302,14 @@ def test_through_every_command(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(zarr.open_group(tmp_path / "labels" / "labels.zarr", mode="r")["label"][:], labels)
 
 
-@pytest.mark.parametrize("name", [name for name in PROBLEMS if not name.endswith("sparse") and name != "multinomial"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in PROBLEMS
+        if not name.startswith("factor-") and not name.endswith("sparse") and name != "multinomial"
+    ],
+)
 def test_an_e_step_takes_the_same_memory_for_any_number_of_components(name):
     """Responsibilities of a chunk are never all there at once, nor what tells the cost of leaving components out."""
     k = 64

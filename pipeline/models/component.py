@@ -72,8 +72,13 @@ class Component(ABC):
         return len(self.shift)
 
     def facts(self) -> dict[str, Any]:
-        """Return hyperparameters for people, by name; text among them is part of a candidate's name."""
+        """Return hyperparameters for people, by name."""
         return {}
+
+    @property
+    def label(self) -> str:
+        """What a candidate's name says beside the number of components: by default the text among the facts."""
+        return "-".join(fact for fact in self.facts().values() if isinstance(fact, str))
 
     @property
     def floor(self) -> float:

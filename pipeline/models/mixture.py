@@ -111,7 +111,7 @@ class Mixture(ClusterModel):
 
     @property
     def label(self) -> str:
-        return "-".join([super().label, *(fact for fact in self.component.facts().values() if isinstance(fact, str))])
+        return "-".join(filter(None, [super().label, self.component.label]))
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), **self.component.facts(), "assignment": self.assignment, "fixed": list(self.fixed)}

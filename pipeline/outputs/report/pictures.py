@@ -87,8 +87,15 @@ class PixelMap:
         in_pixels = self._linear(self._linear(covariance).T)
         pixels = len(in_pixels)
         vectors = eigh(in_pixels, subset_by_index=[max(0, pixels - count), pixels - 1])[1].T[::-1]
+        return self._scaled(vectors)
+
+    def principal_loadings(self, loadings: np.ndarray, count: int) -> np.ndarray:
+        """Return the leading directions that factors explain, as `directions`. loadings : (d, q), known up to a rotation."""
+        return self._scaled(np.linalg.svd(self._linear(loadings.T), full_matrices=False)[2][:count])
+
+    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
         peak = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
-        return self._shaped(vectors / peak)
+        return self._shaped(vectors / np.where(peak == 0, 1.0, peak))
 
     def _linear(self, x: np.ndarray) -> np.ndarray:
         return x if self.matrix is None else x @ self.matrix
@@ -188,7 +195,9 @@ def _known(rows: np.ndarray) -> list[int]:
 
 
 def _eigen(record: Record, pixels: PixelMap, count: int) -> list[np.ndarray]:
-    """Eigen-patches of the first `count` components; empty unless each has a full covariance."""
+    """Eigen-patches of the first `count` components; empty unless each has a full covariance, or loadings."""
+    if record.parameters.get("loadings", ("",))[0] == "component":
+        return [pixels.principal_loadings(loadings, EIGEN) for loadings in record.array("loadings")[:count]]
     if not _own_covariances(record):
         return []
     covariances = record.array("covariances")[:count]
