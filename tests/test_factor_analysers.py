@@ -98,7 +98,7 @@ def test_one_component_is_factor_analysis_and_probabilistic_principal_components
     """Of scikit-learn: log-likelihoods of all rows agree to 1e-6, total nats, and covariances follow."""
     x = drawn()
     _, run = fitted(x, rank=2)
-    peer = FactorAnalysis(2, tol=1e-10, max_iter=20_000, svd_method="lapack").fit(x)
+    peer = FactorAnalysis(2, tol=1e-10, max_iter=10_000, svd_method="lapack").fit(x)
     assert run.log_likelihood == pytest.approx(len(x) * peer.score(x), abs=1e-6)
     theta = run.params.theta
     covariance = theta.loadings[0] @ theta.loadings[0].T + np.diag(theta.noise[0])
@@ -211,9 +211,9 @@ def test_candidates_of_several_ranks_have_names_of_their_own() -> None:
 def test_4096_features_of_ten_components_and_eight_factors_take_less_than_2_gib(tmp_path: Path) -> None:
     """A run of all steps, with what its processes take measured from outside; one matrix of d x d a component would be 1.3 GiB."""
     rng = RNG(13)
-    loadings, kind = rng.normal(size=(10, 4096, 8)).astype(np.float32), rng.integers(10, size=20_000)
-    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (20_000, 4096))
-    for rows in np.array_split(np.arange(20_000), 40):
+    loadings, kind = rng.normal(size=(10, 4096, 8)).astype(np.float32), rng.integers(10, size=10_000)
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (10_000, 4096))
+    for rows in np.array_split(np.arange(10_000), 20):
         z = rng.normal(size=(500, 8)).astype(np.float32)
         x[rows] = (
             np.einsum("ndq,nq->nd", loadings[kind[rows]], z) + rng.normal(size=(500, 4096)) + 3.0 * kind[rows, None]
@@ -221,7 +221,11 @@ def test_4096_features_of_ten_components_and_eight_factors_take_less_than_2_gib(
     x.flush()
     model = {"family": "factor", "n_components": 10, "rank": 8}
     config = write_config(
-        tmp_path / "job.yaml", tmp_path / "x.npy", model=model, engine={"memory": "2GiB"}, fit={"max_iter": 8}
+        tmp_path / "job.yaml",
+        tmp_path / "x.npy",
+        model=model,
+        engine={"memory": "1500MiB"},
+        fit={"method": "auto", "init": "k-means||", "max_iter": 4},
     )
     measure = Path(__file__).parents[1] / "scripts" / "measure_memory"
     job = [sys.executable, "-m", "pipeline", "run", str(config), "--output", str(tmp_path / "run")]

@@ -34,10 +34,10 @@ from pipeline.models.component import Component, Pass
 from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture
 from pipeline.models.schema import POSITIVE, Field, Fields, Support
+from pipeline.models.sketch import LEAST_NOISE, common_loadings
 from pipeline.models.words import Words
 
 LOG_2PI = float(np.log(2.0 * np.pi))
-LEAST_START = 0.05  # share of a feature's variance that is noise at a start, at least
 
 
 class Rotated(Support):
@@ -275,11 +275,11 @@ class Factor(Component):
                 continue
             own = stats.xx[k] / counts[k] - mean**2
             loadings[k] = (with_x @ vectors) / np.sqrt(values)
-            noise[k] = np.maximum(own - np.square(loadings[k]).sum(axis=1), LEAST_START * own)
+            noise[k] = np.maximum(own - np.square(loadings[k]).sum(axis=1), LEAST_NOISE * own)
         return self._started(means, loadings, noise, np.maximum(counts, 1e-300))
 
     def _pooled_noise(self) -> Array:
-        return np.maximum(self.variance - np.square(self.common).sum(axis=1), LEAST_START * self.variance)
+        return np.maximum(self.variance - np.square(self.common).sum(axis=1), LEAST_NOISE * self.variance)
 
     def _started(self, means: Array, loadings: Array, noise: Array, counts: Array) -> Analysers:
         noise = np.maximum(self._by_noise(counts[:, None] * noise, counts), self.least_noise)
@@ -355,29 +355,6 @@ def _left(slopes: Array, stats: FactorStats) -> Array:
     """(k, d) sums of r E (x - slopes y)², about the shift."""
     left: Array = stats.xx + np.einsum("kdp,kdp->kd", slopes, slopes @ stats.yy - 2.0 * stats.xy)
     return left
-
-
-def common_loadings(summary: Summary, rank: int) -> Array:
-    """Loadings (d, q) of all rows from the sample: a sketch of its covariance by random combinations of rows.
-
-    Sums are in a fixed order, so that no bit depends on the number of threads.
-    """
-    x, variance, rng = summary.sample.x, np.asarray(summary.variance, dtype=np.float64), np.random.default_rng(0)
-    deviation = np.sqrt(np.where(variance > 0, variance, 1.0))
-    drawn = rng.standard_normal((len(variance), rank))
-    if len(x) <= rank:
-        return 0.5 * np.sqrt(variance)[:, None] * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-    rows = (np.asarray(x, dtype=np.float64) - summary.mean) / deviation
-    directions = np.einsum("nd,nq->dq", rows, rng.standard_normal((len(rows), rank))) / len(rows) + 1e-3 * drawn
-    z = np.einsum("nd,dq->nq", rows, directions)
-    values, vectors = np.linalg.eigh(np.einsum("np,nq->pq", z, z) / len(rows))
-    whitened = vectors / np.sqrt(np.maximum(values, 1e-12 * values[-1] + np.finfo(np.float64).tiny))
-    found = np.sqrt(variance)[:, None] * np.einsum("nd,np,pq->dq", rows, z, whitened, optimize=False) / len(rows)
-    explained = np.square(found).sum(axis=1)
-    most = (1.0 - LEAST_START) * variance  # a sample of few rows may show more variance than all rows
-    return np.asarray(
-        found * np.sqrt(np.minimum(1.0, most / np.maximum(explained, np.finfo(np.float64).tiny)))[:, None]
-    )
 
 
 class FactorSection(ClusterSection):
