@@ -392,7 +392,7 @@ def _labels(config: Config, chunks: Chunks, timer: Timer, run: Run | None, other
     seconds = other
     if run is not None:
         top_k = min(config.output.top_k, run.model.sizes.get("component", 0))
-        task = LabelBlock(chunks, run.model, run.params, top_k, config.data.bad_rows == "drop")
+        task = LabelBlock(chunks, run.model, run.params, top_k, config.data.bad_rows != "error")
         seconds = timer.pass_seconds(chunks, [Labelling(task)], allowed)
     seconds += twice * timer.read_seconds / chunks.n_chunks
     busy = -(-len(starts) // timer.engine.workers) * timer.engine.workers / len(starts)

@@ -59,6 +59,6 @@ def write_labels_of(job: Job, model: LatentModel, params: Any) -> None:
     began = time.perf_counter()
     progress: Callable[[int], None] = lambda rows: job.log("labelled", rows=rows, of=job.chunks.n_rows)  # noqa: E731
     top_k = min(job.config.output.top_k, model.sizes.get("component", 0))
-    task = LabelBlock(job.chunks, model, params, top_k, job.config.data.bad_rows == "drop")
+    task = LabelBlock(job.chunks, model, params, top_k, job.config.data.bad_rows != "error")
     write_labels(job.directory.labels, task, job.engine, progress)
     job.log("labels", rows=job.chunks.n_rows, seconds=time.perf_counter() - began)

@@ -33,6 +33,7 @@ from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.models.clusters import ClusterModel
 from pipeline.outputs import checkpoint, model_store, partial
+from pipeline.outputs.coordinates import on_coordinates
 from pipeline.outputs.disk import Disk, disk_plan, refuse_full
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import has_labels
@@ -286,8 +287,12 @@ def _same_start(job: Job) -> UserStart:
 
 
 def open_run(path: str | Path) -> xr.Dataset:
-    """Return the fitted model of a run as an xarray dataset in memory."""
-    return model_store.read_dataset(RunDirectory(path).model)
+    """Return the fitted model of a run as an xarray dataset in memory.
+
+    Of data from xarray, it also has the locations of components on the data's own variables and coordinates, before preprocessing: for
+    means that is ``mean``, with the dimensions component, variable and those in data.features.
+    """
+    return on_coordinates(model_store.read_dataset(RunDirectory(path).model))
 
 
 def _reopened(runs: list[Run], config: Config) -> list[Run]:

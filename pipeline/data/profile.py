@@ -101,7 +101,7 @@ class Profile:
 
         Parameters
         ----------
-        bad_rows : {"error", "drop"}
+        bad_rows : {"error", "drop", "mask"}
 
         Raises
         ------

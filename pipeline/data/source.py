@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data.grid import Grid
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    import xarray as xr
     from scipy.sparse import csr_array
 
 # Decoded bytes that a chunk aims at: large enough that a read's overhead is small beside it, small enough that a thread's
@@ -104,6 +106,10 @@ class Source(ABC):
     def units_of(self, start: int, stop: int) -> np.ndarray | None:
         """Return the first row of each unit of a chunk, counted from `start`; None where chunks need not hold whole units."""
         return None
+
+    def rows_on(self) -> tuple[Grid, xr.Dataset | None]:
+        """Return the grid that the rows lie on, and its coordinates where there are some; rows of a table have none."""
+        return Grid.of_rows(self.n_rows), None
 
     def vocabulary(self) -> list[str] | None:
         """Return the word of each feature, where there are words."""

@@ -73,15 +73,18 @@ class ZarrPlace:
 
     def open(self) -> Any:
         """Open the zarr Array or Group. Raises what zarr raises."""
+        # Consolidated metadata may be older than the arrays.
+        return zarr.open(self.store(), path=self.name, mode="r", use_consolidated=False)
+
+    def store(self) -> Any:
+        """Return the store behind its guards."""
         store: Any
         if is_url(self.path):
             store = FsspecStore.from_url(self.path, storage_options=self.options, read_only=True)
         else:
             store = LocalStore(self.path, read_only=True)
         store = GuardedStore(store)
-        whole = _WholeStore(store) if self.missing_chunks == "error" else store
-        # Consolidated metadata may be older than the arrays.
-        return zarr.open(whole, path=self.name, mode="r", use_consolidated=False)
+        return _WholeStore(store) if self.missing_chunks == "error" else store
 
     def open_first(self) -> Any:
         """Open the zarr Array or Group for the first time. Raises InputError when there is none."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Matrix
 from pipeline.data.column import Column
+from pipeline.data.grid import Grid
 from pipeline.data.source import Source
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 READ = 2**20  # numbers of the column at a time
 
@@ -106,6 +110,9 @@ class UnitSource(Source):
 
     def pictures(self) -> tuple[list[str], np.ndarray] | None:
         return self.inner.pictures()
+
+    def rows_on(self) -> tuple[Grid, xr.Dataset | None]:
+        return self.inner.rows_on()
 
     def vocabulary(self) -> list[str] | None:
         return self.inner.vocabulary()

@@ -1,6 +1,7 @@
 """labels.zarr: label and log-density of every row, or other predictions of the model, in row order, out of core.
 
-The engine computes blocks of 2^18 rows, which are written in order. An interrupted job continues with the
+Rows of a table have one dimension, `row`; samples of an xarray dataset have their own, with their coordinates.
+The engine computes blocks of up to 2^18 rows, which are written in order. An interrupted job continues with the
 first missing block, and the store gets its name when it is complete.
 """
 
@@ -23,6 +24,7 @@ from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
 from pipeline.arrays.stores import guarded, open_group
 from pipeline.data.chunks import Chunks
+from pipeline.data.grid import Block, Grid
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError
 from pipeline.models.base import LatentModel, RowArray
@@ -92,26 +94,34 @@ def _stored(path: Path) -> int:
 def write_labels(path: Path, task: LabelBlock, engine: Engine, progress: Callable[[int], None]) -> None:
     """Write the predictions for all rows to `path`, which appears complete. progress : called with the rows done."""
     temporary, sums = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.sums")
-    n, specs = task.chunks.n_rows, task.model.row_arrays(task.top_k)
-    attributes: dict[str, Any] = {"family": task.model.family, "n_rows": n, "top_k": task.top_k}
+    specs, (grid, coordinates) = task.model.row_arrays(task.top_k), task.chunks.source.rows_on()
+    shape = grid.block_shape(BLOCK_ROWS)
+    attributes: dict[str, Any] = {"family": task.model.family, "n_rows": grid.n_rows, "top_k": task.top_k}
     try:
-        begun = _Blocks(sums, [attributes, {name: str(spec) for name, spec in specs.items()}, BLOCK_ROWS])
+        layout = [attributes, {name: str(spec) for name, spec in specs.items()}, grid.dims, grid.shape, shape]
+        begun = _Blocks(sums, layout)
         if not begun.goes_on:
             remove(temporary)  # begun for another layout, or not even that
         for metadata in temporary.rglob("zarr.json"):
             remove(metadata)  # may be damaged, and costs nothing to write again
+        for beside in temporary.glob("*/"):
+            if beside.name not in specs:
+                remove(beside)  # as are names and coordinates
         group = zarr.open_group(guarded(temporary, read_only=False), mode="a", zarr_format=3, attributes=attributes)
-        arrays = {name: _array(group, name, n, task.top_k, spec) for name, spec in specs.items()}
+        arrays = {name: _array(group, name, grid, shape, task.top_k, spec) for name, spec in specs.items()}
         files = {name: temporary / name / "c" for name in arrays}
-        starts = [s for s in range(0, n, BLOCK_ROWS) if not begun.is_whole(s // BLOCK_ROWS, files)]
-        blocks = engine.map_in_order(task, ((start, min(start + BLOCK_ROWS, n)) for start in starts))
-        for start, block in zip(starts, blocks, strict=True):
-            stop = min(start + BLOCK_ROWS, n)
+        left = [block for block in grid.blocks(shape) if not begun.is_whole(block, files)]
+        found = engine.map_in_order(task, ((block.start, block.stop) for block in left))
+        for block, values in zip(left, found, strict=True):
             for name, array in arrays.items():
-                array[start:stop] = block[name]
-            begun.add(start // BLOCK_ROWS, files)
-            progress(stop)
+                array[block.box] = values[name].reshape(
+                    *(s.stop - s.start for s in block.box), *array.shape[len(shape) :]
+                )
+            begun.add(block, files)
+            progress(block.stop)
         _write_pictures(group, task.chunks)
+        if coordinates is not None:
+            coordinates.to_zarr(guarded(temporary, read_only=False), mode="a", zarr_format=3, consolidated=False)
         publish(temporary, path)
         remove(sums)
     except OSError as error:
@@ -132,44 +142,50 @@ class _Blocks:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         header, *lines = text.split("\n")
         self.goes_on = header == json.dumps(layout)
-        self._sums: dict[int, str] = {}
+        self._sums: dict[str, str] = {}
         if not self.goes_on:
             path.write_text(json.dumps(layout) + "\n", encoding="utf-8")
             return
         for line in lines:
             with suppress(ValueError):  # cut short, or damaged: the block is done again
-                number, digest = line.split()
-                self._sums[int(number)] = digest
+                key, digest = line.split()
+                self._sums[key] = digest
 
-    def is_whole(self, block: int, arrays: dict[str, Path]) -> bool:
+    def is_whole(self, block: Block, arrays: dict[str, Path]) -> bool:
         """Whether the files of a block are as they were written. arrays : folder of the blocks of each."""
-        return block in self._sums and self._sums[block] == _digest(block, arrays)
+        key = _key(block)
+        return key in self._sums and self._sums[key] == _digest(key, arrays)
 
-    def add(self, block: int, arrays: dict[str, Path]) -> None:
+    def add(self, block: Block, arrays: dict[str, Path]) -> None:
         """Note that a block has been written."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{block} {_digest(block, arrays)}\n")
+            file.write(f"\n{_key(block)} {_digest(_key(block), arrays)}\n")
 
 
-def _digest(block: int, arrays: dict[str, Path]) -> str:
+def _key(block: Block) -> str:
+    """The key of the stored chunk that a block is."""
+    return "/".join(str(i) for i in block.at)
+
+
+def _digest(key: str, arrays: dict[str, Path]) -> str:
     """SHA-256 of the files of a block."""
     digest = hashlib.sha256()
     for folder in arrays.values():
-        place = folder / str(block)
+        place = folder / key
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if file.is_file():
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def _array(group: Any, name: str, n: int, top_k: int, spec: RowArray) -> Any:
+def _array(group: Any, name: str, grid: Grid, chunk: tuple[int, ...], top_k: int, spec: RowArray) -> Any:
     ranks = (top_k,) if spec.ranked else ()
     return group.create_array(
         name,
-        shape=(n, *ranks),
+        shape=(*grid.shape, *ranks),
         dtype=spec.dtype,
-        chunks=(BLOCK_ROWS, *ranks),
-        dimension_names=("row", "rank") if ranks else ("row",),
+        chunks=(*chunk, *ranks),
+        dimension_names=(*grid.dims, "rank") if ranks else grid.dims,
         fill_value=spec.fill,
         compressors=ZstdCodec(level=3, checksum=True),
         config={"write_empty_chunks": True},  # a missing chunk means work to do, never fill values

@@ -17,6 +17,7 @@ from pipeline.errors import StorageError, without_secrets
 from pipeline.outputs.report import (
     figures,
     formatting,
+    maps,
     outliers,
     pictures,
     prediction,
@@ -161,7 +162,7 @@ def _components(record: Record) -> dict[str, Any]:
     every = topics.topics(record) if record.has_topics else []
     gallery = None if every else pictures.gallery(record)
     if not every and gallery is None:
-        charts += [projection.scene(record), projection.heatmap(record)]
+        charts += [*maps.maps(record), projection.scene(record), projection.heatmap(record)]
     shown = bool(every or gallery)
     return {
         "charts": [chart for chart in charts if chart is not None],

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.arrays.stores import guarded, open_whole
 from pipeline.config.loading import read_yaml
+from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError, StorageError
 from pipeline.models.families import words_of
 from pipeline.models.words import Words
@@ -28,7 +29,6 @@ from pipeline.outputs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import xarray as xr
-    import zarr
 
 
 # Dimensions of arrays that are no parameters: history, and lists of rows.
@@ -284,12 +284,12 @@ class Record:
         except Exception as error:  # zarr codecs raise what they like: every one of them is a damaged store
             raise StorageError(f"model.zarr: {name} cannot be read ({error}). Run the job again.") from error
 
-    def label_array(self, name: str) -> zarr.Array[Any] | None:
-        """Return an array of labels.zarr, on disk; None if there is none or it cannot be opened."""
+    def label_array(self, name: str) -> FlatRows | None:
+        """Return an array of labels.zarr, on disk and by row; None if there is none or it cannot be opened."""
         import zarr
 
         try:
-            return zarr.open_array(guarded(self.run / "labels.zarr" / name), mode="r")
+            return FlatRows(zarr.open_array(guarded(self.run / "labels.zarr" / name), mode="r"))
         except Exception:  # as in `array`
             return None
 
@@ -368,7 +368,7 @@ def prediction_record(path: Path) -> dict[str, Any] | None:
     return resolved if "prediction_of" in resolved else None
 
 
-def _read(array: zarr.Array[Any], at: Any) -> np.ndarray:
+def _read(array: FlatRows, at: Any) -> np.ndarray:
     """Some of an array of labels.zarr."""
     try:
         return np.asarray(array[at])

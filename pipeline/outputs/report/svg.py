@@ -226,12 +226,16 @@ class Plot:
 
         self._marks.append(draw)
 
-    def cells(self, pixels: np.ndarray, legend: str) -> None:
-        """Draw a pixel for each cell of a table; the axes count its columns, and its rows from the top. legend : from `ramp`."""
+    def cells(self, pixels: np.ndarray, legend: str, *sides: tuple[float, float]) -> None:
+        """Draw a pixel for each cell of a table.
+
+        legend : spans of HTML, such as those of `ramp`.  sides : both ends of the axes; by default these count columns, and rows from the top.
+        """
         rows, columns = pixels.shape[:2]
         self._legend.append(legend)
-        self.exactly((-0.5, columns - 0.5), (rows - 0.5, -0.5))
-        self.image(pixels, self._exact[0], self._exact[1])
+        x, y = sides or ((-0.5, columns - 0.5), (rows - 0.5, -0.5))
+        self.exactly(x, y)
+        self.image(pixels, x, y)
 
     def exactly(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         """Set both ends of both axes."""

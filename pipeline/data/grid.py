@@ -1,0 +1,109 @@
+"""Samples that lie on a grid of several dimensions, as rows: the last dimension varies fastest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Block(NamedTuple):
+    """Consecutive rows that are a box of the grid.
+
+    Attributes
+    ----------
+    start, stop : int
+        Rows.
+    at : tuple of int
+        Where the block is among the blocks of each dimension.
+    box : tuple of slice
+        The box, a slice of each dimension.
+    """
+
+    start: int
+    stop: int
+    at: tuple[int, ...]
+    box: tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The dimensions of the rows. A table has one, `row`.
+
+    Attributes
+    ----------
+    dims : tuple of str
+    shape : tuple of int
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of_rows(cls, n_rows: int) -> Grid:
+        """Return the grid of a table."""
+        return cls(("row",), (n_rows,))
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in all."""
+        return math.prod(self.shape)
+
+    def block_shape(self, rows: int) -> tuple[int, ...]:
+        """Return the largest box of at most `rows` consecutive rows.
+
+        >>> Grid(("time", "y", "x"), (10, 4, 5)).block_shape(50)
+        (2, 4, 5)
+        >>> Grid(("time", "y", "x"), (10, 4, 5)).block_shape(12)
+        (1, 2, 5)
+        """
+        below = 1
+        for axis in reversed(range(len(self.shape))):
+            if axis == 0 or below * self.shape[axis] > rows:
+                return (1,) * axis + (max(1, rows // below), *self.shape[axis + 1 :])
+            below *= self.shape[axis]
+        return ()
+
+    def blocks(self, shape: tuple[int, ...]) -> Iterator[Block]:
+        """Yield the blocks of a shape from `block_shape`, in the order of their rows."""
+        counts = tuple(-(-size // step) for size, step in zip(self.shape, shape, strict=True))
+        start = 0
+        for at in np.ndindex(*counts):
+            box = tuple(
+                slice(i * step, min((i + 1) * step, size)) for i, step, size in zip(at, shape, self.shape, strict=True)
+            )
+            stop = start + math.prod(part.stop - part.start for part in box)
+            yield Block(start, stop, at, box)
+            start = stop
+
+
+class FlatRows:
+    """A stored array over a grid, read by row.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        Of the dimensions of the grid, and perhaps `rank`.
+    """
+
+    def __init__(self, array: Any) -> None:
+        names = tuple(array.metadata.dimension_names or ())
+        self._array, self._n = array, array.ndim - (names[-1:] == ("rank",))
+        self._grid = Grid(names[: self._n], array.shape[: self._n])
+        self.shape = (self._grid.n_rows, *array.shape[self._n :])
+        self.chunks = (math.prod(array.chunks[: self._n]), *array.chunks[self._n :])
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        if self._n == 1:
+            return np.asarray(self._array[at])
+        one = not isinstance(at, slice)
+        start, stop = (int(at), int(at) + 1) if one else at.indices(self.shape[0])[:2]
+        below = self._grid.n_rows // self._grid.shape[0]
+        first, last = start // below, -(-stop // below)
+        found = np.asarray(self._array[first:last]).reshape(-1, *self.shape[1:])[
+            start - first * below : stop - first * below
+        ]
+        return found[0] if one else found

@@ -1,0 +1,39 @@
+"""Locations of components on the variables and coordinates that the data came with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+
+def on_coordinates(model: xr.Dataset) -> xr.Dataset:
+    """Return a stored model with its locations on the data's variables and coordinates, where the data have these.
+
+    Parameters
+    ----------
+    model : Dataset
+        The content of model.zarr.
+
+    Returns
+    -------
+    Dataset
+        With an array more, named as the family names locations (``mean``, ``center``), in the units of the data. An entry is NaN where
+        a variable has no such coordinate.
+    """
+    index, name = model.attrs.get("data", {}).get("index"), model.attrs["words"]["location"]
+    stored = name + "s"
+    if index is None or stored not in model or model[stored].dims != ("component", "feature"):
+        return model
+    location = model[stored].values
+    if "preprocess_inverse" in model:
+        location = location @ model["preprocess_inverse"].values + model["preprocess_offset"].values
+    places = [list(dict.fromkeys(entries)) for entries in index.values()]
+    places = [[entry for entry in entries if entry is not None] or [0] for entries in places]
+    found = np.full((len(location), *map(len, places)), np.nan)
+    at: tuple[Any, ...]
+    for i, entry in enumerate(zip(*index.values(), strict=True)):
+        at = tuple(0 if each is None else known.index(each) for known, each in zip(places, entry, strict=True))
+        found[(slice(None), *at)] = location[:, i]
+    return model.assign({name: (("component", *index), found)}).assign_coords(dict(zip(index, places, strict=True)))
