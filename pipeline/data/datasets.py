@@ -190,6 +190,8 @@ def selected(dataset: xr.Dataset, names: Sequence[str], select: Mapping[str, Any
             ends: list[Any] = [first or None, last or None]
             if found is None or found.dtype.kind in "iuf":
                 ends = [None if end is None else _number(end, dim) for end in ends]
+            if found is None:  # counted from 0, both ends included as with coordinates
+                ends = [0 if ends[0] is None else int(ends[0]), None if ends[1] is None else int(ends[1]) + 1]
             if found is not None and found.is_monotonic_decreasing and len(found) > 1:
                 ends.reverse()
             indexer: Any = slice(*ends)

@@ -221,14 +221,12 @@ class XarraySource(Source):
 
     def _values(self, name: str, box: dict[str, Any], feature_dims: Sequence[str]) -> np.ndarray:
         """Values of a variable in a box of the grid, dimensions in the order of the rows."""
-        import dask
-
         try:
             array = self.selected[name]
             array = array.isel({dim: at for dim, at in box.items() if dim in array.dims})
             order = [dim for dim in self.grid.dims if dim in array.dims]
-            with dask.config.set(scheduler="synchronous"):  # this thread is a task already
-                return np.asarray(array.transpose(*order, *feature_dims).values)
+            # Of several files it is a Dask array, and this thread is a task already.
+            return np.asarray(array.transpose(*order, *feature_dims).compute(scheduler="synchronous").values)
         except PipelineError:
             raise
         except Exception as error:  # every engine has its own kinds
