@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.arrays.rows import Rows
 from pipeline.data.chunks import Chunks
-from pipeline.data.profile import DataSummary, Profile, summary_of
+from pipeline.data.profile import DataSummary, Profile, summary_of, with_box
 from pipeline.data.user_start import UserStart
 from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.pruning import STEPS
@@ -254,6 +254,7 @@ def cost(
     summary = summary_of(profile, config.preprocess)
     driver = Driver(config, chunks, engine, plan, NoSink()).after_profile(summary)
     mapped = driver.chunks
+    summary = with_box(summary, timer.sum_over(mapped, timer.first)) if config.model.needs_box else summary
     timer.read_seconds = timer.pass_seconds(mapped, [], deadline.share(0.1))
     phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(looking, units), deadline.share(0.1)))]
     whole = config.fit.init == "explicit" or config.data.labels is not None  # these speak of all components

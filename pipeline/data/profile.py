@@ -6,7 +6,7 @@ reference point and loses no digits far from the origin. [Chan, Golub and LeVequ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -249,8 +249,8 @@ class DataSummary:
         Components of which some rows are known (data.labels), ascending.
     checksums : array, shape (m, 2), int64
         First row and CRC-32 of each chunk that was read, in any order.
-    high : array, shape (d,), or (0,)
-        The largest value of each feature; none after preprocessing.
+    high, low : array, shape (d,), or (0,)
+        The largest and smallest value of each feature; none after preprocessing, unless `with_box` found them.
     """
 
     affine: Affine | None
@@ -263,6 +263,7 @@ class DataSummary:
     known: Array
     checksums: Array = field(default_factory=lambda: _NO_CHECKSUMS)
     high: Array = field(default_factory=lambda: np.zeros(0))
+    low: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def variance(self) -> Array:
@@ -277,11 +278,34 @@ class DataSummary:
 def summary_of(profile: Profile, steps: Sequence[Preprocess]) -> DataSummary:
     """Fit the preprocessing to a profile and apply it to the profile. Raises InputError as `fit_preprocess` does."""
     affine = fit_preprocess(steps, profile.mean, profile.covariance)
-    mean, covariance, sample, high = profile.mean, profile.covariance, profile.sample, profile.high
+    mean, covariance, sample = profile.mean, profile.covariance, profile.sample
+    high, low = profile.high, profile.low
     if affine is not None:
-        high = np.zeros(0)
+        high = low = np.zeros(0)
         mean, covariance = mapped_moments(affine, mean, covariance)
         sample = replace(sample, x=affine.apply(sample.x))
     known = np.flatnonzero(profile.known > 0)
     counts = profile.n_rows, profile.n_bad, profile.total
-    return DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums, high)
+    return DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums, high, low)
+
+
+def with_box(summary: DataSummary, sums: Callable[..., list[Any]]) -> DataSummary:
+    """Return the statistics with the extremes of preprocessed rows. sums : sums jobs in a pass over these rows.
+
+    Raises
+    ------
+    InputError
+        If a feature does not vary, so that the box of the rows has no volume.
+    """
+    if summary.affine is not None:
+        [found] = sums([ProfileJob("none", 1, 0)])
+        summary = replace(summary, low=found.low, high=found.high)
+    width = summary.high.astype(np.float64) - summary.low
+    # Where features were mixed, one that does not vary has the rounding of the widest.
+    least = 0.0 if summary.affine is None or summary.affine.matrix.ndim == 1 else 1e-7 * width.max()
+    if not (width > least).all():
+        raise InputError(
+            f"model.noise: feature {int(width.argmin())} has one value only, so that the box of the rows has no volume. Leave "
+            "it out, or set model.noise to null."
+        )
+    return summary

@@ -44,7 +44,7 @@ def pruned(model: Mixture, params: Any, rows: SearchRows, of: float) -> Pruned:
     best, shortest, lengths = (model, params), np.inf, []
     while True:
         model, params, per_row = _settled(model, params, rows, price * total / of)
-        length = _message_length(params.weights, price, of) - of * per_row
+        length = _message_length(model.shares(params, None), price, of) - of * per_row
         lengths.append((model.n_components, float(length)))
         if length < shortest:
             best, shortest = (model, params), length
@@ -59,10 +59,10 @@ def _price(model: Mixture) -> int:
     return model.with_components(2).n_free_parameters() - model.with_components(1).n_free_parameters() - 1
 
 
-def _message_length(weights: Array, price: float, of: float) -> float:
+def _message_length(shares: Array, price: float, of: float) -> float:
     """Message length without the rows, nats; `price` is T/2."""
-    k = len(weights)
-    return float(price * np.log(of * weights / 12.0).sum() + 0.5 * k * np.log(of / 12.0) + k * (price + 0.5))
+    k = len(shares)
+    return float(price * np.log(of * shares / 12.0).sum() + 0.5 * k * np.log(of / 12.0) + k * (price + 0.5))
 
 
 def _settled(model: Mixture, params: Any, rows: SearchRows, threshold: float) -> tuple[Mixture, Any, float]:
@@ -74,7 +74,7 @@ def _settled(model: Mixture, params: Any, rows: SearchRows, threshold: float) ->
     for step in range(STEPS):
         partial = rows.sum_over([EStep(model, params)])[0]
         sum_w = model.counts(partial.stats)
-        total = sum_w.sum()
+        total = model.rows_of(partial.stats)
         objective = partial.evidence.log_likelihood / total
         poorest = int(sum_w.argmin())
         if sum_w[poorest] <= threshold and model.n_components > 1:

@@ -14,6 +14,7 @@ from pipeline.models.base import LatentModel
 from pipeline.models.covariance import SHAPES, Shape
 from pipeline.models.families.gaussian import Gaussian, GaussianSection
 from pipeline.models.mixture import Mixture, MixtureParams
+from pipeline.models.noise import NoisyMixture
 
 FITTED = (
     *("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"),
@@ -36,6 +37,9 @@ class GaussianMixture(MixtureEstimator):
         with blocks of rows.
     prior : None, "auto" or dict
         "auto" is the prior of Fraley and Raftery (2007); a dict is as in the config.
+    noise : None or "uniform"
+        "uniform": one more component, uniform over the box of the rows, with the share `noise_`. Rows for which it is the most probable
+        have the label -2; `predict_proba` has its probability in no column, so that rows sum to less than 1.
 
     Attributes
     ----------
@@ -75,6 +79,7 @@ class GaussianMixture(MixtureEstimator):
         verbose_interval: int = 10,
         method: str = "em",
         prior: Any = None,
+        noise: str | None = None,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -92,9 +97,12 @@ class GaussianMixture(MixtureEstimator):
         self.verbose_interval = verbose_interval
         self.method = method
         self.prior = prior
+        self.noise = noise
 
     def to_sklearn(self) -> Peer:
         """Return scikit-learn's estimator, fitted if this one is."""
+        if self.noise is not None:
+            raise ValueError("to_sklearn: scikit-learn has no mixture with noise; set noise to None and fit again.")
         names = set(Peer().get_params())
         start = self.init_params if self.init_params in ("kmeans", "k-means++", "random_from_data") else "random"
         peer = Peer(
@@ -155,6 +163,9 @@ class GaussianMixture(MixtureEstimator):
         arrays = self._stored()
         mean = arrays["weights"] @ arrays["means"]  # that of the rows, where the fit has ended
         model = Mixture(Gaussian(len(arrays["weights"]), mean, self.covariance_type, self.reg_covar))
+        if self.noise is not None:
+            assert isinstance(self.model_, NoisyMixture)
+            model = NoisyMixture.of(model, self.model_.low, self.model_.high)
         return model, model.params(**arrays)
 
     def _shape(self) -> Shape:

@@ -163,7 +163,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return self.attributes.get(field, f"{field}_")
 
     def _fields(self) -> list[str]:
-        return self.section.parameter_names()
+        return [*self.section.parameter_names(), *(["noise"] if getattr(self, "noise", None) else [])]
 
     @classmethod
     def of_model(cls, model: LatentModel, params: Any, attrs: Mapping[str, Any]) -> Self:

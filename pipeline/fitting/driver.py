@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.chunks import Chunks
-from pipeline.data.profile import DataSummary, Profile, summary_of
+from pipeline.data.profile import DataSummary, Profile, summary_of, with_box
 from pipeline.data.sample import Sample
 from pipeline.data.user_start import UserStart
 from pipeline.em.accumulate import method_of
@@ -87,7 +87,10 @@ class Driver:
             for text in warnings_of(config, profile):
                 self.sink.log("warning", message=text)
         summary = summary_of(profile, config.preprocess)
-        return self.after_profile(summary), summary, sampled[0] if sampled else None
+        driver = self.after_profile(summary)
+        if config.model.needs_box:
+            summary = with_box(summary, driver.sums())
+        return driver, summary, sampled[0] if sampled else None
 
     def after_profile(self, summary: DataSummary) -> Driver:
         """Return the driver with the preprocessing of a profile."""
@@ -267,6 +270,7 @@ class Driver:
             stop_reason=best.stop_reason,
             max_iter=self.config.fit.max_iter,
             implementations=best.model.implementations(best.params, self.chunks.source.dtype, self.engine.kernels),
+            **best.model.figures(best.params),
             **_figures(best, best.history[-1].weight if best.history else summary.total),
         )
 

@@ -195,6 +195,10 @@ class LatentModel(ABC):
         """Return hyperparameters for people, by name: numbers and text."""
         return {}
 
+    def figures(self, params: Any) -> dict[str, float]:
+        """Return numbers of the parameters that people follow from pass to pass, by name."""
+        return {}
+
     @property
     def floor(self) -> float:
         """What an M-step adds to each variance."""

@@ -19,6 +19,7 @@ from pipeline.arrays.rows import LowestRows, Representatives, Rows
 from pipeline.errors import InputError
 from pipeline.models.base import Expectation, LatentModel, RowArray
 
+NOISE = -2  # the label of a row that is noise (models/noise.py); -1 is a row without one
 MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
 
 
@@ -50,8 +51,12 @@ class Summary(Protocol):
         """Shape (d,)."""
 
     @property
+    def low(self) -> Array:
+        """Smallest value of each feature, shape (d,); (0,) after preprocessing, unless the family needs the box of the rows."""
+
+    @property
     def high(self) -> Array:
-        """Largest value of each feature, shape (d,); (0,) after preprocessing."""
+        """Largest value of each feature, of the same shape."""
 
     @property
     def sample(self) -> LowestRows:
@@ -63,7 +68,8 @@ class NoRows:
 
     def __init__(self, d: int) -> None:
         none = np.empty(0)
-        self.mean, self.covariance, self.variance, self.high = np.zeros(d), np.ones(d), np.ones(d), np.ones(d)
+        self.mean, self.covariance, self.variance = np.zeros(d), np.ones(d), np.ones(d)
+        self.low, self.high = np.zeros(d), np.ones(d)
         self.sample = LowestRows(0, none, none.astype(np.int64), np.empty((0, d)), none, none)
 
 
@@ -172,6 +178,10 @@ class ClusterModel(LatentModel):
     @abstractmethod
     def counts(self, stats: Any) -> Array:
         """Return the effective rows of each component, shape (k,)."""
+
+    def rows_of(self, stats: Any) -> float:
+        """Return the sum of the rows' weights."""
+        return float(self.counts(stats).sum())
 
     @abstractmethod
     def label_statistics(self, x: Matrix, labels: Array, weight: Array | None = None) -> Any:

@@ -80,6 +80,11 @@ class FamilySection(Variant):
         return tuple(getattr(self, "fixed", ()))
 
     @property
+    def needs_box(self) -> bool:
+        """Whether the model needs the extremes of the rows after preprocessing, which take a pass of their own."""
+        return False
+
+    @property
     def largest(self) -> int:
         """The largest number of components of a candidate, each of which needs a row to start from; 1 without components."""
         return 1

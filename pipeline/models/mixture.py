@@ -19,11 +19,11 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Representatives, Rows
 from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
-from pipeline.kernels.softmax import log_sum_exp_rows, padded
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals, weighted_total
 from pipeline.models.clusters import MAX_RESETS, ClusterModel, Labels, SearchEffort, Summary, WorstRows
 from pipeline.models.component import Pass
 from pipeline.models.schema import SIMPLEX, Field, Fields
+from pipeline.models.weights import log, log_dirichlet, log_sum_exp, map_weights, share_with
 from pipeline.models.words import Words
 
 
@@ -161,7 +161,7 @@ class Mixture(ClusterModel):
 
     def log_joint(self, params: MixtureParams, x: Matrix, kernels: Any) -> Array:
         """Return log pi_k + log p(x | theta_k), nats, (n, k) float64."""
-        return self.component.log_joint(params.theta, _log(params.weights), x, kernels)
+        return self.component.log_joint(params.theta, self._log_weights(params), x, kernels)
 
     def e_step(self, params: MixtureParams, rows: Rows, kernels: Any) -> Expectation:
         found = self._by_label(params, rows, kernels)
@@ -170,24 +170,39 @@ class Mixture(ClusterModel):
         if not np.isfinite(log_likelihood):
             self._refuse_impossible(score, rows.start)
         figures = found.entropy + found.more_entropy, log_likelihood, found.entropy, found.skipped
-        return Expectation(MixtureStats(found.sum_w, found.stats), Evidence(rows.total_weight, *figures), score)
+        return Expectation(self._stats(found), Evidence(rows.total_weight, *figures), score)
+
+    def _stats(self, found: Pass) -> MixtureStats:
+        return MixtureStats(found.sum_w, found.stats)
 
     def _by_label(self, params: MixtureParams, rows: Rows, kernels: Any) -> Pass:
-        """The pass over a chunk; rows with a known component are passed with all other weights at 0."""
-        log_weights, labels = _log(params.weights), self.checked_labels(rows)
-        e_step = self.component.e_step
+        """The pass over a chunk, by known component; -1 for rows of which it is not known."""
+        labels = self.checked_labels(rows)
         if labels is None:
-            return Pass(*e_step(params.theta, log_weights, rows.x, rows.weight, self.hard, kernels))
+            return self._pass(params, -1, rows.x, rows.weight, kernels)
         total, log_norm = None, np.empty(rows.n)
         for label in np.unique(labels):
             chosen = np.flatnonzero(labels == label)
-            own = log_weights if label < 0 else np.where(np.arange(self.n_components) == label, log_weights, -np.inf)
             weight = None if rows.weight is None else rows.weight[chosen]
-            part = e_step(params.theta, own, rows.x[chosen], weight, self.hard, kernels)
+            part = self._pass(params, int(label), rows.x[chosen], weight, kernels)
             log_norm[chosen] = part.log_norm
             total = part[1:] if total is None else tuple(a + b for a, b in zip(total, part[1:], strict=True))
         assert total is not None, "a chunk has at least one row"
         return Pass(log_norm, *total)
+
+    def _pass(self, params: MixtureParams, label: int, x: Matrix, weight: Array | None, kernels: Any) -> Pass:
+        """The pass over rows of one known component, for which all other weights are 0; -1: it is not known."""
+        log_weights = self._log_weights(params)
+        if label >= 0:
+            log_weights = np.where(np.arange(self.n_components) == label, log_weights, -np.inf)
+        return Pass(*self.component.e_step(params.theta, log_weights, x, weight, self.hard, kernels))
+
+    def _log_weights(self, params: MixtureParams) -> Array:
+        return log(params.weights)
+
+    def _log_norm(self, params: MixtureParams, log_joint: Array) -> Array:
+        """log p(x) of rows, (n,), from their log joints (n, k)."""
+        return log_sum_exp(log_joint)
 
     def _refuse_impossible(self, score: Array, start: int) -> None:
         """Raise InputError for a row without density. score : (n,) log-densities, inf for rows of weight 0."""
@@ -244,7 +259,7 @@ class Mixture(ClusterModel):
     def counts(self, stats: MixtureStats) -> Array:
         return stats.sum_w
 
-    def shares(self, params: MixtureParams, stats: MixtureStats) -> Array:
+    def shares(self, params: MixtureParams, stats: MixtureStats | None) -> Array:
         return params.weights
 
     def collapsed(self, params: MixtureParams, counts: Array) -> list[tuple[int, str]]:
@@ -275,7 +290,7 @@ class Mixture(ClusterModel):
         which = np.array([k for k, _ in collapsed])
         theta = self.component.reset(new.theta, old.theta, stats.component, stats.sum_w, which, places)
         weights = new.weights if self.fixed_weights else share_with(new.weights, np.array(list(places), dtype=int))
-        return MixtureParams(weights, theta), [Reset(k, reason, k in places) for k, reason in collapsed]
+        return replace(new, weights=weights, theta=theta), [Reset(k, reason, k in places) for k, reason in collapsed]
 
     def label_statistics(self, x: Matrix, labels: Array, weight: Array | None = None) -> MixtureStats:
         weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
@@ -295,7 +310,7 @@ class Mixture(ClusterModel):
     def assign(self, params: MixtureParams, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
         for rows in self._tiles(x):
             log_joint = self.log_joint(params, x[rows], kernels)
-            log_norm = log_sum_exp(log_joint)
+            log_norm = self._log_norm(params, log_joint)
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
 
@@ -311,7 +326,7 @@ class Mixture(ClusterModel):
             if rows.weight is not None:
                 live = live[rows.weight[part] > 0]
             log_joint = self.log_joint(params, rows.x[live], kernels)
-            log_resp = log_joint - log_sum_exp(log_joint)[:, None]
+            log_resp = log_joint - self._log_norm(params, log_joint)[:, None]
             if total is not None:
                 chosen = total.challengers(log_resp, log_joint)
                 live, log_joint, log_resp = live[chosen], log_joint[chosen], log_resp[chosen]
@@ -328,12 +343,12 @@ class Mixture(ClusterModel):
         cost, next_best = np.zeros(k), np.zeros((k, k))
         for rows in self._tiles(x):
             log_joint = self.log_joint(params, x[rows], kernels)
-            log_norm = log_sum_exp(log_joint)
+            log_norm = self._log_norm(params, log_joint)
             each, top = np.arange(len(log_joint)), log_joint.argmax(axis=1)
             with np.errstate(divide="ignore"):
                 lost = -np.log1p(-np.exp(log_joint - log_norm[:, None]))
             log_joint[each, top] = -np.inf
-            lost[each, top] = log_norm - log_sum_exp(log_joint)
+            lost[each, top] = log_norm - self._log_norm(params, log_joint)
             weights = np.ones(len(lost)) if weight is None else weight[rows]
             cost += weights @ lost
             np.add.at(next_best, (top, log_joint.argmax(axis=1)), weights)
@@ -364,40 +379,6 @@ class Mixture(ClusterModel):
 
     def _tiles(self, x: Matrix) -> Iterator[slice]:
         return tiles(x.shape[0], tile_height(self.n_features, self.n_components))
-
-
-def log_sum_exp(log_joint: Array) -> Array:
-    """Return the log of the sum of exponentials of each row, (n,); -inf for a row of -inf. log_joint : (n, k) float64."""
-    out = np.empty(len(log_joint))
-    log_sum_exp_rows(log_joint, np.full(padded(log_joint.shape[1], 8), -np.inf), out)
-    return out
-
-
-def _log(weights: Array) -> Array:  # a start may have weights of 0
-    with np.errstate(divide="ignore"):
-        return np.log(weights)
-
-
-def share_with(weights: Array, reset: Array) -> Array:
-    """Return weights with 1/K for each component in `reset` (m,), and the others scaled to sum to 1."""
-    k = len(weights)
-    others = np.delete(np.arange(k), reset)
-    shared = np.full(k, 1.0 / k)
-    rest = weights[others].sum()
-    if rest > 0:
-        shared[others] = weights[others] * (len(others) / k / rest)
-    return shared
-
-
-def map_weights(sum_w: Array, concentration: float) -> Array:
-    """Return weights at the mode under a symmetric Dirichlet. sum_w : (k,) soft counts.  concentration >= 1; 1: no prior."""
-    counts = sum_w + (concentration - 1.0)
-    return counts / counts.sum()
-
-
-def log_dirichlet(weights: Array, concentration: float) -> float:
-    """Return the log density of that Dirichlet, nats, up to a constant. weights : (k,)."""
-    return 0.0 if concentration == 1.0 else float((concentration - 1.0) * _log(weights).sum())
 
 
 def relative_squares(share: Array, change: Array, value: Array) -> Array:

@@ -181,6 +181,7 @@ class JobDisplay:
         for past in (state.values, state.seconds):  # a resumed run does some iterations again
             for later in [j for j in past if j > i]:
                 del past[later]
+        last["noise"] = event.get("noise")
         state.last = last
         if last["final"]:
             return
@@ -331,6 +332,8 @@ class JobDisplay:
             seconds, workers = max(last["seconds"], 1e-9), last["workers"]
             speed = f"{count(last['rows'] / seconds)} rows/s, {size(last['bytes_read'] / seconds)}/s"
             yield "speed", f"{speed}, {workers} worker{'s' if workers != 1 else ''}", ""
+            if last["noise"] is not None:
+                yield "noise", f"{last['noise']:.2%} of the rows", ""
         words = words_in(state.facts)
         if state.resets or state.collapsed:
             collapsed = f", {len(state.collapsed)} collapsed" if state.collapsed else ""

@@ -47,6 +47,7 @@ def _pass(e: dict[str, Any]) -> str:
     name, value = figure_of(e)
     text = {"log_likelihood": "log-likelihood"}.get(name, name.replace("_", " "))
     figure = "" if value is None else f"  {text} per row {value:.8g}"
+    figure += f"  noise {e['noise']:.2%}" if "noise" in e else ""
     speed = f"{count(e['rows'] / max(e['seconds'], 1e-9))} rows/s"
     refit = "refit, " if e.get("refit") else ""
     if e["final"]:

@@ -26,11 +26,13 @@ from pipeline.errors import SingularCovariance
 from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary
+from pipeline.models.collapse import without_width
 from pipeline.models.component import Component, Pass
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
 from pipeline.models.family import ClusterSection
 from pipeline.models.information import ScoreProducts
 from pipeline.models.mixture import Mixture
+from pipeline.models.noise import NoisyMixture
 from pipeline.models.prior import Prior, PriorOption
 from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words
@@ -261,26 +263,7 @@ class Gaussian(Component):
         return np.sum(distances), 0.5 * strains.sum()
 
     def collapsed(self, theta: Gaussians, sum_w: Array) -> list[tuple[int, str]]:
-        """Components with too few rows, or without width."""
-        learned, least, broken = self.spread not in self.fixed, self.least_rows, self.broken(theta)
-        found = []
-        # Moments about the shift, seen from the mean, keep this much of their rounding.
-        rounding = 16 * np.finfo(np.float64).eps * ((theta.means - self.shift) ** 2).max(axis=1)
-        if not self.shape.per_component:
-            rounding = np.full(self.n_components, rounding.max())
-        width = theta.eigenvalues[:, 1] if learned else np.full(self.n_components, np.inf)
-        for k in range(self.n_components):
-            if sum_w[k] < least:
-                found.append((k, f"{sum_w[k]:.3g} effective rows, fewer than {least}"))
-            elif broken[k]:
-                found.append((k, f"covariance has no Cholesky factor (largest eigenvalue {width[k]:.3g})"))
-            elif not width[k] > 2 * self.floor:
-                found.append((k, f"largest covariance eigenvalue {width[k]:.3g} <= 2 x reg_covar"))
-            elif width[k] <= rounding[k]:
-                found.append(
-                    (k, f"largest covariance eigenvalue {width[k]:.3g} is lost in rounding ({rounding[k]:.3g})")
-                )
-        return found
+        return without_width(self, theta, sum_w, self.spread not in self.fixed)
 
     def broken(self, theta: Gaussians) -> Array:
         """(k,) bool: components whose covariance has no Cholesky factor."""
@@ -380,6 +363,10 @@ class GaussianSection(ClusterSection):
         None,
         description="conjugate priors; null: none, maximum likelihood; auto: Fraley and Raftery's; or",
     )
+    noise: Literal["uniform"] | None = Option(
+        None,
+        description="uniform: one more component of constant density over the box of all rows, whose rows have the label -2",
+    )
     fixed: list[Literal["weights", "means", "covariances"]] = Option(
         default_factory=list, description="parts that stay at their initial values"
     )
@@ -395,6 +382,10 @@ class GaussianSection(ClusterSection):
         "fits the 8 x 8 patches of two photographs that are installed with scikit-learn."
     )
 
+    @property
+    def needs_box(self) -> bool:
+        return self.noise is not None
+
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k], [covariance_type] = self.n_components, self.covariance_type
         # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
@@ -404,4 +395,5 @@ class GaussianSection(ClusterSection):
         own, of_weights = self.fixed_of_components, 1.0 if self.prior is None else self.prior.weights
         prior = None if self.prior is None else self.prior.of(summary.mean, summary.covariance, k, self.reg_covar)
         component = Gaussian(k, shift, covariance_type, self.reg_covar, own, prior)
-        return Mixture(component, assignment, "weights" in self.fixed, of_weights)
+        model = Mixture(component, assignment, "weights" in self.fixed, of_weights)
+        return model if self.noise is None else NoisyMixture.of(model, summary.low, summary.high)

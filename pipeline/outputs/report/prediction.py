@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError, StorageError
+from pipeline.models.clusters import NOISE
 from pipeline.outputs.checkpoint import sums
 from pipeline.outputs.report import svg
 from pipeline.outputs.report.formatting import NONE, number, percent, plural
@@ -30,11 +31,12 @@ UNLIKE, MUCH = 2.0, 5.0  # times as many low scores as in training
 class Scores:
     """What labels.zarr says of some rows.
 
-    counts : (k,) rows of each component.  unlabelled : rows without a label.  sample : some scores, ascending.
+    counts : (k,) rows of each component.  noise : rows of the noise.  unlabelled : rows without a label.  sample : some scores, ascending.
     rows, worst, labels : the rows that fit worst, worst first, their scores and components.
     """
 
     counts: np.ndarray
+    noise: int
     unlabelled: int
     mean: float
     sample: np.ndarray
@@ -44,8 +46,8 @@ class Scores:
 
     @property
     def total(self) -> int:
-        """Rows with a label."""
-        return int(self.counts.sum())
+        """Rows with a label, noise included."""
+        return int(self.counts.sum()) + self.noise
 
 
 @dataclass(frozen=True)
@@ -97,22 +99,23 @@ def _scores(record: Record) -> Scores | None:
 
 def _of_blocks(record: Record, label: Any, score: Any) -> Scores:
     sign, n, k = record.words.sign, score.shape[0], max(1, record.k)
-    counts, total, sample = np.zeros(k, dtype=np.int64), 0.0, []
+    counts, noise, total, sample = np.zeros(k, dtype=np.int64), 0, 0.0, []
     rows, worst, labels = np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
     step = -(-n // SAMPLED)
     for start in range(0, n, score.chunks[0]):
         value = sign * np.asarray(score[start : start + score.chunks[0]], dtype=np.float64)
         part = np.where(np.isnan(value), -1, 0) if label is None else np.asarray(label[start : start + len(value)])
-        known = part >= 0
-        counts += np.bincount(part[known], minlength=k)
+        known = (part >= 0) | (part == NOISE)
+        counts += np.bincount(part[part >= 0], minlength=k)
+        noise += int((part == NOISE).sum())
         total += value[known].sum()
         sample.append(value[known][::step])
         rows = np.append(rows, start + np.flatnonzero(known))
         worst, labels = np.append(worst, value[known]), np.append(labels, part[known])
         first = np.lexsort((rows, worst))[:LISTED]
         rows, worst, labels = rows[first], worst[first], labels[first]
-    found = max(int(counts.sum()), 1)
-    return Scores(counts, n - int(counts.sum()), total / found, np.sort(np.concatenate(sample)), rows, worst, labels)
+    found = int(counts.sum()) + noise
+    return Scores(counts, noise, n - found, total / max(found, 1), np.sort(np.concatenate(sample)), rows, worst, labels)
 
 
 def context(made: Prediction) -> dict[str, Any]:
@@ -171,8 +174,13 @@ def _facts(made: Prediction, low: float | None) -> Iterator[Fact]:
         yield Fact(f"Badly fitting {of.row[1]}", percent(low), "", f"of the training {of.row[1]}: {percent(LOW)}")
     if of.k > 1 and labels.total:
         moved = 0.5 * np.abs(labels.counts / labels.total - of.weights).sum()
+        if of.noise is not None:
+            moved += 0.5 * abs(labels.noise / labels.total - of.noise)
         note = f"that are in another {words.component} than the shares of the training {of.row[1]} say"
         yield Fact("Shift of shares", percent(float(moved)), f"of the {of.row[1]}", note)
+    if of.noise is not None:
+        share = labels.noise / max(labels.total, 1)
+        yield Fact("Noise", percent(share), f"of the {of.row[1]}", f"label -2; in training {percent(of.noise)}")
     if labels.unlabelled:
         yield Fact("Without a label", number(labels.unlabelled), of.row[1], "missing or infinite values")
 
@@ -226,4 +234,7 @@ def _worst(made: Prediction) -> list[list[str]]:
     labels, words = made.labels, made.of.words
     pictures = replace(made.of, run=made.path).pictures_of(labels.rows)
     found = zip(labels.rows, labels.worst, labels.labels, pictures, strict=True)
-    return [[str(row), number(float(words.sign * score)), str(k), name or NONE] for row, score, k, name in found]
+    return [
+        [str(row), number(float(words.sign * score)), "noise" if k == NOISE else str(k), name or NONE]
+        for row, score, k, name in found
+    ]

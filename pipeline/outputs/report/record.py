@@ -183,9 +183,14 @@ class Record:
     def weights(self) -> np.ndarray:
         """Share of the rows of each component, (k,), in stored order; without stored weights, at the last E-step."""
         if self.has("weights") or not self.has("n_effective"):
-            return self.array("weights")
+            return self.array("weights") * (1.0 - (self.noise or 0.0))
         last = self.array("n_effective")[-1]
         return np.asarray(last / last.sum())
+
+    @property
+    def noise(self) -> float | None:
+        """Share of the noise rows; None in a model without noise."""
+        return float(self.array("noise")) if "noise" in self.parameters else None
 
     @cached_property
     def representatives(self) -> np.ndarray:

@@ -87,7 +87,8 @@ def _counts(record: Record) -> tuple[np.ndarray, str] | None:
         return np.asarray(model.removal_costs(params, sample, None, KERNELS)[1], dtype=float), rows
     counts = np.zeros((record.k, record.k))
     for _, found in model.assign(params, sample, KERNELS):
-        np.add.at(counts, found.label, np.exp(found.log_resp))
+        own = found.label >= 0
+        np.add.at(counts, found.label[own], np.exp(found.log_resp[own]))
     return counts, rows
 
 

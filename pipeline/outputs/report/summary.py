@@ -154,6 +154,9 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
     if record.collapsed:
         note = "at the end: too few rows, or a variance near 0"
         facts.append(Fact("Collapsed", number(record.collapsed), f"of {number(record.k)} {words.components}", note))
+    if record.noise is not None:
+        note = "uniform over the box of all rows; label -2 where noise is likelier than each component"
+        facts.append(Fact("Noise", percent(record.noise), f"of the {record.row[1]}", note))
     if record.k > 1:
         facts.append(
             Fact(f"Largest {words.component}", percent(float(record.weights.max())), f"of the {record.row[1]}")
