@@ -25,6 +25,7 @@ _HOMES = {
     "run": "pipeline.workflow",
     "to_numpy": "pipeline.estimators.runs",
     "to_onnx": "pipeline.estimators.runs",
+    "update": "pipeline.workflow",
 }
 __all__ = [
     "NUMERICS",
@@ -41,13 +42,14 @@ __all__ = [
     "run",
     "to_numpy",
     "to_onnx",
+    "update",
 ]
 
 if TYPE_CHECKING:
     from pipeline.estimators import GaussianMixture, KMeans, MultinomialMixture, estimator_of
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.jobconfig import Config, load_config
-    from pipeline.workflow import open_run, predict, resume, run
+    from pipeline.workflow import open_run, predict, resume, run, update
 
 
 def __getattr__(name: str) -> Any:

@@ -251,13 +251,13 @@ def cost(
     if (time.perf_counter() - now) * (TIMED_CHUNKS + 2) < deadline.share(0.1):
         profile = timer.sum_over(chunks, timer.ids)(looking[:1])[0]
     profile.check(config.data.bad_rows)
-    summary = summary_of(profile, config.preprocess)
+    summary = summary_of(profile, config.preprocess, user.earlier)
     driver = Driver(config, chunks, engine, plan, NoSink()).after_profile(summary)
     mapped = driver.chunks
     summary = with_box(summary, timer.sum_over(mapped, timer.first)) if config.model.needs_box else summary
     timer.read_seconds = timer.pass_seconds(mapped, [], deadline.share(0.1))
     phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(looking, units), deadline.share(0.1)))]
-    whole = config.fit.init == "explicit" or config.data.labels is not None  # these speak of all components
+    whole = config.fit.init in ("explicit", "run") or config.data.labels is not None  # these speak of all components
     found = few(plan.models * config.fit.n_init, mapped, len(timer.first), deadline.share(0.3) * engine.workers)
     if found is not None:
         found = found._replace(share=1.0) if whole else found

@@ -129,6 +129,31 @@ def run_command(
     )
 
 
+@app.command("update")
+def update_command(
+    run: RunPath,
+    overrides: Set = None,
+    output: Output = None,
+    scheduler_address: Address = None,
+    scheduler_file: File = None,
+    profile: ProfileName = None,
+    engine: EngineFile = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run of ours")] = False,
+) -> None:
+    """Add rows, named by --set data.key=value, to the model of RUN, whose own are not read again: a new run, by default RUN-updated."""
+    from pipeline.config.stored import engine_of
+
+    changes = [*engine_of(engine), *(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
+    _stored(run, changes)
+    from pipeline import workflow
+    from pipeline.updating import config_of_update
+
+    where = config_of_update(run, changes).output.path if output is None else output
+    _with_progress(
+        where, lambda listener: workflow.update(run, changes, where, overwrite, [listener], _BEGAN.get()), before=False
+    )
+
+
 @app.command("resume")
 def resume_command(
     run: RunPath,

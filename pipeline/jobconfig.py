@@ -111,18 +111,50 @@ class Config(Section):
                 )
             if self.data.labels is not None:
                 raise ValueError("select.pruning: would rename the components of data.labels; set it to false")
-            if fit.method == "em" or fit.init in ("explicit", "labels"):
+            if fit.method == "em" or fit.is_supplied:
                 raise ValueError(
                     f"select.pruning: is part of the search for a start, which method {fit.method} with init {fit.init} does "
                     "not make; use method auto and another init"
                 )
-        if fit.init == "explicit" and several:
+        if (fit.init in ("explicit", "run") or self.model.from_run) and several:
             raise ValueError(
-                "fit.init: explicit parameters are those of one model; give one value of each list in model"
+                "model: parameters of a file or run are those of one model; give one value of each list in model"
             )
         if fit.init == "labels" and len({each.largest for each in self.model.candidates()}) > 1:
             raise ValueError("fit.init: labels are those of one number of components; give one n_components")
         return self
+
+    @model_validator(mode="after")
+    def _takes_over_one_run(self) -> Config:
+        fit, prior = self.fit, self.model.from_run
+        if prior is not None and fit.init == "run" and fit.init_path != prior:
+            raise ValueError(
+                f"model.prior.from_run: is {prior}, but fit.init_path is {fit.init_path}; name one run, or leave fit.init_path and init out"
+            )
+        if prior is not None and "init" in fit.model_fields_set and not fit.is_supplied:
+            raise ValueError(
+                f"model.prior.from_run: has a prior for each component, but fit.init: {fit.init} does not start with these components; "
+                "leave fit.init out, which starts from the run, or set it to run, explicit or labels"
+            )
+        if prior is not None and self.select.pruning:
+            raise ValueError(
+                "model.prior.from_run: has a prior for each component, so that none is pruned; leave select.pruning out"
+            )
+        if fit.init_statistics and (self.select.heldout or self.output.standard_errors):
+            raise ValueError(
+                "fit.init_statistics: goes with neither select.heldout nor output.standard_errors, which need all rows; leave these out"
+            )
+        return self
+
+    @property
+    def earlier_run(self) -> str | None:
+        """The run directory that something is taken over from; None without one."""
+        return self.fit.init_path if self.fit.init == "run" else self.model.from_run
+
+    @property
+    def key_of_earlier_run(self) -> str:
+        """The option that names it."""
+        return "fit.init_path" if self.fit.init == "run" else "model.prior.from_run"
 
     def open_chunks(self) -> Chunks:
         """Open the rows as the model reads them. Raises InputError or StorageError."""
@@ -134,6 +166,8 @@ class Config(Section):
 
     def models(self, summary: Summary) -> list[LatentModel]:
         """Return the model of each candidate. summary : statistics of the rows."""
+        if summary.earlier is not None and summary.earlier.statistics is not None:
+            return [summary.earlier.statistics.model]
         assignment = self.fit.assignment or self.model.assignments[0]
         return [candidate.build(summary, assignment) for candidate in self.model.candidates()]
 
@@ -145,6 +179,8 @@ class Config(Section):
             "max_iter": fit.max_iter or model.default_max_iter,
             "tol": model.default_tol if fit.tol is None else fit.tol,
         }
+        if model.from_run is not None and not fit.is_supplied:
+            update |= {"init": "run", "init_path": model.from_run}
         return self.model_copy(update={"fit": fit.model_copy(update=update)})
 
     def written_to(self, path: Path) -> Config:

@@ -1,4 +1,4 @@
-"""A job from its config to its report: run, resume, predict, check.
+"""A job from its config to its report: run, update, resume, predict, check.
 
 config → source → chunks → plan → profile → starts → [E-step, accumulate, M-step, checkpoint]* → model, labels, report
 """
@@ -19,8 +19,9 @@ from pipeline.advice import advice
 from pipeline.checking import Cost, cost, from_shapes
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
+from pipeline.data.earlier import Earlier
 from pipeline.data.profile import DataSummary
-from pipeline.data.user_start import UserStart, user_start
+from pipeline.data.user_start import UserStart
 from pipeline.em.choice import best_run
 from pipeline.em.run import Run
 from pipeline.engine.blas import single_thread
@@ -35,14 +36,16 @@ from pipeline.models.clusters import ClusterModel
 from pipeline.outputs import checkpoint, model_store, partial
 from pipeline.outputs.coordinates import on_coordinates
 from pipeline.outputs.disk import Disk, disk_plan, refuse_full
+from pipeline.outputs.earlier import start_of
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import has_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
 from pipeline.prediction import predict, resume_prediction
+from pipeline.updating import config_of_update, refuse_rows_of
 
-__all__ = ["check", "open_run", "predict", "resume", "run"]
+__all__ = ["check", "open_run", "predict", "resume", "run", "update"]
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,10 +85,12 @@ def run(
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         plan.refuse_unreadable()
-        user = user_start(config.fit, config.data, chunks.n_rows)
+        user = start_of(config, chunks)
         planned, disk = memory_plan(plan, chunks), _disk(plan, chunks)  # before a chunk is read
         refuse_full(directory, disk)
         record = provenance.record(config, chunks.fingerprint(), user.fingerprint(chunks))
+        if config.fit.init_statistics:
+            refuse_rows_of(str(config.fit.init_path), record["fingerprint"])
         with engine_for(config, planned) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
@@ -98,6 +103,37 @@ def run(
     return directory.path
 
 
+def update(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    listeners: Sequence[Listener] = (),
+    began: float | None = None,
+) -> Path:
+    """Add rows to a finished run, without reading its own again; return the directory of a new run.
+
+    The statistics of the run's rows, under its parameters, count beside those of the new rows in every iteration. A fit of all rows
+    would compute them again under each iteration's parameters.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the run.
+    overrides : sequence of str
+        ``data.path=…`` of the new rows; engine, output, fit.max_iter, fit.tol and fit.method may change too.
+    output : str or Path, optional
+        The new run directory; by default beside the run's, with ``-updated`` behind its name.
+    overwrite, listeners, began
+        As of `run`.
+
+    References
+    ----------
+    Neal and Hinton (1998): EM that maximizes over the distribution of some rows only.
+    """
+    return run(config_of_update(path, overrides), output, overwrite, listeners, began)
+
+
 def _facts(planned: Plan, disk: Disk, chunks: Chunks) -> dict[str, Any]:
     of_memory = planned._asdict() | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()}
     return of_memory | {"disk": disk._asdict() | {"total": disk.total}}
@@ -106,6 +142,9 @@ def _facts(planned: Plan, disk: Disk, chunks: Chunks) -> dict[str, Any]:
 def _disk(plan: JobPlan, chunks: Chunks) -> Disk:
     config, d = plan.config, plan.n_features
     square = 2 * d * d if config.preprocess or config.model.second_moments == "matrix" else 2 * d
+    taken_over = (
+        0 if config.earlier_run is None else sum(2 * model.statistics_bytes() + 16 * d for model in plan.models)
+    )
     return disk_plan(
         plan.models,
         config.output,
@@ -113,7 +152,7 @@ def _disk(plan: JobPlan, chunks: Chunks) -> Disk:
         config.fit.max_iter or 0,
         config.fit.n_init,
         config.select.heldout > 0,
-        8 * (square + max(plan.sample_rows) * (d + 4)),
+        8 * (square + max(plan.sample_rows) * (d + 4)) + taken_over,
         chunks.n_rows,
     )
 
@@ -136,7 +175,7 @@ def check(config: Config, tell: Callable[[str], None] = lambda text: None, began
         chunks = config.data.converted_in(scratch).open_chunks(config.model.by_unit)
         plan = plan_job(config, chunks)
         plan.refuse_unreadable()
-        user, planned = user_start(config.fit, config.data, chunks.n_rows), memory_plan(plan, chunks)
+        user, planned = start_of(config, chunks), memory_plan(plan, chunks)
         for text in from_shapes(chunks, planned):
             tell(text)
         with engine_for(config, planned) as engine:
@@ -231,7 +270,7 @@ def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
 
 def _fit(job: Job, driver: Driver, user: UserStart) -> None:
     """A fit from its profile to model.zarr."""
-    driver, summary, sample = driver.profiled()
+    driver, summary, sample = driver.profiled(user.earlier)
     runs = driver.begin(summary, user, sample)
     del sample  # the rows of the search are not needed any more
     _to_the_end(job, driver, summary, runs)
@@ -253,7 +292,7 @@ def _go_on(job: Job) -> None:
         driver, runs = job.driver(generation).after_profile(summary), _reopened(runs, job.config)
     else:  # it ended while it looked for a start
         driver = job.driver().after_profile(summary)
-        runs = driver.begin(summary, _same_start(job), None)
+        runs = driver.begin(summary, _same_start(job, summary.earlier), None)
     _to_the_end(job, driver, summary, runs)
 
 
@@ -273,15 +312,19 @@ def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]
     """The dataset of the best restart of a candidate: that of a job with this candidate alone."""
     run, order = best_run(restarts), None
     if isinstance(run.model, ClusterModel):
-        named = job.config.fit.init in ("explicit", "labels") or job.config.data.labels is not None
+        named = job.config.fit.is_supplied or job.config.data.labels is not None
         order = np.arange(run.model.n_components) if named else model_store.canonical_order(run)
+        if summary.statistics is not None and summary.statistics.order is not None:
+            order = summary.statistics.order
     sample = driver.plan.sample_rows[run.candidate]
     return model_store.build_dataset(run, restarts, order, summary.with_sample(sample), job.chunks.source)
 
 
-def _same_start(job: Job) -> UserStart:
-    """The user-supplied start. Raises InputError if that has changed since."""
-    user = user_start(job.config.fit, job.config.data, job.chunks.n_rows)
+def _same_start(job: Job, earlier: Earlier | None = None) -> UserStart:
+    """The user-supplied start. Raises InputError if that has changed since. earlier : what a checkpoint has of an earlier run."""
+    if earlier is not None and job.config.fit.init == "run":
+        return UserStart(arrays=dict(earlier.arrays), earlier=earlier)
+    user = start_of(job.config, job.chunks)
     provenance.refuse_other_start(job.directory.read_config(), user.fingerprint(job.chunks))
     return user
 

@@ -226,7 +226,8 @@ def test_a_prior_is_off_auto_or_what_is_given():
     auto = validate({"model": {"prior": "auto"}})
     assert auto.model.prior == validate({"model": {"prior": {}}}).model.prior
     given = validate({"model": {"prior": "auto"}}, ["model.prior.weights=2"]).model.prior
-    assert given.model_dump() == {"weights": 2.0, "shrinkage": None, "dof": None, "scale": None}
+    others = dict.fromkeys(("shrinkage", "dof", "scale", "from_run", "relevance"))
+    assert given.model_dump() == {"weights": 2.0, **others}
     assert validate(to_plain(auto)) == auto
     text = template("gaussian")
     assert all(f"#   {name}:" in text for name in given.model_dump())

@@ -106,6 +106,7 @@ def test_workers_killed_at_random_instants(tmp_path, alone):
                 rng.choice(computing(found)).kill()
                 hits += job.process.poll() is None
         ends_as_alone(job, alone)
+        assert '"worker_lost"' in (job.run / "events.jsonl").read_text()
     assert hits >= 3
 
 

@@ -43,13 +43,18 @@ class Fit(Section):
     assignment: Literal["soft", "hard"] | None = Field(
         None, description="soft responsibilities or hard labels; null: the family's default"
     )
-    init: Literal["k-means||", "k-means++", "random", "near-mean", "labels", "explicit"] = Field(
+    init: Literal["k-means||", "k-means++", "random", "near-mean", "labels", "explicit", "run"] = Field(
         "k-means||", description="where to start from"
     )
     init_path: AnyPath | None = Field(
         None,
         description="explicit: .npz or .zarr with weights, means, covariances (or centers, or weights, log_prob); "
-        "labels: .npy or .zarr, one integer a row",
+        "labels: .npy or .zarr, one integer a row; run: an earlier run directory, whose parameters are those of the start",
+    )
+    init_statistics: bool = Field(
+        False,
+        description="init: run: the statistics of that run's rows count beside those of these rows, as `em-pipeline update` sets it; "
+        "true | false",
     )
     n_init: int = Field(
         1, ge=1, description="restarts; all share each read of the data, and the best one is the result"
@@ -68,14 +73,25 @@ class Fit(Section):
 
     @model_validator(mode="after")
     def _path_where_it_is_read(self) -> Fit:
-        reads = self.init in ("labels", "explicit")
+        reads = self.is_supplied
         if reads and self.init_path is None:
             raise ValueError(f"init_path: is missing; init: {self.init} needs the file that it starts from")
         if not reads and self.init_path is not None:
             raise ValueError(
-                f"init_path: init: {self.init} and init_path do not go together; leave it out, or set init to labels or explicit"
+                f"init_path: init: {self.init} and init_path do not go together; leave it out, or set init to labels, explicit or run"
+            )
+        if self.init_statistics and self.init != "run":
+            raise ValueError(f"init_statistics: is for init: run, got init: {self.init}; set it to false")
+        if self.init_statistics and (self.method == "incremental" or self.n_init > 1):
+            raise ValueError(
+                "init_statistics: is for method auto or em with n_init 1: blocks have no part of the statistics; correct these"
             )
         return self
+
+    @property
+    def is_supplied(self) -> bool:
+        """Whether the start is the user's, of which components keep their order and are not moved."""
+        return self.init in ("labels", "explicit", "run")
 
 
 class Select(Section):

@@ -18,6 +18,7 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import LowestRows, Rows
 from pipeline.arrays.tiles import tiles
 from pipeline.config import Preprocess
+from pipeline.data.earlier import Earlier, Statistics
 from pipeline.data.preprocess import Affine, fit_preprocess, mapped_moments
 from pipeline.errors import InputError
 from pipeline.keyed import race
@@ -251,6 +252,8 @@ class DataSummary:
         First row and CRC-32 of each chunk that was read, in any order.
     high, low : array, shape (d,), or (0,)
         The largest and smallest value of each feature; none after preprocessing, unless `with_box` found them.
+    earlier : Earlier or None
+        What the fit takes over from an earlier run.
     """
 
     affine: Affine | None
@@ -264,6 +267,12 @@ class DataSummary:
     checksums: Array = field(default_factory=lambda: _NO_CHECKSUMS)
     high: Array = field(default_factory=lambda: np.zeros(0))
     low: Array = field(default_factory=lambda: np.zeros(0))
+    earlier: Earlier | None = None
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """The statistics of earlier rows, where they count beside these."""
+        return None if self.earlier is None else self.earlier.statistics
 
     @property
     def variance(self) -> Array:
@@ -275,9 +284,9 @@ class DataSummary:
         return replace(self, sample=self.sample.first(size))
 
 
-def summary_of(profile: Profile, steps: Sequence[Preprocess]) -> DataSummary:
-    """Fit the preprocessing to a profile and apply it to the profile. Raises InputError as `fit_preprocess` does."""
-    affine = fit_preprocess(steps, profile.mean, profile.covariance)
+def summary_of(profile: Profile, steps: Sequence[Preprocess], earlier: Earlier | None = None) -> DataSummary:
+    """Fit the preprocessing to a profile, or take that of an earlier run, and apply it. Raises InputError as `fit_preprocess` does."""
+    affine = fit_preprocess(steps, profile.mean, profile.covariance) if earlier is None else earlier.affine
     mean, covariance, sample = profile.mean, profile.covariance, profile.sample
     high, low = profile.high, profile.low
     if affine is not None:
@@ -286,7 +295,7 @@ def summary_of(profile: Profile, steps: Sequence[Preprocess]) -> DataSummary:
         sample = replace(sample, x=affine.apply(sample.x))
     known = np.flatnonzero(profile.known > 0)
     counts = profile.n_rows, profile.n_bad, profile.total
-    return DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums, high, low)
+    return DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums, high, low, earlier)
 
 
 def with_box(summary: DataSummary, sums: Callable[..., list[Any]]) -> DataSummary:

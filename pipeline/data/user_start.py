@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.arrays.packing import digest
 from pipeline.config import Fit
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import RowColumn
+from pipeline.data.earlier import Earlier
 from pipeline.data.encoded import refuse_encoded
 from pipeline.data.files import open_binary, refuse_absent
 from pipeline.data.section import DataSection
@@ -26,10 +28,13 @@ class UserStart(NamedTuple):
         Of the rows.
     arrays : dict or None
         Parameters by name.
+    earlier : Earlier or None
+        What is taken over from an earlier run.
     """
 
     labels: RowColumn | None = None
     arrays: dict[str, np.ndarray] | None = None
+    earlier: Earlier | None = None
 
     def fingerprint(self, chunks: Chunks) -> str | None:
         """Return the SHA-256 of the parameters, or of the labels of the hashed chunks; None without a start."""
@@ -38,6 +43,8 @@ class UserStart(NamedTuple):
         content = hashlib.sha256()
         for name, array in sorted((self.arrays or {}).items()):
             content.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+        if self.earlier is not None:
+            content.update(digest(self.earlier).encode())
         if self.labels is not None:
             for i in chunks.hashed():
                 content.update(self.labels.read(*chunks.rows(i)).tobytes())

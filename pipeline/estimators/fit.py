@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from sklearn.utils import check_random_state
 from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
+from pipeline.data.earlier import Earlier
 from pipeline.data.user_start import UserStart
 from pipeline.em.choice import best_run
 from pipeline.em.run import Run
@@ -45,7 +47,9 @@ class Start(NamedTuple):
     labels: Sequence[Array] = ()
 
 
-def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, on_pass: OnPass) -> Run:
+def fitted(
+    config: Config, chunks: Chunks, start: Start, iterate: bool, on_pass: OnPass, earlier: Earlier | None = None
+) -> Run:
     """Return the best of the restarts.
 
     Rows that are a Dask array are read by the current client's workers; all others on threads of this process, as many as the
@@ -59,6 +63,8 @@ def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, on_pass:
     iterate : bool
         Whether there are iterations; without them the run is the first start.
     on_pass : callable
+    earlier : Earlier or None
+        With the statistics of rows that count beside these.
     """
     plan = plan_job(config, chunks)
     engine = None if chunks.source.blocks() is None else current_engine()
@@ -66,7 +72,7 @@ def fitted(config: Config, chunks: Chunks, start: Start, iterate: bool, on_pass:
         if engine is None:
             planned = memory_plan(plan, chunks, imports=0)
             engine = Engine(workers=min(planned.workers, chunks.n_chunks), ahead=planned.ahead)
-        driver, summary, sample = Driver(config, chunks, engine, plan, NoSink(on_pass)).profiled()
+        driver, summary, sample = Driver(config, chunks, engine, plan, NoSink(on_pass)).profiled(earlier)
         [model] = config.models(summary)
         if start.labels and isinstance(model, ClusterModel):
             jobs = [HardStart(model, None, MemoryColumn(labels)) for labels in start.labels]
@@ -109,3 +115,23 @@ def value_errors() -> Iterator[None]:
         yield
     except InputError as error:
         raise ValueError(str(error)) from error
+
+
+class Progress:
+    """Prints what `verbose` asks for, every `verbose_interval` iterations."""
+
+    def __init__(self, estimator: Any) -> None:
+        self._verbose, self._every = estimator.verbose, estimator.verbose_interval
+        self._began = time.perf_counter()
+
+    def __call__(self, runs: Sequence[Run]) -> None:
+        if not self._verbose:
+            return
+        for run in runs:
+            t = len(run.history)
+            if run.final is not None:
+                print(f"Initialization {run.restart}: {run.stop_reason}")
+            elif t % self._every == 0:
+                objective = run.history[-1].objective / run.history[-1].weight
+                seconds = time.perf_counter() - self._began
+                print(f"Initialization {run.restart}, iteration {t}: {objective:.6f} nats per row  {seconds:.2f} s")

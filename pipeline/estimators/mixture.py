@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from pipeline.config.variants import OUTSIDE
 from pipeline.data.checked import unmasked
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
-from pipeline.em.run import Run
-from pipeline.estimators.fit import Start, fitted, seed_of, value_errors
+from pipeline.data.earlier import Earlier, Statistics
+from pipeline.estimators.fit import Progress, Start, fitted, seed_of, value_errors
 from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import Config, validate
 from pipeline.kernels.cpu import KERNELS
@@ -31,6 +30,8 @@ from pipeline.models.clusters import ClusterModel
 from pipeline.models.families import FAMILIES
 from pipeline.models.family import ClusterSection, FamilySection
 from pipeline.models.mixture import Mixture
+from pipeline.models.schema import selected
+from pipeline.outputs.earlier import start_of
 
 # What every class takes beside the options of its family, with defaults: scikit-learn's names wherever it has one.
 FIT_OPTIONS: dict[str, Any] = {
@@ -99,6 +100,35 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             For parameters or rows that cannot be used.
         """
         self._fit(X, y, sample_weight)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit to the rows of X and, by their statistics, to those of earlier calls, which are not read again.
+
+        The first call is `fit`. A later one starts from the parameters so far. In its iterations, the statistics of the earlier rows
+        stay as they were under those parameters, and those of X are computed again: the result is near that of a fit to all
+        rows if these are alike, and depends on the order of the calls otherwise. [Neal and Hinton 1998]
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As of `fit`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            As `fit`, and for a family without a likelihood.
+        """
+        earlier: Statistics | None = getattr(self, "statistics_", None)
+        if earlier is not None and not earlier.model.has_bound:
+            raise ValueError(
+                f"partial_fit: a {earlier.model.words.name} has no likelihood, which it needs. Use fit, with all rows."
+            )
+        self._fit(X, y, sample_weight, earlier)
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
@@ -172,7 +202,10 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         estimator = cls(**{name: value for name, value in model.facts().items() if name in options})
         estimator._take(model, params)
         estimator.converged_ = attrs["converged"]
-        estimator.lower_bound_ = model.words.sign * attrs[f"final_{model.words.series}"] / attrs["total_weight"]
+        final = attrs.get(f"final_{model.words.series}")
+        if final is None:  # with statistics of earlier rows, it is a bound
+            final = model.words.sign * next(each["objective"] for each in attrs["restarts"] if each["chosen"])
+        estimator.lower_bound_ = model.words.sign * final / attrs["total_weight"]
         return estimator
 
     def _take(self, model: LatentModel, params: Any) -> None:
@@ -196,25 +229,42 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         fit = {name: getattr(self, name) for name in ("method", "n_init", "tol")}
         # Where the start is scikit-learn's, its generator goes there untouched.
         seed = 0 if as_peer else seed_of(self.random_state)
-        fit |= {"init": init, "max_iter": self.max_iter or 1, "random_state": seed}
-        return validate({"model": self._section(), "fit": fit}, name=type(self).__name__).resolved()
+        section = self._section()
+        fit |= {} if _adapts(section) else {"init": init}
+        fit |= {"max_iter": self.max_iter or 1, "random_state": seed}
+        return validate({"model": section, "fit": fit}, name=type(self).__name__).resolved()
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> InputRows:
-        table = self._table(X, reset=True, least=2)
+    def _fit(self, X: Any, y: Any, sample_weight: Any, statistics: Statistics | None = None) -> InputRows:
+        """Fit. statistics : of earlier rows, which count beside these."""
+        table = self._table(X, reset=statistics is None, least=1 if statistics else 2)
         with value_errors():
             labels, column = _labels(y, table), column_of(sample_weight, table)
             # The clusters of a K-means of all rows would not have the numbers of the known labels.
-            as_peer = self.init_params == "kmeans" and self.method == "em" and labels is None
+            as_peer = self.init_params == "kmeans" and self.method == "em" and labels is None and statistics is None
+            as_peer = as_peer and not _adapts(self._section())
             config = self._config(as_peer)
             chunks = Chunks(table.source(), column, labels=labels)
             k = config.model.largest
-            if k > chunks.n_rows:
+            if k > chunks.n_rows and statistics is None:
                 raise ValueError(
                     f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {chunks.n_rows}"
                 )
-            start = self._start(table, None if column is None else column.values, as_peer)
-            run = fitted(config, chunks, start, self.max_iter > 0, _Progress(self))
-        self._take(run.model, run.params)
+            start, earlier = Start(), None
+            if statistics is not None:
+                earlier = Earlier(statistics.unordered(self._stored()), None, statistics)
+            elif config.earlier_run is not None:
+                earlier = start_of(config, chunks).earlier
+            else:
+                start = self._start(table, None if column is None else column.values, as_peer)
+            if earlier is not None:
+                start = Start([earlier.arrays])
+            run = fitted(config, chunks, start, self.max_iter > 0, Progress(self), earlier)
+        order = None if statistics is None else statistics.order
+        params = run.params
+        if order is not None:  # that of the run that it was opened from
+            params = run.model.params(**selected(run.model.fields, run.model.arrays(params), order))
+        self._take(run.model, params)
+        self.statistics_ = None if run.final is None else Statistics.of(run.model, run.final.totals, order)
         total = 1.0 if run.final is None else run.final.evidence.weight
         self.lower_bounds_ = [entry.objective / total for entry in run.history]
         self.lower_bound_ = run.objective / total
@@ -344,29 +394,15 @@ def _labels(y: Any, table: InputRows) -> MemoryColumn | None:
     return MemoryColumn(labels.astype(np.int64))
 
 
+def _adapts(section: Mapping[str, Any]) -> bool:
+    """Whether the prior is made of a run, from whose parameters the fit then starts."""
+    prior = section.get("prior")
+    return isinstance(prior, Mapping) and prior.get("from_run") is not None
+
+
 def shaped(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """Return the array, float64. Raises ValueError, in scikit-learn's words, unless it has that shape."""
     array = np.array(value, dtype=np.float64)
     if array.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
     return array
-
-
-class _Progress:
-    """Prints what `verbose` asks for, every `verbose_interval` iterations."""
-
-    def __init__(self, estimator: Any) -> None:
-        self._verbose, self._every = estimator.verbose, estimator.verbose_interval
-        self._began = time.perf_counter()
-
-    def __call__(self, runs: Sequence[Run]) -> None:
-        if not self._verbose:
-            return
-        for run in runs:
-            t = len(run.history)
-            if run.final is not None:
-                print(f"Initialization {run.restart}: {run.stop_reason}")
-            elif t % self._every == 0:
-                objective = run.history[-1].objective / run.history[-1].weight
-                seconds = time.perf_counter() - self._began
-                print(f"Initialization {run.restart}, iteration {t}: {objective:.6f} nats per row  {seconds:.2f} s")

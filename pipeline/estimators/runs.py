@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.data.preprocess import Affine
 from pipeline.errors import InputError
 from pipeline.estimators import estimator_of
-from pipeline.outputs.model_store import load_model, read_dataset
+from pipeline.outputs.model_store import load_model, load_statistics, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
 
 
@@ -33,6 +33,8 @@ def open_estimator(path: str | Path) -> Any:
     estimator = estimator_of(attrs["family"]).of_model(model, params, attrs)
     estimator.n_iter_, estimator.stop_reason_ = attrs["n_iter"], attrs["stop_reason"]
     estimator.n_features_in_ = model.sizes["feature"]
+    if "statistics" in attrs:
+        estimator.statistics_ = load_statistics(dataset)
     return estimator if affine is None else _after(affine, estimator)
 
 

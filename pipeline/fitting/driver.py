@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.chunks import Chunks
+from pipeline.data.earlier import Earlier
 from pipeline.data.profile import DataSummary, Profile, summary_of, with_box
 from pipeline.data.sample import Sample
 from pipeline.data.user_start import UserStart
@@ -61,8 +62,10 @@ class Driver:
         unfinished = self.sink.unfinished(self.chunks, jobs, ids)
         return self.engine.sum_over(self.chunks, jobs, ids, unfinished, self.sink.progress)
 
-    def profiled(self) -> tuple[Driver, DataSummary, Sample | None]:
+    def profiled(self, earlier: Earlier | None = None) -> tuple[Driver, DataSummary, Sample | None]:
         """Make the profiling pass; return the driver with fitted preprocessing, the statistics, and rows for the search.
+
+        earlier : what is taken over from an earlier run.
 
         Raises
         ------
@@ -86,7 +89,7 @@ class Driver:
         if self.sink.listens:
             for text in warnings_of(config, profile):
                 self.sink.log("warning", message=text)
-        summary = summary_of(profile, config.preprocess)
+        summary = summary_of(profile, config.preprocess, earlier)
         driver = self.after_profile(summary)
         if config.model.needs_box:
             summary = with_box(summary, driver.sums())
@@ -224,7 +227,8 @@ class Driver:
 
         def evaluate(jobs: Sequence[EStep], block: int | None = None) -> list[Any]:
             counter[0] += summary.n_rows if block is None else method.block_rows[block]
-            return sums(jobs, None if block is None else method.blocks[block])
+            found = sums(jobs, None if block is None else method.blocks[block])
+            return found if summary.statistics is None else [summary.statistics.with_rows(each) for each in found]
 
         final: list[Attachment] = []
         if self.sink.listens:

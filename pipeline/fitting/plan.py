@@ -114,7 +114,7 @@ def _sample_rows(k: int, n_features: int) -> int:
 
 def _searches(config: Config, models: tuple[LatentModel, ...]) -> bool:
     """Whether there is a search: not from user-supplied starts, nor with fixed locations."""
-    if config.fit.method == "em" or config.fit.init in ("explicit", "labels"):
+    if config.fit.method == "em" or config.fit.is_supplied:
         return False
     return all(isinstance(model, ClusterModel) and model.location not in model.fixed for model in models)
 

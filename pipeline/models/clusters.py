@@ -62,12 +62,16 @@ class Summary(Protocol):
     def sample(self) -> LowestRows:
         """Rows drawn in proportion to their weights."""
 
+    @property
+    def earlier(self) -> Any:
+        """What is taken over from an earlier run (data/earlier.py); None without one."""
+
 
 class NoRows:
     """Statistics without rows (zeros and ones), for a model that is only asked for sizes. d : features."""
 
     def __init__(self, d: int) -> None:
-        none = np.empty(0)
+        none, self.earlier = np.empty(0), None
         self.mean, self.covariance, self.variance = np.zeros(d), np.ones(d), np.ones(d)
         self.low, self.high = np.zeros(d), np.ones(d)
         self.sample = LowestRows(0, none, none.astype(np.int64), np.empty((0, d)), none, none)

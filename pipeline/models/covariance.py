@@ -45,6 +45,7 @@ class Shape(NamedTuple):
     lane_factors : (factors, k, d) -> packed lower triangles or diagonals (k, d), for rows in lanes
     moments_shape : (k, d) -> shape of the moments
     from_lanes : second moments (k, d, d), or (k, 1, d) of diagonals -> the shape's moments
+    moments_of : (covariances, k, d) -> the second moments of one row of each component about its mean
     prior_rows : (degrees of freedom, d) -> rows that an inverse Wishart or gamma prior's power of |covariance| counts as
     draw : (mean (d,), covariance of one component, n, rng) -> (n, d) normal rows
     """
@@ -67,6 +68,7 @@ class Shape(NamedTuple):
     lane_factors: Callable[[Array, int, int], Array]
     moments_shape: Callable[[int, int], tuple[int, ...]]
     from_lanes: Callable[[Array], Array]
+    moments_of: Callable[[Array, int, int], Array]
     prior_rows: Callable[[float, int], float]
     draw: Callable[[Array, Array, int, Any], Array]
 
@@ -195,6 +197,7 @@ FULL = Shape(
     lane_factors=lambda factors, k, d: packed(np.swapaxes(factors, 1, 2)),
     moments_shape=lambda k, d: (k, d * (d + 1) // 2),
     from_lanes=_lower,
+    moments_of=lambda covariances, k, d: _lower(covariances),
     prior_rows=lambda dof, d: dof + d + 1,
     draw=lambda mean, covariance, n, rng: rng.multivariate_normal(mean, covariance, n),
 )
@@ -217,6 +220,7 @@ TIED = Shape(
     lane_factors=lambda factor, k, d: np.tile(packed(factor.T[None]), (k, 1)),
     moments_shape=lambda k, d: (d, d),
     from_lanes=lambda lower: lower[0],
+    moments_of=lambda covariance, k, d: k * covariance,
     prior_rows=lambda dof, d: dof + d + 1,
     draw=lambda mean, covariance, n, rng: rng.multivariate_normal(mean, covariance, n),
 )
@@ -239,6 +243,7 @@ DIAG = Shape(
     lane_factors=lambda factors, k, d: factors,
     moments_shape=lambda k, d: (k, d),
     from_lanes=lambda squares: squares[:, 0],
+    moments_of=lambda covariances, k, d: covariances,
     prior_rows=lambda dof, d: dof + 2,
     draw=lambda mean, variance, n, rng: mean + rng.standard_normal((n, len(mean))) * np.sqrt(variance),
 )
@@ -261,6 +266,7 @@ SPHERICAL = Shape(
     lane_factors=lambda factors, k, d: np.repeat(factors[:, None], d, axis=1),
     moments_shape=lambda k, d: (k,),
     from_lanes=lambda squares: squares[:, 0].sum(axis=1),
+    moments_of=lambda covariances, k, d: d * covariances,
     prior_rows=lambda dof, d: (dof + 2) / d,
     draw=lambda mean, variance, n, rng: mean + rng.standard_normal((n, len(mean))) * np.sqrt(variance),
 )

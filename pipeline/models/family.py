@@ -55,7 +55,7 @@ class FamilySection(Variant):
     default_tol: ClassVar[float] = 1e-3
     assignments: ClassVar[tuple[str, ...]] = ("soft", "hard")
     methods: ClassVar[tuple[str, ...]] = ("auto", "em", "incremental")
-    inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "near-mean", "labels", "explicit")
+    inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "near-mean", "labels", "explicit", "run")
     has_likelihood: ClassVar[bool] = True
     counts: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
@@ -96,6 +96,11 @@ class FamilySection(Variant):
             self.model_copy(update={name: (value,) for name, value in zip(names, values, strict=True)})
             for values in product(*(getattr(self, name) for name in names))
         ]
+
+    @property
+    def from_run(self) -> str | None:
+        """The run directory that a prior is made of; None for the most families."""
+        return None
 
     @abstractmethod
     def build(self, summary: Summary, assignment: str) -> LatentModel:

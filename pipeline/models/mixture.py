@@ -55,14 +55,14 @@ class Mixture(ClusterModel):
     assignment : {'soft', 'hard'}
     fixed_weights : bool
         Whether weights stay at their initial values.
-    weight_concentration : float
-        Of the weights' symmetric Dirichlet prior, at least 1; 1 is none.
+    weight_concentration : float or array, shape (k,)
+        Of the weights' Dirichlet prior, at least 1; 1 is none.
     """
 
     component: Any
     assignment: str = "soft"
     fixed_weights: bool = False
-    weight_concentration: float = 1.0
+    weight_concentration: float | Array = 1.0
 
     @property
     def family(self) -> str:  # type: ignore[override]  # the component's
@@ -106,7 +106,6 @@ class Mixture(ClusterModel):
 
     @property
     def fixed(self) -> tuple[str, ...]:  # type: ignore[override]  # of weights and component
-        """Fields that stay at their initial values."""
         return (*(("weights",) if self.fixed_weights else ()), *self.component.fixed)
 
     @property
@@ -214,11 +213,9 @@ class Mixture(ClusterModel):
             )
 
     def m_step(self, stats: MixtureStats, params: MixtureParams | None) -> MixtureParams:
-        k = self.n_components
+        weights = np.full(self.n_components, 1.0 / self.n_components) if params is None else params.weights
         if not self.fixed_weights:
             weights = map_weights(stats.sum_w, self.weight_concentration)
-        else:
-            weights = np.full(k, 1.0 / k) if params is None else params.weights
         theta = None if params is None else params.theta
         return MixtureParams(weights, self.component.m_step(stats.component, stats.sum_w, theta))
 

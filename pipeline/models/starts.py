@@ -175,7 +175,7 @@ def starting(
     summary : Summary
         Moments and a sample of the rows.
     kernels : Kernels
-    labels, arrays : labels of all rows (init: labels), or parameters (init: explicit)
+    labels, arrays : labels of all rows (init: labels), or parameters (init: explicit, run)
     some_known : bool
         Whether labels of some rows are known (data.labels).
 
@@ -184,7 +184,7 @@ def starting(
     InputError
         If there are fewer usable rows than components, or user-supplied values do not fit.
     """
-    if init == "explicit":
+    if init in ("explicit", "run"):
         assert arrays is not None
         return [model.params_from_arrays(arrays)] * n_init
     generators = [np.random.default_rng([seed, restart]) for restart in range(n_init)]

@@ -32,12 +32,14 @@ def share_with(weights: Array, reset: Array) -> Array:
     return shared
 
 
-def map_weights(sum_w: Array, concentration: float) -> Array:
-    """Return weights at the mode under a symmetric Dirichlet. sum_w : (k,) soft counts.  concentration >= 1; 1: no prior."""
+def map_weights(sum_w: Array, concentration: float | Array) -> Array:
+    """Return weights at the mode under a Dirichlet prior. sum_w : (k,) soft counts.  concentration >= 1; 1: no prior."""
     counts = sum_w + (concentration - 1.0)
     return counts / counts.sum()
 
 
-def log_dirichlet(weights: Array, concentration: float) -> float:
+def log_dirichlet(weights: Array, concentration: float | Array) -> float:
     """Return the log density of that Dirichlet, nats, up to a constant. weights : (k,)."""
+    if isinstance(concentration, np.ndarray):
+        return float(((concentration - 1.0) * np.where(concentration > 1.0, log(weights), 0.0)).sum())
     return 0.0 if concentration == 1.0 else float((concentration - 1.0) * log(weights).sum())

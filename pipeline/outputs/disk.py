@@ -50,11 +50,15 @@ def disk_plan(
     state = summary_bytes + n_init * ((1 + STORED[method]) * sum(parameters) + history)
     wanted = output.keep_iterations
     iterations = max_iter + 1 if wanted == "all" else sum(t <= max_iter for t in set(wanted))
+    statistics = sum(model.statistics_bytes() for model in models)
     labels = n_rows * max(row_bytes(model, output.top_k) for model in models)
     return Disk(
         checkpoints=(output.keep_checkpoints + 1) * state,
         iterations=iterations * (2 if refits else 1) * n_init * sum(parameters),
-        models=2 * (sum(parameters) + history + len(parameters) * summary_bytes),  # whole before another is given up
+        models=2
+        * (
+            sum(parameters) + statistics + history + len(parameters) * summary_bytes
+        ),  # whole before another is given up
         labels=labels if output.labels else 0,
     )
 

@@ -20,6 +20,7 @@ from zarr.codecs import ZstdCodec
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import Packed, pack, unpack
 from pipeline.arrays.stores import guarded, open_whole
+from pipeline.data.earlier import Statistics
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import DataSummary
 from pipeline.data.source import Source
@@ -27,7 +28,7 @@ from pipeline.em.choice import criteria, held_out, restarts
 from pipeline.em.run import Run
 from pipeline.errors import InputError, StorageError, as_written
 from pipeline.models import schema
-from pipeline.models.base import LatentModel
+from pipeline.models.base import LatentModel, Totals
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.families import FAMILIES
 from pipeline.outputs.run_directory import publish, remove
@@ -69,7 +70,7 @@ def build_dataset(
     variables = _parameters(run, order) | _history(run) | _outliers(run)
     if order is not None:
         variables |= _representatives(run)
-    variables |= _preprocessing(summary.affine) | _hyperparameters(run.model)
+    variables |= _preprocessing(summary.affine) | _hyperparameters(run.model) | _dimensioned(_statistics(run))
     if not source.sparse:
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(summary.mean))))
         variables["sample"] = (("sample_row", "feature"), np.asarray(summary.sample.x[:size], dtype=np.float64))
@@ -104,9 +105,8 @@ def _history(run: Run) -> dict[str, Any]:
         name: (("iteration",), np.array([getattr(entry, name) for entry in run.history])) for name in names
     }
     objective, plain = (np.array([getattr(e, name) for e in run.history]) for name in ("objective", "log_likelihood"))
-    if (
-        run.model.has_bound and (np.abs(objective - plain) > 1e-9 * np.abs(plain)).any()
-    ):  # under a prior, or hard labels
+    differs = (np.abs(objective - plain) > 1e-9 * np.abs(plain)).any() or np.isnan(plain).all()
+    if run.model.has_bound and differs:  # under a prior, hard labels, or with statistics of an earlier run
         series["objective"] = (("iteration",), objective)
     if any(entry.computed < 1 for entry in run.history):
         names = ("computed", "left_out")
@@ -164,10 +164,20 @@ def _preprocessing(affine: Affine | None) -> dict[str, Any]:
 
 def _hyperparameters(model: LatentModel) -> dict[str, Any]:
     """Arrays among the hyperparameters; the others are in the attribute `model`."""
+    return _dimensioned(_packed(model))
+
+
+def _dimensioned(packed: Packed) -> dict[str, Any]:
+    """Packed arrays with dimensions of their own."""
     return {
-        name: (tuple(f"{name}.{axis}" for axis in range(array.ndim)), array)
-        for name, array in _packed(model).arrays.items()
+        name: (tuple(f"{name}.{axis}" for axis in range(array.ndim)), array) for name, array in packed.arrays.items()
     }
+
+
+def _statistics(run: Run) -> Packed:
+    """What the last E-step summed, with components in the order of the run: see the attribute `order`."""
+    assert run.final is not None
+    return pack(run.final.totals, "statistics", separator=".", inline=True)
 
 
 def _packed(model: LatentModel) -> Packed:
@@ -186,9 +196,11 @@ def _attributes(
         "words": model.words._asdict(),
         "parameters": list(model.fields),
         "model": _packed(model).structure,
+        "statistics": _statistics(run).structure,
         "n_rows": summary.n_rows,
         "dropped_rows": summary.n_bad,
-        "total_weight": summary.total,
+        "total_weight": summary.total if summary.statistics is None else final.evidence.weight,
+        **({} if summary.statistics is None else {"earlier_weight": summary.statistics.totals.evidence.weight}),
         "stop_reason": run.stop_reason,
         "converged": str(run.stop_reason).startswith("converged"),
         "n_iter": len(run.history),
@@ -275,9 +287,28 @@ def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
         raise InputError(
             f"model.zarr: the model cannot be read ({error}). Name the file of its family again."
         ) from error
-    affine = None
-    if "preprocess_matrix" in dataset:
-        matrix = arrays["preprocess_matrix"]
-        diagonal = matrix.shape[0] == matrix.shape[1] and np.count_nonzero(matrix - np.diag(np.diagonal(matrix))) == 0
-        affine = Affine(arrays["preprocess_offset"], np.diagonal(matrix).copy() if diagonal else matrix)
-    return model, model.params_from_arrays(arrays), affine
+    return model, model.params_from_arrays(arrays), load_affine(dataset)
+
+
+def load_affine(dataset: xr.Dataset) -> Affine | None:
+    """Return the preprocessing of a stored dataset; None where there is none."""
+    if "preprocess_matrix" not in dataset:
+        return None
+    matrix = dataset["preprocess_matrix"].values
+    diagonal = matrix.shape[0] == matrix.shape[1] and np.count_nonzero(matrix - np.diag(np.diagonal(matrix))) == 0
+    return Affine(dataset["preprocess_offset"].values, np.diagonal(matrix).copy() if diagonal else matrix)
+
+
+@as_written("model.zarr")
+def load_statistics(dataset: xr.Dataset) -> Statistics:
+    """Return the statistics of a stored dataset. Raises InputError where there are none."""
+    attrs, arrays = dataset.attrs, {str(name): variable.values for name, variable in dataset.data_vars.items()}
+    if "statistics" not in attrs:
+        raise InputError(
+            "model.zarr: has no statistics: an earlier version of em-pipeline wrote it. Run the job again, or start from its "
+            "parameters: fit.init: run."
+        )
+    model, totals = load_model(dataset)[0], unpack(attrs["statistics"], arrays)
+    if not isinstance(totals, Totals):
+        raise InputError(f"model.zarr: its statistics are {str(totals)[:40]}. Run the job again.")
+    return Statistics.of(model, totals, np.array(attrs["order"], np.int64) if attrs.get("order") else None)

@@ -199,7 +199,7 @@ class CategoricalSection(ClusterSection):
     also_called: ClassVar[tuple[str, ...]] = ("lca", "latent-classes")
     words: ClassVar[Words] = Categorical.words
     counts: ClassVar[bool] = True
-    inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "labels", "explicit")
+    inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "labels", "explicit", "run")
     template: ClassVar[dict[str, Any]] = {"data": {"source": "npy", "path": "codes.npy"}}
 
     def build(self, summary: Summary, assignment: str) -> Mixture:

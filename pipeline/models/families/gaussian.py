@@ -33,7 +33,7 @@ from pipeline.models.family import ClusterSection
 from pipeline.models.information import ScoreProducts
 from pipeline.models.mixture import Mixture
 from pipeline.models.noise import NoisyMixture
-from pipeline.models.prior import Prior, PriorOption
+from pipeline.models.prior import Adapted, Prior, PriorOption
 from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words
 
@@ -74,7 +74,7 @@ class Gaussian(Component):
     covariance_type: str = "full"
     reg_covar: float = 1e-6
     fixed: tuple[str, ...] = ()
-    prior: Prior | None = None
+    prior: Prior | Adapted | None = None
 
     family: ClassVar[str] = "gaussian"
     words: ClassVar[Words] = Words("Gaussian mixture", "A mixture of {k} Gaussians")
@@ -99,7 +99,7 @@ class Gaussian(Component):
     @property
     def bounded(self) -> bool:
         """Whether a prior bounds covariances away from 0, and so the objective."""
-        return self.prior is not None and self.prior.scale is not None
+        return self.prior is not None and self.prior.bounds
 
     @property
     def floor(self) -> float:
@@ -108,11 +108,10 @@ class Gaussian(Component):
 
     @property
     def least_rows(self) -> int:
-        """With fixed covariances, or a prior that bounds them, few rows do no harm; but a component with less than one row
-        explains nothing, and under most priors would stay so.
-        """
-        learned = self.spread not in self.fixed
-        return self.shape.min_rows(self.n_features) if learned and not self.bounded else 1
+        """With fixed covariances, or a prior that bounds them, few rows do no harm; but less than one row explains nothing."""
+        if self.prior is not None and self.bounded:
+            return self.prior.least_rows
+        return 1 if self.spread in self.fixed else self.shape.min_rows(self.n_features)
 
     def theta(self, **arrays: Array) -> Gaussians:
         means, covariances = arrays["means"], arrays["covariances"]
@@ -386,14 +385,18 @@ class GaussianSection(ClusterSection):
     def needs_box(self) -> bool:
         return self.noise is not None
 
+    @property
+    def from_run(self) -> str | None:
+        return None if self.prior is None else self.prior.from_run
+
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k], [covariance_type] = self.n_components, self.covariance_type
         # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
         with np.errstate(over="ignore"):
             shift = summary.mean.astype(np.float32).astype(np.float64)
         shift = np.where(np.isfinite(shift), shift, summary.mean)
-        own, of_weights = self.fixed_of_components, 1.0 if self.prior is None else self.prior.weights
-        prior = None if self.prior is None else self.prior.of(summary.mean, summary.covariance, k, self.reg_covar)
+        own, of_weights = self.fixed_of_components, 1.0 if self.prior is None else self.prior.concentration(summary, k)
+        prior = None if self.prior is None else self.prior.of(summary, k, self.reg_covar, SHAPES[covariance_type])
         component = Gaussian(k, shift, covariance_type, self.reg_covar, own, prior)
         model = Mixture(component, assignment, "weights" in self.fixed, of_weights)
         return model if self.noise is None else NoisyMixture.of(model, summary.low, summary.high)

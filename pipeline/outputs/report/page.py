@@ -28,10 +28,10 @@ from pipeline.outputs.report import (
     topics,
 )
 from pipeline.outputs.report.choice import choice, message_lengths
-from pipeline.outputs.report.record import Record, prediction_record, read_record
+from pipeline.outputs.report.record import Record, read_plain, read_record
 from pipeline.outputs.report.replay import replay
 from pipeline.outputs.report.timing import timing
-from pipeline.outputs.run_directory import sync_tree
+from pipeline.outputs.run_directory import RunDirectory, sync_tree
 
 if TYPE_CHECKING:
     import jinja2
@@ -59,7 +59,7 @@ def write_report(run: Path) -> Path:
 
     run = Path(run)
     with threadpool_limits(1):  # small matrices: more BLAS threads would only wait for each other
-        of_labels = prediction_record(run)
+        of_labels = _prediction_record(run)
         page = render(read_record(run), run.name) if of_labels is None else render_prediction(run, of_labels)
     path, temporary = run / "report.html", run / f".report.html.{os.getpid()}"
     try:
@@ -229,3 +229,12 @@ def _short(value: Any) -> str:
 
 def _shape(array: Any) -> str:
     return " × ".join(f"{dim} {size:,}" for dim, size in array.sizes.items()) or "one number"
+
+
+def _prediction_record(path: Path) -> dict[str, Any] | None:
+    """Return the content of config.yaml of a directory of labels; None for another one."""
+    if not path.is_dir() or (path / "model.zarr").is_dir():
+        return None
+    RunDirectory(path).refuse_special()
+    resolved = read_plain(path / "config.yaml")
+    return resolved if "prediction_of" in resolved else None

@@ -222,22 +222,31 @@ class Record:
         return None if value is None else float(value)
 
     @property
+    def raised(self) -> float | None:
+        """What the iterations have maximized, a total, as reported; None if unknown."""
+        value = next((r.get("objective") for r in self.attrs.get("restarts") or () if r.get("chosen")), None)
+        return None if value is None else self.words.sign * float(value)
+
+    @property
     def penalty(self) -> float:
         """What the iterations maximize besides the reported objective, per row: a log prior, or the entropy of hard labels."""
-        raised = next((r.get("objective") for r in self.attrs.get("restarts") or () if r.get("chosen")), None)
+        raised = self.raised
         if raised is None or self.final is None:
             return 0.0
-        added = self.words.sign * float(raised) - self.final
+        added = raised - self.final
         return 0.0 if abs(added) <= 1e-9 * abs(self.final) else added / self.total_weight
 
     @property
     def objective(self) -> str:
         """What the curves show: the reported objective, or the sum with the penalty, by the name `objective`."""
-        return "objective" if self.has("objective") and self.penalty else self.words.objective
+        differs = self.penalty or self.attrs.get("earlier_weight")
+        return "objective" if self.has("objective") and differs else self.words.objective
 
     @property
     def objective_text(self) -> str:
         """What the sum with the penalty is: `log-likelihood plus log prior`."""
+        if self.attrs.get("earlier_weight"):
+            return f"lower bound of the {self.words.objective} of all rows, earlier and new"
         other = "entropy of the labels" if self.attrs.get("assignment") == "hard" else "log prior"
         return f"{self.words.objective} plus {other}"
 
@@ -346,7 +355,7 @@ def read_record(run: Path) -> Record:
     if not run.is_dir():
         raise InputError(f"{run}: no such directory. Give the run directory that `em-pipeline run` printed.")
     RunDirectory(run).refuse_special()
-    resolved = _read_yaml(run / "config.yaml")
+    resolved = read_plain(run / "config.yaml")
     if not store.is_dir():
         raise InputError(
             f"{run}: no model.zarr in it, and a report needs a finished model. "
@@ -362,15 +371,6 @@ def read_record(run: Path) -> Record:
         numerics=numerics if isinstance(numerics, int) else None,
         events=list(read_events(run / "events.jsonl")),
     )
-
-
-def prediction_record(path: Path) -> dict[str, Any] | None:
-    """Return the content of config.yaml of a directory of labels; None for another one."""
-    if not path.is_dir() or (path / "model.zarr").is_dir():
-        return None
-    RunDirectory(path).refuse_special()
-    resolved = _read_yaml(path / "config.yaml")
-    return resolved if "prediction_of" in resolved else None
 
 
 def _read(array: FlatRows, at: Any) -> np.ndarray:
@@ -399,7 +399,8 @@ def _open_model(store: Path) -> xr.Dataset:
     return model.rename(present)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_plain(path: Path) -> dict[str, Any]:
+    """Return the content of a config.yaml; empty where there is none. Raises StorageError if it is damaged."""
     if not path.exists():
         return {}
     try:
