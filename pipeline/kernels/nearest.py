@@ -18,7 +18,7 @@ from pipeline.kernels.base import LloydSums
 from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, transpose_square, update_nearest
 from pipeline.kernels.compiling import exact_kernel, kernel
 
-DOUBTFUL = 16 * 2.0**-23  # of float32: a score is a sum of two terms, each rounded to eps of the squared distance
+DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
 
 
@@ -39,7 +39,8 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     inertia, key = _pass(
         x, weights, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
     )
-    if x.itemsize == 4 and _corrected(x, weights, centers, shift, reference, label, score):
+    told_apart = x.itemsize == 8 and _are_told_apart(square[:k])
+    if not told_apart and _corrected(x, weights, centers, shift, reference, label, score):
         sum_w[:], sum_x[:] = 0.0, 0.0
         inertia, key = _sums_of(x, weights, first, centers, label, score, sum_w, sum_x)
     return LloydSums(label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key)
@@ -48,17 +49,31 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
 def _corrected(
     x: Array, weight: Array, centers: Array, shift: Array, reference: Array, label: Array, score: Array
 ) -> bool:
-    """Look the rows up again, in float64, whose nearest centre float32 may not tell; return whether any label has changed.
+    """Look the rows up again whose nearest centre the dtype may not tell; return whether any label has changed.
 
-    Their squared distance to it is below the rounding of their squared distance to the reference.
+    Their squared distance to it is below the rounding of their squared distance to the reference. Float32 is followed by
+    float64, and that by distances to all centres from differences.
     """
-    doubtful = np.flatnonzero(_are_doubtful(x, reference, score))
+    doubtful = np.flatnonzero(_are_doubtful(x, reference, score, DOUBTFUL * np.finfo(x.dtype).eps))
     if not len(doubtful):
         return False
-    again = lloyd_pass(x[doubtful].astype(np.float64), weight[doubtful] if weight.size else None, centers, shift).label
+    rows = x[doubtful]
+    if x.itemsize == 4:
+        again = lloyd_pass(rows.astype(np.float64), weight[doubtful] if weight.size else None, centers, shift).label
+    else:
+        again = _by_differences(rows, centers)
     changed = again != label[doubtful]
     label[doubtful] = again
     return bool(changed.any())
+
+
+def _are_told_apart(square: Array) -> bool:
+    """Whether float64 tells every two centres apart, as their distances from the reference show: then it errs about no row.
+
+    A row that it errs about is within 4 sqrt(eps) R of two centres, R its distance from the reference. square : (k,).
+    """
+    radii = np.sort(np.sqrt(square))
+    return len(radii) == 1 or bool(np.diff(radii).min() > 16 * np.sqrt(np.finfo(np.float64).eps) * radii[-1])
 
 
 def nearest(x: Any, centers: Array, shift: Array) -> tuple[Array, Array]:
@@ -138,16 +153,32 @@ def _sums_of(
     return inertia, key
 
 
+@exact_kernel
+def _by_differences(x: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """(n,) int32: the nearest centres, ties to the lowest. x : (n, d) float64."""
+    out = np.zeros(len(x), np.int32)
+    for t in range(len(x)):
+        least = np.inf
+        for k in range(len(centers)):
+            square = 0.0
+            for i in range(x.shape[1]):
+                apart = x[t, i] - centers[k, i]
+                square += apart * apart
+            if square < least:
+                out[t], least = k, square
+    return out
+
+
 @kernel
-def _are_doubtful(x: np.ndarray, reference: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether minus the score is below DOUBTFUL times the squared distance to the reference."""
+def _are_doubtful(x: np.ndarray, reference: np.ndarray, score: np.ndarray, limit: float) -> np.ndarray:
+    """(n,) bool: whether minus the score is below the limit times the squared distance to the reference."""
     out = np.empty(len(x), np.bool_)
     for t in range(len(x)):
         square = np.float32(0.0)
         for i in range(x.shape[1]):
             apart = x[t, i] - reference[i]
             square += apart * apart
-        out[t] = -score[t] < DOUBTFUL * square and score[t] < np.inf
+        out[t] = -score[t] < limit * square and score[t] < np.inf
     return out
 
 

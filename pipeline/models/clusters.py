@@ -20,6 +20,8 @@ from pipeline.errors import InputError
 from pipeline.models.base import Expectation, LatentModel, RowArray
 
 NOISE = -2  # the label of a row that is noise (models/noise.py); -1 is a row without one
+FEW = 1024  # rows of the sample that show where most rows are
+AWAY = 1e5  # times the range of nine tenths of the rows: a mean so far is not among them
 MAX_RESETS = 3  # of one component; then it stays, so that K = N still ends
 
 
@@ -65,6 +67,20 @@ class Summary(Protocol):
     @property
     def earlier(self) -> Any:
         """What is taken over from an earlier run (data/earlier.py); None without one."""
+
+
+def reference(summary: Summary) -> Array:
+    """Return a point near the rows, (d,): their mean; the sample's median if a few rows have drawn the mean far away.
+
+    About a point at the distance D, squares keep D² eps of rounding; fill values of 1e12 among rows near 0 move the mean by 1e9.
+    """
+    mean, sample = summary.mean, summary.sample.x[:FEW]
+    if sp.issparse(sample) or not sample.shape[0]:
+        return mean
+    low, middle, high = np.quantile(sample, [0.05, 0.5, 0.95], axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        away = np.abs(mean - middle) > AWAY * (high - low)
+    return middle if (away & (high > low)).any() else mean
 
 
 class NoRows:

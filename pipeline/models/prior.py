@@ -70,9 +70,9 @@ class Prior:
         return 1
 
     def pseudo_moments(self, shape: Shape, shift: Array, k: int) -> tuple[float, Array, Array | float]:
-        """Return what is added to sum_w and sum_x of each component, and to sum_xx, about `shift` (d,)."""
-        by = np.tile(self.mean - shift, (k, 1))
-        return self.shrinkage, self.shrinkage * by[0], shape.outer(self.shrinkage * by, by) + self._lambda(shape)
+        """Return what is added to sum_w and sum_x of each component, and to sum_xx, about `shift`, (d,) or (k, d)."""
+        by = np.broadcast_to(self.mean - shift, (k, len(self.mean)))
+        return self.shrinkage, self.shrinkage * by, shape.outer(self.shrinkage * by, by) + self._lambda(shape)
 
     def rows(self, shape: Shape, k: int, d: int) -> float:
         """Return what is added to N_k in the denominator of a covariance (tied: to their sum / K)."""

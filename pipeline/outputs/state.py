@@ -16,7 +16,7 @@ from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
 from pipeline.outputs.checkpoint import State, generations, read
 
-LAYOUT = 4  # of checkpoints; raised when what they hold is laid out in another way
+LAYOUT = 5  # of checkpoints; raised when what they hold is laid out in another way
 
 
 def pack_state(summary: DataSummary, runs: Sequence[Run], computed: Mapping[str, Any]) -> State:

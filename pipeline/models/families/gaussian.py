@@ -4,20 +4,20 @@ log p(x | k) = -(d log 2 pi + log|Sigma_k| + (x - mu_k)ᵀ Sigma_k⁻¹ (x - mu_
 [Dempster, Laird and Rubin 1977; Bishop 2006, sec. 9.2]
 
 Distances and moments use x - mu_k, so that neither loses digits far from the origin or in float32. The moments of a tile
-are then moved, in float64, to the fixed reference point, where those of all tiles, chunks and iterations add. A
-prior adds its own there (models/prior.py).
+are then moved, in float64, to the fixed reference point, where those of all tiles, chunks and iterations add. A component
+that is too narrow for its distance from that point has one of its own, its mean (models/moments.py). A prior adds its own
+moments there (models/prior.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field as Option
 
-from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.arrays.tiles import tiles
@@ -25,43 +25,20 @@ from pipeline.config import OneOrMore
 from pipeline.errors import SingularCovariance
 from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
-from pipeline.models.clusters import Summary
+from pipeline.models.clusters import Summary, reference
 from pipeline.models.collapse import without_width
 from pipeline.models.component import Component, Pass
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
 from pipeline.models.family import ClusterSection
 from pipeline.models.information import ScoreProducts
 from pipeline.models.mixture import Mixture
+from pipeline.models.moments import SCATTER_ROWS, Frame, Gaussians, GaussianStats, far_apart, rounding_of, scatter
 from pipeline.models.noise import NoisyMixture
 from pipeline.models.prior import Adapted, Prior, PriorOption
 from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words
 
-SCATTER_ROWS = 4096
 LOG_2PI = float(np.log(2.0 * np.pi))
-
-
-@dataclass(frozen=True)
-class Gaussians:
-    """means : (k, d).  covariances : scikit-learn's shape for the type.
-    factors, eigenvalues : computed from the covariances once; eigenvalues : (k, 2), smallest and largest.
-    """
-
-    means: Array
-    covariances: Array
-    factors: Array
-    eigenvalues: Array
-
-
-@stored
-@dataclass(frozen=True)
-class GaussianStats(Additive):
-    """Moments about the component's shift. sum_x : (k, d).  sum_xx : (k, d (d + 1) / 2) lower triangles, (d, d) of all
-    rows (tied), (k, d) or (k,).
-    """
-
-    sum_x: Array
-    sum_xx: Array
 
 
 @stored
@@ -116,7 +93,10 @@ class Gaussian(Component):
     def theta(self, **arrays: Array) -> Gaussians:
         means, covariances = arrays["means"], arrays["covariances"]
         factors, extremes = self.shape.factor(covariances), self.shape.extremes(covariances, self.n_components)
-        return Gaussians(means, covariances, factors, extremes)
+        by = means - self.shift
+        far = far_apart(by, extremes[:, 0], self.reg_covar)
+        by_far = np.where(far[:, None], by, 0.0) if far.any() else None
+        return Gaussians(means, covariances, factors, extremes, by=by_far)
 
     def log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         self._refuse_singular(theta)
@@ -126,26 +106,27 @@ class Gaussian(Component):
         self, theta: Gaussians, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
     ) -> Pass:
         self._refuse_singular(theta)
+        if theta.by is not None and not self.shape.per_component:  # of one scatter for all rows no digits would be left
+            return super().e_step(theta, log_weights, x, weight, hard, kernels)
         sums = kernels.gaussian_pass(self._problem(theta, log_weights, hard), x, weight)
-        sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self.shift - sums.about
+        sum_x, sum_xx, by = sums.sum_x, sums.sum_xx, self._points(theta.by) - sums.about
         if by.any():
             sum_x, sum_xx = self.shape.moved(sums.sum_w, sum_x, sum_xx, by)
         if not self.shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
-            sum_xx = self._scatter(x, weight)
-        return Pass(sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx), sums.entropy, 0.0, sums.skipped)
+            sum_xx = scatter(x, weight, self.shift)
+        frame = Frame.at(theta.by, sums.sum_w, self.covariance_type)
+        return Pass(
+            sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx, frame=frame), sums.entropy, 0.0, sums.skipped
+        )
+
+    def _points(self, by: Array | None) -> Array:
+        """The points that moments are about, (d,) or (k, d). by : as in `Gaussians` and `Frame`."""
+        return self.shift if by is None else self.shift + by
 
     def implementations(self, theta: Gaussians, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
         found: dict[str, list[int]] = kernels.gaussian_implementations(self._problem(theta, np.zeros(1), False), dtype)
         return found
-
-    def _scatter(self, x: Array, weight: Array | None) -> Array:
-        """(d, d) weighted scatter about the shift."""
-        total = np.zeros((self.n_features, self.n_features))
-        for rows in tiles(len(x), SCATTER_ROWS):
-            diff = np.subtract(x[rows], self.shift, dtype=np.float64)
-            total += (diff if weight is None else diff * weight[rows, None]).T @ diff
-        return total
 
     def _problem(self, theta: Gaussians, log_weights: Array, hard: bool) -> GaussianProblem:
         """The input of the kernels, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""
@@ -160,18 +141,23 @@ class Gaussian(Component):
         )
 
     def statistics(self, theta: Gaussians | None, x: Matrix, resp: Array) -> GaussianStats:
-        """By component about the shift; fits use compiled passes."""
-        moments = [Moments(self.shape, self.shift) for _ in range(self.n_components)]
+        """By component; fits use compiled passes."""
+        by = None if theta is None else theta.by
+        moments = self._moments(by)
         for one, own in zip(moments, resp.T, strict=True):
             one.add(x.astype(np.float64), own)
-        return self._stacked(moments)
+        return replace(self._stacked(moments), frame=Frame.at(by, resp.sum(axis=0), self.covariance_type))
+
+    def _moments(self, by: Array | None) -> list[Moments]:
+        points = np.broadcast_to(self._points(by), (self.n_components, self.n_features))
+        return [Moments(self.shape, point) for point in points]
 
     def statistics_bytes(self) -> int:
         moments = self.shape.moments_shape(self.n_components, self.n_features)
         return 8 * (self.n_components * self.n_features + int(np.prod(moments)))
 
     def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> GaussianStats:
-        moments = [Moments(self.shape, self.shift) for _ in range(self.n_components)]
+        moments = self._moments(None)
         for rows in tiles(len(x), SCATTER_ROWS):
             tile = x[rows].astype(np.float64)  # how narrow components are is not known yet: float32 might lose them
             for c, one in enumerate(moments):
@@ -186,26 +172,38 @@ class Gaussian(Component):
         k, d = self.n_components, self.n_features
         before = theta or self.theta(means=np.tile(self.shift, (k, 1)), covariances=identity(self.shape, k, d))
         counts, sum_x, sum_xx = self._with_prior(stats, sum_w)
-        means = before.means
+        means, points = before.means, self._points(stats.by)
         if "means" not in self.fixed:
             with np.errstate(divide="ignore", invalid="ignore"):
-                means = np.where(counts[:, None] > 0, self.shift + sum_x / counts[:, None], before.means)
-        covariances = before.covariances
-        if self.spread not in self.fixed:
-            about_means = self.shape.moved(counts, sum_x, sum_xx, means - self.shift)[1]
-            covariances = self._covariances(about_means, sum_w)
-            empty = sum_w <= 0
-            if self.shape.per_component and not self.bounded and empty.any():
-                covariances[empty] = before.covariances[empty]
-        new = self.theta(means=means, covariances=covariances)
+                means = np.where(counts[:, None] > 0, points + sum_x / counts[:, None], before.means)
+        if self.spread in self.fixed:
+            return self.theta(means=means, covariances=before.covariances)
+        about_means = self.shape.moved(counts, sum_x, sum_xx, means - points)[1]
+        covariances = self._covariances(about_means, sum_w)
+        empty = sum_w <= 0
+        if self.shape.per_component and not self.bounded and empty.any():
+            covariances[empty] = before.covariances[empty]
+        rounding = rounding_of(means - points, self.shape)
+        new = self._resolved(self.theta(means=means, covariances=covariances), rounding)
         return self._mended(new, stats, sum_w) if theta is None else new
+
+    def _resolved(self, theta: Gaussians, rounding: Array) -> Gaussians:
+        """Variances that moments about distant points cannot tell from 0 grow by their rounding; the next pass has nearer points."""
+        lost = far_apart(theta.means - self.shift, theta.eigenvalues[:, 0], self.reg_covar)
+        lost &= ~(theta.eigenvalues[:, 0] > rounding) & np.isfinite(theta.eigenvalues[:, 1])
+        if lost.any():
+            more = np.where(lost, rounding, 0.0) if self.shape.per_component else rounding[:1]
+            unit_ = identity(self.shape, self.n_components, self.n_features)
+            covariances = theta.covariances + more.reshape((-1,) + (1,) * (unit_.ndim - 1)) * unit_
+            theta = self.theta(means=theta.means, covariances=covariances)
+        return replace(theta, rounding=rounding)
 
     def _with_prior(self, stats: GaussianStats, sum_w: Array) -> tuple[Array, Array, Array]:
         """Zeroth, first and second moments with the pseudo-rows of the prior."""
         counts = self._zeroth(stats, sum_w)
         if self.prior is None:
             return counts, stats.sum_x, stats.sum_xx
-        more_w, more_x, more_xx = self.prior.pseudo_moments(self.shape, self.shift, self.n_components)
+        more_w, more_x, more_xx = self.prior.pseudo_moments(self.shape, self._points(stats.by), self.n_components)
         return counts + more_w, stats.sum_x + more_x, stats.sum_xx + more_xx
 
     def _zeroth(self, stats: Any, sum_w: Array) -> Array:
@@ -224,7 +222,7 @@ class Gaussian(Component):
     def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: GaussianStats) -> float:
         shape, d = self.shape, self.n_features
         counts = self._zeroth(stats, sum_w)
-        moments = shape.moved(counts, stats.sum_x, stats.sum_xx, theta.means - self.shift)[1]
+        moments = shape.moved(counts, stats.sum_x, stats.sum_xx, theta.means - self._points(stats.by))[1]
         live = sum_w > 0  # 0 log 0 = 0
         with np.errstate(divide="ignore", invalid="ignore"):
             per_row = np.log(weights) + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
@@ -242,7 +240,7 @@ class Gaussian(Component):
         self, change: GaussianStats, change_w: Array, stats: GaussianStats, sum_w: Array, theta: Gaussians
     ) -> tuple[float, ...]:
         shape, d, total = self.shape, self.n_features, sum_w.sum()
-        counts, by = self._zeroth(stats, sum_w), theta.means - self.shift
+        counts, by = self._zeroth(stats, sum_w), theta.means - self._points(change.by)
         first, second = shape.moved(self._zeroth(change, change_w), change.sum_x, change.sum_xx, by)
         means = first / counts[:, None]
         covariances = shape.covariances(second, sum_w, d, 0.0)
@@ -332,8 +330,9 @@ class Gaussian(Component):
         share[collapsed] = 0.0
         if share.sum() > 0:
             return np.tensordot(share / share.sum(), np.nan_to_num(theta.covariances), axes=1)
-        counts, sums = self._zeroth(stats, sum_w).sum(keepdims=True), stats.sum_x.sum(axis=0, keepdims=True)
-        moments = self.shape.moved(counts, sums, stats.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
+        one = stats.about_the_shift()
+        counts, sums = self._zeroth(stats, sum_w).sum(keepdims=True), one.sum_x.sum(axis=0, keepdims=True)
+        moments = self.shape.moved(counts, sums, one.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
         return self.shape.covariances(moments, counts, self.n_features, self.reg_covar)[0]
 
     def sample(self, theta: Gaussians, labels: Array, rng: np.random.Generator) -> Array:
@@ -392,9 +391,10 @@ class GaussianSection(ClusterSection):
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k], [covariance_type] = self.n_components, self.covariance_type
         # Rounded to float32, the reference point is the same in either precision, and moments need not be moved to it.
+        center = reference(summary)
         with np.errstate(over="ignore"):
-            shift = summary.mean.astype(np.float32).astype(np.float64)
-        shift = np.where(np.isfinite(shift), shift, summary.mean)
+            shift = center.astype(np.float32).astype(np.float64)
+        shift = np.where(np.isfinite(shift), shift, center)
         own, of_weights = self.fixed_of_components, 1.0 if self.prior is None else self.prior.concentration(summary, k)
         prior = None if self.prior is None else self.prior.of(summary, k, self.reg_covar, SHAPES[covariance_type])
         component = Gaussian(k, shift, covariance_type, self.reg_covar, own, prior)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.models.clusters import Summary
+from pipeline.models.clusters import Summary, reference
 from pipeline.models.family import ClusterSection
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.words import Words
@@ -36,4 +36,4 @@ class KMeansSection(ClusterSection):
 
     def build(self, summary: Summary, assignment: str) -> Lloyd:
         [k] = self.n_components
-        return Lloyd(k, summary.mean, float(np.mean(summary.variance)))
+        return Lloyd(k, reference(summary), float(np.mean(summary.variance)))

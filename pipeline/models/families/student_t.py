@@ -27,8 +27,9 @@ from pipeline.kernels.cholesky import Moments
 from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component, Pass
-from pipeline.models.families.gaussian import LOG_2PI, Gaussian, Gaussians, GaussianSection, GaussianStats
+from pipeline.models.families.gaussian import LOG_2PI, Gaussian, GaussianSection
 from pipeline.models.mixture import Mixture
+from pipeline.models.moments import Frame, Gaussians, GaussianStats
 from pipeline.models.schema import POSITIVE, Field, Fields
 from pipeline.models.words import Words
 
@@ -118,7 +119,8 @@ class StudentT(Gaussian):
         log_norm, sum_w, entropy = np.empty(len(x)), np.zeros(k), 0.0
         sums = np.zeros((2, k))  # of r log(1 + delta / nu) and r (E u - 1)
         moments = [Moments(self.shape, mean) for mean in theta.means]
-        shared = None if self.shape.per_component else Moments(self.shape, self.shift)
+        apart = self.shape.per_component or theta.by is not None
+        shared = None if apart else Moments(self.shape, self.shift)
         for rows in tiles(len(x), tile_height(d, k)):
             tile = np.asarray(x[rows], compute_dtype(x.dtype))
             squared = self._squared(theta, tile, kernels)
@@ -166,12 +168,12 @@ class StudentT(Gaussian):
         second: Array,
         shared: Moments | None = None,
     ) -> tuple[StudentTStats, float]:
-        """The statistics about the shift, and the entropy of u given the labels. first, second : moments about the means."""
+        """The statistics, and the entropy of u given the labels. first, second : moments about the means."""
         log_ratio, excess = sums
         a, b = 0.5 * theta.df, 0.5 * self.n_features
         alpha, sum_u = a + b, sum_w + excess
         gap = sum_w * (np.log1p(b / a) - _log_less_psi(alpha)) - log_ratio - excess
-        by = self.shift - theta.means
+        by = self._points(theta.by) - theta.means
         if shared is None:
             sum_x, sum_xx = self.shape.moved(sum_u, first, second, by)
         else:
@@ -179,7 +181,8 @@ class StudentT(Gaussian):
         own = (
             np.log1p(b / a) + 0.5 * (LOG_2PI - np.log(alpha)) + _stirling(alpha) + (alpha - 1.0) * _log_less_psi(alpha)
         )
-        return StudentTStats(sum_x, sum_xx, sum_u, gap), float(np.sum(sum_w * own - log_ratio))
+        frame = Frame.at(theta.by, sum_u, self.covariance_type)
+        return StudentTStats(sum_x, sum_xx, sum_u, gap, frame=frame), float(np.sum(sum_w * own - log_ratio))
 
     def statistics(self, theta: Gaussians | None, x: Matrix, resp: Array) -> StudentTStats:
         """At a start, where each row counts once."""
@@ -247,6 +250,9 @@ class StudentT(Gaussian):
 
     def feasible(self, stats: Any, known: Any) -> StudentTStats:
         """What a component's rows count stays as it is where it would be negative."""
+        if stats.frame is not None or known.frame is not None:  # then in one frame
+            stats = known * 0.0 + stats
+            known = stats * 0.0 + known
         good = stats.sum_u > 0
         column, by = good[:, None], self.shape.per_component
         sum_xx = (
@@ -255,7 +261,9 @@ class StudentT(Gaussian):
             else stats.sum_xx
         )
         sum_x = np.where(column, stats.sum_x, known.sum_x)
-        return StudentTStats(sum_x, sum_xx, np.where(good, stats.sum_u, known.sum_u), np.minimum(stats.gap, 0.0))
+        sum_u = np.where(good, stats.sum_u, known.sum_u)
+        frame = stats.frame and stats.frame._replace(counts=sum_u)
+        return StudentTStats(sum_x, sum_xx, sum_u, np.minimum(stats.gap, 0.0), frame=frame)
 
     def reset(
         self, new: Any, old: Any, stats: Any, sum_w: Array, collapsed: Array, places: Mapping[int, Array]

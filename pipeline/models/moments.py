@@ -1,0 +1,135 @@
+"""Parameters and moments of Gaussian components; moments are about one point for all or about one for each.
+
+Moments about the fixed reference point add without further ado. Seen from a mean at the distance D, they keep D² eps of rounding:
+a component much narrower than D has lost its variances. Such a component has a point of its own, its mean at the E-step.
+Moments about different points are moved before they add: M(a + b) = M(a) - outer(b, s) - outer(s, b) + N outer(b, b).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from pipeline.arrays.additive import Additive
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.packing import stored
+from pipeline.arrays.tiles import tiles
+from pipeline.models.covariance import SHAPES, Shape
+
+SCATTER_ROWS = 4096
+ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of D², in the variances
+FARTHEST = 1e9  # D² over the smallest variance, up to which one point serves: 4e-6 of the variance is rounding
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """means : (k, d).  covariances : scikit-learn's shape for the type.
+    factors, eigenvalues : computed from the covariances once; eigenvalues : (k, 2), smallest and largest.
+    by : (k, d), where from the shift the moments of the next E-step are taken; None: about the shift.
+    rounding : (k,), of the variances, after an M-step from moments about distant points.
+    """
+
+    means: Array
+    covariances: Array
+    factors: Array
+    eigenvalues: Array
+    by: Array | None = field(default=None, kw_only=True)
+    rounding: Array | float = field(default=0.0, kw_only=True)
+
+
+@stored
+class Frame(NamedTuple):
+    """The points of moments. by : (k, d), from the shift.  counts : (k,), zeroth moments.  covariance_type : its name."""
+
+    by: Array
+    counts: Array
+    covariance_type: str
+
+    @classmethod
+    def at(cls, by: Array | None, counts: Array, covariance_type: str) -> Frame | None:
+        """Return the frame; None where all moments are about the shift."""
+        return None if by is None else cls(by, counts, covariance_type)
+
+
+@stored
+@dataclass(frozen=True)
+class GaussianStats(Additive):
+    """Moments about the component's shift, or the points of a frame.
+
+    sum_x : (k, d).  sum_xx : (k, d (d + 1) / 2) lower triangles, (d, d) of all rows (tied), (k, d) or (k,).
+    """
+
+    sum_x: Array
+    sum_xx: Array
+    frame: Frame | None = field(default=None, kw_only=True)
+
+    @property
+    def by(self) -> Array | None:
+        """(k, d), the points' distances from the shift; None: all moments are about the shift."""
+        return None if self.frame is None else self.frame.by
+
+    @property
+    def nbytes(self) -> int:
+        return sum(np.asarray(value).nbytes for name, value in vars(self).items() if name != "frame")
+
+    def __mul__(self, factor: float) -> Self:
+        scaled = {name: value * factor for name, value in vars(self).items() if name != "frame"}
+        frame = self.frame and self.frame._replace(counts=self.frame.counts * factor)
+        return type(self)(**scaled, frame=frame)
+
+    __rmul__ = __mul__
+
+    def about_the_shift(self) -> Self:
+        """Return the moments about the shift."""
+        return self if self.frame is None else replace(self._moved(-self.frame.by), frame=None)
+
+    def _moved(self, by: Array) -> Self:
+        assert self.frame is not None
+        shape = SHAPES[self.frame.covariance_type]
+        sum_x, sum_xx = shape.moved(self.frame.counts, self.sum_x, self.sum_xx, by)
+        return replace(self, sum_x=sum_x, sum_xx=sum_xx)
+
+    def _with(self, other: Self, add: Callable[[Any, Any], Any]) -> Self:
+        own, others, frame = self, other, None
+        if self.frame is None or other.frame is None:
+            own, others = self.about_the_shift(), other.about_the_shift()
+        else:
+            apart = self.frame.by - other.frame.by
+            others = other._moved(apart) if apart.any() else other
+            frame = self.frame._replace(counts=add(self.frame.counts, other.frame.counts))
+        names = [name for name in vars(self) if name != "frame"]
+        return type(self)(**{name: add(getattr(own, name), getattr(others, name)) for name in names}, frame=frame)
+
+
+def far_apart(by: Array, smallest: Array, reg_covar: float) -> Array:
+    """Return which components need points of their own, (k,) bool.
+
+    Parameters
+    ----------
+    by : array, shape (k, d)
+        Means from the shift.
+    smallest : array, shape (k,)
+        Their smallest variances. Those below `reg_covar` may come in one step, so its rounding counts at once.
+    """
+    square = np.square(by).sum(axis=1)
+    with np.errstate(over="ignore"):
+        far: Array = (square > FARTHEST * smallest) | (ROUNDING * square > reg_covar)
+    return far
+
+
+def rounding_of(by: Array, shape: Shape) -> Array:
+    """Return the rounding of variances, (k,), from moments about points that the means are `by` (k, d) away from."""
+    rounding: Array = ROUNDING * np.square(by).max(axis=1)
+    return rounding if shape.per_component else np.full(len(rounding), rounding.max())
+
+
+def scatter(x: Array, weight: Array | None, shift: Array) -> Array:
+    """Return the weighted scatter of rows about the shift, (d, d)."""
+    total = np.zeros((len(shift), len(shift)))
+    for rows in tiles(len(x), SCATTER_ROWS):
+        diff = np.subtract(x[rows], shift, dtype=np.float64)
+        total += (diff if weight is None else diff * weight[rows, None]).T @ diff
+    return total
