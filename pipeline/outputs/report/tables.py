@@ -170,7 +170,8 @@ def _name(record: Record, dim: str) -> str:
     """What a report calls a dimension: in the family's words, and features with a vocabulary are words."""
     if dim == "feature" and "vocabulary" in record.attrs:
         return "word"
-    return dim.replace("component", record.words.component).replace("_", " ")
+    stem, _, number = dim.rpartition("_")
+    return (stem if number.isdigit() else dim).replace("component", record.words.component).replace("_", " ")
 
 
 def _labels(record: Record, dim: str) -> list[str]:
