@@ -19,6 +19,7 @@ from pipeline import workflow
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config, validate
 from pipeline.models.covariance import SHAPES, full_covariances
+from pipeline.outputs.earlier import start_of
 from pipeline.outputs.model_store import load_statistics, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
 from tests.jobs import Interrupt, blobs, command, files, job, refused, results, settings, write_config
@@ -300,15 +301,10 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "event", "nth"),
-    [
-        ("add", "pass", 2),
-        *(
-            pytest.param(kind, *at, marks=pytest.mark.slow)
-            for kind, *at in [("go on", "init", 1), ("adapt", "init", 1), ("add", "init", 1), ("adapt", "pass", 2)]
-        ),
-    ],
+    [("go on", "init", 1), ("adapt", "init", 1), ("add", "init", 1), ("adapt", "pass", 2), ("add", "pass", 2)],
 )
 def test_a_killed_run_ends_in_the_same_bytes(desk, tmp_path, kind, event, nth):
     """Wherever it stopped: what is taken over is in the checkpoints, so that the earlier run is not needed any more."""
@@ -352,7 +348,7 @@ def test_nothing_in_the_earlier_run_is_executed(desk, tmp_path):
         with pytest.raises(InputError, match=r"not executed unless you name them|not used unless you repeat them"):
             workflow.update(tmp_path / "old", [f"data.path={desk / 'b.npy'}"])
         config = fit_to(desk / "b.npy", fit={"init": "run", "init_path": str(tmp_path / "old")})
-        assert workflow.run(config, tmp_path / "new", overwrite=True).exists()  # only its parameters are read
+        assert start_of(config, config.open_chunks()).arrays is not None  # only its parameters are read
     assert not (tmp_path / "canary").exists()
 
 
@@ -377,6 +373,18 @@ def test_the_command_checks_runs_and_reports(desk, tmp_path, monkeypatch):
 # --- in Python
 
 
+def test_partial_fit_of_two_halves(desk):
+    """Near the fit of all rows; rows of other features are refused."""
+    a, b, x = (np.load(desk / f"{name}.npy") for name in ("a", "b", "ab"))
+    mixture = pipeline.GaussianMixture(K, random_state=0, tol=1e-6).partial_fit(a).partial_fit(b)
+    whole = pipeline.GaussianMixture(K, random_state=0, tol=1e-6).fit(x)
+    assert abs(mixture.score(x) - whole.score(x)) < 1e-3
+    assert mixture.statistics_.totals.evidence.weight == 1200
+    with pytest.raises(ValueError, match="features"):
+        mixture.partial_fit(b[:, :2])
+
+
+@pytest.mark.slow
 def test_partial_fit_is_update(desk, tmp_path):
     """Of an opened run, in the order of its components; of a fitted estimator, also after it was stored."""
     b = np.load(desk / "b.npy")
@@ -396,6 +404,7 @@ def test_partial_fit_is_update(desk, tmp_path):
         first.partial_fit(b[:, :2])
 
 
+@pytest.mark.slow
 def test_adaptation_in_python_is_the_commands(desk, tmp_path):
     """The same prior, and the same start."""
     run = pipeline.open_run(
@@ -408,6 +417,7 @@ def test_adaptation_in_python_is_the_commands(desk, tmp_path):
     np.testing.assert_allclose(mixture.means_, run.means, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_partial_fit_of_other_families(desk):
     """Whatever has a likelihood; what has none says so."""
     counts = np.random.default_rng(0).poisson(3.0, size=(200, 4))

@@ -105,7 +105,15 @@ def test_workers_that_are_paused_for_long_are_told_about(monkeypatch: pytest.Mon
         of_paused._state()
 
 
-def test_a_lost_worker_is_told_about(tmp_path: Any) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report is written."""
+    from pipeline.outputs import report
+
+    monkeypatch.setattr(report, "write_report", lambda path: (path / "report.html").write_text("report"))
+
+
+def test_a_lost_worker_is_told_about(tmp_path: Any, quick: None) -> None:
     """Dask computes again what it had: an event says so, once, in status and in the report."""
     there = Cluster(Client(STATE._replace(paused=frozenset())))  # type: ignore[arg-type]
     events = events_of(there)
@@ -155,7 +163,9 @@ def test_a_scheduler_of_another_version_is_refused_with_both_versions(monkeypatc
     asyncio.set_event_loop(None)
 
 
-def test_an_address_in_dasks_settings_is_not_used_in_silence(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_address_in_dasks_settings_is_not_used_in_silence(
+    tmp_path: Any, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
     """DASK_SCHEDULER_ADDRESS, or a file of theirs: a job on threads says what it does not use, and how to."""
     np.save(tmp_path / "x.npy", blobs())
     config = job(tmp_path / "x.npy")
@@ -167,7 +177,6 @@ def test_an_address_in_dasks_settings_is_not_used_in_silence(tmp_path: Any, capl
         said = "which is not used: this job runs on threads. To use it, add --scheduler-address tcp://10.0.0.1:8786"
         assert said in caplog.text
         for again in (
-            lambda: pipeline.predict(tmp_path / "run"),
             lambda: pipeline.predict(tmp_path / "run", [f"data.path={tmp_path / 'x.npy'}"], tmp_path / "labels"),
             lambda: shutil.rmtree(tmp_path / "run" / "labels.zarr") or workflow.resume(tmp_path / "run"),
         ):

@@ -127,7 +127,7 @@ def test_any_chunk_that_changed_is_noticed(rows, tmp_path, what, event):
         workflow.predict(run)
 
 
-@pytest.mark.parametrize("damage", ["its bytes", "its content"])
+@pytest.mark.parametrize("damage", [pytest.param("its bytes", marks=pytest.mark.slow), "its content"])
 def test_what_was_read_is_compared_with_the_newest_checkpoint_that_can_be_read(rows, tmp_path, damage):
     """A damaged one is passed over, and one that another version has written; without any, a warning says so."""
     shutil.copytree(rows, tmp_path / "own")
