@@ -14,9 +14,13 @@ from pipeline.numerics import NUMERICS
 _HOMES = {
     "Config": "pipeline.jobconfig",
     "GaussianMixture": "pipeline.estimators",
+    "JaxModel": "pipeline.models.autodiff.declare",
     "KMeans": "pipeline.estimators",
     "MultinomialMixture": "pipeline.estimators",
+    "Parameter": "pipeline.models.autodiff.declare",
+    "check_model": "pipeline.estimators.model_check",
     "estimator_of": "pipeline.estimators",
+    "fit": "pipeline.estimators.models",
     "load_config": "pipeline.jobconfig",
     "open_estimator": "pipeline.estimators.runs",
     "open_run": "pipeline.workflow",
@@ -31,9 +35,13 @@ __all__ = [
     "NUMERICS",
     "Config",
     "GaussianMixture",
+    "JaxModel",
     "KMeans",
     "MultinomialMixture",
+    "Parameter",
+    "check_model",
     "estimator_of",
+    "fit",
     "load_config",
     "open_estimator",
     "open_run",
@@ -47,8 +55,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pipeline.estimators import GaussianMixture, KMeans, MultinomialMixture, estimator_of
+    from pipeline.estimators.model_check import check_model
+    from pipeline.estimators.models import fit
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.jobconfig import Config, load_config
+    from pipeline.models.autodiff.declare import JaxModel, Parameter
     from pipeline.workflow import open_run, predict, resume, run, update
 
 

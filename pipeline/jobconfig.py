@@ -169,7 +169,7 @@ class Config(Section):
         if summary.earlier is not None and summary.earlier.statistics is not None:
             return [summary.earlier.statistics.model]
         assignment = self.fit.assignment or self.model.assignments[0]
-        return [candidate.build(summary, assignment) for candidate in self.model.candidates()]
+        return [each.build_for(summary, assignment, self.fit.method) for each in self.model.candidates()]
 
     def resolved(self) -> Config:
         """Return the same config with the family's defaults in place of null."""

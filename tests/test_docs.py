@@ -120,7 +120,7 @@ def write(block: Block) -> None:
 def test_yaml_is_a_config(block, tmp_path, monkeypatch):
     """Every YAML block is a config, or some of its sections; or clusters by name."""
     monkeypatch.chdir(tmp_path)
-    for each in blocks(DOCS / "data" / "own.md"):
+    for each in (*blocks(DOCS / "data" / "own.md"), *blocks(DOCS / "models" / "own.md")):
         write(each)  # files that a config may name
     raw = yaml.safe_load(block.text)
     validate({"engine": {"profiles": raw}} if block.text.splitlines()[0].endswith(PROFILES) else raw)

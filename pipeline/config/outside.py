@@ -1,7 +1,8 @@
 """Classes in files that a config names, such as `my_model.py:Poisson`: the only place where code of a user is executed.
 
 A file becomes a module below this one whose name has the file's SHA-256 and its path. So a worker process that receives an
-object of such a class imports the same file, under the same path, or refuses one that has changed.
+object of such a class imports the same file, under the same path, or refuses one that has changed. Models in JAX take the file's
+text with them, for a worker that has no such file.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import linecache
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from pipeline.config.paths import local
@@ -62,6 +65,42 @@ def sha256_of(named: str, key: str) -> str:
     return hashlib.sha256(_file_of(named, key)[0].read_bytes()).hexdigest()
 
 
+def source_of(module: str) -> str | None:
+    """Return the text of the file of a module below this one; None for any other module."""
+    if not module.startswith(f"{__name__}."):
+        return None
+    return "".join(linecache.getlines(str(sys.modules[module].__file__)))
+
+
+def module_of(name: str, source: str) -> ModuleType:
+    """Return a module below this one, from its file, or from the file's text where there is no such file.
+
+    Raises
+    ------
+    ImportError
+        If there is a file that has changed.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    try:
+        return importlib.import_module(name)
+    except FileNotFoundError:
+        file = _file_in(name)
+        if hashlib.sha256(source.encode()).hexdigest()[:_DIGITS] != name.rpartition(".")[2][1 : 1 + _DIGITS]:
+            raise ImportError(f"{file} is not here, and its text is not the one that the job began with") from None
+        module = ModuleType(name)
+        module.__file__ = file
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for tracebacks
+        sys.modules[name] = module
+        exec(compile(source, file, "exec"), module.__dict__)
+        return module
+
+
+def _file_in(name: str) -> str:
+    """The path that a module's name holds."""
+    return bytes.fromhex(name.rpartition(".")[2][1 + _DIGITS :]).decode()
+
+
 def _file_of(named: str, key: str) -> tuple[Path, str]:
     path_text, _, name = named.rpartition(":")
     if not path_text.endswith(".py") or not name.isidentifier():
@@ -85,7 +124,7 @@ class _Finder:
         parent, _, own = name.rpartition(".")
         if parent != __name__:
             return None
-        sha256, file = own[1 : 1 + _DIGITS], bytes.fromhex(own[1 + _DIGITS :]).decode()
+        sha256, file = own[1 : 1 + _DIGITS], _file_in(name)
         now = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         if not now.startswith(sha256):
             raise ImportError(

@@ -35,10 +35,13 @@ class Preprocess(Section):
 class Fit(Section):
     """How to fit the model."""
 
-    method: Annotated[Literal["auto", "em", "incremental"], BeforeValidator(_without_stepwise)] = Field(
+    method: Annotated[
+        Literal["auto", "em", "incremental", "newton", "gradient"], BeforeValidator(_without_stepwise)
+    ] = Field(
         "auto",
         description="em: the textbook's loop and stopping rule; auto: a search for a start, extrapolation, and a stricter stopping rule; "
-        "incremental: first by blocks of chunks, then as auto",
+        "incremental: first by blocks of chunks, then as auto; newton, gradient: Newton's and quasi-Newton steps of the likelihood, for "
+        "models in JAX",
     )
     assignment: Literal["soft", "hard"] | None = Field(
         None, description="soft responsibilities or hard labels; null: the family's default"

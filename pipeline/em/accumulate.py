@@ -3,6 +3,7 @@
     em           total = T                       each pass reads all rows
     squarem      total = T, extrapolated         three epochs in a row give an extrapolation step (extrapolate.py); an epoch is a pass
     incremental  replace T_b, total = Σ_b T_b    each pass reads one block, an epoch all of them [Neal and Hinton 1998]
+    newton, gradient    total = T                each pass tries a step from the totals at accepted points (models/ascent.py)
 
 A block is a set of chunks drawn by the seed, because stored rows are often in some order. The sum over blocks is computed
 from all blocks each time: subtracting old T_b from a running total would accumulate rounding errors, down to negative sums.
@@ -12,22 +13,30 @@ from __future__ import annotations
 
 import operator
 from functools import reduce
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import stored
 from pipeline.keyed import uniform
+from pipeline.models.ascent import AscentModel, Point
 from pipeline.models.base import LatentModel, Totals
 
-Kind = Literal["em", "squarem", "incremental"]
+Kind = Literal["em", "squarem", "incremental", "newton", "gradient"]
 
 BLOCKS = 10  # of method incremental, which stores three totals of each
 EPOCHS = 3  # in a row, that an extrapolation step is made from
 # Totals that are stored between two passes, by fit.method: of each block those of the last epochs.
 STORED = {"em": 0, "auto": EPOCHS + 1, "incremental": EPOCHS * BLOCKS}
 _STREAM = 8  # of the keys that deal chunks to blocks
+
+
+def n_stored(method: str, model: LatentModel) -> int:
+    """Return how many totals are stored between two passes."""
+    if isinstance(model, AscentModel) and model.ascent is not None:
+        return model.memory
+    return STORED[method]
 
 
 class Method(NamedTuple):
@@ -58,6 +67,8 @@ class Method(NamedTuple):
 
     def last(self, model: LatentModel) -> Accumulator:
         """Return the accumulator for passes over all rows."""
+        if isinstance(model, AscentModel) and model.ascent is not None:
+            return Accumulator(cast(Kind, model.ascent))
         return Accumulator("squarem" if self.accelerated and model.extrapolates else "em")
 
 
@@ -76,12 +87,15 @@ class Accumulator(NamedTuple):
         Totals of each block after the last epochs, oldest first; all rows are one block.
     fallback : tuple of Totals
         Totals of each block before an extrapolation step; empty once the step is accepted.
+    trail : tuple of Point
+        Accepted points that the next step follows from, where steps may fail.
     """
 
     kind: Kind
     steps: int = 0
     epochs: tuple[Blocks, ...] = ()
     fallback: Blocks = ()
+    trail: tuple[Point, ...] = ()
 
     def block(self, n_blocks: int) -> int | None:
         """Return the block that the next pass reads; None for all rows."""
@@ -99,7 +113,7 @@ class Accumulator(NamedTuple):
 
     def add(self, totals: Totals, n_blocks: int) -> tuple[Accumulator, Totals | None]:
         """Return the accumulator after a pass, and the totals of all rows; None until all blocks have been read."""
-        if self.kind == "em":
+        if self.kind in ("em", "newton", "gradient"):
             return self._replace(steps=self.steps + 1), totals
         if self.kind == "squarem":  # all rows are one block
             return self._replace(steps=self.steps + 1, epochs=(*self._earlier(), (totals,))), totals

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from pipeline.em.accumulate import total_of
 from pipeline.em.run import Run
 from pipeline.models.base import Totals
@@ -54,7 +56,7 @@ def _extrapolated(first: Totals, second: Totals, third: Totals, alpha: float) ->
 
 def least_objective(run: Run) -> float:
     """Return the objective that an extrapolation step must reach: the free energy after EM's own step, and no less than before it."""
-    return max(run.bound, run.history[-1].objective)
+    return float(np.fmax(run.bound, run.history[-1].objective))
 
 
 def reverted(run: Run) -> Run:

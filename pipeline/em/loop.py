@@ -22,7 +22,8 @@ from pipeline.em.certificate import rate_of, remaining_gain
 from pipeline.em.extrapolate import extrapolate, least_objective, reverted
 from pipeline.em.run import Entry, Run
 from pipeline.em.stopping import Limits, gained, stop_reason
-from pipeline.models.base import Attachment, EStep, Partial, Reset, Totals
+from pipeline.models.ascent import AscentModel, Point
+from pipeline.models.base import Attachment, EStep, LatentModel, Partial, Reset, Totals
 
 
 class ResetEvent(NamedTuple):
@@ -40,7 +41,7 @@ class ResetEvent(NamedTuple):
 
 
 class RejectedEvent(NamedTuple):
-    """A rejected extrapolation step. objective, least : its objective and the one it had to reach, total nats.
+    """A rejected step, of an extrapolation or of an ascent. objective, least : its objective and the one it had to reach, total nats.
 
     objective : None if a component would have collapsed before it was known.
     """
@@ -88,7 +89,7 @@ def em(
     runs, events : list of Run, list of Event
         After each pass.
     """
-    current = [replace(run, accumulator=run.accumulator or method.first(run.model)) for run in runs]
+    current = [_going_on(replace(run, accumulator=run.accumulator or method.first(run.model))) for run in runs]
     while live := [i for i, run in enumerate(current) if run.final is None]:
         events: list[Event] = []
         current = [extrapolate(run) if run.stop_reason is None else run for run in current]
@@ -105,9 +106,22 @@ def em(
         yield list(current), events
 
 
+def _going_on(run: Run) -> Run:
+    """The run, at the step that it would have tried next if it had not been stopped at an accepted point."""
+    model, trail = run.model, run.accumulator.trail if run.accumulator else ()
+    if run.stop_reason is None and isinstance(model, AscentModel) and trail:
+        arrays = model.arrays(run.params)
+        if all(np.array_equal(arrays[name], value) for name, value in trail[-1].arrays.items()):
+            return replace(run, params=model.ascend(trail))
+    return run
+
+
 def _job(run: Run, final: tuple[Attachment, ...]) -> EStep:
-    own = run.model.attachments
-    return EStep(run.model, run.params, own if run.stop_reason is None else (*own, *final))
+    model, own, trail = run.model, run.model.attachments, run.accumulator.trail if run.accumulator else ()
+    if run.stop_reason is not None:
+        return EStep(model, run.params, (*own, *final))
+    tries = isinstance(model, AscentModel) and trail
+    return EStep(model.trying(trail, run.params) if tries else model, run.params, own)  # type: ignore[attr-defined]  # tries
 
 
 def _by_block(current: Sequence[Run], live: Sequence[int], method: Method) -> dict[int | None, list[int]]:
@@ -122,7 +136,7 @@ def _by_block(current: Sequence[Run], live: Sequence[int], method: Method) -> di
 def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Method) -> tuple[Run, list[Event]]:
     """Make one M-step: new parameters, an entry of the history if all rows have been read, and whether to stop.
 
-    An extrapolation step is rejected if it ends below the objective of EM's own step.
+    An extrapolation step is rejected if it ends below the objective of EM's own step, and a step of an ascent if it does not gain.
     """
     model, old, n_blocks = run.model, run.params, len(method.block_rows)
     assert run.accumulator is not None
@@ -136,7 +150,16 @@ def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Metho
         objective, least = _objective(run, total), least_objective(run)
         if not objective >= least:
             return _rejected(run, objective)
-    params, resets = model.reset(model.m_step(total.stats, old), old, total.stats, partial.attached, run.resets)
+    if isinstance(model, AscentModel) and model.ascent is not None:
+        trail = accumulator.trail
+        if trail and not model.accepts(trail, old, total):
+            event = RejectedEvent(run.restart, len(run.history), _objective(run, total), run.objective, run.candidate)
+            return replace(run, params=model.shorten(trail, old, total)), [event]
+        accumulator = accumulator._replace(trail=(*trail, Point(model.arrays(old), total))[-model.memory :])
+        run = replace(run, accumulator=accumulator)
+        params, resets = model.ascend(accumulator.trail), list[Reset]()
+    else:
+        params, resets = model.reset(model.m_step(total.stats, old), old, total.stats, partial.attached, run.resets)
     moved = tuple(reset.component for reset in resets if reset.done)
     # After a reset, what is stored belongs to components that are no more.
     accumulator = type(accumulator)(accumulator.kind) if resets else accumulator._replace(fallback=())
@@ -156,7 +179,10 @@ def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Metho
     advanced = replace(advanced, history=(*run.history, entry), settled=not moved, read=0)
     if accumulator.kind == "incremental" and gained(run, advanced) < limits.tol:  # the last epoch gained little
         advanced = replace(advanced, accumulator=method.last(model))
-    return replace(advanced, stop_reason=stop_reason(run, advanced, limits, method.accelerated)), events
+    advanced = replace(advanced, stop_reason=stop_reason(run, advanced, limits, method.accelerated))
+    if advanced.stop_reason is not None and accumulator.trail:
+        advanced = replace(advanced, params=old)  # the newest accepted point: what follows from it is not checked
+    return advanced, events
 
 
 def _extrapolated_epoch(run: Run, total: Totals) -> tuple[Run, list[Event]]:
@@ -209,7 +235,13 @@ def _entry(run: Run, total: Totals, after: Any) -> Entry:
         phase=accumulator.kind,
         fisher_norm=norm,
         rate=rate,
-        remaining_gain=remaining_gain(norm, rates) if bounded and not mixed else np.nan,
+        remaining_gain=_remaining_gain(model, norm, rates) if bounded and not mixed else np.nan,
         computed=total.evidence.skipped.share,
         left_out=total.evidence.skipped.largest,
     )
+
+
+def _remaining_gain(model: LatentModel, norm: float, rates: Sequence[float]) -> float:
+    if isinstance(model, AscentModel) and model.is_newton:
+        return 0.5 * norm * norm
+    return remaining_gain(norm, rates)

@@ -6,6 +6,8 @@ a row the estimated distance to the maximum in the Fisher metric is below sqrt(2
 the M-step and the next gain of plain EM are below tol, sqrt(2 tol) and tol per row. (Aitken's estimate alone stopped 5 of 12
 runs too early, by up to 23 tol; three in a row 3 of 12; this rule none.)
 
+Newton's and quasi-Newton steps aim at the maximum itself: half the square of their length is what is left to gain.
+
 A model may have its own rule (`LatentModel.converged`; K-means: scikit-learn's). An iteration with a reset, and the one after
 it, never stop a run: the objectives cannot be compared.
 """
@@ -18,6 +20,7 @@ import numpy as np
 
 from pipeline.em.certificate import remaining_distance
 from pipeline.em.run import Run
+from pipeline.models.ascent import AscentModel
 
 IN_A_ROW = 3  # iterations: one of three is the end of an extrapolation step, the others are EM's own
 NEGLIGIBLE = 1e-4  # of the distance allowed: of float32 rows, steps as short as that are rounding, and have no rate
@@ -66,6 +69,8 @@ def _by_objective(before: Run, after: Run, tol: float, certified: bool) -> str |
 
 
 def _is_near(run: Run, tol: float) -> bool:
+    if isinstance(run.model, AscentModel) and run.model.is_newton:
+        return run.history[-1].remaining_gain < tol
     allowed = np.sqrt(2.0 * tol)
     latest = run.history[-IN_A_ROW:]
     near = (

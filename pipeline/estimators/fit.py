@@ -66,23 +66,41 @@ def fitted(
     earlier : Earlier or None
         With the statistics of rows that count beside these.
     """
+    with single_thread():
+        return _fitted(config, chunks, start, iterate, on_pass, earlier)[0]
+
+
+def fitted_with_errors(
+    config: Config, chunks: Chunks, start: Start, on_pass: OnPass, wanted: bool
+) -> tuple[Run, dict[str, Array] | None]:
+    """Return the best of the restarts, and the standard errors of its parameters if they are wanted: one more pass."""
+    with single_thread():
+        run, driver = _fitted(config, chunks, start, True, on_pass)
+        if not wanted:
+            return run, None
+        job = run.model.score_products(run.params, True)
+        return run, job.errors(driver.sums()([job])[0])
+
+
+def _fitted(
+    config: Config, chunks: Chunks, start: Start, iterate: bool, on_pass: OnPass, earlier: Earlier | None = None
+) -> tuple[Run, Driver]:
     plan = plan_job(config, chunks)
     engine = None if chunks.source.blocks() is None else current_engine()
-    with single_thread():
-        if engine is None:
-            planned = memory_plan(plan, chunks, imports=0)
-            engine = Engine(workers=min(planned.workers, chunks.n_chunks), ahead=planned.ahead)
-        driver, summary, sample = Driver(config, chunks, engine, plan, NoSink(on_pass)).profiled(earlier)
-        [model] = config.models(summary)
-        if start.labels and isinstance(model, ClusterModel):
-            jobs = [HardStart(model, None, MemoryColumn(labels)) for labels in start.labels]
-            params = from_hard(model, driver.sums()(jobs))
-        elif start.arrays and set(start.arrays[0]) == set(model.fields):
-            params = [None] * len(start.arrays)
-        else:
-            params = [run.params for run in driver.starts(summary, UserStart(), sample)]
-        runs = [Run(i, model, _with(model, each, start.arrays, i)) for i, each in enumerate(params)]
-        return best_run(driver.advance(summary, runs)) if iterate else runs[0]
+    if engine is None:
+        planned = memory_plan(plan, chunks, imports=0)
+        engine = Engine(workers=min(planned.workers, chunks.n_chunks), ahead=planned.ahead)
+    driver, summary, sample = Driver(config, chunks, engine, plan, NoSink(on_pass)).profiled(earlier)
+    [model] = config.models(summary)
+    if start.labels and isinstance(model, ClusterModel):
+        jobs = [HardStart(model, None, MemoryColumn(labels)) for labels in start.labels]
+        params = from_hard(model, driver.sums()(jobs))
+    elif start.arrays and set(start.arrays[0]) == set(model.fields):
+        params = [None] * len(start.arrays)
+    else:
+        params = [run.params for run in driver.starts(summary, UserStart(), sample)]
+    runs = [Run(i, model, _with(model, each, start.arrays, i)) for i, each in enumerate(params)]
+    return (best_run(driver.advance(summary, runs)) if iterate else runs[0]), driver
 
 
 def _with(model: LatentModel, params: Any, supplied: Sequence[Mapping[str, Array]], restart: int) -> Any:

@@ -16,7 +16,7 @@ from pipeline.arrays.tiles import TILE_BYTES
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import PROFILE_TILE, Profile, ProfileJob
 from pipeline.data.sample import SampleRows, n_sampled, row_bytes
-from pipeline.em.accumulate import STORED
+from pipeline.em.accumulate import n_stored
 from pipeline.em.heldout import Units
 from pipeline.em.search import PRINCIPAL
 from pipeline.engine.cluster import uses_processes
@@ -165,7 +165,9 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     in_memory = 2 * max(job.search_rows, default=0) * row_bytes(chunks)
     if in_memory and d > 2 * PRINCIPAL and all(m.search.principal for m in job.models if isinstance(m, ClusterModel)):
         in_memory += 8 * PRINCIPAL * max(job.search_rows)  # their principal components stand beside them
-    stored = STORED[config.fit.method] if job.models[0].has_bound else 0  # statistics between two passes
+    stored = (
+        n_stored(config.fit.method, job.models[0]) if job.models[0].has_bound else 0
+    )  # statistics between two passes
     # What is stored is there once more while a checkpoint is written.
     driver = (8 + 2 * stored) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + in_memory
     errors = 0

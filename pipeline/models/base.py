@@ -316,7 +316,7 @@ class LatentModel(ABC):
         params : the M-step of `totals`. By differences: the expected log joint is highest at `params`, and falls by
         half the square of a small step. NaN if even the smallest step leads to invalid parameters.
         """
-        size, moved = _size(totals.stats), _size(change.stats)
+        size, moved = size_of(totals.stats), size_of(change.stats)
         if moved == 0:
             return 0.0
         for step in (size / moved * relative for relative in STEPS):
@@ -388,10 +388,10 @@ def weighted_total(weight: Array | None, values: Array) -> float:
     return total if np.isfinite(total) else float(weight @ np.where(weight > 0, values, 0.0))
 
 
-def _size(stats: Any) -> float:
-    """Euclidean length of all numbers of a value that adds."""
+def size_of(stats: Any) -> float:
+    """Return the Euclidean length of all numbers of a value that adds."""
     values = [part for part in stats._values() if part is not None]
-    squares = (_size(v) ** 2 if isinstance(v, Additive) else float(np.sum(np.square(v))) for v in values)
+    squares = (size_of(v) ** 2 if isinstance(v, Additive) else float(np.sum(np.square(v))) for v in values)
     return float(np.sqrt(sum(squares)))
 
 

@@ -112,6 +112,10 @@ class FamilySection(Variant):
         assignment : {"soft", "hard"}
         """
 
+    def build_for(self, summary: Summary, assignment: str, method: str) -> LatentModel:
+        """Return the model for a method, as `fit.method`: most models are the same for all."""
+        return self.build(summary, assignment)
+
     def for_few_rows(self) -> Self:
         """Return the section for a fit to a few chunks, which may lack words or labels that all rows have."""
         return self

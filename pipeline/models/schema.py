@@ -1,13 +1,14 @@
 """The schema of a model's parameters, and what follows from it for every model.
 
 A model names its arrays, their dimensions and the values they may have. From that follow: checks of user-supplied arrays,
-selecting and joining components, the number of free parameters, bytes, and dimensions of stored arrays.
+selecting and joining components, the number of free parameters, bytes, dimensions of stored arrays, and a map to numbers
+without constraints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,10 +16,14 @@ from pipeline.arrays.dtypes import Array
 from pipeline.errors import InputError
 
 COMPONENT = "component"
+TINY = 1e-300  # stands for 0 where a logarithm is taken
 
 
 class Support:
-    """Values that an array may have: real numbers; subclasses are narrower."""
+    """Values that an array may have: real numbers; subclasses are narrower.
+
+    `to_real` and `from_real` are a bijection between the interior of the support and vectors without constraints.
+    """
 
     def problem(self, name: str, value: Array) -> str | None:
         """Return what is wrong with an array; None if it is valid."""
@@ -28,23 +33,69 @@ class Support:
         """Return how many numbers of such an array are free."""
         return int(np.prod(shape))
 
+    def to_real(self, value: Array) -> Array:
+        """Return an array as `n_free` numbers without constraints, flat. Values on the boundary are moved inside."""
+        return np.ravel(value)
+
+    def from_real(self, u: Any, shape: tuple[int, ...], xp: Any = np) -> Any:
+        """Return the array of flat numbers. xp : `numpy` or `jax.numpy`."""
+        return xp.reshape(u, shape)
+
 
 class Positive(Support):
-    """Numbers above 0."""
+    """Numbers above 0; their logarithms are real."""
 
     def problem(self, name: str, value: Array) -> str | None:
         wrong = super().problem(name, value)
         return wrong or (None if (value > 0).all() else f"{name}: got {value.min():.6g}, expected numbers above 0.")
 
+    def to_real(self, value: Array) -> Array:
+        return np.log(np.maximum(np.ravel(value), TINY))
 
-class Probability(Support):
-    """Numbers from 0 to 1."""
+    def from_real(self, u: Any, shape: tuple[int, ...], xp: Any = np) -> Any:
+        return xp.reshape(xp.exp(u), shape)
+
+
+class Bounded(Support):
+    """Numbers from `low` to `high`; the logits of their places between are real."""
+
+    def __init__(self, low: float, high: float) -> None:
+        if not -np.inf < low < high < np.inf:
+            raise InputError(f"bounded: got {low:g} to {high:g}, expected a finite low below a finite high.")
+        self.low, self.high = float(low), float(high)
 
     def problem(self, name: str, value: Array) -> str | None:
         if wrong := super().problem(name, value):
             return wrong
-        inside = value.min() >= 0 and value.max() <= 1
-        return None if inside else f"{name}: got {value.min():.6g} to {value.max():.6g}, expected numbers from 0 to 1."
+        if value.min() >= self.low and value.max() <= self.high:
+            return None
+        expected = f"expected numbers from {self.low:g} to {self.high:g}"
+        return f"{name}: got {value.min():.6g} to {value.max():.6g}, {expected}."
+
+    def to_real(self, value: Array) -> Array:
+        below, above = np.ravel(value) - self.low, self.high - np.ravel(value)
+        return np.log(np.maximum(below, TINY)) - np.log(np.maximum(above, TINY))
+
+    def from_real(self, u: Any, shape: tuple[int, ...], xp: Any = np) -> Any:
+        return xp.reshape(self.low + (self.high - self.low) * (0.5 + 0.5 * xp.tanh(0.5 * u)), shape)
+
+
+class Ordered(Support):
+    """Numbers that increase along the last axis: the first, and the logarithms of the differences, are real."""
+
+    def problem(self, name: str, value: Array) -> str | None:
+        if wrong := super().problem(name, value):
+            return wrong
+        least = np.diff(value, axis=-1).min(initial=np.inf)
+        return None if least > 0 else f"{name}: got a difference of {least:.6g}, expected numbers that increase."
+
+    def to_real(self, value: Array) -> Array:
+        gaps = np.log(np.maximum(np.diff(value, axis=-1), TINY))
+        return np.ravel(np.concatenate([value[..., :1], gaps], axis=-1))
+
+    def from_real(self, u: Any, shape: tuple[int, ...], xp: Any = np) -> Any:
+        u = xp.reshape(u, shape)
+        return xp.cumsum(xp.concatenate([u[..., :1], xp.exp(u[..., 1:])], axis=-1), axis=-1)
 
 
 class Simplex(Support):
@@ -61,6 +112,17 @@ class Simplex(Support):
 
     def n_free(self, shape: tuple[int, ...]) -> int:
         return int(np.prod(shape[:-1])) * (shape[-1] - 1)
+
+    def to_real(self, value: Array) -> Array:
+        """Logarithms of the ratios to the last number."""
+        log = np.log(np.maximum(value, TINY))
+        return np.ravel(log[..., :-1] - log[..., -1:])
+
+    def from_real(self, u: Any, shape: tuple[int, ...], xp: Any = np) -> Any:
+        u = xp.reshape(u, (*shape[:-1], shape[-1] - 1))
+        u = xp.concatenate([u, xp.zeros((*shape[:-1], 1))], axis=-1)
+        each = xp.exp(u - u.max(axis=-1, keepdims=True))
+        return each / each.sum(axis=-1, keepdims=True)
 
 
 class LogSimplex(Simplex):
@@ -106,16 +168,48 @@ class PositiveDefinite(Support):
         d = shape[-1]
         return int(np.prod(shape[:-2])) * d * (d + 1) // 2
 
+    def to_real(self, value: Array) -> Array:
+        """The Cholesky factor, with logarithms on its diagonal."""
+        d = value.shape[-1]
+        lower = np.linalg.cholesky(value)[..., *np.tril_indices(d)]
+        return np.ravel(np.where(_on_diagonal(d), np.log(np.maximum(lower, TINY)), lower))
 
-REAL, POSITIVE, PROBABILITY, UNIT, SIMPLEX, LOG_SIMPLEX, POSITIVE_DEFINITE = (
+    def from_real(self, u: Any, shape: tuple[int, ...], xp: Any = np) -> Any:
+        d = shape[-1]
+        u = xp.reshape(u, (*shape[:-2], d * (d + 1) // 2))
+        on_diagonal = _on_diagonal(d)
+        entries = xp.where(on_diagonal, xp.exp(xp.where(on_diagonal, u, 0.0)), u)
+        place = np.zeros((d * (d + 1) // 2, d * d))  # of each entry in the factor
+        place[np.arange(len(place)), np.ravel_multi_index(np.tril_indices(d), (d, d))] = 1.0
+        factor = xp.reshape(entries @ place, shape)
+        return factor @ xp.swapaxes(factor, -1, -2)
+
+
+def _on_diagonal(d: int) -> Array:
+    """Which of the entries of a lower triangle are on the diagonal."""
+    i, j = np.tril_indices(d)
+    return i == j
+
+
+REAL, POSITIVE, PROBABILITY, UNIT, SIMPLEX, LOG_SIMPLEX, POSITIVE_DEFINITE, ORDERED = (
     Support(),
     Positive(),
-    Probability(),
+    Bounded(0.0, 1.0),
     Unit(),
     Simplex(),
     LogSimplex(),
     PositiveDefinite(),
+    Ordered(),
 )
+
+SUPPORTS = {
+    "real": REAL,
+    "positive": POSITIVE,
+    "probability": PROBABILITY,
+    "simplex": SIMPLEX,
+    "ordered": ORDERED,
+    "positive definite": POSITIVE_DEFINITE,
+}
 
 
 class Field(NamedTuple):
@@ -135,7 +229,7 @@ class Field(NamedTuple):
     @property
     def component_axes(self) -> tuple[int, ...]:
         """The axes that run over the components."""
-        return tuple(i for i, name in enumerate(self.dims) if _stem(name) == COMPONENT)
+        return tuple(i for i, name in enumerate(self.dims) if stem(name) == COMPONENT)
 
     @property
     def is_share(self) -> bool:
@@ -144,16 +238,17 @@ class Field(NamedTuple):
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape for sizes of dimensions by name."""
-        return tuple(sizes[_stem(name)] for name in self.dims)
+        return tuple(sizes[stem(name)] for name in self.dims)
 
 
 Fields = Mapping[str, Field]
 Arrays = dict[str, Array]
 
 
-def _stem(name: str) -> str:
-    stem, _, number = name.rpartition("_")
-    return stem if number.isdigit() else name
+def stem(name: str) -> str:
+    """Return the name of a dimension without the number of a second one of its size."""
+    first, _, number = name.rpartition("_")
+    return first if number.isdigit() else name
 
 
 def checked(fields: Fields, sizes: Mapping[str, int], arrays: Mapping[str, Array]) -> Arrays:

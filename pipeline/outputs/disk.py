@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.config import Output
-from pipeline.em.accumulate import STORED
+from pipeline.em.accumulate import n_stored
 from pipeline.errors import StorageError
 from pipeline.models import schema
 from pipeline.models.base import LatentModel
@@ -47,7 +47,7 @@ def disk_plan(
     parameters = [schema.n_bytes(model.fields, model.sizes) for model in models]
     traced = [sum(model.sizes[dim] for dims in model.traced.values() for dim in dims) for model in models]
     history = sum(8 * max_iter * (SERIES + each) for each in traced)
-    state = summary_bytes + n_init * ((1 + STORED[method]) * sum(parameters) + history)
+    state = summary_bytes + n_init * ((1 + n_stored(method, models[0])) * sum(parameters) + history)
     wanted = output.keep_iterations
     iterations = max_iter + 1 if wanted == "all" else sum(t <= max_iter for t in set(wanted))
     statistics = sum(model.statistics_bytes() for model in models)

@@ -88,7 +88,8 @@ def read_prediction(path: Path, resolved: dict[str, Any]) -> Prediction:
 
 def _scores(record: Record) -> Scores | None:
     """Read labels.zarr, block by block; None without one. Rows of a model without labels count as of one component."""
-    label, score = record.label_array("label"), record.label_array(record.words.score)
+    label = record.label_array("label") if record.k else None
+    score = record.label_array(record.words.score)
     if score is None or (label is None and record.k):
         return None
     try:

@@ -106,8 +106,8 @@ class Record:
 
     @property
     def k(self) -> int:
-        """Number of components; 0 in a model without."""
-        return int(self.model.sizes.get("component", 0))
+        """Number of components; 0 in a model without, whatever its dimensions are called."""
+        return 0 if self.attrs.get("order") == [] else int(self.model.sizes.get("component", 0))
 
     @property
     def n_features(self) -> int:
