@@ -75,7 +75,7 @@ def _drawn(model: JaxModel, rng: np.random.Generator) -> Array:
     kinds: dict[str, Callable[[int, int], Array]] = {
         "normal": lambda n, d: rng.normal(size=(n, d)),
         "positive": lambda n, d: rng.exponential(size=(n, d)) + 0.1,
-        "whole": lambda n, d: rng.poisson(2.0, (n, d)).astype(float),
+        "whole": lambda n, d: rng.integers(6, size=(n, d)).astype(float),
         "zeros and ones": lambda n, d: rng.integers(2, size=(n, d)).astype(float),
     }
     said = InputError("no rows")

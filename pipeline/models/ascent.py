@@ -57,6 +57,11 @@ class AscentModel(LatentModel):
     def memory(self) -> int:
         """Accepted points that `ascend` needs."""
 
+    @property
+    @abstractmethod
+    def knows_bound(self) -> bool:
+        """Whether `expected_log_joint` of sums is known at all parameters."""
+
     @abstractmethod
     def ascend(self, trail: Sequence[Point]) -> Any:
         """Return the parameters to try next. trail : accepted points, the newest last."""

@@ -144,6 +144,10 @@ class AutodiffModel(AscentModel):
         return PAIRS + 1 if self.rule == "gradient" else 1
 
     @property
+    def knows_bound(self) -> bool:
+        return self.rule == "sufficient"
+
+    @property
     def extrapolates(self) -> bool:
         return self.ascent is None
 
