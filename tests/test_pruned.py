@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
-from pipeline.kernels import gaussian, pruned
+from pipeline.kernels import bounds, gaussian, pruned
 from pipeline.kernels.arena import Arena
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families.gaussian import Gaussian
@@ -75,7 +75,7 @@ def test_bounds_hold(seed: int) -> None:
     x[::7] += 1e4 * seed
     given = model.component._problem(params.theta, np.log(params.weights), False)
     x = x.astype(np.float32)
-    work = pruned._Work(given, pruned.bounds_of(given, x.dtype), Arena())
+    work = pruned._Work(given, bounds.bounds_of(given, x.dtype), Arena())
     pairs = work.candidates(work.tile(x))
     chosen = np.zeros((N, K), dtype=bool)
     chosen[pairs.rows, np.repeat(np.arange(K), pairs.counts)] = True
@@ -126,3 +126,32 @@ def test_results_do_not_depend_on_what_was_computed_before() -> None:
     model.e_step(again, Rows(x[:300], label=np.arange(300) % K), KERNELS)
     two = model.e_step(again, Rows(x), KERNELS)
     assert one.evidence == two.evidence and (one.stats.component.sum_xx == two.stats.component.sum_xx).all()
+
+
+@pytest.mark.parametrize("family", [Gaussian, StudentT])
+def test_labels_and_costs_of_removal_are_those_of_all_pairs(family: Any) -> None:
+    """Predictions and the cost of leaving a component out, whose next-best component is then found exactly."""
+    model, params, x = problem(family)
+    assert (
+        KERNELS.gaussian_near_joint(model.component._problem(params.theta, np.log(params.weights), False), x, 2)
+        is not None
+    )
+    exact = direct(model, params, x)
+    peak = exact.max(axis=1)
+    log_norm = peak + np.log(np.exp(exact - peak[:, None]).sum(axis=1))
+    [(_, found)] = model.assign(params, x, KERNELS)
+    assert (found.label == exact.argmax(axis=1)).all() and np.allclose(found.score, log_norm, rtol=1e-12)
+    resp = np.exp(exact - log_norm[:, None])
+    assert np.allclose(np.exp(found.log_resp), resp, rtol=1e-9, atol=1e-15)
+    assert (found.log_resp == -np.inf).mean() > 0.5
+    cost, next_best = model.removal_costs(params, x, None, KERNELS)
+    each, top = np.arange(N), exact.argmax(axis=1)
+    expected = np.zeros(K)
+    np.add.at(expected, top, log_norm)
+    exact[each, top] = -np.inf
+    second = exact.max(axis=1)
+    np.add.at(expected, top, -second - np.log(np.exp(exact - second[:, None]).sum(axis=1)))
+    resp[each, top] = 0.0
+    expected -= np.log1p(-resp).sum(axis=0)
+    assert np.allclose(cost, expected, rtol=1e-9)
+    assert next_best[top, exact.argmax(axis=1)].all() and next_best.sum() == N

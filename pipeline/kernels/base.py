@@ -216,6 +216,12 @@ class Kernels(Protocol):
     def gaussian_log_joint(self, problem: GaussianProblem, x: Array) -> Array:
         """(n, k) float64 array of log π_k + log p(x | k), nats. x : (n, d)."""
 
+    def gaussian_near_joint(self, problem: GaussianProblem, x: Array, ranks: int) -> Array | None:
+        """As `gaussian_log_joint`, where -inf stands for less than 1.1e-16 of the density of the row's rank-th largest.
+
+        None if too little is that small for this to be faster. ranks : at least 1.
+        """
+
     def gaussian_implementations(self, problem: GaussianProblem, dtype: np.dtype[Any]) -> dict[str, list[int]]:
         """How many components' densities, and how many's moments, each implementation computes for rows of a dtype."""
 

@@ -11,7 +11,8 @@ from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels import choice, counts, gaussian, nearest
 from pipeline.kernels.arena import ArenaPool
 from pipeline.kernels.base import CountsProblem, CountsSums, GaussianProblem, GaussianSums, LloydSums
-from pipeline.kernels.pruned import BoundsCache
+from pipeline.kernels.bounds import BoundsCache
+from pipeline.kernels.pruned import near_joint
 
 
 class CpuKernels:
@@ -35,6 +36,11 @@ class CpuKernels:
     def gaussian_log_joint(self, problem: GaussianProblem, x: Array) -> Array:
         with self._arenas.checkout() as arena:
             return gaussian.gaussian_log_joint(problem, x, arena)
+
+    def gaussian_near_joint(self, problem: GaussianProblem, x: Array, ranks: int) -> Array | None:
+        x = np.ascontiguousarray(x, dtype=compute_dtype(x.dtype))
+        with self._arenas.checkout() as arena:
+            return near_joint(problem, x, ranks, arena, self._bounds)
 
     def gaussian_implementations(self, problem: GaussianProblem, dtype: np.dtype[Any]) -> dict[str, list[int]]:
         return choice.implementations(problem, compute_dtype(dtype))

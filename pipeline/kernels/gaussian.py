@@ -7,10 +7,11 @@ import numpy as np
 from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels.arena import Arena
 from pipeline.kernels.base import GaussianProblem, GaussianSums
+from pipeline.kernels.bounds import BoundsCache
 from pipeline.kernels.choice import FLOAT32_CONDITION, uses_simd
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.kernels.gemm import gemm_log_joint, gemm_pass
-from pipeline.kernels.pruned import BoundsCache, counted, pruned_pass
+from pipeline.kernels.pruned import counted, pruned_pass
 from pipeline.kernels.simd import simd_joint, simd_pass, whole
 from pipeline.kernels.simd_sums import TILE
 

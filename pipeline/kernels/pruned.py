@@ -18,9 +18,7 @@ e = γ (|y| |w| + |o|), y = x - reference, o = (μ - reference)·w, γ = (d + 8)
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Any, NamedTuple
-from weakref import finalize
 
 import numpy as np
 
@@ -28,74 +26,24 @@ from pipeline.arrays.dtypes import Array
 from pipeline.arrays.tiles import tiles
 from pipeline.kernels.arena import Arena
 from pipeline.kernels.base import NOTHING_SKIPPED, GaussianProblem, GaussianSums, Skipped
-from pipeline.kernels.choice import FLOAT32_CONDITION
+from pipeline.kernels.bounds import FLOAT32, FLOAT64, Bounds, BoundsCache
 from pipeline.kernels.features import PAIRS
-from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, packed_blocks, pair_distances, pair_moments, whole_vectors
+from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, pair_distances, pair_moments, whole_vectors
 from pipeline.kernels.skipping import collect, grouped, lower_distances, pair_softmax, project_tile
 from pipeline.kernels.softmax import padded
 
 TAIL = 36.75  # nats: e^-TAIL = 1.1e-16
 MARGIN = 0.01  # nats, for the rounding of a computed density, and of the last additions of a bound
 RELATIVE = 2.0**-20  # of a density, for the same
-FIRST, SECOND, ITERATIONS = 3, 16, 4  # directions of the bounds; steps of the subspace iteration that finds them
 ROUNDS = 2  # densities of a row that are computed to compare bounds with, after each stage
-RHO = 2.0**-8
 LEAST_COMPONENTS, LEAST_FEATURES, LEAST_ROWS = 48, 40, 256  # below, bounds cost more than they save
 # Share of pairs above which it is faster to compute all by matrix products, A - B / d²: a pair costs some 0.037 d² ns, all by
 # products 0.027 d² each, and the bound of one 34 ns, measured at d = 64; 0.8 of the break-even.
 MOST_SHARE = (0.58, 735.0)
-PROBED = 128  # rows of a chunk from which that is decided
-MOMENTS_CONDITION = 1e3  # of covariances whose moments are computed in float32: 1e-4 of the smallest eigenvalue
+PROBED = 32  # one row of so many tells whether it is worth while: at least 16, and at most 128
 TILE_PAIRS = 2**19  # of which few are computed; an eighth, where all are
 PROJECTED = 256  # rows at a time
-FLOAT32, FLOAT64, INT32 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32)
-
-
-class Stage(NamedTuple):
-    """Directions of all components: w (k, d, m).  slope, offset : (k,) float32, of |y|² and constant: what is taken from a
-    squared distance for rounding.
-    """
-
-    directions: Array
-    slope: Array
-    offset: Array
-
-
-class Bounds(NamedTuple):
-    """What all chunks of a pass need.
-
-    first : directions as (d, FIRST k) float32, a slab of k columns for each; shifts : (FIRST k,), the means' projections.
-    second : directions in blocks (kernels/pairs.py).  means : by precision, in two parts, and about the reference for bounds.
-    densities, moments : components by the precision of their densities and moments.  factors : in blocks, by precision.
-    """
-
-    reference: Array
-    first: Array
-    shifts: Array
-    second: tuple[Array, Array]
-    stages: tuple[Stage, Stage]
-    about: tuple[Array, Array]
-    means: dict[Any, tuple[Array, Array]]
-    densities: dict[Any, Array]
-    moments: dict[Any, Array]
-    factors: dict[Any, tuple[Array, Array]]
-
-
-class BoundsCache:
-    """The bounds of parameters in use, so that the chunks of a pass share them."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, Any], Bounds] = {}
-        self._lock = Lock()
-
-    def of(self, problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
-        """The bounds for rows of a dtype. They depend on means, covariances and shift, of which one array stands for all."""
-        key = (id(problem.factors), dtype)
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = bounds_of(problem, dtype)
-                finalize(problem.factors, self._known.pop, key, None)
-            return self._known[key]
+INT32 = np.dtype(np.int32)
 
 
 class Pairs(NamedTuple):
@@ -109,6 +57,11 @@ class Pairs(NamedTuple):
     def counts(self) -> Array:
         """(k,) pairs of each component."""
         return np.diff(self.start)
+
+    @property
+    def components(self) -> Array:
+        """(p,) components of the pairs."""
+        return np.repeat(np.arange(len(self.start) - 1), self.counts)
 
 
 class Tile(NamedTuple):
@@ -139,11 +92,10 @@ def pruned_pass(
     """E-step of one chunk that skips pairs; None if too few can be. x : (n, d), float32 or float64, C-contiguous."""
     (k, d), n = problem.means.shape, len(x)
     every = problem.df is not None  # other kernels have no moments of Student-t components
-    worth = may_skip(problem) and n >= LEAST_ROWS
-    if not (every or worth):
+    if not (every or may_skip(problem)):
         return None
     work = _Work(problem, cache.of(problem, x.dtype), arena)
-    prunes = worth and work.share(x[:: -(-n // PROBED)]) <= MOST_SHARE[0] - MOST_SHARE[1] / d**2
+    prunes = work.pays(x)
     if not (every or prunes):
         return None
     log_norm, sum_w, scales, entropy = np.empty(n), np.zeros(k), np.zeros((2, k)), 0.0
@@ -180,6 +132,21 @@ def pruned_pass(
     )
 
 
+def near_joint(problem: GaussianProblem, x: Array, ranks: int, arena: Arena, cache: BoundsCache) -> Array | None:
+    """See `Kernels.gaussian_near_joint`. x : (n, d), float32 or float64, C-contiguous."""
+    if not may_skip(problem):
+        return None
+    work = _Work(problem, cache.of(problem, x.dtype), arena, ranks)
+    if not work.pays(x):
+        return None
+    out = np.full((len(x), work.k), -np.inf)
+    for rows in tiles(len(x), work.height(TILE_PAIRS)):
+        tile = work.tile(x[rows])
+        pairs = work.candidates(tile)
+        out[rows][pairs.rows, pairs.components] = work.densities(tile, pairs)[0]
+    return out
+
+
 def _by_component(values: Array, pairs: Pairs) -> Array:
     """(k,) sums."""
     sums = np.zeros(len(pairs.start) - 1)
@@ -189,9 +156,10 @@ def _by_component(values: Array, pairs: Pairs) -> Array:
 
 
 class _Work:
-    """The arithmetic of one chunk."""
+    """The arithmetic of one chunk. ranks : what rounds to nothing beside the rank-th largest of a row is ruled out."""
 
-    def __init__(self, problem: GaussianProblem, bounds: Bounds, arena: Arena) -> None:
+    def __init__(self, problem: GaussianProblem, bounds: Bounds, arena: Arena, ranks: int = 1) -> None:
+        self.ranks = ranks
         self.problem, self.bounds, self.arena = problem, bounds, arena
         self.k, self.d = problem.means.shape
 
@@ -207,10 +175,14 @@ class _Work:
             size = np.einsum("nd,nd->n", y, y)
         return Tile({p: x.astype(p, copy=False) for p in {*found.densities, *found.moments}}, y, size)
 
-    def share(self, x: Array) -> float:
-        """Share of the pairs of a few rows that are computed."""
-        pairs = self.candidates(self.tile(np.ascontiguousarray(x)))
-        return float(len(pairs.rows)) / (len(x) * self.k)
+    def pays(self, x: Array) -> bool:
+        """Whether to skip is faster than to compute all pairs, by some rows of a chunk."""
+        n = len(x)
+        if not may_skip(self.problem) or n < LEAST_ROWS:
+            return False
+        few = np.ascontiguousarray(x[:: -(-n // int(np.clip(n // PROBED, 16, 128)))])
+        pairs = self.candidates(self.tile(few))
+        return len(pairs.rows) <= (MOST_SHARE[0] - MOST_SHARE[1] / self.d**2) * len(few) * self.k
 
     def all_pairs(self, tile: Tile) -> Pairs:
         n = len(tile.y)
@@ -231,7 +203,7 @@ class _Work:
             self._to_density(upper, np.arange(k))
             self._raise(tile, upper, least, best)
             pairs = self._collected(upper, least)
-            component = np.repeat(np.arange(k), pairs.counts)
+            component = pairs.components
             square = np.empty(len(pairs.rows))
             scratch = self.arena.array("differences of bounds", (GROUP, self.d), FLOAT32)
             pair_distances(
@@ -258,6 +230,8 @@ class _Work:
 
         upper : (n, k).  least : (n,), bounds below it are ruled out.  best : (n,), whose density was computed last.
         """
+        if self.ranks > 1:
+            return self._raise_ranks(tile, upper, least)
         for _ in range(ROUNDS):
             now = upper.argmax(axis=1)
             rows = np.flatnonzero(now != best)
@@ -267,6 +241,18 @@ class _Work:
             least[pairs.rows] = np.fmax(least[pairs.rows], value - rounding - TAIL)
             upper[pairs.rows, now[pairs.rows]] = value + rounding
             best[:] = now
+
+    def _raise_ranks(self, tile: Tile, upper: Array, least: Array) -> None:
+        """The same with the densities of as many components as there are ranks, of which the lowest is compared with."""
+        for _ in range(ROUNDS):
+            top = np.argpartition(upper, -self.ranks, axis=1)[:, -self.ranks :].T
+            pairs = [Pairs(*grouped(np.arange(len(upper)), now, self.k)) for now in top]
+            values = np.empty(top.shape)
+            for now, value, one in zip(top, values, pairs, strict=True):
+                value[one.rows], _ = self.densities(tile, one)
+                upper[np.arange(len(upper)), now] = value + MARGIN + RELATIVE * np.abs(value)
+            value = values.min(axis=0)
+            least[:] = np.fmax(least, value - MARGIN - RELATIVE * np.abs(value) - TAIL)
 
     def _collected(self, upper: Array, least: Array) -> Pairs:
         rows = self.arena.array("candidates", (upper.size,), INT32)
@@ -327,73 +313,3 @@ class _Work:
                 sum_x,
                 sum_xx,
             )
-
-
-def bounds_of(problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
-    """Prepare the bounds. dtype : of the rows' computation."""
-    factors, reference = problem.factors, problem.shift.astype(np.float32).astype(np.float64)
-    d = problem.means.shape[1]
-    offsets = problem.means - reference
-    directions = leading_directions(problem, min(d, SECOND))
-    first = directions[:, :, :FIRST]
-    shifts = np.einsum("kd,kdm->mk", offsets, first)
-    double = dtype != FLOAT32
-    densities = _by_precision(double | (problem.condition > FLOAT32_CONDITION))
-    moments = _by_precision(double | (problem.condition > MOMENTS_CONDITION))
-    with np.errstate(over="ignore"):
-        stages = _stage(first, np.square(shifts).max(axis=0)), _stage(directions, np.square(offsets).sum(axis=1), True)
-        return Bounds(
-            reference,
-            np.ascontiguousarray(first.transpose(1, 2, 0).reshape(d, -1), FLOAT32),
-            shifts.reshape(-1).astype(FLOAT32),
-            packed_blocks(directions, FLOAT32, triangular=False),
-            stages,
-            _two_parts(offsets, FLOAT32),
-            {precision: _two_parts(problem.means, precision) for precision in {*densities, *moments}},
-            densities,
-            moments,
-            {precision: packed_blocks(factors, precision, triangular=True) for precision in densities},
-        )
-
-
-def _stage(directions: Array, far: Array, times_length: bool = False) -> Stage:
-    """far : (k,), squares of the means' projections, or of what is to be multiplied with the directions' lengths."""
-    _, d, m = directions.shape
-    rounding = 2 * m / RHO * ((d + 8) * 2.0**-24) ** 2
-    length = np.square(directions).sum(axis=1).max(axis=1)
-    offset = far * length if times_length else far
-    return Stage(directions, (rounding * length).astype(FLOAT32), (rounding * offset).astype(FLOAT32))
-
-
-def _two_parts(means: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    high = means.astype(dtype, order="C")
-    low = (means - high).astype(dtype, order="C")
-    return high, low[:0] if dtype == FLOAT64 else low
-
-
-def _by_precision(double: Array) -> dict[Any, Array]:
-    """Components (k,) of each precision that some have."""
-    found = {FLOAT32: np.flatnonzero(~double), FLOAT64: np.flatnonzero(double)}
-    return {precision: chosen for precision, chosen in found.items() if len(chosen)}
-
-
-def leading_directions(problem: GaussianProblem, m: int) -> Array:
-    """W_k = P_k V_k, (k, d, m), V_k about the leading eigenvectors of P_kᵀ S_k P_k, by subspace iteration.
-
-    S_k : the average covariance of the components, and of their means, about μ_k: so these are the directions along which
-    rows of other components are farthest, in units of component k. Any orthonormal V_k gives a bound: that these are not
-    exact eigenvectors does no harm.
-    """
-    factors, (k, d) = problem.factors, problem.means.shape
-    assert problem.covariances is not None
-    centre = problem.means.mean(axis=0)
-    about = problem.means - centre
-    spread = problem.covariances.mean(axis=0) + about.T @ about / k
-    flipped = np.ascontiguousarray(np.swapaxes(factors, 1, 2))
-    columns = np.random.default_rng(0).normal(size=(d, m))
-    found = np.broadcast_to(np.linalg.qr(columns)[0], (k, d, m))
-    for _ in range(ITERATIONS):
-        found = factors @ found
-        found = spread @ found + about[:, :, None] * (about[:, None] @ found)
-        found = np.linalg.qr(flipped @ found)[0]
-    return np.asarray(factors @ found)

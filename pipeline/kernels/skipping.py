@@ -11,7 +11,8 @@ from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.exponential import at_least_lowest, exp
 from pipeline.kernels.vectors import put, view, wide, wide_lanes
 
-SHRUNK = np.float32(1.0 - 2.0**-8 - 2.0**-16)  # 1 - ρ of pruned.py, and the rounding of a sum of squares in float32
+RHO = 2.0**-8
+SHRUNK = np.float32(1.0 - RHO - 2.0**-16)  # 1 - ρ of pruned.py, and the rounding of a sum of squares in float32
 GROWN = np.float32(1.0 + 2.0**-16)
 
 

@@ -108,6 +108,10 @@ class Component(ABC):
     def log_joint(self, theta: Any, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         """Return log pi_k + log p(x | theta_k), nats, (n, k) float64. log_weights : (k,), may have -inf."""
 
+    def near_log_joint(self, theta: Any, log_weights: Array, x: Matrix, ranks: int, kernels: Any) -> Array:
+        """As `log_joint`; -inf may stand for what rounds to nothing beside the `ranks` largest of a row."""
+        return self.log_joint(theta, log_weights, x, kernels)
+
     @abstractmethod
     def statistics(self, theta: Any, x: Matrix, resp: Array) -> Any:
         """Return sums over rows by component. theta : None at a start.  resp : (n, k), times the weights."""

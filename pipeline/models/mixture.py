@@ -306,7 +306,7 @@ class Mixture(ClusterModel):
 
     def assign(self, params: MixtureParams, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
         for rows in self._tiles(x):
-            log_joint = self.log_joint(params, x[rows], kernels)
+            log_joint = self.component.near_log_joint(params.theta, self._log_weights(params), x[rows], 1, kernels)
             log_norm = self._log_norm(params, log_joint)
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
@@ -339,7 +339,7 @@ class Mixture(ClusterModel):
         k = self.n_components
         cost, next_best = np.zeros(k), np.zeros((k, k))
         for rows in self._tiles(x):
-            log_joint = self.log_joint(params, x[rows], kernels)
+            log_joint = self.component.near_log_joint(params.theta, self._log_weights(params), x[rows], 2, kernels)
             log_norm = self._log_norm(params, log_joint)
             each, top = np.arange(len(log_joint)), log_joint.argmax(axis=1)
             with np.errstate(divide="ignore"):

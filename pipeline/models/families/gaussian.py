@@ -102,6 +102,10 @@ class Gaussian(Component):
         self._refuse_singular(theta)
         return np.asarray(kernels.gaussian_log_joint(self._problem(theta, log_weights, False), x))
 
+    def near_log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, ranks: int, kernels: Any) -> Array:
+        found = kernels.gaussian_near_joint(self._problem(theta, log_weights, False), x, ranks)
+        return self.log_joint(theta, log_weights, x, kernels) if found is None else np.asarray(found)
+
     def e_step(
         self, theta: Gaussians, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
     ) -> Pass:
@@ -125,8 +129,7 @@ class Gaussian(Component):
         return self.shift if by is None else self.shift + by
 
     def implementations(self, theta: Gaussians, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = kernels.gaussian_implementations(self._problem(theta, np.zeros(1), False), dtype)
-        return found
+        return dict(kernels.gaussian_implementations(self._problem(theta, np.zeros(1), False), dtype))
 
     def _problem(self, theta: Gaussians, log_weights: Array, hard: bool) -> GaussianProblem:
         """The input of the kernels, with c_k = λ_max(Σ_k⁻¹)(|μ_k|² + tr Σ_k) about the shift."""

@@ -23,6 +23,7 @@ from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
 from pipeline.arrays.packing import stored
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
+from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
 from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.clusters import Summary
@@ -151,13 +152,20 @@ class StudentT(Gaussian):
         self, theta: StudentTs, log_weights: Array, x: Matrix, weight: Array | None, hard: bool, kernels: Any
     ) -> Pass:
         """The pass of full scale matrices, by the kernels of Gaussians."""
-        one = np.zeros((1, self.n_components))
-        problem = self._problem(theta, log_weights, hard)._replace(
-            log_scale=log_weights + self._log_density(theta, one)[0], df=np.broadcast_to(theta.df, one[0].shape)
-        )
-        sums = kernels.gaussian_pass(problem, x, weight)
+        sums = kernels.gaussian_pass(self._t_problem(theta, log_weights, hard), x, weight)
         stats, more = self._collected(theta, sums.sum_w, sums.scales, sums.sum_x, sums.sum_xx)
         return Pass(sums.log_norm, sums.sum_w, stats, sums.entropy, more, sums.skipped)
+
+    def _t_problem(self, theta: StudentTs, log_weights: Array, hard: bool) -> GaussianProblem:
+        one = np.zeros((1, self.n_components))
+        log_scale = log_weights + self._log_density(theta, one)[0]
+        df = np.broadcast_to(theta.df, log_scale.shape)
+        return self._problem(theta, log_weights, hard)._replace(log_scale=log_scale, df=df)
+
+    def near_log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, ranks: int, kernels: Any) -> Array:
+        assert isinstance(theta, StudentTs)
+        found = kernels.gaussian_near_joint(self._t_problem(theta, log_weights, False), x, ranks)
+        return self.log_joint(theta, log_weights, x, kernels) if found is None else np.asarray(found)
 
     def _collected(
         self,

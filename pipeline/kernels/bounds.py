@@ -1,0 +1,136 @@
+"""Directions that bound Gaussian log-densities from above, and what else all chunks of a pass that skips pairs need (pruned.py)."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import finalize
+
+import numpy as np
+
+from pipeline.arrays.dtypes import Array
+from pipeline.kernels.base import GaussianProblem
+from pipeline.kernels.choice import FLOAT32_CONDITION
+from pipeline.kernels.pairs import packed_blocks
+from pipeline.kernels.skipping import RHO
+
+FIRST, SECOND, ITERATIONS = 3, 16, 4  # directions of the bounds; steps of the subspace iteration that finds them
+MOMENTS_CONDITION = 1e3  # of covariances whose moments are computed in float32: 1e-4 of the smallest eigenvalue
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+class Stage(NamedTuple):
+    """Directions of all components: w (k, d, m).  slope, offset : (k,) float32, of |y|² and constant: what is taken from a
+    squared distance for rounding.
+    """
+
+    directions: Array
+    slope: Array
+    offset: Array
+
+
+class Bounds(NamedTuple):
+    """What all chunks of a pass need.
+
+    first : directions as (d, FIRST k) float32, a slab of k columns for each; shifts : (FIRST k,), the means' projections.
+    second : directions in blocks (kernels/pairs.py).  means : by precision, in two parts, and about the reference for bounds.
+    densities, moments : components by the precision of their densities and moments.  factors : in blocks, by precision.
+    """
+
+    reference: Array
+    first: Array
+    shifts: Array
+    second: tuple[Array, Array]
+    stages: tuple[Stage, Stage]
+    about: tuple[Array, Array]
+    means: dict[Any, tuple[Array, Array]]
+    densities: dict[Any, Array]
+    moments: dict[Any, Array]
+    factors: dict[Any, tuple[Array, Array]]
+
+
+class BoundsCache:
+    """The bounds of parameters in use, so that the chunks of a pass share them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, Any], Bounds] = {}
+        self._lock = Lock()
+
+    def of(self, problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
+        """The bounds for rows of a dtype. They depend on means, covariances and shift, of which one array stands for all."""
+        key = (id(problem.factors), dtype)
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = bounds_of(problem, dtype)
+                finalize(problem.factors, self._known.pop, key, None)
+            return self._known[key]
+
+
+def bounds_of(problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
+    """Prepare the bounds. dtype : of the rows' computation."""
+    factors, reference = problem.factors, problem.shift.astype(np.float32).astype(np.float64)
+    d = problem.means.shape[1]
+    offsets = problem.means - reference
+    directions = leading_directions(problem, min(d, SECOND))
+    first = directions[:, :, :FIRST]
+    shifts = np.einsum("kd,kdm->mk", offsets, first)
+    double = dtype != FLOAT32
+    densities = _by_precision(double | (problem.condition > FLOAT32_CONDITION))
+    moments = _by_precision(double | (problem.condition > MOMENTS_CONDITION))
+    with np.errstate(over="ignore"):
+        stages = _stage(first, np.square(shifts).max(axis=0)), _stage(directions, np.square(offsets).sum(axis=1), True)
+        return Bounds(
+            reference,
+            np.ascontiguousarray(first.transpose(1, 2, 0).reshape(d, -1), FLOAT32),
+            shifts.reshape(-1).astype(FLOAT32),
+            packed_blocks(directions, FLOAT32, triangular=False),
+            stages,
+            _two_parts(offsets, FLOAT32),
+            {precision: _two_parts(problem.means, precision) for precision in {*densities, *moments}},
+            densities,
+            moments,
+            {precision: packed_blocks(factors, precision, triangular=True) for precision in densities},
+        )
+
+
+def _stage(directions: Array, far: Array, times_length: bool = False) -> Stage:
+    """far : (k,), squares of the means' projections, or of what is to be multiplied with the directions' lengths."""
+    _, d, m = directions.shape
+    rounding = 2 * m / RHO * ((d + 8) * 2.0**-24) ** 2
+    length = np.square(directions).sum(axis=1).max(axis=1)
+    offset = far * length if times_length else far
+    return Stage(directions, (rounding * length).astype(FLOAT32), (rounding * offset).astype(FLOAT32))
+
+
+def _two_parts(means: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    high = means.astype(dtype, order="C")
+    low = (means - high).astype(dtype, order="C")
+    return high, low[:0] if dtype == FLOAT64 else low
+
+
+def _by_precision(double: Array) -> dict[Any, Array]:
+    """Components (k,) of each precision that some have."""
+    found = {FLOAT32: np.flatnonzero(~double), FLOAT64: np.flatnonzero(double)}
+    return {precision: chosen for precision, chosen in found.items() if len(chosen)}
+
+
+def leading_directions(problem: GaussianProblem, m: int) -> Array:
+    """W_k = P_k V_k, (k, d, m), V_k about the leading eigenvectors of P_kᵀ S_k P_k, by subspace iteration.
+
+    S_k : the average covariance of the components, and of their means, about μ_k: so these are the directions along which
+    rows of other components are farthest, in units of component k. Any orthonormal V_k gives a bound: that these are not
+    exact eigenvectors does no harm.
+    """
+    factors, (k, d) = problem.factors, problem.means.shape
+    assert problem.covariances is not None
+    centre = problem.means.mean(axis=0)
+    about = problem.means - centre
+    spread = problem.covariances.mean(axis=0) + about.T @ about / k
+    flipped = np.ascontiguousarray(np.swapaxes(factors, 1, 2))
+    columns = np.random.default_rng(0).normal(size=(d, m))
+    found = np.broadcast_to(np.linalg.qr(columns)[0], (k, d, m))
+    for _ in range(ITERATIONS):
+        found = factors @ found
+        found = spread @ found + about[:, :, None] * (about[:, None] @ found)
+        found = np.linalg.qr(flipped @ found)[0]
+    return np.asarray(factors @ found)
