@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Arena:
 
         It begins at a cache line: a vector that straddles two lines is loaded twice.
         """
-        size = int(np.prod(shape)) * dtype.itemsize
+        size = prod(shape) * dtype.itemsize
         memory = self._memory.get(name)
         if memory is None or len(memory) < size + CACHE_LINE:
             memory = self._memory[name] = np.empty(size + CACHE_LINE, np.uint8)

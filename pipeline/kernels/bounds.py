@@ -13,27 +13,19 @@ from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.choice import FLOAT32_CONDITION
 from pipeline.kernels.pairs import packed_blocks
 from pipeline.kernels.skipping import RHO
+from pipeline.kernels.softmax import padded
 
-FIRST, SECOND, ITERATIONS = 3, 16, 4  # directions of the bounds; steps of the subspace iteration that finds them
+FIRST, SECOND, ITERATIONS = 3, 16, 2  # directions of the bounds; steps of the subspace iteration that finds them
 MOMENTS_CONDITION = 1e3  # of covariances whose moments are computed in float32: 1e-4 of the smallest eigenvalue
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-
-
-class Stage(NamedTuple):
-    """Directions of all components: w (k, d, m).  slope, offset : (k,) float32, of |y|² and constant: what is taken from a
-    squared distance for rounding.
-    """
-
-    directions: Array
-    slope: Array
-    offset: Array
 
 
 class Bounds(NamedTuple):
     """What all chunks of a pass need.
 
-    first : directions as (d, FIRST k) float32, a slab of k columns for each; shifts : (FIRST k,), the means' projections.
-    second : directions in blocks (kernels/pairs.py).  means : by precision, in two parts, and about the reference for bounds.
+    first : directions as (d, FIRST c) float32, a slab of c columns for each, c as of `padded`; shifts : (FIRST c,), the means'
+    projections.  second : directions in blocks (kernels/pairs.py).  slack : for both, slope and offset (k,) float32, of |y|² and
+    constant: what is taken from a squared distance for rounding.  about : the means about the reference.  means : by precision, in two parts.
     densities, moments : components by the precision of their densities and moments.  factors : in blocks, by precision.
     """
 
@@ -41,7 +33,7 @@ class Bounds(NamedTuple):
     first: Array
     shifts: Array
     second: tuple[Array, Array]
-    stages: tuple[Stage, Stage]
+    slack: tuple[tuple[Array, Array], tuple[Array, Array]]
     about: tuple[Array, Array]
     means: dict[Any, tuple[Array, Array]]
     densities: dict[Any, Array]
@@ -78,13 +70,13 @@ def bounds_of(problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
     densities = _by_precision(double | (problem.condition > FLOAT32_CONDITION))
     moments = _by_precision(double | (problem.condition > MOMENTS_CONDITION))
     with np.errstate(over="ignore"):
-        stages = _stage(first, np.square(shifts).max(axis=0)), _stage(directions, np.square(offsets).sum(axis=1), True)
+        slack = _slack(first, np.square(shifts).max(axis=0)), _slack(directions, np.square(offsets).sum(axis=1), True)
         return Bounds(
             reference,
-            np.ascontiguousarray(first.transpose(1, 2, 0).reshape(d, -1), FLOAT32),
-            shifts.reshape(-1).astype(FLOAT32),
+            _whole(first.transpose(1, 2, 0)).reshape(d, -1),
+            _whole(shifts).reshape(-1),
             packed_blocks(directions, FLOAT32, triangular=False),
-            stages,
+            slack,
             _two_parts(offsets, FLOAT32),
             {precision: _two_parts(problem.means, precision) for precision in {*densities, *moments}},
             densities,
@@ -93,13 +85,21 @@ def bounds_of(problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
         )
 
 
-def _stage(directions: Array, far: Array, times_length: bool = False) -> Stage:
+def _whole(values: Array) -> Array:
+    """Values (..., k) in float32, zeros behind them up to whole vectors."""
+    k = values.shape[-1]
+    out = np.zeros((*values.shape[:-1], padded(k, 4)), FLOAT32)
+    out[..., :k] = values
+    return out
+
+
+def _slack(directions: Array, far: Array, times_length: bool = False) -> tuple[Array, Array]:
     """far : (k,), squares of the means' projections, or of what is to be multiplied with the directions' lengths."""
     _, d, m = directions.shape
     rounding = 2 * m / RHO * ((d + 8) * 2.0**-24) ** 2
     length = np.square(directions).sum(axis=1).max(axis=1)
     offset = far * length if times_length else far
-    return Stage(directions, (rounding * length).astype(FLOAT32), (rounding * offset).astype(FLOAT32))
+    return (rounding * length).astype(FLOAT32), (rounding * offset).astype(FLOAT32)
 
 
 def _two_parts(means: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:

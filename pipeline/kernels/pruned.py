@@ -29,7 +29,7 @@ from pipeline.kernels.base import NOTHING_SKIPPED, GaussianProblem, GaussianSums
 from pipeline.kernels.bounds import FLOAT32, FLOAT64, Bounds, BoundsCache
 from pipeline.kernels.features import PAIRS
 from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, pair_distances, pair_moments, whole_vectors
-from pipeline.kernels.skipping import collect, grouped, lower_distances, pair_softmax, project_tile
+from pipeline.kernels.skipping import collect, filtered, grouped, lower_distances, pair_softmax, project_tile
 from pipeline.kernels.softmax import padded
 
 TAIL = 36.75  # nats: e^-TAIL = 1.1e-16
@@ -147,6 +147,11 @@ def near_joint(problem: GaussianProblem, x: Array, ranks: int, arena: Arena, cac
     return out
 
 
+def _padded(values: Array, width: int) -> Array:
+    """Values (k,) and zeros behind them."""
+    return np.concatenate([values, np.zeros(width - len(values), values.dtype)])
+
+
 def _by_component(values: Array, pairs: Pairs) -> Array:
     """(k,) sums."""
     sums = np.zeros(len(pairs.start) - 1)
@@ -191,30 +196,43 @@ class _Work:
     def candidates(self, tile: Tile) -> Pairs:
         """The pairs that are not ruled out."""
         bounds, n, k = self.bounds, len(tile.y), self.k
-        upper = self.arena.array("bounds", (n, k), FLOAT32)
+        upper = self.arena.array("bounds", (n, padded(k, 4)), FLOAT32)
         least, best = np.full(n, -np.inf, np.float32), np.full(n, -1)
         with np.errstate(over="ignore", invalid="ignore"):
-            projected = self.arena.array("projections", (PROJECTED, bounds.first.shape[1]), FLOAT32)
-            for rows in tiles(n, PROJECTED):
-                part = projected[: rows.stop - rows.start]
-                np.matmul(tile.y[rows], bounds.first, out=part)
-                slack = bounds.stages[0]
-                project_tile(part, bounds.shifts, tile.size[rows], slack.slope, slack.offset, upper[rows])
-            self._to_density(upper, np.arange(k))
+            self._project(tile, upper)
             self._raise(tile, upper, least, best)
-            pairs = self._collected(upper, least)
-            component = pairs.components
+            rows = self.arena.array("candidates", (n * k,), INT32)
+            start, skipped = np.zeros(k + 1, np.int64), np.empty(n, np.float32)
+            collect(upper, least, rows, start, skipped)
+            pairs = Pairs(rows[: start[-1]], start, skipped)
             square = np.empty(len(pairs.rows))
             scratch = self.arena.array("differences of bounds", (GROUP, self.d), FLOAT32)
             pair_distances(
                 tile.y, pairs.rows, pairs.start, np.arange(k), *bounds.about, *bounds.second, scratch, square
             )
-            slack = bounds.stages[1]
-            lower = lower_distances(square, pairs.rows, pairs.start, tile.size, slack.slope, slack.offset)
+            component = pairs.components
+            lower = lower_distances(square, pairs.rows, start, tile.size, *bounds.slack[1])
             self._to_density(lower, component)
-            upper[pairs.rows, component] = np.fmin(upper[pairs.rows, component], lower)
+            lower = np.fmin(upper[pairs.rows, component], lower)
+            upper[pairs.rows, component] = lower
             self._raise(tile, upper, least, best)
-        return self._collected(upper, least)
+            start = filtered(pairs.rows, start, upper[pairs.rows, component], least, skipped)
+        return Pairs(rows[: start[-1]], start, skipped)
+
+    def _project(self, tile: Tile, upper: Array) -> None:
+        """Write the bounds from the first directions. upper : (n, c), c as of `project_tile`."""
+        bounds, width = self.bounds, upper.shape[1]
+        projected = self.arena.array("projections", (PROJECTED, bounds.first.shape[1]), FLOAT32)
+        scale = np.full(width, -np.inf, FLOAT32)
+        scale[: self.k] = self.problem.log_scale if self.problem.df is None else 0.0
+        slack = [_padded(values, width) for values in bounds.slack[0]]
+        for rows in tiles(len(upper), PROJECTED):
+            part = projected[: rows.stop - rows.start]
+            np.matmul(tile.y[rows], bounds.first, out=part)
+            project_tile(part, bounds.shifts, tile.size[rows], slack[0], slack[1], scale, upper[rows])
+        upper[:, self.k :] = -np.inf  # also where a row overflows
+        if self.problem.df is not None:
+            self._to_density(upper[:, : self.k], np.arange(self.k))
 
     def _to_density(self, lower: Array, component: Array) -> None:
         """Replace -1/2 of lower bounds of squared distances by upper bounds of log densities, float32."""
@@ -253,12 +271,6 @@ class _Work:
                 upper[np.arange(len(upper)), now] = value + MARGIN + RELATIVE * np.abs(value)
             value = values.min(axis=0)
             least[:] = np.fmax(least, value - MARGIN - RELATIVE * np.abs(value) - TAIL)
-
-    def _collected(self, upper: Array, least: Array) -> Pairs:
-        rows = self.arena.array("candidates", (upper.size,), INT32)
-        start, skipped = np.zeros(self.k + 1, np.int64), np.empty(len(upper), np.float32)
-        collect(upper, least, rows, start, skipped)
-        return Pairs(rows[: start[-1]], start, skipped)
 
     def largest(self, pairs: Pairs, log_norm: Array) -> float:
         """The largest possible responsibility of pairs that are ruled out."""

@@ -5,47 +5,66 @@ Shapes: n rows, k components, m directions, p pairs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.exponential import at_least_lowest, exp
-from pipeline.kernels.vectors import put, view, wide, wide_lanes
+from pipeline.kernels.vectors import fma, highest, put, spread, view, where_less, wide, wide_lanes
 
 RHO = 2.0**-8
 SHRUNK = np.float32(1.0 - RHO - 2.0**-16)  # 1 - ρ of pruned.py, and the rounding of a sum of squares in float32
 GROWN = np.float32(1.0 + 2.0**-16)
 
 
-@kernel
+@exact_kernel
 def project_tile(
-    z: np.ndarray, shifts: np.ndarray, size: np.ndarray, slope: np.ndarray, offset: np.ndarray, out: np.ndarray
+    z: np.ndarray,
+    shifts: np.ndarray,
+    size: np.ndarray,
+    slope: np.ndarray,
+    offset: np.ndarray,
+    scale: np.ndarray,
+    out: np.ndarray,
 ) -> None:
-    """Write -1/2 of lower bounds of squared distances.
+    """Write scale - 1/2 of lower bounds of squared distances. c : k, rounded up to whole wide vectors.
 
     Parameters
     ----------
-    z : array, shape (n, m k), float32
-        Projections of the rows, a slab of k for each direction.
-    shifts : array, shape (m k,), float32
+    z : array, shape (n, m c), float32
+        Projections of the rows, a slab of c for each direction.
+    shifts : array, shape (m c,), float32
         Those of the means.
     size : array, shape (n,), float32
         Squared lengths of the rows.
-    slope, offset : arrays, shape (k,), float32
+    slope, offset : arrays, shape (c,), float32
         What is taken away for rounding: slope x size + offset.
-    out : array, shape (n, k), float32
+    scale : array, shape (c,), float32
+        -inf beyond k.
+    out : array, shape (n, c), float32
     """
-    n, k_total = out.shape
-    for i in range(n):
-        for k in range(k_total):
-            t = z[i, k] - shifts[k]
-            out[i, k] = t * t
-        for first in range(k_total, z.shape[1], k_total):
-            for k in range(k_total):
-                t = z[i, first + k] - shifts[first + k]
-                out[i, k] += t * t
-        s = size[i] * GROWN
-        for k in range(k_total):
-            out[i, k] = np.float32(-0.5) * (SHRUNK * out[i, k] - GROWN * (slope[k] * s + offset[k]))
+    n, c = out.shape
+    rows, means, of_size, constant, first, upper = (
+        view(z),
+        view(shifts),
+        view(slope),
+        view(offset),
+        view(scale),
+        view(out),
+    )
+    step = wide_lanes(rows)
+    for k in range(0, c, step):
+        start, by, more = wide(first, k), wide(of_size, k), wide(constant, k)
+        half, kept, grown = spread(-0.5, start), spread(SHRUNK, start), spread(GROWN, start)
+        for i in range(n):
+            t = wide(rows, (i, k)) - wide(means, k)
+            square = t * t
+            for at in range(c + k, z.shape[1], c):
+                t = wide(rows, (i, at)) - wide(means, at)
+                square = fma(t, t, square)
+            slack = fma(by, spread(size[i] * GROWN, start), more) * grown
+            put(upper, (i, k), fma(kept * square - slack, half, start))
 
 
 @kernel
@@ -81,27 +100,65 @@ def grouped(rows: np.ndarray, component: np.ndarray, k_total: int) -> tuple[np.n
 def collect(upper: np.ndarray, least: np.ndarray, rows: np.ndarray, start: np.ndarray, skipped: np.ndarray) -> None:
     """Write the pairs whose bound is not below the row's least, by component; NaN is not below.
 
-    upper : (n, k).  least : (n,).  rows : (n k,), its beginning is written.  start : (k + 1,), zeros.
-    skipped : (n,), the highest of the other bounds.
+    upper : (n, c), whole wide vectors, -inf beyond k.  least : (n,).  rows : (n k,), its beginning is written.
+    start : (k + 1,), zeros.  skipped : (n,), the highest of the other bounds.
     """
-    n, k_total = upper.shape
-    for i in range(n):
+    k_total = start.size - 1
+    bounds = view(upper)
+    step = wide_lanes(bounds)
+    for i in range(upper.shape[0]):
         bound, top = least[i], np.float32(-np.inf)
-        for k in range(k_total):
-            u = upper[i, k]
-            out = u < bound
-            start[k + 1] += 0 if out else 1
-            top = max(top, u if out else top)
+        for first in range(0, k_total, step):
+            peak = _peak(wide(bounds, (i, first)))
+            if peak < bound:  # so are all of this vector
+                top = max(top, peak)
+                continue
+            for k in range(first, min(first + step, k_total)):
+                if upper[i, k] < bound:
+                    top = max(top, upper[i, k])
+                else:
+                    start[k + 1] += 1
         skipped[i] = top
     for k in range(k_total):
         start[k + 1] += start[k]
     place = start[:-1].copy()
-    for i in range(n):
+    for i in range(upper.shape[0]):
         bound = least[i]
-        for k in range(k_total):
-            if not upper[i, k] < bound:
-                rows[place[k]] = i
-                place[k] += 1
+        for first in range(0, k_total, step):
+            if _peak(wide(bounds, (i, first))) < bound:
+                continue
+            for k in range(first, min(first + step, k_total)):
+                if not upper[i, k] < bound:
+                    rows[place[k]] = i
+                    place[k] += 1
+
+
+@exact_kernel
+def _peak(v: Any) -> Any:
+    """The largest of a vector; inf if one is NaN, which no comparison may rule out."""
+    return highest(where_less(v, spread(np.inf, v), v, spread(np.inf, v)))
+
+
+@exact_kernel
+def filtered(
+    rows: np.ndarray, start: np.ndarray, bound: np.ndarray, least: np.ndarray, skipped: np.ndarray
+) -> np.ndarray:
+    """Leave in `rows` the pairs whose bound is not below the row's least; return the new start (k + 1,).
+
+    bound : (p,).  skipped : (n,), raised to the highest of the other bounds.
+    """
+    out = np.zeros_like(start)
+    at = 0
+    for k in range(start.size - 1):
+        for p in range(start[k], start[k + 1]):
+            i = rows[p]
+            if bound[p] < least[i]:
+                skipped[i] = max(skipped[i], bound[p])
+            else:
+                rows[at] = i
+                at += 1
+        out[k + 1] = at
+    return out
 
 
 @exact_kernel
