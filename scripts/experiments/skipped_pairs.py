@@ -38,7 +38,7 @@ from pipeline.models.mixture import Mixture
 from pipeline.models.starts import in_step, starting
 
 K, SIDE, ITERATIONS = 200, 8, 20
-ROWS = 16_384  # that are timed
+ROWS = 2**15  # that are timed
 
 
 def photographs(init: str) -> tuple[Mixture, Any, np.ndarray]:
