@@ -128,7 +128,7 @@ def _override(override: str, root: type[Section]) -> tuple[tuple[str, ...], Any]
     parts = tuple(key.strip().split("."))
     if not separator or not all(parts):
         raise InputError(f"--set {override!r}: expected section.key=value, such as fit.max_iter=50.")
-    if len(parts) == 1 and (home := home_of(parts[0], root)):
+    if len(parts) == 1 and parts[0] not in root.model_fields and (home := home_of(parts[0], root)):
         raise InputError(f"--set {override!r}: expected section.key=value; did you mean {home}={value}?")
     if printable(value) != value:  # the name of a file that is no UTF-8, which YAML cannot have
         return parts, value

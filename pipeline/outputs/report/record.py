@@ -190,7 +190,8 @@ class Record:
     @property
     def noise(self) -> float | None:
         """Share of the noise rows; None in a model without noise."""
-        return float(self.array("noise")) if "noise" in self.parameters else None
+        one = "noise" in self.parameters and not self.model["noise"].ndim  # others have a noise of each feature
+        return float(self.array("noise")) if one else None
 
     @cached_property
     def representatives(self) -> np.ndarray:
