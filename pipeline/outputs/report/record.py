@@ -190,8 +190,9 @@ class Record:
     @property
     def noise(self) -> float | None:
         """Share of the noise rows; None in a model without noise."""
-        one = "noise" in self.parameters and not self.model["noise"].ndim  # others have a noise of each feature
-        return float(self.array("noise")) if one else None
+        return (
+            None if self.model.get("noise", np.zeros(1)).ndim else float(self.array("noise"))
+        )  # others have one of each feature
 
     @cached_property
     def representatives(self) -> np.ndarray:
