@@ -189,10 +189,8 @@ class Record:
 
     @property
     def noise(self) -> float | None:
-        """Share of the noise rows; None in a model without noise."""
-        return (
-            None if self.model.get("noise", np.zeros(1)).ndim else float(self.array("noise"))
-        )  # others have one of each feature
+        """Share of the noise rows; None in a model without a noise component (others have a noise of each feature)."""
+        return None if self.model.get("noise", np.zeros(1)).ndim else float(self.array("noise"))
 
     @cached_property
     def representatives(self) -> np.ndarray:
