@@ -257,7 +257,7 @@ def cost(
     summary = with_box(summary, timer.sum_over(mapped, timer.first)) if config.model.needs_box else summary
     timer.read_seconds = timer.pass_seconds(mapped, [], deadline.share(0.1))
     phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(looking, units), deadline.share(0.1)))]
-    whole = config.fit.init in ("explicit", "run") or config.data.labels is not None  # these speak of all components
+    whole = config.fit.init in ("explicit", "run") or config.data.labels is not None or config.model.by_unit
     found = few(plan.models * config.fit.n_init, mapped, len(timer.first), deadline.share(0.3) * engine.workers)
     if found is not None:
         found = found._replace(share=1.0) if whole else found
@@ -327,7 +327,7 @@ def _wrapped(jobs: Sequence[Any], units: Units | None) -> list[Any]:
 
 
 def _for_report(run: Run) -> tuple[BestRows, ...]:
-    return (BestRows(),) if isinstance(run.model, ClusterModel) else ()
+    return (BestRows(),) if run.model.represents else ()
 
 
 def _starts(

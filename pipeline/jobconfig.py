@@ -83,6 +83,8 @@ class Config(Section):
                 raise ValueError("output.standard_errors: are those of soft assignment; set it to false")
             if {"weights", "means"} <= set(model.fixed_parts):
                 raise ValueError("output.standard_errors: weights and means are both fixed; set it to false")
+        if self.data.labels is not None and not model.takes_labels:
+            raise ValueError(f"data.labels: rows of family {family} do not belong to one component; leave it out")
         if self.data.units is not None and not (model.by_unit or self.select.heldout):
             raise ValueError(
                 "data.units: is for select.heldout above 0, and for families that model units; leave it out, or set one"
@@ -92,10 +94,16 @@ class Config(Section):
     @model_validator(mode="after")
     def _can_choose(self) -> Config:
         fit, family, several = self.fit, self.model.family, len(self.model.candidates()) > 1
-        if not self.model.has_likelihood and (several or self.select != Select()):
+        criteria = self.model.criteria
+        if not criteria and (several or self.select != Select()):
             raise ValueError(
                 f"model: {family} has no likelihood to choose by; give one n_components and leave select out, or use a "
                 "family that has one"
+            )
+        if several and self.select.criterion not in criteria:
+            raise ValueError(
+                f"select.criterion: got {self.select.criterion}, which family {family} does not know; choose by "
+                f"{' or '.join(criteria)}"
             )
         if self.select.criterion == "heldout" and self.select.heldout == 0:
             raise ValueError(

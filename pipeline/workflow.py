@@ -32,7 +32,6 @@ from pipeline.fitting.driver import Driver
 from pipeline.fitting.plan import JobPlan, memory_plan, plan_job
 from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config, to_plain, validate
-from pipeline.models.clusters import ClusterModel
 from pipeline.outputs import checkpoint, model_store, partial
 from pipeline.outputs.coordinates import on_coordinates
 from pipeline.outputs.disk import Disk, disk_plan, refuse_full
@@ -311,9 +310,10 @@ def _to_the_end(job: Job, driver: Driver, summary: DataSummary, runs: list[Run])
 def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]) -> xr.Dataset:
     """The dataset of the best restart of a candidate: that of a job with this candidate alone."""
     run, order = best_run(restarts), None
-    if isinstance(run.model, ClusterModel):
+    assert run.final is not None
+    if (shares := run.model.shares(run.params, run.final.stats)) is not None:
         named = job.config.fit.is_supplied or job.config.data.labels is not None
-        order = np.arange(run.model.n_components) if named else model_store.canonical_order(run)
+        order = np.arange(len(shares)) if named else model_store.canonical_order(run)
         if summary.statistics is not None and summary.statistics.order is not None:
             order = summary.statistics.order
     sample = driver.plan.sample_rows[run.candidate]

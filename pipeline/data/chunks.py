@@ -150,6 +150,11 @@ class Chunks:
         rows = int(np.diff(self.source.bounds).max())
         return rows * self.source.n_features * compute_dtype(self.source.dtype).itemsize
 
+    def longest_unit(self) -> int:
+        """Return the rows of the longest unit; 1 where each row is one."""
+        starts = self.source.units()
+        return 1 if starts is None else int(np.diff(starts, append=self.n_rows).max())
+
     def decoding(self) -> tuple[int, str]:
         """Return the bytes that a read needs beside three times its chunk, at most, and what would make it fewer."""
         n_bytes, advice = self.source.decoding()

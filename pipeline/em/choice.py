@@ -39,11 +39,19 @@ def criteria(model: LatentModel, evidence: Evidence, total: float) -> dict[str, 
 
 
 def held_out(rows: HeldOut) -> dict[str, float]:
-    """Return the results on held-out rows. heldout : log-likelihood, nats per row; higher is better."""
-    return {
+    """Return the results on held-out rows.
+
+    heldout : log-likelihood, nats per row; higher is better.  heldout_perplexity : of bags of words, exp(-nats per word), without
+    the multinomial coefficients.
+    """
+    found = {
         "heldout": rows.log_likelihood / rows.weight if rows.weight else float("nan"),
         "heldout_weight": rows.weight,
     }
+    if rows.words:
+        assert rows.log_coefficient is not None
+        found["heldout_perplexity"] = float(np.exp((rows.log_coefficient - rows.log_likelihood) / rows.words))
+    return found
 
 
 def restarts(runs: Sequence[Run], chosen: Run) -> list[dict[str, Any]]:
@@ -110,6 +118,8 @@ def _entry(run: Run, group: Sequence[Run], total: float) -> dict[str, Any]:
     model, final = run.model, run.final
     assert final is not None
     entry: dict[str, Any] = {"name": model.label, **model.facts(), **criteria(model, final.evidence, total)}
+    if final.evidence.log_likelihood is None and (reported := model.reported(final.totals, run.params)) is not None:
+        entry[f"final_{model.words.series}"] = reported
     if "held_out" in final.attached:
         entry |= held_out(final.attached["held_out"])
     collapsed = len(model.collapsed(run.params, model.counts(final.stats))) if isinstance(model, ClusterModel) else 0

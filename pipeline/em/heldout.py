@@ -71,10 +71,16 @@ class Units:
 @stored
 @dataclass(frozen=True)
 class HeldOut(Additive):
-    """Held-out rows. weight : sum of weights.  log_likelihood : total nats."""
+    """Held-out rows, weighted.
+
+    weight : sum of weights.  log_likelihood : total nats, or a bound below it.  words, log_coefficient : of bags of words, their
+    number and the log multinomial coefficients in the log-likelihood; else None.
+    """
 
     weight: float
     log_likelihood: float
+    words: float | None = None
+    log_coefficient: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,29 @@ class HeldOutRows:
         assert rows.whole is not None and rows.weight is not None, "rows are held out by OnTheOthers"
         weight = np.ones(rows.n) if rows.whole.weight is None else rows.whole.weight
         out = (weight > 0) & (rows.weight == 0)
-        score = model.score_rows(params, rows.x[out], kernels)
-        return HeldOut(float(weight[out].sum()), weighted_total(weight[out], score))
+        if rows.units is not None:
+            return self._of_units(model, params, rows, weight, out, kernels)
+        x, w = rows.x[out], weight[out]
+        score = model.score_rows(params, x, kernels)
+        of_words = [float(w @ each) for each in model.words_of(x) or ()]
+        return HeldOut(float(w.sum()), weighted_total(w, score), *of_words)
+
+    def _of_units(self, model: Any, params: Any, rows: Rows, weight: Array, out: Array, kernels: Any) -> HeldOut:
+        """As of rows: the likelihood of a row depends on the others of its unit."""
+        assert rows.units is not None
+        lengths = np.diff(rows.units, append=rows.n)
+        chosen = np.maximum.reduceat(out, rows.units)
+        if not chosen.any():
+            return HeldOut(0.0, 0.0)
+        of_rows = np.repeat(chosen, lengths)
+        bad, label = (None if column is None else column[of_rows] for column in (rows.bad, rows.label))
+        units = np.append(0, np.cumsum(lengths[chosen])[:-1])
+        own = Rows(rows.x[of_rows], weight[of_rows], 0, bad, label, units=units)
+        evidence = model.e_step(params, own, kernels).evidence
+        return HeldOut(evidence.weight, evidence.log_likelihood)
 
     def nbytes(self, model: Any) -> int:
-        return 16
+        return 32
 
 
 @dataclass(frozen=True)

@@ -223,11 +223,11 @@ def _entry(run: Run, total: Totals, after: Any) -> Entry:
     comparable = run.history and run.settled and not accumulator.fallback and bounded and not mixed
     rate = rate_of(run.history[-1].fisher_norm, norm) if comparable else np.nan
     rates = [*(earlier.rate for earlier in run.history), rate]
-    log_likelihood = total.evidence.log_likelihood
+    reported = model.reported(total, run.params)
     return Entry(
         objective=_objective(run, total),
         weight=total.evidence.weight,
-        log_likelihood=np.nan if mixed or log_likelihood is None else float(log_likelihood),
+        log_likelihood=np.nan if mixed or reported is None else float(reported),
         entropy=float(total.evidence.entropy) if bounded else np.nan,
         lower_bound=model.bound(total, after) if bounded else np.nan,
         traced=model.trace(total.stats),

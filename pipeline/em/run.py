@@ -25,7 +25,8 @@ class Entry(NamedTuple):
     weight : float
         Sum of the rows' weights.
     log_likelihood, entropy : float
-        At the E-step, total nats; NaN if the model does not know it, or if blocks had different parameters.
+        At the E-step, total nats; NaN if the model does not know it, or if blocks had different parameters. A model that knows
+        a bound only has it in place of the log-likelihood.
     lower_bound : float
         F(q_t, theta_{t+1}), after the M-step; NaN for models without a bound.
     traced : mapping of str to array
@@ -123,8 +124,8 @@ class Run:
 
     @property
     def log_likelihood(self) -> float:
-        """Log-likelihood of the final parameters, else of the last E-step, total nats; NaN if unknown."""
+        """Log-likelihood (or the bound) of the final parameters, else of the last E-step, total nats; NaN if unknown."""
         if self.final is None:
             return self.history[-1].log_likelihood if self.history else np.nan
-        found = self.final.evidence.log_likelihood
+        found = self.model.reported(self.final.totals, self.params)
         return np.nan if found is None else float(found)

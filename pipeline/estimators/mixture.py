@@ -26,7 +26,6 @@ from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import Config, validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import LatentModel
-from pipeline.models.clusters import ClusterModel
 from pipeline.models.families import FAMILIES
 from pipeline.models.family import ClusterSection, FamilySection
 from pipeline.models.mixture import Mixture
@@ -59,8 +58,8 @@ class Predicted:
         """Return (n,), or (n, k) for log_resp. x : (n, d)."""
         if self.what == "score":
             return self.model.score_rows(self.params, x, KERNELS)
-        assert isinstance(self.model, ClusterModel)
-        return np.concatenate([getattr(found, self.what) for _, found in self.model.assign(self.params, x, KERNELS)])
+        model: Any = self.model  # one that `represents`
+        return np.concatenate([getattr(found, self.what) for _, found in model.assign(self.params, x, KERNELS)])
 
 
 class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -239,6 +238,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         table = self._table(X, reset=statistics is None, least=1 if statistics else 2)
         with value_errors():
             labels, column = _labels(y, table), column_of(sample_weight, table)
+            if labels is not None and not self.section.takes_labels:
+                raise ValueError("y: rows do not belong to one component. Leave it out.")
             # The clusters of a K-means of all rows would not have the numbers of the known labels.
             as_peer = self.init_params == "kmeans" and self.method == "em" and labels is None and statistics is None
             as_peer = as_peer and not _adapts(self._section())
@@ -315,6 +316,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return found.astype(np.int64) if what == "label" else found
 
     def _total(self, X: Any) -> tuple[float, int]:
+        if "bic" not in self.section.criteria:
+            raise ValueError(f"aic, bic: the {self.section.words.name} has a bound only. Compare score on other rows.")
         scores = self.score_samples(X)
         return float(scores.sum()), scores.shape[0]
 
@@ -333,7 +336,7 @@ def estimator_of(family: str) -> Any:
 def mixture_class(name: str) -> type[MixtureEstimator] | None:
     """Return the Python class of the family whose class has this name, such as PoissonMixture; None where there is none."""
     families = (each for each in FAMILIES if each != OUTSIDE and _class_name(each) == name)
-    return next((estimator_of(each) for each in families if FAMILIES[each].has_likelihood), None)
+    return next((estimator_of(each) for each in families if FAMILIES[each].criteria), None)
 
 
 def _class_name(family: str) -> str:

@@ -232,7 +232,7 @@ class Driver:
 
         final: list[Attachment] = []
         if self.sink.listens:
-            final.append(BestRows() if isinstance(runs[0].model, ClusterModel) else WorstRows(OUTLIERS))
+            final.append(BestRows() if runs[0].model.represents else WorstRows(OUTLIERS))
         if self.config.select.heldout and not refit:
             final.append(HeldOutRows())
         return em(runs, evaluate, Limits(fit.max_iter or 0, fit.tol or 0.0), summary.n_rows, method, tuple(final))

@@ -113,8 +113,10 @@ def _sample_rows(k: int, n_features: int) -> int:
 
 
 def _searches(config: Config, models: tuple[LatentModel, ...]) -> bool:
-    """Whether there is a search: not from user-supplied starts, nor with fixed locations."""
+    """Whether there is a search: not from user-supplied starts, nor with fixed locations, nor of whole units."""
     if config.fit.method == "em" or config.fit.is_supplied:
+        return False
+    if config.model.by_unit:  # rows of a sample have no units
         return False
     return all(isinstance(model, ClusterModel) and model.location not in model.fixed for model in models)
 
@@ -156,10 +158,14 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     # A round of k-means|| draws 2K rows; the candidates of all rounds are dense, and looked up in a form of their own.
     drawn = 2 * k * d * 8 if config.fit.init == "k-means||" and not job.searches else 0
     drawing = task(drawn, jobs=n_init * len(job.models)) + 2 * ROUNDS * drawn
-    fitting = max(task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, jobs=n_init))
+    longest = chunks.longest_unit() if config.model.by_unit else 0
+    of_unit = longest * max(model.unit_bytes() for model in job.models)
+    fitting = max(task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, jobs=n_init) + of_unit)
     # A block of labels is filled and concatenated while two finished ones wait to be written.
-    labelling = task(0) + 4 * min(BLOCK_ROWS, chunks.n_rows) * max(
-        label_bytes(model, config.output.top_k) for model in job.models
+    labelling = (
+        task(0)
+        + of_unit
+        + 4 * min(BLOCK_ROWS, chunks.n_rows) * max(label_bytes(model, config.output.top_k) for model in job.models)
     )
     # Rows for the search are sampled, then put in order: for a moment they are there twice.
     in_memory = 2 * max(job.search_rows, default=0) * row_bytes(chunks)
@@ -179,6 +185,8 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     driver += min(UNRETURNED, 4 * chunks.pass_bytes()) if imports else 0  # in proportion, where there are few rows
     each, processes = max(fitting, labelling, errors), uses_processes(engine)
     advice = advice if decoding > chunks.chunk_bytes else SMALLER_CHUNKS
+    if of_unit > TILE_BYTES:
+        advice += f", split the longest unit, of {longest} rows, in data.units (a unit is in one chunk, whole)"
     return plan(engine.memory, engine.workers, each, chunks.chunk_bytes, driver, processes, imports, advice)
 
 

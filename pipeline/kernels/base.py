@@ -179,6 +179,46 @@ class CountsSums(NamedTuple):
     log_coefficient: float
 
 
+class TopicsProblem(NamedTuple):
+    """The parameters of latent Dirichlet allocation, as a pass needs them.
+
+    Parameters
+    ----------
+    alpha : array, shape (k,), float64
+        Of the Dirichlet distribution of a document's topics.
+    log_prob : array, shape (k, v), float64
+        Fortran order saves a copy.
+    tol : float
+        Nats that the bound of a document may still gain when its iterations end.
+    shares : bool
+        Whether the topics of each document are wanted.
+    """
+
+    alpha: Array
+    log_prob: Array
+    tol: float
+    shares: bool = False
+
+
+class TopicsSums(NamedTuple):
+    """What a pass of latent Dirichlet allocation returns: numbers of each row, and weighted sums over rows.
+
+    bound : (n,) of log p(x), nats; -inf for a row that no topic can produce, which adds nothing.  shares : (n, k) expected
+    shares of the topics, or (0, k).  sum_x : (k, v) expected counts, Fortran order.  sum_theta, sum_log_theta : (k,) of
+    E theta and E log theta.  entropy : of q, total nats.  constant : of the expected log joint, the terms without parameters,
+    total nats.  steps : of all documents.  All float64.
+    """
+
+    bound: Array
+    shares: Array
+    sum_x: Array
+    sum_theta: Array
+    sum_log_theta: Array
+    entropy: float
+    constant: float
+    steps: int
+
+
 class LloydSums(NamedTuple):
     """What a Lloyd pass returns: two numbers a row, and sums over rows.
 
@@ -230,6 +270,9 @@ class Kernels(Protocol):
 
     def counts_log_joint(self, problem: CountsProblem, x: Any) -> Array:
         """(n, k) float64 array of log π_k + log p(x | k), nats. x : (n, v) counts, CSR or dense."""
+
+    def topics_pass(self, problem: TopicsProblem, x: Any, weight: Array | None) -> TopicsSums:
+        """Mean-field E-step of latent Dirichlet allocation on one chunk. x : (n, v) counts, CSR or dense.  weight : (n,)."""
 
     def lloyd_pass(self, x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
         """One pass of Lloyd's algorithm over one chunk.

@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.dtypes import Array, compute_dtype
-from pipeline.kernels import choice, counts, gaussian, nearest
+from pipeline.kernels import choice, counts, gaussian, nearest, topics
 from pipeline.kernels.arena import ArenaPool
-from pipeline.kernels.base import CountsProblem, CountsSums, GaussianProblem, GaussianSums, LloydSums
+from pipeline.kernels.base import (
+    CountsProblem,
+    CountsSums,
+    GaussianProblem,
+    GaussianSums,
+    LloydSums,
+    TopicsProblem,
+    TopicsSums,
+)
 from pipeline.kernels.bounds import BoundsCache
 from pipeline.kernels.pruned import near_joint
 
@@ -50,6 +58,10 @@ class CpuKernels:
 
     def counts_log_joint(self, problem: CountsProblem, x: Any) -> Array:
         return counts.counts_log_joint(problem, x)
+
+    def topics_pass(self, problem: TopicsProblem, x: Any, weight: Array | None) -> TopicsSums:
+        with self._arenas.checkout() as arena:
+            return topics.topics_pass(problem, x, weight, arena)
 
     def lloyd_pass(self, x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
         return nearest.lloyd_pass(x, weight, centers, shift, first)

@@ -20,11 +20,9 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Rows
 from pipeline.errors import InputError
 from pipeline.kernels.base import NOTHING_SKIPPED, Skipped
-from pipeline.models import schema
+from pipeline.models import lengths, schema
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
-
-STEPS = (1e-3, 1e-4, 1e-5, 1e-6)  # of the statistics: how far `change_norm` follows a change, the first that it can
 
 
 @stored
@@ -168,12 +166,21 @@ class LatentModel(ABC):
         What the model needs of every E-step.
     traced : mapping of str to tuple of str
         Series that `trace` returns for each iteration, with their dimensions.
+    location : str
+        The field that says where components are, shape (k, d); empty without components.
+    represents : bool
+        Whether it says which components a row belongs to: by `assign` and `representatives`, as those of `ClusterModel`.
+    starts_as : LatentModel or None
+        A model with labels, from whose start `started` makes one of this model; None if the model has its own, `start`.
     """
 
     family: ClassVar[str]
     words: ClassVar[Words]
     traced: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     has_bound: ClassVar[bool] = True
+    location: ClassVar[str] = ""
+    represents: ClassVar[bool] = False
+    starts_as: Any = None
     fixed: tuple[str, ...] = ()
 
     @property
@@ -266,6 +273,19 @@ class LatentModel(ABC):
         value = self.bound(totals, params) if log_likelihood is None else log_likelihood
         return value + self.log_prior(params)
 
+    def reported(self, totals: Totals, params: Any) -> float | None:
+        """Return log p(X), total nats, or the bound below it where the E-step does not know it; None without a bound."""
+        known = totals.evidence.log_likelihood
+        return self.bound(totals, params) if known is None and self.has_bound else known
+
+    def shares(self, params: Any, stats: Any) -> Array | None:
+        """Return the share of the rows of each component, shape (k,); None without components."""
+        return None
+
+    def words_of(self, x: Matrix) -> tuple[Array, Array] | None:
+        """Return numbers of words and log multinomial coefficients of rows, (n,) each; None unless rows are bags of words."""
+        return None
+
     def score_rows(self, params: Any, x: Matrix, kernels: Any) -> Array:
         """Return the score of new rows, as in `Expectation`: log p(x), nats, shape (n,)."""
         return self.e_step(params, Rows(x), kernels).score
@@ -303,32 +323,14 @@ class LatentModel(ABC):
     def fisher_norm(self, totals: Totals, params: Any, new: Any) -> float:
         """Return the length of the M-step from `params` to `new`: 0 exactly where EM moves nothing.
 
-        sqrt of Δᵀ I Δ, where I is the Fisher information of the complete data per row at `params`. To second order the step
-        raises the expected log joint by half its square, which is computed here; models with a closed form avoid the
+        sqrt of Δᵀ I Δ, I the Fisher information of the complete data per row. By differences; a closed form avoids the
         rounding of large sums. [Dempster, Laird and Rubin 1977, sec. 3]
         """
-        gain = self._q(totals.stats, new) - self._q(totals.stats, params)
-        return float(np.sqrt(max(0.0, 2.0 * gain / totals.evidence.weight)))
+        return lengths.of_step(self, totals, params, new)
 
     def change_norm(self, change: Totals, totals: Totals, params: Any) -> float:
-        """Return the Fisher norm of the change of the M-step's parameters by a small change of the statistics.
-
-        params : the M-step of `totals`. By differences: the expected log joint is highest at `params`, and falls by
-        half the square of a small step. NaN if even the smallest step leads to invalid parameters.
-        """
-        size, moved = size_of(totals.stats), size_of(change.stats)
-        if moved == 0:
-            return 0.0
-        for step in (size / moved * relative for relative in STEPS):
-            stats = totals.stats + change.stats * step
-            new = self.m_step(stats, params)
-            if self.is_valid(new, stats):
-                fall = self._q(totals.stats, params) - self._q(totals.stats, new)
-                return float(np.sqrt(max(0.0, 2.0 * fall / totals.evidence.weight)) / step)
-        return np.nan
-
-    def _q(self, stats: Any, params: Any) -> float:
-        return self.expected_log_joint(stats, params) + self.log_prior(params)
+        """Return the Fisher norm of the change of the M-step's parameters, `params`, by a small change of the statistics."""
+        return lengths.of_change(self, change, totals, params)
 
     def trace(self, stats: Any) -> dict[str, Array]:
         """Return the series of `traced` at one iteration."""
@@ -367,6 +369,10 @@ class LatentModel(ABC):
         """Return the bytes of an E-step's result for one chunk: statistics and attachments."""
         return self.statistics_bytes() + sum(attachment.nbytes(self) for attachment in self.attachments)
 
+    def unit_bytes(self) -> int:
+        """Return the bytes that an E-step needs for each row of the longest unit, in families `by_unit`."""
+        return 0
+
     def score_products(self, params: Any, fully: bool) -> Any:
         """Return the job whose sum gives standard errors (models/information.py), for families that have them.
 
@@ -386,13 +392,6 @@ def weighted_total(weight: Array | None, values: Array) -> float:
     with np.errstate(invalid="ignore"):  # 0 x inf
         total = float(weight @ values)
     return total if np.isfinite(total) else float(weight @ np.where(weight > 0, values, 0.0))
-
-
-def size_of(stats: Any) -> float:
-    """Return the Euclidean length of all numbers of a value that adds."""
-    values = [part for part in stats._values() if part is not None]
-    squares = (size_of(v) ** 2 if isinstance(v, Additive) else float(np.sum(np.square(v))) for v in values)
-    return float(np.sqrt(sum(squares)))
 
 
 @dataclass(frozen=True)

@@ -125,16 +125,46 @@ class WorstRows:
 
 @dataclass(frozen=True)
 class BestRows:
-    """Attachment: the rows with the highest responsibilities of each component."""
+    """Attachment: the rows with the highest responsibilities of each component, for models that `represents`."""
 
     limit: int = 5
     name: ClassVar[str] = "representatives"
 
-    def of(self, model: ClusterModel, params: Any, rows: Rows, found: Expectation, kernels: Any) -> Representatives:
-        return model.representatives(params, rows, found, self.limit, kernels)
+    def of(self, model: Any, params: Any, rows: Rows, found: Expectation, kernels: Any) -> Representatives:
+        best: Representatives = model.representatives(params, rows, found, self.limit, kernels)
+        return best
 
-    def nbytes(self, model: ClusterModel) -> int:
-        return 8 * model.n_components * self.limit * (3 + model.n_features)
+    def nbytes(self, model: Any) -> int:
+        return 8 * int(model.sizes["component"]) * self.limit * (3 + int(model.sizes["feature"]))
+
+
+def ranked_arrays(top_k: int) -> dict[str, RowArray]:
+    """Return the arrays of labels.zarr with the largest responsibilities of rows, or shares of components; none for top_k 0."""
+    if not top_k:
+        return {}
+    return {
+        "top_component": RowArray("int32", -1, ranked=True),
+        "top_responsibility": RowArray("float32", np.nan, ranked=True),
+    }
+
+
+def top_ranked(log_share: Array, top_k: int) -> dict[str, Array]:
+    """Return the content of `ranked_arrays`. log_share : (n, k)."""
+    if not top_k:
+        return {}
+    top = np.argsort(-log_share, axis=1, kind="stable")[:, :top_k]
+    share = np.exp(np.take_along_axis(log_share, top, axis=1))
+    return {"top_component": top.astype(np.int32), "top_responsibility": share.astype(np.float32)}
+
+
+def predicted(model: Any, params: Any, x: Matrix, top_k: int, kernels: Any) -> dict[str, Array]:
+    """Return the arrays of labels.zarr, by name, of a model that has `assign`."""
+    parts: dict[str, list[Array]] = {name: [] for name in model.row_arrays(top_k)}
+    for _, found in model.assign(params, x, kernels):
+        ranked = top_ranked(found.log_resp, top_k)
+        for name, value in {model.words.score: found.score, "label": found.label, **ranked}.items():
+            parts[name].append(value)
+    return {name: np.concatenate(part) for name, part in parts.items()}
 
 
 class ClusterModel(LatentModel):
@@ -159,6 +189,7 @@ class ClusterModel(LatentModel):
     of_centers: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort()
+    represents: ClassVar[bool] = True
     traced: ClassVar[Mapping[str, tuple[str, ...]]] = {"n_effective": ("component",)}
 
     @property
@@ -212,25 +243,11 @@ class ClusterModel(LatentModel):
         """Yield labels and scores of rows, tile by tile."""
 
     def row_arrays(self, top_k: int) -> dict[str, RowArray]:
-        ranked = {
-            "top_component": RowArray("int32", -1, ranked=True),
-            "top_responsibility": RowArray("float32", np.nan, ranked=True),
-        }
-        label = {"label": RowArray("int32", -1)}
-        return {**super().row_arrays(top_k), **(ranked if top_k else {}), **label}
+        return {**super().row_arrays(top_k), **ranked_arrays(top_k), "label": RowArray("int32", -1)}
 
     def predict(self, params: Any, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
         """Return labels, scores and the highest responsibilities; a row with a known label has that label."""
-        parts: dict[str, list[Array]] = {name: [] for name in self.row_arrays(top_k)}
-        for _, found in self.assign(params, rows.x, kernels):
-            parts[self.words.score].append(found.score)
-            parts["label"].append(found.label)
-            if top_k:
-                top = np.argsort(-found.log_resp, axis=1, kind="stable")[:, :top_k]
-                parts["top_component"].append(top.astype(np.int32))
-                share = np.exp(np.take_along_axis(found.log_resp, top, axis=1))
-                parts["top_responsibility"].append(share.astype(np.float32))
-        arrays = {name: np.concatenate(part) for name, part in parts.items()}
+        arrays = predicted(self, params, rows.x, top_k, kernels)
         if (known := self.checked_labels(rows)) is not None:
             arrays["label"] = np.where(known >= 0, known, arrays["label"]).astype(np.int32)
         return arrays

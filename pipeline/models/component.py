@@ -52,6 +52,8 @@ class Component(ABC):
     unit_rows : bool
         As of `ClusterModel`.
     search : SearchEffort
+    has_own_latents : bool
+        Whether it has latent variables beside the label, so that `statistics` of responsibilities are not those of its E-step.
     impossible_advice : str
         What to do about a row that no component can produce.
     """
@@ -64,6 +66,7 @@ class Component(ABC):
     location: ClassVar[str]
     unit_rows: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort()
+    has_own_latents: ClassVar[bool] = False
     impossible_advice: ClassVar[str] = ""
 
     @property

@@ -30,8 +30,10 @@ class FamilySection(Variant):
         The values of `fit.assignment` that it takes; the first is what null means.
     methods, inits : tuple of str
         The values of `fit.method` and `fit.init` that it takes.
-    has_likelihood : bool
-        Whether there is a likelihood to choose by.
+    criteria : tuple of str
+        The values of `select.criterion` that it takes; those of a likelihood by default, none without one.
+    takes_labels : bool
+        Whether `data.labels` is for it: whether a row belongs to one component.
     counts : bool
         Whether rows must be counts of 0 or more, which are never preprocessed.
     sparse : bool
@@ -56,7 +58,8 @@ class FamilySection(Variant):
     assignments: ClassVar[tuple[str, ...]] = ("soft", "hard")
     methods: ClassVar[tuple[str, ...]] = ("auto", "em", "incremental")
     inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "near-mean", "labels", "explicit", "run")
-    has_likelihood: ClassVar[bool] = True
+    criteria: ClassVar[tuple[str, ...]] = ("bic", "aic", "icl", "heldout")
+    takes_labels: ClassVar[bool] = False
     counts: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
     by_unit: ClassVar[bool] = False
@@ -137,12 +140,13 @@ class FamilySection(Variant):
 
 
 class ClusterSection(FamilySection):
-    """A family with components: mixtures and K-means."""
+    """A family with components, such as mixtures and K-means."""
 
     n_components: OneOrMore[Annotated[int, Field(ge=1)]] = Field(
         (8,), description="how many components or clusters, or a list such as [5, 10, 20] to choose from (see select)"
     )
 
+    takes_labels: ClassVar[bool] = True
     template_help: ClassVar[str] = (
         "Set data.source and data.path to your data, and model.n_components to how many you look for."
     )

@@ -170,7 +170,7 @@ def starting(
     ----------
     model : LatentModel
     init : str
-        As fit.init; a model without components has its own start, and explicit parameters.
+        As fit.init; a model without labels has explicit parameters, and a start of its own or that of its `starts_as`.
     n_init, seed : int
     summary : Summary
         Moments and a sample of the rows.
@@ -189,7 +189,10 @@ def starting(
         return [model.params_from_arrays(arrays)] * n_init
     generators = [np.random.default_rng([seed, restart]) for restart in range(n_init)]
     if not isinstance(model, ClusterModel):
-        return [model.start(summary, rng) for rng in generators]
+        if model.starts_as is None:
+            return [model.start(summary, rng) for rng in generators]
+        found = yield from starting(model.starts_as, init, n_init, seed, summary, kernels, labels, arrays, some_known)
+        return [model.started(params) for params in found]  # type: ignore[attr-defined]  # where there is a `starts_as`
     if init == "labels":
         return from_hard(model, (yield [HardStart(model, None, labels)])) * n_init
     known = (yield [SumKnown(model)])[0] if some_known else None

@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,17 @@ class LabelBlock:
     def of_rows(self, chunk: Rows, first: int, last: int, kernels: Any) -> dict[str, Array]:
         """Return the arrays of rows first:last of a loaded chunk, by name."""
         rows = slice(first, last)
-        label = None if chunk.label is None else chunk.label[rows]
-        part = Rows(chunk.x[rows], start=chunk.start + rows.start, label=label)
-        block = self.model.predict(self.params, part, self.top_k, kernels)
+        if chunk.units is None:
+            label = None if chunk.label is None else chunk.label[rows]
+            part = Rows(chunk.x[rows], start=chunk.start + rows.start, label=label)
+            block = self.model.predict(self.params, part, self.top_k, kernels)
+        else:  # units are whole in a chunk, and not in a block of labels
+            part = replace(chunk, weight=None)
+            whole = self.model.predict(self.params, part, self.top_k, kernels)
+            block = {name: value[rows] for name, value in whole.items()}
         if chunk.bad is not None and (bad := chunk.bad[rows]).any():
             if not self.drop:
-                row = part.start + int(bad.argmax())
+                row = chunk.start + rows.start + int(bad.argmax())
                 raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows=drop.")
             for name, array in self.model.row_arrays(self.top_k).items():
                 block[name][bad] = array.fill

@@ -43,8 +43,8 @@ OUTLIERS, OUTLIER_WORDS = 10, 8  # at most
 def canonical_order(run: Run) -> Array:
     """Return components by decreasing weight, ties by position: old indices in their new order, (k,) int64."""
     model = run.model
-    assert run.final is not None and isinstance(model, ClusterModel)
-    weight = run.params.weights if "weights" in model.fields else model.counts(run.final.stats)
+    assert run.final is not None
+    weight = np.asarray(model.shares(run.params, run.final.stats))
     positions = model.arrays(run.params)[model.location]
     return np.lexsort([*positions.reshape(len(weight), -1).T[::-1], -weight]).astype(np.int64)
 
@@ -68,7 +68,7 @@ def build_dataset(
 
     run = run if order is None else _reordered(run, order)
     variables = _parameters(run, order) | _history(run) | _outliers(run)
-    if order is not None:
+    if run.model.represents:
         variables |= _representatives(run)
     variables |= _preprocessing(summary.affine) | _hyperparameters(run.model) | _dimensioned(_statistics(run))
     if not source.sparse:
@@ -80,9 +80,11 @@ def build_dataset(
 def _reordered(run: Run, order: Array) -> Run:
     final, model = run.final, run.model
     assert final is not None
-    found = final.attached["representatives"]
-    fields = {name: getattr(found, name)[order] for name in ("row", "log_resp", "log_joint", "x")}
-    attached = {**final.attached, "representatives": replace(found, **fields)}
+    attached = dict(final.attached)
+    if model.represents:
+        found = attached["representatives"]
+        fields = {name: getattr(found, name)[order] for name in ("row", "log_resp", "log_joint", "x")}
+        attached["representatives"] = replace(found, **fields)
     traced = {name: schema.Field(dims) for name, dims in model.traced.items()}
     history = tuple(entry._replace(traced=schema.selected(traced, entry.traced, order)) for entry in run.history)
     params = model.params(**schema.selected(model.fields, model.arrays(run.params), order))
@@ -92,17 +94,20 @@ def _reordered(run: Run, order: Array) -> Run:
 def _parameters(run: Run, order: Array | None) -> dict[str, Any]:
     model = run.model
     named = {name: (model.fields[name].dims, value) for name, value in model.arrays(run.params).items()}
-    if isinstance(model, ClusterModel) and "weights" not in named:
-        assert run.final is not None
-        named["weights"] = (("component",), model.shares(run.params, run.final.stats)[order])
-    return named
+    assert run.final is not None
+    shares = None if "weights" in named else model.shares(run.params, run.final.stats)
+    return named if shares is None else {**named, "weights": (("component",), shares[order])}
 
 
 def _history(run: Run) -> dict[str, Any]:
     bounded = ("log_likelihood", "lower_bound", "entropy", "rate", "remaining_gain")
     names = ("fisher_norm", *(bounded if run.model.has_bound else ()))
     series: dict[str, Any] = {
-        name: (("iteration",), np.array([getattr(entry, name) for entry in run.history])) for name in names
+        run.model.words.series if name == "log_likelihood" else name: (
+            ("iteration",),
+            np.array([getattr(entry, name) for entry in run.history]),
+        )
+        for name in names
     }
     objective, plain = (np.array([getattr(e, name) for e in run.history]) for name in ("objective", "log_likelihood"))
     differs = (np.abs(objective - plain) > 1e-9 * np.abs(plain)).any() or np.isnan(plain).all()
@@ -214,8 +219,9 @@ def _attributes(
         "versions": {name: version(name) for name in ("em-pipeline", "numpy", "scipy", "zarr")},
     }
     attributes |= model.facts() | criteria(model, final.evidence, summary.total)
-    if not model.has_bound:
-        attributes[f"final_{model.words.series}"] = model.words.sign * run.objective
+    if final.evidence.log_likelihood is None:
+        found = model.reported(final.totals, run.params)
+        attributes[f"final_{model.words.series}"] = model.words.sign * (run.objective if found is None else found)
     if isinstance(model, ClusterModel):
         attributes["collapsed"] = len(model.collapsed(run.params, model.counts(final.stats)[order]))
     if "held_out" in final.attached:
@@ -277,8 +283,9 @@ def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
             "run the job again."
         )
     arrays = {str(name): variable.values for name, variable in dataset.data_vars.items()}
-    if dataset.attrs.get("family") in FAMILIES:
-        FAMILIES[dataset.attrs["family"]]  # its module registers the classes that are stored
+    for name in (dataset.attrs.get("family"), dataset.attrs.get("emission")):
+        if name in FAMILIES:
+            FAMILIES[name]  # its module registers the classes that are stored
     try:
         model = unpack(dataset.attrs["model"], arrays)
         if not isinstance(model, LatentModel):

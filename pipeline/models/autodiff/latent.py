@@ -21,7 +21,8 @@ from pipeline.models.autodiff.declare import Layout, has
 from pipeline.models.autodiff.information import InformationJob
 from pipeline.models.autodiff.starting import start
 from pipeline.models.autodiff.sufficient import Fit
-from pipeline.models.base import STEPS, Evidence, Expectation, RowArray, Totals, size_of, weighted_total
+from pipeline.models.base import Evidence, Expectation, RowArray, Totals, weighted_total
+from pipeline.models.lengths import STEPS, size_of
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
 

@@ -24,7 +24,7 @@ class KMeansSection(ClusterSection):
     default_tol: ClassVar[float] = 1e-4
     assignments: ClassVar[tuple[str, ...]] = ("hard",)
     methods: ClassVar[tuple[str, ...]] = ("auto", "em")
-    has_likelihood: ClassVar[bool] = False
+    criteria: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[dict[str, Any]] = {
         "data": {"source": "bundled", "path": "digits"},
         "model": {"family": "kmeans", "n_components": 10},

@@ -235,7 +235,6 @@ class MultinomialSection(ClusterSection):
         default_factory=list, description="parts that stay at their initial values"
     )
 
-    also_called: ClassVar[tuple[str, ...]] = ("lda",)
     words: ClassVar[Words] = Multinomial.words
     counts: ClassVar[bool] = True
     sparse: ClassVar[bool] = True

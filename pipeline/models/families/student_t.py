@@ -68,6 +68,7 @@ class StudentT(Gaussian):
     df: float | None = None
     shared_df: bool = False
 
+    has_own_latents: ClassVar[bool] = True
     family: ClassVar[str] = "student-t"
     words: ClassVar[Words] = Words("Student-t mixture", "A mixture of {k} Student-t distributions", location="location")
 

@@ -20,7 +20,7 @@ _COLOURS = {"bic": svg.BLUE, "aic": svg.ORANGE, "icl": svg.GREEN, "heldout": svg
 # What an entry says of every model. The rest are options of the model.
 _COMMON = {
     *("name", "n_components", "n_free_parameters", "total_weight", "collapsed", "n_iter", "stop_reason", "restarts"),
-    *("criterion", "chosen", "heldout_weight", "bic", "aic", "icl", "heldout"),
+    *("criterion", "chosen", "heldout_weight", "bic", "aic", "icl", "heldout", "heldout_perplexity"),
 }
 
 
@@ -40,6 +40,7 @@ def choice(record: Record) -> dict[str, Any] | None:
         "size": title,
         "options": [option.replace("_", " ") for option in options],
         "held_out": held_out,
+        "bounded": "heldout_perplexity" in table[0],
         "collapsed": any(entry["collapsed"] for entry in table),
         "lines": [_line(entry, size or "name", options, record.words.series) for entry in table],
         "chart": _chart(table, size, options, title) if len(table) > 1 and size else None,
@@ -69,7 +70,8 @@ def _line(entry: dict[str, Any], size: str, options: list[str], series: str) -> 
         "parameters": number(entry.get("n_free_parameters")),
         "objective": number(None if value is None else value / entry["total_weight"], 8),
         **{name: number(entry.get(name)) for name in ("bic", "aic", "icl")},
-        "heldout": number(entry.get("heldout"), 8),
+        "heldout": number(entry.get("heldout"), 8)
+        + (f", perplexity {number(entry['heldout_perplexity'], 5)}" if "heldout_perplexity" in entry else ""),
         "n_iter": number(entry["n_iter"]),
         "ended": entry["stop_reason"].partition(":")[0]
         + (f", {entry['collapsed']} collapsed" if entry["collapsed"] else ""),
