@@ -10,6 +10,10 @@ It begins at gamma_k = alpha_k + words / K, whatever came before, and ends where
 tolerance, so that the result depends on the document and the parameters alone. [Blei, Ng and Jordan 2003, fig. 6; Hoffman,
 Blei and Bach 2010]
 
+Where alpha_k < 1 a document has several optima, and from one start their basins change places from pass to pass: the sum
+over documents then falls. So its smallest topics are left out one by one, while that raises the bound: where two optima
+change places as the better one, they are equally good.
+
 Probabilities and expected counts lie word by word, (v, k), so that a word's topics fill vectors. All in float64.
 """
 
@@ -32,6 +36,7 @@ from pipeline.kernels.vectors import fma, put, spread, view, wide, wide_lanes
 
 FLOAT64 = np.dtype(np.float64)
 MOST_STEPS = 1000  # of one document: slower ascents than that were not seen
+LEAST_WORDS = 1e-2  # of a topic in a document, to be left out
 MOST_RATE = 0.99  # at which steps are taken to shrink, at most
 # exp(digamma(x + 1/2)) = x (1 + c_1 / x^2 + c_2 / x^4 + ...), from the logarithm's series in Bernoulli numbers.
 _SERIES = (
@@ -57,7 +62,7 @@ def topics_pass(problem: TopicsProblem, x: Any, weight: Array | None, arena: Are
     longest = int(np.diff(counts[2]).max(initial=0))
     width = padded(k, 8)
     words = arena.array("words", (max(longest, 1), width), FLOAT64)
-    lines = arena.array("lines", (4, width), FLOAT64)
+    lines = arena.array("lines", (5, width), FLOAT64)
     sums = score, shares, sum_theta, sum_log_theta, sum_x
     entropy, constant, steps = _pass(*counts, weights, problem.alpha, by_word, problem.tol, words, lines, *sums)
     entropy -= float(xlogy(sum_x, by_word).sum())
@@ -170,6 +175,63 @@ def _ascend(
 
 
 @kernel
+def _bound(
+    words: np.ndarray, data: np.ndarray, start: int, alpha: np.ndarray, k_total: int, gamma: np.ndarray, e: np.ndarray
+) -> float:
+    """The bound of one document, without what depends on alpha or the counts alone. e : exp(digamma(gamma))."""
+    sum_gamma = 0.0
+    for k in range(k_total):
+        sum_gamma += gamma[k]
+    base = _digamma(sum_gamma)
+    found = -math.lgamma(sum_gamma)
+    for k in range(k_total):
+        found += math.lgamma(gamma[k]) + (alpha[k] - gamma[k]) * (_digamma(gamma[k]) - base)
+    for j in range(words.shape[0]):
+        norm = 0.0
+        for k in range(k_total):
+            norm += e[k] * words[j, k]
+        found += np.float64(data[start + j]) * (math.log(norm) - base)
+    return found
+
+
+@kernel
+def _without_small(
+    words: np.ndarray,
+    data: np.ndarray,
+    start: int,
+    alpha: np.ndarray,
+    k_total: int,
+    total: float,
+    tol: float,
+    gamma: np.ndarray,
+    lines: np.ndarray,
+) -> int:
+    """Leave out the topic with the fewest words of a document while that raises its bound; returns the steps."""
+    e, new, trial = lines[2], lines[3], lines[4]
+    steps, best = 0, np.nan
+    while True:
+        smallest, fewest = -1, 0.5 * total
+        for k in range(k_total):
+            count = gamma[k] - alpha[k]
+            if alpha[k] < 1.0 and LEAST_WORDS < count < fewest:
+                smallest, fewest = k, count
+        if smallest < 0:
+            return steps
+        if np.isnan(best):
+            best = _bound(words, data, start, alpha, k_total, gamma, e)
+        for k in range(gamma.size):
+            trial[k] = alpha[k] + (gamma[k] - alpha[k]) * (total / (total - fewest) if k != smallest else 0.0)
+        steps += _ascend(words, data, start, alpha, tol, trial, e, new)
+        found = _bound(words, data, start, alpha, k_total, trial, e)
+        if not found > best + 1e-10 * abs(best):
+            _exp_digammas(gamma, e)
+            return steps
+        best = found
+        for k in range(gamma.size):
+            gamma[k] = trial[k]
+
+
+@kernel
 def _pass(
     data: np.ndarray,
     indices: np.ndarray,
@@ -188,7 +250,7 @@ def _pass(
 ) -> tuple[float, float, int]:
     """Add the expected statistics of the documents; return entropy, constant and steps.
 
-    data, indices, indptr : CSR counts, none of them 0.  prob : (v, k).  words : (longest, width) and lines : (4, width),
+    data, indices, indptr : CSR counts, none of them 0.  prob : (v, k).  words : (longest, width) and lines : (5, width),
     scratch.  score : (n,), written.  shares : (n, k), written, or (0, k).  The entropy lacks - sum_x log prob.
     """
     n, k_total = weight.size, alpha.size
@@ -225,6 +287,7 @@ def _pass(
             gamma[k] = prior[k] + (total / k_total if k < k_total else 0.0)
         own = words[: stop - start]
         steps += _ascend(own, data, start, prior, tol, gamma, e, new)
+        steps += _without_small(own, data, start, prior, k_total, total, tol, gamma, lines)
         # With these e, phi is optimal for gamma, and the bound is that of (gamma, phi).
         sum_gamma = 0.0
         for k in range(k_total):

@@ -66,6 +66,9 @@ def build_dataset(
     """
     import xarray as xr
 
+    assert run.final is not None
+    final = run.model.reported(run.final.totals, run.params)
+    final = run.model.words.sign * (run.objective if final is None else final)
     run = run if order is None else _reordered(run, order)
     variables = _parameters(run, order) | _history(run) | _outliers(run)
     if run.model.represents:
@@ -74,7 +77,7 @@ def build_dataset(
     if not source.sparse:
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(summary.mean))))
         variables["sample"] = (("sample_row", "feature"), np.asarray(summary.sample.x[:size], dtype=np.float64))
-    return xr.Dataset(variables, attrs=_attributes(run, runs, order, summary, source))
+    return xr.Dataset(variables, attrs=_attributes(run, runs, order, summary, source, final))
 
 
 def _reordered(run: Run, order: Array) -> Run:
@@ -190,8 +193,9 @@ def _packed(model: LatentModel) -> Packed:
 
 
 def _attributes(
-    run: Run, runs: Sequence[Run], order: Array | None, summary: DataSummary, source: Source
+    run: Run, runs: Sequence[Run], order: Array | None, summary: DataSummary, source: Source, objective: float
 ) -> dict[str, Any]:
+    """Attributes of the dataset. objective : the reported one of the final parameters."""
     assert run.final is not None
     model, final = run.model, run.final
     log_jacobian = 0.0 if summary.affine is None else summary.affine.log_jacobian()
@@ -220,8 +224,7 @@ def _attributes(
     }
     attributes |= model.facts() | criteria(model, final.evidence, summary.total)
     if final.evidence.log_likelihood is None:
-        found = model.reported(final.totals, run.params)
-        attributes[f"final_{model.words.series}"] = model.words.sign * (run.objective if found is None else found)
+        attributes[f"final_{model.words.series}"] = objective
     if isinstance(model, ClusterModel):
         attributes["collapsed"] = len(model.collapsed(run.params, model.counts(final.stats)[order]))
     if "held_out" in final.attached:
@@ -283,7 +286,7 @@ def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
             "run the job again."
         )
     arrays = {str(name): variable.values for name, variable in dataset.data_vars.items()}
-    for name in (dataset.attrs.get("family"), dataset.attrs.get("emission")):
+    for name in (str(dataset.attrs.get(key)) for key in ("family", "emission")):
         if name in FAMILIES:
             FAMILIES[name]  # its module registers the classes that are stored
     try:
