@@ -159,7 +159,7 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     drawn = 2 * k * d * 8 if config.fit.init == "k-means||" and not job.searches else 0
     drawing = task(drawn, jobs=n_init * len(job.models)) + 2 * ROUNDS * drawn
     longest = chunks.longest_unit() if config.model.by_unit else 0
-    of_unit = longest * max(model.unit_bytes() for model in job.models)
+    of_unit = longest * max((model.unit_bytes() for model in job.models if isinstance(model, ClusterModel)), default=0)
     fitting = max(task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, jobs=n_init) + of_unit)
     # A block of labels is filled and concatenated while two finished ones wait to be written.
     labelling = (

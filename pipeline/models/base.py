@@ -369,10 +369,6 @@ class LatentModel(ABC):
         """Return the bytes of an E-step's result for one chunk: statistics and attachments."""
         return self.statistics_bytes() + sum(attachment.nbytes(self) for attachment in self.attachments)
 
-    def unit_bytes(self) -> int:
-        """Return the bytes that an E-step needs for each row of the longest unit, in families `by_unit`."""
-        return 0
-
     def score_products(self, params: Any, fully: bool) -> Any:
         """Return the job whose sum gives standard errors (models/information.py), for families that have them.
 

@@ -283,6 +283,10 @@ class ClusterModel(LatentModel):
         """Return initial parameters near the mean of the rows. draws : (k, d), standard normal."""
         return self.start_at(summary.mean + 0.01 * np.sqrt(summary.variance) * draws, summary)
 
+    def unit_bytes(self) -> int:
+        """Return the bytes that an E-step needs for each row of the longest unit, in families `by_unit`."""
+        return 0
+
     def shares(self, params: Any, stats: Any) -> Array:
         """Return the share of the rows of each component, shape (k,)."""
         counts = self.counts(stats)
