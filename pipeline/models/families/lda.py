@@ -137,7 +137,7 @@ class LatentDirichlet(LatentModel):
         return Topics(arrays["alpha"], np.asfortranarray(arrays["log_prob"]))
 
     @property
-    def starts_as(self) -> ClusterModel:  # type: ignore[override]  # none by default
+    def starts_as(self) -> ClusterModel:
         return Mixture(Multinomial(self.n_components, self.n_words, self.concentration))
 
     def started(self, params: Any) -> Topics:
