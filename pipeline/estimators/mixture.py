@@ -50,7 +50,7 @@ FIT_OPTIONS: dict[str, Any] = {
 class Predicted:
     """A function of rows: one array of what a model says of them, such as their labels."""
 
-    model: LatentModel
+    model: Any
     params: Any
     what: str
 
@@ -58,8 +58,7 @@ class Predicted:
         """Return (n,), or (n, k) for log_resp. x : (n, d)."""
         if self.what == "score":
             return self.model.score_rows(self.params, x, KERNELS)
-        model: Any = self.model  # one that `represents`
-        return np.concatenate([getattr(found, self.what) for _, found in model.assign(self.params, x, KERNELS)])
+        return np.concatenate([getattr(found, self.what) for _, found in self.model.assign(self.params, x, KERNELS)])
 
 
 class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
