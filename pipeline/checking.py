@@ -133,7 +133,7 @@ def _nothing(chunk: Any, kernels: Any) -> int:
 class Timer:
     """Times jobs on a few chunks, with the engine of the run.
 
-    ids, first : the timed chunks, and the first one of each worker.  overhead : seconds of a pass over empty chunks.
+    ids, first : the timed chunks, and the first one of each worker.  overhead, loading : seconds of a pass over empty chunks, and of the first.
     read_seconds : of a pass that only reads; 0 until it is known.  basis : of the last estimate, as in `Cost`.
     """
 
@@ -143,7 +143,7 @@ class Timer:
         self.engine, self.raw, self._ahead = engine, chunks, ahead and chunks.chunk_bytes >= WORTH_BYTES
         shards = self._shards(TIMED_CHUNKS)
         self.ids, self.first = sorted({i for shard in shards for i in shard}), sorted({shard[0] for shard in shards})
-        self.overhead = [self._seconds_of_nothing() for _ in range(2)][-1]
+        self.loading, self.overhead = (self._seconds_of_nothing() for _ in range(2))
 
     def _shards(self, timed: int) -> list[tuple[int, ...]]:
         n, w = self.raw.n_chunks, self.engine.workers
@@ -248,6 +248,7 @@ def cost(
     looking: list[ChunkFunction] = [plan.profile_job(), *plan.sampling()]
     now = time.perf_counter()
     profile: Profile = timer.sum_over(chunks, timer.first)(looking[:1])[0]
+    cold = timer.loading + time.perf_counter() - now  # libraries are loaded in the profile, once
     if (time.perf_counter() - now) * (TIMED_CHUNKS + 2) < deadline.share(0.1):
         profile = timer.sum_over(chunks, timer.ids)(looking[:1])[0]
     profile.check(config.data.bad_rows)
@@ -256,7 +257,7 @@ def cost(
     mapped = driver.chunks
     summary = with_box(summary, timer.sum_over(mapped, timer.first)) if config.model.needs_box else summary
     timer.read_seconds = timer.pass_seconds(mapped, [], deadline.share(0.1))
-    phases = [Phase("profile", 1, timer.pass_seconds(chunks, _wrapped(looking, units), deadline.share(0.1)))]
+    phases = [Phase("profile", 1, cold + timer.pass_seconds(chunks, _wrapped(looking, units), deadline.share(0.1)))]
     whole = config.fit.init in ("explicit", "run") or config.data.labels is not None or config.model.by_unit
     found = few(plan.models * config.fit.n_init, mapped, len(timer.first), deadline.share(0.3) * engine.workers)
     if found is not None:
