@@ -51,7 +51,7 @@ class Frame(NamedTuple):
     @classmethod
     def at(cls, by: Array | None, counts: Array, covariance_type: str) -> Frame | None:
         """Return the frame; None where all moments are about the shift."""
-        return None if by is None else cls(by, counts, covariance_type)
+        return None if by is None else cls(by, counts.copy(), covariance_type)  # sums are in place: nothing is shared
 
 
 @stored
