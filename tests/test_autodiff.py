@@ -460,3 +460,44 @@ def test_known_labels_are_known(desk: Path) -> None:
     assert found.evidence.log_likelihood == pytest.approx(expected, rel=1e-12) and found.evidence.label_entropy == 0
     with pytest.raises(InputError, match="row 1 has label 2, expected -1"):
         EStep(model, start)(Rows(x, label=labels * 2), KERNELS)
+
+
+# --- from Python
+
+
+@pytest.mark.slow
+def test_rows_of_any_kind_give_the_same_fit(desk: Path) -> None:
+    """NumPy, Dask, xarray and weights; results are of the kind of the rows; a start and fixed parameters hold."""
+    import dask.array as da
+    import xarray as xr
+
+    model, x = outside.load("zero_inflated.py:ZeroInflatedPoisson", "model.path").found(), counts(900)
+    start = {"share": 0.4, "mean": 2.0}
+    fitted = pipeline.fit(model, x, start=start, tol=1e-13, standard_errors=True)
+    lazy = da.from_array(x, chunks=(400, 1))
+    for rows in (lazy, xr.DataArray(x, dims=("row", "feature"))):
+        other = pipeline.fit(model, rows, start=start, tol=1e-13)
+        assert other.log_likelihood == pytest.approx(fitted.log_likelihood, abs=1e-8)
+    assert fitted.converged and fitted.n_passes >= fitted.n_iter and 0 < fitted.standard_errors["share"] < 0.1
+    np.testing.assert_allclose(fitted.score_samples(lazy).compute().sum(), fitted.log_likelihood, rtol=1e-12)
+    assert fitted.predict(x)[x[:, 0] > 0].min() == 1
+    twice = pipeline.fit(model, x, sample_weight=np.full(900, 2.0), start=start, fixed=["share"])
+    assert twice.parameters["share"] == 0.4 and twice.standard_errors is None
+    with pytest.raises(InputError, match="expected an instance of a subclass"):
+        pipeline.fit(type(model), x)
+
+
+@pytest.mark.slow
+def test_a_check_finds_what_is_wrong(desk: Path) -> None:
+    """The models of the docs pass; an M-step that is no maximum, and statistics that do not add, are named."""
+    load = "model.path"
+    for name in ("ZeroInflatedPoisson", "Closed"):
+        found = pipeline.check_model(outside.load(f"zero_inflated.py:{name}", load).found)
+        assert any(line.startswith("statistics add") for line in found)
+    wrong = Path("zero_inflated.py").read_text().replace('s["n"][0] / s["n"].sum()', '0.9 - s["n"][0] / s["n"].sum()')
+    Path("wrong.py").write_text(wrong)
+    with pytest.raises(InputError, match=r"the likelihood never falls \(em\): it falls by"):
+        pipeline.check_model(outside.load("wrong.py:Closed", load).found)
+    Path("wrong.py").write_text(FAULTY_FILE.replace("BODY", "jnp.log(-1.0) * p.mean[0]"))
+    with pytest.raises(InputError, match="takes none of the rows that were drawn"):
+        pipeline.check_model(outside.load("wrong.py:Faulty", load).found)

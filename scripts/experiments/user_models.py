@@ -1,0 +1,161 @@
+"""The three models of docs/models/own.md: against SciPy, by every method, and a large fit out of core on two processes.
+
+    python scripts/experiments/user_models.py compare            likelihoods, passes and CPU seconds of each method
+    python scripts/experiments/user_models.py large [ROWS]       10^7 rows of the zero-inflated Poisson model, in a scratch folder
+
+Rows and starts are the same for all methods. CPU seconds are of this process, with compilation in the first fit of each method.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from scipy.optimize import minimize
+
+import pipeline
+from pipeline.config import outside
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models" / "own.md"
+METHODS = ("em", "auto", "newton", "gradient")
+
+
+def counts(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Zero-inflated counts, (n, 1)."""
+    return np.where(rng.random(n) < 0.3, 0, rng.poisson(2.5, n)).astype(np.float64)[:, None]
+
+
+def lines(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of two regressions on two features, response first, (n, 3)."""
+    z, x = (rng.random(n) < 0.4).astype(int), rng.normal(size=(n, 2))
+    slopes, scale = np.array([[1.0, 2.0, -1.0], [-2.0, 0.5, 1.5]]), np.array([0.5, 1.0])
+    return np.column_stack([slopes[z, 0] + (slopes[z, 1:] * x).sum(axis=1) + scale[z] * rng.normal(size=n), x])
+
+
+def lifetimes(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Times and whether they are deaths, (n, 2)."""
+    time_ = 2.0 * rng.weibull(1.5, n)
+    return np.column_stack([np.minimum(time_, 2.5), time_ < 2.5])
+
+
+def of_counts(x: np.ndarray) -> float:
+    """SciPy's maximum of the log-likelihood."""
+    y = x[:, 0]
+
+    def lost(u: np.ndarray) -> float:
+        share = 1 / (1 + np.exp(-u[0]))
+        return -np.log(share * (y == 0) + (1 - share) * scipy.stats.poisson.pmf(y, np.exp(u[1]))).sum()
+
+    return -minimize(lost, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-10}).fun
+
+
+def of_lines(x: np.ndarray) -> float:
+    """SciPy's maximum of the log-likelihood, from the start that all have."""
+    design = np.column_stack([np.ones(len(x)), x[:, 1:]])
+
+    def lost(u: np.ndarray) -> float:
+        share, slopes, scale = 1 / (1 + np.exp(-u[0])), u[1:7].reshape(2, 3), np.exp(u[7:])
+        each = scipy.stats.norm.logpdf(x[:, :1], design @ slopes.T, scale) + np.log([share, 1 - share])
+        return -np.logaddexp(each[:, 0], each[:, 1]).sum()
+
+    start = np.concatenate([[0.0], STARTS["Regressions"]["coefficients"].ravel(), np.zeros(2)])
+    return -minimize(lost, start, tol=1e-10).fun
+
+
+def of_lifetimes(x: np.ndarray) -> float:
+    """The log-likelihood at the fit of `scipy.stats.weibull_min`."""
+    data = scipy.stats.CensoredData(uncensored=x[x[:, 1] == 1, 0], right=x[x[:, 1] == 0, 0])
+    shape, _, scale = scipy.stats.weibull_min.fit(data, floc=0)
+    law = scipy.stats.weibull_min(shape, scale=scale)
+    return float(law.logpdf(x[x[:, 1] == 1, 0]).sum() + law.logsf(x[x[:, 1] == 0, 0]).sum())
+
+
+STARTS: dict[str, dict[str, Any]] = {
+    "ZeroInflatedPoisson": {"share": 0.5, "mean": 1.0},
+    "Regressions": {
+        "weights": [0.5, 0.5],
+        "coefficients": np.array([[1.0, 1.0, -1.0], [-1.0, 1.0, 1.0]]),
+        "scale": [1.0, 1.0],
+    },
+    "Lifetimes": {"shape": 1.0, "scale": 1.0},
+}
+MODELS = {
+    "ZeroInflatedPoisson": ("zero_inflated.py", counts, of_counts),
+    "Regressions": ("regressions.py", lines, of_lines),
+    "Lifetimes": ("lifetimes.py", lifetimes, of_lifetimes),
+}
+
+
+def write_files() -> None:
+    """Write the files of the page into the current folder."""
+    for text in re.findall(r"```python\n(# [\w-]+\.py\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        Path(text.split("\n")[0][2:]).write_text(text, encoding="utf-8")
+
+
+def compare(n: int = 20_000) -> None:
+    """Print a row for each model and method."""
+    print(
+        f"{'model':20} {'method':9} {'log-likelihood':>20} {'less SciPy':>11} {'passes':>6} {'CPU s':>6} {'again':>6}"
+    )
+    for name, (file, draw, reference) in MODELS.items():
+        model, x = outside.load(f"{file}:{name}", "model.path").found(), draw(n, np.random.default_rng(1))
+        best = reference(x)
+        for method in METHODS:
+            seconds = []
+            for _ in range(2):
+                began = time.process_time()
+                found = pipeline.fit(model, x, start=STARTS[name], method=method, tol=1e-14, max_iter=5000)
+                seconds.append(time.process_time() - began)
+            value = found.log_likelihood
+            print(
+                f"{name:20} {method:9} {value:20.10f} {value - best:11.1e} {found.n_passes:6} {seconds[0]:6.2f} {seconds[1]:6.2f}",
+                flush=True,
+            )
+
+
+def large(n: int = 10**7) -> None:
+    """Fit n rows out of core, on two worker processes, and say what it took."""
+    rng, step = np.random.default_rng(2), 10**6
+    rows = np.lib.format.open_memmap("counts.npy", mode="w+", dtype=np.float64, shape=(n, 1))
+    for a in range(0, n, step):
+        rows[a : a + step] = counts(min(step, n - a), rng)
+    rows.flush()
+    del rows
+    config = pipeline.load_config(
+        "zero_inflated.yaml", ["engine.scheduler=local", "engine.workers=2", "engine.memory=2GiB"]
+    )
+    seen: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    found = pipeline.open_run(pipeline.run(config, "run", listeners=[seen.append]))
+    passes = [event for event in seen if event["event"] == "pass"]
+    finished = seen[-1]
+    print(
+        f"{n:,} rows, {len(passes)} passes, {sum(p['rows'] for p in passes) / sum(p['seconds'] for p in passes):.3g} rows/s in them"
+    )
+    print(
+        f"{time.perf_counter() - began:.0f} s in all; peak {finished['peak_pss'] / 2**20:.0f} MiB (PSS of all processes)"
+    )
+    for each in ("share", "mean"):
+        print(f"{each} {found[each].item():.5f} ± {found[each + '_se'].item():.5f}")
+    print(found.attrs["stop_reason"])
+
+
+if __name__ == "__main__":
+    text = re.search(r"```yaml\n(# zero_inflated\.yaml\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert text is not None
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        write_files()
+        Path("zero_inflated.yaml").write_text(text[1], encoding="utf-8")
+        if sys.argv[1:2] == ["large"]:
+            large(*map(int, sys.argv[2:]))
+        else:
+            compare()
+        os.chdir("/")
