@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.data.preprocess import Affine
 from pipeline.errors import InputError
 from pipeline.estimators import estimator_of
+from pipeline.models.families import FAMILIES
 from pipeline.outputs.model_store import load_model, load_statistics, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -30,6 +31,10 @@ def open_estimator(path: str | Path) -> Any:
     dataset = read_dataset(RunDirectory(path).model)
     model, params, affine = load_model(dataset)
     attrs = dataset.attrs
+    if model.family in FAMILIES and FAMILIES[model.family].by_unit:
+        raise InputError(
+            f"{path}: a {model.words.name} has no Python class, which knows no units. Use pipeline.predict."
+        )
     estimator = estimator_of(attrs["family"]).of_model(model, params, attrs)
     estimator.n_iter_, estimator.stop_reason_ = attrs["n_iter"], attrs["stop_reason"]
     estimator.n_features_in_ = model.sizes["feature"]

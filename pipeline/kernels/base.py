@@ -219,6 +219,20 @@ class TopicsSums(NamedTuple):
     steps: int
 
 
+class ChainSums(NamedTuple):
+    """What a forward-backward pass returns: numbers of each row, and weighted sums over units. All float64.
+
+    log_norm : (n,) log p(x_t | rows before it in the unit), nats; -inf from the first row on that no path can produce.
+    share : (n, k) probabilities of the states given the unit; zeros where that is impossible.  sum_initial : (k,) expected
+    first states.  sum_transitions : (k, k) expected transitions, from the state of the first axis.
+    """
+
+    log_norm: Array
+    share: Array
+    sum_initial: Array
+    sum_transitions: Array
+
+
 class LloydSums(NamedTuple):
     """What a Lloyd pass returns: two numbers a row, and sums over rows.
 
@@ -273,6 +287,27 @@ class Kernels(Protocol):
 
     def topics_pass(self, problem: TopicsProblem, x: Any, weight: Array | None) -> TopicsSums:
         """Mean-field E-step of latent Dirichlet allocation on one chunk. x : (n, v) counts, CSR or dense.  weight : (n,)."""
+
+    def chain_pass(
+        self, log_density: Array, starts: Array, weight: Array, initial: Array, transitions: Array
+    ) -> ChainSums:
+        """Forward-backward over units of rows.
+
+        Parameters
+        ----------
+        log_density : array, shape (n, k), float64, C-contiguous
+            Of each row in each state, nats; overwritten.
+        starts : array, shape (n_units,), int64
+            First row of each unit, from 0.
+        weight : array, shape (n_units,), float64
+        initial : array, shape (k,)
+            Probabilities of the first state.
+        transitions : array, shape (k, k)
+            Probabilities of the next state (second axis).
+        """
+
+    def best_path(self, log_density: Array, starts: Array, initial: Array, transitions: Array) -> Array:
+        """The most probable states of units, (n,) int32. Parameters as for `chain_pass`; nothing is overwritten."""
 
     def lloyd_pass(self, x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
         """One pass of Lloyd's algorithm over one chunk.

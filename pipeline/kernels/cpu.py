@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.dtypes import Array, compute_dtype
-from pipeline.kernels import choice, counts, gaussian, nearest, topics
+from pipeline.kernels import chains, choice, counts, gaussian, nearest, topics
 from pipeline.kernels.arena import ArenaPool
 from pipeline.kernels.base import (
+    ChainSums,
     CountsProblem,
     CountsSums,
     GaussianProblem,
@@ -62,6 +63,15 @@ class CpuKernels:
     def topics_pass(self, problem: TopicsProblem, x: Any, weight: Array | None) -> TopicsSums:
         with self._arenas.checkout() as arena:
             return topics.topics_pass(problem, x, weight, arena)
+
+    def chain_pass(
+        self, log_density: Array, starts: Array, weight: Array, initial: Array, transitions: Array
+    ) -> ChainSums:
+        with self._arenas.checkout() as arena:
+            return chains.chain_pass(log_density, starts, weight, initial, transitions, arena)
+
+    def best_path(self, log_density: Array, starts: Array, initial: Array, transitions: Array) -> Array:
+        return chains.best_path(log_density, starts, initial, transitions)
 
     def lloyd_pass(self, x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
         return nearest.lloyd_pass(x, weight, centers, shift, first)

@@ -95,6 +95,7 @@ class Factor(Component):
     noise_floor: float = 1e-6
     fixed: tuple[str, ...] = ()
 
+    has_own_latents: ClassVar[bool] = True
     family: ClassVar[str] = "factor"
     words: ClassVar[Words] = Words("mixture of factor analysers", "A mixture of {k} factor analysers")
     location: ClassVar[str] = "means"

@@ -170,6 +170,8 @@ def _name(record: Record, dim: str) -> str:
     """What a report calls a dimension: in the family's words, and features with a vocabulary are words."""
     if dim == "feature" and "vocabulary" in record.attrs:
         return "word"
+    if dim == "component_2":  # of transitions
+        return f"next {record.words.component}"
     stem, _, number = dim.rpartition("_")
     return (stem if number.isdigit() else dim).replace("component", record.words.component).replace("_", " ")
 
