@@ -40,6 +40,6 @@ def _q(model: Any, stats: Any, params: Any) -> float:
 
 def size_of(stats: Any) -> float:
     """Euclidean length of all numbers of a value that adds."""
-    values = [part for part in stats._values() if part is not None]
+    values = [part for part in stats._values() if part is not None and not isinstance(part, tuple)]  # a frame is no sum
     squares = (size_of(v) ** 2 if isinstance(v, Additive) else float(np.sum(np.square(v))) for v in values)
     return float(np.sqrt(sum(squares)))
