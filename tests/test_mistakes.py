@@ -43,7 +43,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     "no config": (["run"], "Missing argument 'CONFIG'"),
     "a family": (
         ["config", "gausian"],
-        ["expected one of ", "gaussian, kmeans, ", "; did you mean gaussian?"],
+        ["expected one of ", "gaussian, ", "; did you mean gaussian?"],
     ),
     # keys
     "a section": (
