@@ -73,6 +73,8 @@ class Config(Section):
                 raise ValueError(
                     f"fit.{name}: got {got}, expected {' or '.join(values)} for family {family}; choose that, or another family"
                 )
+        if self.preprocess and model.raw:
+            raise ValueError(f"preprocess: codes and counts stay what they are; leave it empty for family {family}")
         if self.preprocess and (model.counts or self.data.sparse):
             of = f"source {self.data.source}" if self.data.sparse else f"family {family}"
             raise ValueError(f"preprocess: counts are never made dense; leave it empty for {of}")
@@ -166,7 +168,9 @@ class Config(Section):
 
     def open_chunks(self) -> Chunks:
         """Open the rows as the model reads them. Raises InputError or StorageError."""
-        return self.data.open_chunks(self.model.by_unit)
+        chunks = self.data.open_chunks(self.model.by_unit)
+        self.model.refuse_features(chunks.source.describe().get("features"), chunks.n_features)
+        return chunks
 
     def candidates(self) -> list[Config]:
         """Return one config for each of the models to choose from."""
@@ -189,7 +193,16 @@ class Config(Section):
         }
         if model.from_run is not None and not fit.is_supplied:
             update |= {"init": "run", "init_path": model.from_run}
-        return self.model_copy(update={"fit": fit.model_copy(update=update)})
+        used = model.used_columns()
+        data = self.data if used is None else self.data.with_columns(used)
+        return self.model_copy(update={"fit": fit.model_copy(update=update), "data": data})
+
+    def settled(self) -> Config:
+        """Return the same config with what has to be found out of the data once: the names of categories."""
+        data = self.data.settled()
+        categories = getattr(data, "categories", None) or {}
+        model = self.model.with_categories({name: len(names) for name, names in categories.items()})
+        return self.model_copy(update={"data": data, "model": model})
 
     def written_to(self, path: Path) -> Config:
         """Return the same config with another run directory."""

@@ -79,6 +79,20 @@ def factors(rng: np.random.Generator, n: int = N) -> np.ndarray:
     return 20.0 + 2.0 * rng.normal(size=(3, 6))[kind] + around + rng.normal(size=(n, 6)) * rng.uniform(0.5, 1.5, 6)
 
 
+MIXED = {"age": "gaussian", "visits": "poisson", "region": "categorical", "smoker": "bernoulli", "income": "gaussian"}
+
+
+def mixed(rng: np.random.Generator, n: int = N) -> np.ndarray:
+    """Columns of four kinds, of three kinds of rows."""
+    kind = rng.integers(3, size=n)
+    region = np.minimum((rng.random((n, 1)) > (rng.dirichlet(np.ones(3), 3) @ np.tri(3).T)[kind]).sum(axis=1), 2)
+    smoker = rng.random(n) < rng.uniform(0.1, 0.9, 3)[kind]
+    around = np.array([20.0, 40.0, 60.0])[kind] + rng.normal(size=(2, n)) * [[5.0], [9.0]]
+    return np.column_stack([around[0], rng.poisson(rng.gamma(2.0, 2.0, 3)[kind]), region, smoker, around[1]]).astype(
+        float
+    )
+
+
 class Problem(NamedTuple):
     """A line of the table. model : its section.  draw : rows, from a generator and their number."""
 
@@ -107,6 +121,9 @@ PROBLEMS = {
     "categorical": Problem({"family": "categorical"}, codes),
     "categorical-given": Problem(
         {"family": "categorical", "concentration": 1.0, "n_categories": [2, 5, 4, 2, 4, 4]}, codes
+    ),
+    "columns": Problem(
+        {"family": "columns", "columns": {str(j): kind for j, kind in enumerate(MIXED.values())}}, mixed
     ),
     "vmf": Problem({"family": "vmf"}, directions),
     "vmf-sparse": Problem({"family": "vmf"}, documents),
@@ -301,7 +318,7 @@ def test_through_every_command(name: str, tmp_path: Path) -> None:
     assert command("predict", tmp_path / "run", "--output", tmp_path / "labels").code == 0
     words, page = FAMILIES[plain["family"]].words, (tmp_path / "run" / "report.html").read_text()
     assert words.name.lower() in command("status", tmp_path / "run").out.lower()
-    assert words.title.format(k=2) in page and ("Gaussian" in page) == (plain["family"] == "gaussian")
+    assert words.title.format(k=2) in page and ("Gaussian" in page) == (plain["family"] in ("gaussian", "columns"))
     labels = pipeline.open_estimator(tmp_path / "run").predict(x)
     import zarr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -71,6 +72,14 @@ class DataSection(Variant):
         StorageError
             If they are damaged.
         """
+
+    def with_columns(self, used: Mapping[str, bool]) -> Self:
+        """Return the same section, which reads these columns where it has names. used : whether each holds categories."""
+        return self
+
+    def settled(self) -> Self:
+        """Return the same section with what has to be found out of the data once, such as names of categories."""
+        return self
 
     def open_chunks(self, by_unit: bool = False) -> Chunks:
         """Open the rows with their weights, labels and units. Raises what `open` does.

@@ -214,7 +214,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def _stored(self) -> dict[str, Array]:
         """Fitted attributes by the names of the schema."""
-        return {name: np.asarray(getattr(self, self._attribute(name)), np.float64) for name in self._fields()}
+        names = self.model_.fields if hasattr(self, "model_") else self._fields()
+        return {name: np.asarray(getattr(self, self._attribute(name)), np.float64) for name in names}
 
     def _model(self) -> tuple[LatentModel, Any]:
         """The model of the fitted attributes, and its parameters."""
@@ -243,6 +244,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             as_peer = self.init_params == "kmeans" and self.method == "em" and labels is None and statistics is None
             as_peer = as_peer and not _adapts(self._section())
             config = self._config(as_peer)
+            config.model.refuse_features(getattr(self, "feature_names_in_", None), table.x.shape[1])
             chunks = Chunks(table.source(), column, labels=labels)
             k = config.model.largest
             if k > chunks.n_rows and statistics is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -38,6 +39,8 @@ class FamilySection(Variant):
         Whether rows must be counts of 0 or more, which are never preprocessed.
     sparse : bool
         Whether rows may be sparse.
+    raw : bool
+        Whether rows are never preprocessed: their values are codes.
     by_unit : bool
         Whether the rows of a unit (a sequence, a picture) are read together and come with `Rows.units`.
     second_moments : {"matrix", "variances", "none"}
@@ -62,6 +65,7 @@ class FamilySection(Variant):
     takes_labels: ClassVar[bool] = False
     counts: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
+    raw: ClassVar[bool] = False
     by_unit: ClassVar[bool] = False
     second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "variances"
     can_prune: ClassVar[bool] = False
@@ -118,6 +122,18 @@ class FamilySection(Variant):
     def build_for(self, summary: Summary, assignment: str, method: str) -> LatentModel:
         """Return the model for a method, as `fit.method`: most models are the same for all."""
         return self.build(summary, assignment)
+
+    def used_columns(self) -> Mapping[str, bool] | None:
+        """Return the columns that it names, and whether each holds categories; None where it names none."""
+        return None
+
+    def with_categories(self, counts: Mapping[str, int]) -> Self:
+        """Return the section for columns of so many categories. counts : of columns by name."""
+        return self
+
+    def refuse_features(self, names: Sequence[str] | None, d: int) -> None:
+        """Raise InputError if rows of these features are not what it names. names : None where they have none."""
+        return None
 
     def for_few_rows(self) -> Self:
         """Return the section for a fit to a few chunks, which may lack words or labels that all rows have."""

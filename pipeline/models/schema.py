@@ -7,7 +7,7 @@ without constraints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,10 +221,13 @@ class Field(NamedTuple):
         Names of its dimensions, as in model.zarr. Those that begin with ``component`` run over the components; a second
         dimension of one size has a number, such as ``feature_2``.
     support : Support
+    names : mapping of str to sequence of str, or None
+        What the entries of a dimension are called, for dimensions that have names of their own.
     """
 
     dims: tuple[str, ...]
     support: Support = REAL
+    names: Mapping[str, Sequence[str]] | None = None
 
     @property
     def component_axes(self) -> tuple[int, ...]:

@@ -77,7 +77,9 @@ def build_dataset(
     if not source.sparse:
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(summary.mean))))
         variables["sample"] = (("sample_row", "feature"), np.asarray(summary.sample.x[:size], dtype=np.float64))
-    return xr.Dataset(variables, attrs=_attributes(run, runs, order, summary, source, final))
+    named = [field.names for field in run.model.fields.values() if field.names is not None]
+    coordinates = {dim: np.array(names, dtype=object) for each in named for dim, names in each.items()}
+    return xr.Dataset(variables, coordinates, attrs=_attributes(run, runs, order, summary, source, final))
 
 
 def _reordered(run: Run, order: Array) -> Run:

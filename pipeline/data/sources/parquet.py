@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -21,6 +21,14 @@ from pipeline.arrays.dtypes import compute_dtype
 from pipeline.config import AnyPath
 from pipeline.config.paths import absolute, is_url
 from pipeline.data import source as chunking
+from pipeline.data.categories import (
+    CategoriesOption,
+    Distinct,
+    categories_field,
+    codes_of,
+    refuse_others,
+    with_columns,
+)
 from pipeline.data.column import Column
 from pipeline.data.files import damaged, open_binary, opening, reading, stored_size, what_it_is
 from pipeline.data.section import FileSection
@@ -42,6 +50,7 @@ class ParquetSection(FileSection):
         min_length=1,
         description="names of the columns that are features; null: all but those of weights and labels and pandas' index",
     )
+    categories: CategoriesOption = categories_field
     weights: str | None = Field(
         None, description="one non-negative weight a row: a column by its name, else the path of a .npy or .zarr"
     )
@@ -56,19 +65,35 @@ class ParquetSection(FileSection):
         is_path = name is not None and (name.endswith((".npy", ".zarr")) or name.startswith(("~", "${", "./", "../")))
         return absolute(name) if name is not None and is_path else name
 
+    def with_columns(self, used: Mapping[str, bool]) -> Self:
+        return with_columns(self, used)
+
+    def settled(self) -> Self:
+        if not isinstance(self.categories, list):
+            return self
+        source = self.model_copy(update={"categories": {name: [] for name in self.categories}}).open()
+        found = Distinct(self.categories)
+        for _, name, values in source.groups.read(0, source.n_rows, self.categories):
+            found.add(name, (text for text in _texts(values.unique()) if text is not None))
+        return self.model_copy(update={"categories": found.sorted()})
+
     def open(self) -> ParquetSource:
+        if isinstance(self.categories, list):
+            return self.settled().open()
         paths = _files(self.path, self.storage_options)
         tables = [_ParquetFile.open(path, self.storage_options) for path in paths]
         first = tables[0]
         beside = [name for name in (self.weights, self.labels) if name in first.columns]
         names = self.columns or [name for name in first.columns if name not in beside]
-        first.refuse_absent_or_text(names, self.columns is None)
+        coded = self.categories or {}
+        first.refuse_absent_or_text(names, self.columns is None, coded)
+        refuse_others(coded, names)
         used = None if self.columns is None else {*names, *beside}
         for table in tables[1:]:
             table.refuse_other_columns(first, used)
         groups = RowGroups.of(tables, self.storage_options)
-        dtypes = [first.columns[name].to_pandas_dtype() for name in names]
-        return ParquetSource(groups, names, compute_dtype(np.result_type(*dtypes)))
+        dtypes = [np.int32 if name in coded else first.columns[name].to_pandas_dtype() for name in names]
+        return ParquetSource(groups, names, compute_dtype(np.result_type(*dtypes)), coded)
 
     def open_column(self, what: str, source: Source) -> Column | None:
         name = getattr(self, what)
@@ -76,7 +101,7 @@ class ParquetSection(FileSection):
             return None
         first = _ParquetFile.open(source.groups.paths[0], self.storage_options)
         if name in first.columns:
-            first.refuse_absent_or_text([name], False)
+            first.refuse_absent_or_text([name], False, {})
             return ParquetColumn(source.groups, name, -1 if what == "labels" else None)
         if not is_url(name) and not os.path.lexists(name):
             names = ", ".join(first.columns)
@@ -118,15 +143,15 @@ class _ParquetFile:
         columns = {field.name: field.type for field in schema if field.name not in index}
         return cls(path, columns, rows)
 
-    def refuse_absent_or_text(self, names: Sequence[str], chosen_by_default: bool) -> None:
-        """Raise InputError for a name that is no column, and for a column without numbers."""
+    def refuse_absent_or_text(self, names: Sequence[str], chosen_by_default: bool, coded: Mapping[str, Any]) -> None:
+        """Raise InputError for a name that is no column, and for a column without numbers. coded : those of categories."""
         for name in names:
             if name not in self.columns:
                 near = did_you_mean(name, self.columns) or f", expected one of {', '.join(self.columns)}."
                 raise InputError(f"data.columns: got {name!r}, which is no column of {self.path}{near}")
         if twice := [name for name, n in Counter(names).items() if n > 1]:
             raise InputError(f"data.columns: got {twice[0]!r} twice, expected each name once. Remove one.")
-        other = [name for name in names if not _is_number(self.columns[name])]
+        other = [name for name in names if name not in coded and not _is_number(self.columns[name])]
         if other:
             numbers = [name for name in self.columns if _is_number(self.columns[name])]
             advice = (
@@ -136,7 +161,7 @@ class _ParquetFile:
             )
             raise InputError(
                 f"{self.path}: column {other[0]!r} has type {self.columns[other[0]]}, expected bool, integers or float16/32/64. "
-                f"Write it as numbers, {advice}."
+                f"Write it as numbers, name it in data.categories, {advice}."
             )
         if not names:
             raise InputError(
@@ -238,10 +263,14 @@ class ParquetSource(Source):
     names : sequence of str
         Of the columns.
     dtype : numpy.dtype
+    categories : dict
+        Names of the categories of some columns.
     """
 
-    def __init__(self, groups: RowGroups, names: Sequence[str], dtype: np.dtype[Any]) -> None:
-        self.groups, self._names = groups, list(names)
+    def __init__(
+        self, groups: RowGroups, names: Sequence[str], dtype: np.dtype[Any], categories: Mapping[str, list[str]]
+    ) -> None:
+        self.groups, self._names, self._categories = groups, list(names), dict(categories)
         self.n_features, self.dtype = len(names), dtype
         self.bounds = groups.bounds(rows_per_target(self.n_features, dtype.itemsize))
 
@@ -250,11 +279,14 @@ class ParquetSource(Source):
         x = np.empty((stop - start, self.n_features), self.dtype)
         place = {name: j for j, name in enumerate(self._names)}
         for row, name, values in self.groups.read(start, stop, self._names):
-            x[row - start : row - start + len(values), place[name]] = _numbers(values)
+            own = self._categories.get(name)
+            found = _numbers(values) if own is None else codes_of(_texts(values), name, own, "data.path", row)
+            x[row - start : row - start + len(values), place[name]] = found
         return x
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "rows", "features": self._names}
+        coded = {"categories": self._categories} if self._categories else {}
+        return {"kind": "rows", "features": self._names, **coded}
 
     def object_sizes(self) -> list[int]:
         with reading(self.groups.paths[0]):
@@ -278,6 +310,13 @@ class ParquetColumn:
         found = list(self.groups.read(start, stop, [self.name]))
         values = [_numbers(each if self.null is None else each.fill_null(self.null)) for _, _, each in found]
         return np.concatenate(values)[start - found[0][0] :][: stop - start]
+
+
+def _texts(values: Any) -> list[str | None]:
+    """A column as text; a null is None. Whole numbers have no point, and truth is false or true."""
+    arrow = _pyarrow()
+    values = values.cast(values.type.value_type) if arrow.types.is_dictionary(values.type) else values
+    return list(values.cast(arrow.string()).to_pylist())
 
 
 def _numbers(values: Any) -> np.ndarray:

@@ -88,4 +88,11 @@ def _shown(
         out = np.abs(x - sample.mean(axis=0)).max(axis=0) / np.where(sample.std(axis=0) > 0, sample.std(axis=0), np.inf)
         shown = np.sort(np.argsort(-out, kind="stable")[:FEATURES])
     names = projection.feature_names(record)
-    return [names[i] for i in shown], [[number(float(v), 4) for v in line[shown]] for line in x], nothing
+    named = record.data.get("categories") or {}
+    values = [[_value(float(line[i]), named.get(names[i], [])) for i in shown] for line in x]
+    return [names[i] for i in shown], values, nothing
+
+
+def _value(value: float, categories: list[str]) -> str:
+    """A number, or the category that it is the code of."""
+    return categories[int(value)] if 0 <= value < len(categories) else number(value, 4)

@@ -133,10 +133,28 @@ def others(record: Record) -> list[Table]:
     shown = {_SAID, "covariances", record.location, record.log_probabilities if record.has_topics else None}
     found = []
     for name, dims in record.parameters.items():
-        if name in shown or dims == ("component",) or len(dims) not in (1, 2):
-            continue
-        found.append(_table(record, name, dims))
+        if dims[:1] + dims[2:] == ("component", "category"):
+            found.append(_of_categories(record, name, dims[1]))
+        elif name not in shown and dims != ("component",) and len(dims) in (1, 2):
+            found.append(_table(record, name, dims))
     return found
+
+
+def _of_categories(record: Record, name: str, dim: str) -> Table:
+    """A line for each category of each column, with its probability in each component."""
+    values, named, lines = record.array(name), record.data.get("categories") or {}, []
+    shown = np.arange(record.k)[:FEATURES_IN_TABLE]
+    for j, column in enumerate(_labels(record, dim)):
+        there = named.get(column) or [str(code) for code in np.flatnonzero(values[:, j].any(axis=0))]
+        for code, category in enumerate(there[: values.shape[2]]):
+            lines.append([Cell(f"{column}: {category}"), *(Cell(percent(float(v))) for v in values[shown, j, code])])
+    note = f"How often each category comes in each {record.words.component}."
+    if len(shown) < record.k or len(lines) > LINES:
+        note += (
+            f" Of {record.k} {record.words.components} and {len(lines)} categories, the first; all are in model.zarr."
+        )
+    heads = ["category", *(f"{record.words.component} {k}" for k in shown)]
+    return Table(name.replace("_", " ").capitalize(), note, heads, lines[:LINES])
 
 
 def _table(record: Record, name: str, dims: tuple[str, ...]) -> Table:
