@@ -44,7 +44,7 @@ def message(raw: object, *overrides: str) -> str:
         ),
         (
             {"model": {"family": "kmeans", "reg_covar": 1}},
-            "model.reg_covar: there is no such key; it belongs to family gaussian or student-t.",
+            "model.reg_covar: there is no such key; it belongs to family columns, gaussian or student-t.",
         ),
         ({"model": {"family": "kmeans", "n_component": 1}}, "did you mean n_components?"),
         ({"covariance_type": "full"}, "covariance_type: there is no such key; it belongs to model."),

@@ -161,7 +161,7 @@ def test_keys_are_validated_by_the_class_of_the_file(desk: Path) -> None:
     for model, said in (
         ({"flor": 1}, "model.flor: there is no such key; did you mean floor?"),
         ({"floor": "low"}, "model.floor: got 'low', expected a number"),
-        ({"concentration": 2}, "it belongs to family bernoulli, categorical, lda, multinomial or poisson"),
+        ({"concentration": 2}, "it belongs to family bernoulli, categorical, columns, lda, multinomial or poisson"),
     ):
         with pytest.raises(InputError, match=said.replace("?", r"\?")):
             validate(plain(model={**plain()["model"], **model}))
