@@ -219,8 +219,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def _model(self) -> tuple[LatentModel, Any]:
         """The model of the fitted attributes, and its parameters."""
-        model: LatentModel = self.model_
-        return model, model.params(**self._stored())
+        return self.model_, self.model_.params(**self._stored())
 
     def _config(self, as_peer: bool) -> Config:
         """The config of the fit. as_peer : whether each restart begins with a K-means of its own, as scikit-learn's do."""
@@ -229,8 +228,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         # Where the start is scikit-learn's, its generator goes there untouched.
         seed = 0 if as_peer else seed_of(self.random_state)
         section = self._section()
-        fit |= {} if _adapts(section) else {"init": init}
-        fit |= {"max_iter": self.max_iter or 1, "random_state": seed}
+        fit |= {"max_iter": self.max_iter or 1, "random_state": seed} | ({} if _adapts(section) else {"init": init})
         return validate({"model": section, "fit": fit}, name=type(self).__name__).resolved()
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, statistics: Statistics | None = None) -> InputRows:
