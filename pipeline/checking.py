@@ -34,7 +34,7 @@ from pipeline.jobconfig import Config
 from pipeline.models.base import EStep, LatentModel
 from pipeline.models.clusters import BestRows, ClusterModel
 from pipeline.models.lloyd import Lloyd
-from pipeline.models.starts import HardStart, in_step
+from pipeline.models.starts import hard_start, in_step
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
 from pipeline.outputs.plan import of_data, of_memory
 from pipeline.timed import (
@@ -360,7 +360,7 @@ def _starts(
     runs = [Run(r, models[i], params, candidate=i) for i, each in enumerate(starts) for r, params in enumerate(each)]
     loading = Phase("loading", 0, max(0.0, spent[0] - spent[1]), "libraries and kernels, once")
     if user.labels is not None:
-        labels = [HardStart(model, None, user.labels) for model in models if isinstance(model, ClusterModel)]
+        labels = [hard_start(model, None, user.labels) for model in models if isinstance(model, ClusterModel)]
         return runs, Phase("start", 1, timer.pass_seconds(driver.chunks, labels, 1.0)), loading
     on_all = reading * timer.raw.n_rows / timer.rows_of(timer.first, found.rows) / found.share + passes * timer.overhead
     return runs, Phase("start", passes, on_all + spent[1] - reading), loading

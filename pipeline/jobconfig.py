@@ -21,6 +21,7 @@ from pipeline.models.base import LatentModel
 from pipeline.models.clusters import Summary
 from pipeline.models.families import FAMILIES
 from pipeline.models.family import FamilySection
+from pipeline.models.mixture import Mixture
 
 # What a template shows first of a section; the rest comes below it, as seldom changed.
 _FIRST = {
@@ -35,6 +36,7 @@ _FIRST = {
         "weights",
         "labels",
         "units",
+        "noise",
         "bad_rows",
     ),
     "model": ("family", "n_components", "covariance_type", "concentration"),
@@ -91,6 +93,50 @@ class Config(Section):
             raise ValueError(
                 "data.units: is for select.heldout above 0, and for families that model units; leave it out, or set one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_have_missing(self) -> Config:
+        if self.data.bad_rows != "missing":
+            return self
+        advice = "set bad_rows to drop, or"
+        if not self.model.takes_missing:
+            names = [name for name in FAMILIES if name != OUTSIDE and FAMILIES[name].takes_missing]
+            raise ValueError(
+                f"data.bad_rows: got missing, but family {self.model.family} needs whole rows; {advice} model.family to one of "
+                f"{', '.join(names)}"
+            )
+        if self.data.sparse:
+            raise ValueError(f"data.bad_rows: source {self.data.source} has no missing entries; leave it out")
+        if self.model.needs_box:
+            raise ValueError(f"data.bad_rows: got missing, but model.noise needs whole rows; {advice} noise to null")
+        if any(step.kind in ("pca", "zca") for step in self.preprocess):
+            raise ValueError(
+                f"data.bad_rows: got missing, but pca and zca mix the features of whole rows; {advice} preprocess to center or standardize"
+            )
+        if self.output.standard_errors:
+            raise ValueError(
+                f"data.bad_rows: got missing, but standard errors are of whole rows; {advice} output.standard_errors to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_have_errors(self) -> Config:
+        if self.data.noise is None:
+            return self
+        beside = {
+            "data.bad_rows missing": self.data.bad_rows == "missing",
+            "model.noise": self.model.needs_box,
+            "output.standard_errors": bool(self.output.standard_errors),
+            f"source {self.data.source}": self.data.sparse,
+            f"family {self.model.family}": not self.model.takes_errors,
+        }
+        for what, is_so in beside.items():
+            if is_so:
+                names = [name for name in FAMILIES if name != OUTSIDE and FAMILIES[name].takes_errors]
+                raise ValueError(
+                    f"data.noise: known errors of rows are for family {', '.join(names)}, and not beside {what}; leave one of them out"
+                )
         return self
 
     @model_validator(mode="after")
@@ -181,7 +227,14 @@ class Config(Section):
         if summary.earlier is not None and summary.earlier.statistics is not None:
             return [summary.earlier.statistics.model]
         assignment = self.fit.assignment or self.model.assignments[0]
-        return [each.build_for(summary, assignment, self.fit.method) for each in self.model.candidates()]
+        models = [each.build_for(summary, assignment, self.fit.method) for each in self.model.candidates()]
+        missing = self.data.bad_rows == "missing" and summary.n_missing
+        errors = self.data.noise is not None or summary.sample.x.shape[1] > len(summary.mean)
+        if missing or errors:
+            return [
+                model.for_rows("missing" if missing else "errors") for model in models if isinstance(model, Mixture)
+            ]
+        return models
 
     def resolved(self) -> Config:
         """Return the same config with the family's defaults in place of null."""

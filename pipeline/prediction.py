@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config, to_plain, validate
+from pipeline.models.mixture import Mixture
 from pipeline.outputs import checkpoint, model_store
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.run_directory import RunDirectory
@@ -94,6 +95,8 @@ def _label_rows(
     began = time.perf_counter() if began is None else began
     with single_thread(), PeakMemory() as memory:
         model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
+        if config.data.bad_rows == "missing" and isinstance(model, Mixture) and not model.incomplete:
+            model = model.for_rows("missing")
         chunks = config.open_chunks()
         n_raw = model.sizes.get("feature", chunks.n_features) if affine is None else len(affine.offset)
         if chunks.n_features != n_raw:

@@ -57,6 +57,13 @@ def answers(rng: np.random.Generator, n: int = N) -> np.ndarray:
     return (rng.random((n, 8)) < rng.uniform(0.1, 0.9, (3, 8))[rng.integers(3, size=n)]).astype(float)
 
 
+def gaps(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """Rows in which a fifth of the entries is missing, of a few patterns, and no row is."""
+    patterns = rng.random((6, x.shape[1])) < 0.2
+    patterns[patterns.all(axis=1)] = False
+    return np.where(patterns[rng.integers(6, size=len(x))], np.nan, x)
+
+
 def codes(rng: np.random.Generator, n: int = N) -> np.ndarray:
     """Six columns of 2 or 4 categories, of three kinds of rows."""
     kind = rng.integers(3, size=n)
@@ -94,10 +101,11 @@ def mixed(rng: np.random.Generator, n: int = N) -> np.ndarray:
 
 
 class Problem(NamedTuple):
-    """A line of the table. model : its section.  draw : rows, from a generator and their number."""
+    """A line of the table. model : its section.  draw : rows, from a generator and their number.  features : before columns of errors."""
 
     model: dict[str, Any]
     draw: Callable[..., Any]
+    features: int | None = None
 
 
 PROBLEMS = {
@@ -135,6 +143,13 @@ PROBLEMS = {
     "student-t-shared": Problem({"family": "student-t", "covariance_type": "spherical", "shared_df": True}, blobs),
     "student-t-fixed": Problem({"family": "student-t", "df": 4.0, "prior": "auto"}, blobs),
     "gaussian-noise": Problem({"family": "gaussian", "reg_covar": 0.0, "noise": "uniform"}, blobs),
+    "gaussian-missing": Problem({"family": "gaussian", "reg_covar": 0.0}, lambda rng, n=N: gaps(rng, blobs(rng, n))),
+    "gaussian-errors": Problem(
+        {"family": "gaussian", "covariance_type": "diag", "reg_covar": 0.0},
+        lambda rng, n=N: np.concatenate([blobs(rng, n), rng.gamma(1.0, 0.1, (n, 3))], axis=1),
+        3,
+    ),
+    "poisson-missing": Problem({"family": "poisson", "concentration": 1.5}, lambda rng, n=N: gaps(rng, counts(rng, n))),
 }
 FIRST = {problem.model["family"]: name for name, problem in reversed(PROBLEMS.items())}  # the first line of each family
 LABELLED = [name for name in PROBLEMS if FAMILIES[PROBLEMS[name].model["family"]].takes_labels]  # a row, a component
@@ -153,20 +168,22 @@ class Drawn(NamedTuple):
 
 def drawn(name: str, k: int = 3, assignment: str | None = None, seed: int = 0) -> Drawn:
     """The problem of a line. It starts from labels that know nothing of the clusters, and a few iterations."""
-    plain, draw = PROBLEMS[name]
+    plain, draw, features = PROBLEMS[name]
     section = FAMILIES[plain["family"]].model_validate({**plain, "n_components": k})
     rng = np.random.default_rng(seed)
     x = draw(rng)
-    profile = sum_over(chunks_of(x), [ProfileJob(section.second_moments, 50, 0)])[0]
+    profile = sum_over(chunks_of(x), [ProfileJob(section.second_moments, 50, 0, features)])[0]
     model = section.build(summary_of(profile, []), assignment or section.assignments[0])
-    dense = x.toarray() if sp.issparse(x) else x
+    if profile.n_missing or features:
+        model = model.for_rows("errors" if features else "missing")
+    dense = x.toarray() if sp.issparse(x) else np.nan_to_num(x)
     order = np.argsort(
         dense @ rng.normal(size=dense.shape[1])
     )  # slices of rows: labels that differ, but not by cluster
     labels = np.empty(N, dtype=np.int64)
     labels[order] = np.arange(N) * k // N
     first = model.starts_as or model
-    params = first.m_step(first.label_statistics(x, labels), None)
+    params = first.m_step(first.label_statistics(first.plain(x), labels), None)
     params = params if first is model else model.started(params)
     for _ in range(2):
         params = model.m_step(e_step(model, params, x).stats, params)
@@ -201,6 +218,7 @@ def test_weight_is_how_often_a_row_is_there(name: str) -> None:
     repeated = np.repeat(np.arange(N), times)
     close_totals(e_step(model, params, x, None, times * 1.0).totals, e_step(model, params, x[repeated]).totals)
     labels, model = np.arange(N) % model.n_components, model.starts_as or model
+    x = model.plain(x)
     close_totals(model.label_statistics(x, labels, times * 1.0), model.label_statistics(x[repeated], labels[repeated]))
 
 
@@ -296,7 +314,7 @@ def test_a_sample_recovers_the_fit(name: str) -> None:
 @pytest.mark.parametrize("name", FIRST.values())
 def test_through_every_command(name: str, tmp_path: Path) -> None:
     """config, check, run, a stop, resume with the same bytes, predict, report and the Python API."""
-    plain, draw = PROBLEMS[name]
+    plain, draw, _ = PROBLEMS[name]
     x = draw(np.random.default_rng(0), 150)
     if sp.issparse(x):
         x = x.toarray()

@@ -111,3 +111,29 @@ def checked_column(what: str, values: Any, n: int) -> Array:
             f"{what}: got dtype {values.dtype} and shape {values.shape}, expected one real number for each of the {n} rows."
         )
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def checked_errors(values: Array, start: int, shape: tuple[int, ...]) -> Array:
+    """Return variances (n, d), or covariances (n, d, d), of the errors of rows, float64. Raises BadRows for anything else.
+
+    start : index of the first row.  shape : (n, d) of the rows.
+    """
+    n, d = shape
+    found = np.asarray(values, dtype=np.float64)
+    if found.shape not in ((n, d), (n, d, d)):
+        raise BadRows(f"data.noise: got shape {found.shape}, expected {(n, d)} or {(n, d, d)}. Correct what stores it.")
+    wrong = ~np.isfinite(found).reshape(n, -1).all(axis=1)
+    what = "a number that is not finite"
+    if not wrong.any() and found.ndim == 2:
+        wrong, what = (found < 0).any(axis=1), "a variance below 0"
+    elif not wrong.any():
+        size = np.abs(found).max(axis=(1, 2), initial=0.0)
+        apart = np.abs(found - np.swapaxes(found, 1, 2)).max(axis=(1, 2)) > 1e-6 * size
+        wrong, what = (
+            apart | (np.linalg.eigvalsh(found)[:, 0] < -1e-6 * size),
+            "no covariance: not symmetric, or negative somewhere",
+        )
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise BadRows(f"data.noise: row {start + row} has {what}, expected finite errors of 0 or more. Correct it.")
+    return found

@@ -7,6 +7,7 @@ the preprocessing. Small and picklable; what it returns does not depend on who a
 from __future__ import annotations
 
 import hashlib
+import math
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
 from pipeline.arrays.rows import Rows
-from pipeline.data.checked import checked_column, checked_rows
-from pipeline.data.column import Column
+from pipeline.data.checked import checked_column, checked_errors, checked_rows
+from pipeline.data.column import Column, Errors
 from pipeline.data.preprocess import Affine
 from pipeline.data.source import TARGET_BYTES, Source
 from pipeline.data.units import UnitSource
@@ -48,6 +49,10 @@ class Chunks:
         the first time. None before that pass, which collects them.
     token : str
         Names `checksums` among those that a process has compared.
+    noise : Errors or None
+        Variances or covariances of the errors of rows, which then follow the entries of each row: see models/deconvolution.py.
+    missing : bool
+        Whether NaN is an entry that is not known: only rows of nothing else are bad, and inf is refused.
     """
 
     source: Source
@@ -57,6 +62,8 @@ class Chunks:
     labels: Column | None = None
     checksums: Array | None = None
     token: str = ""
+    missing: bool = False
+    noise: Errors | None = None
 
     @property
     def n_chunks(self) -> int:
@@ -107,13 +114,18 @@ class Chunks:
             None if column is None else checked_column(f"data.{what}, {place}", column.read(start, stop), stop - start)
             for what, column in (("weights", self.weights), ("labels", self.labels))
         )
-        checksum = self._checksum(i, start, x, [weight, label])
+        noise = None if self.noise is None else checked_errors(self.noise.read(start, stop), start, x.shape)
+        checksum = self._checksum(i, start, x, [weight, label, noise])
         weight = None if weight is None else _checked_weights(weight, start)
         label = None if label is None else _checked_labels(label, start)
         bad = None if self.clean else _bad_rows(x)
+        if bad is not None and self.missing:
+            bad = _without_entries(x, start)
         if bad is not None:
             weight = np.where(bad, 0.0, 1.0 if weight is None else weight)
             x = _zeroed(x, bad)
+        if noise is not None:
+            x = np.concatenate([x, noise.reshape(len(x), -1)], axis=1, dtype=compute_dtype(x.dtype))
         return Rows(
             x if self.affine is None else self.affine.apply(x),
             weight,
@@ -148,7 +160,12 @@ class Chunks:
         if self.source.sparse:
             return TARGET_BYTES
         rows = int(np.diff(self.source.bounds).max())
-        return rows * self.source.n_features * compute_dtype(self.source.dtype).itemsize
+        return rows * self.width * compute_dtype(self.source.dtype).itemsize
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row as it is read: its entries, and what is known of their errors."""
+        return self.source.n_features + (0 if self.noise is None else math.prod(self.noise.of_each))
 
     def longest_unit(self) -> int:
         """Return the rows of the longest unit; 1 where each row is one."""
@@ -158,7 +175,7 @@ class Chunks:
     def decoding(self) -> tuple[int, str]:
         """Return the bytes that a read needs beside three times its chunk, at most, and what would make it fewer."""
         n_bytes, advice = self.source.decoding()
-        of_columns = sum(column.decoding() for column in (self.weights, self.labels) if column is not None)
+        of_columns = sum(column.decoding() for column in (self.weights, self.labels, self.noise) if column is not None)
         return n_bytes + of_columns, advice if n_bytes > of_columns else "store weights and labels in smaller chunks"
 
     def pass_bytes(self) -> int:
@@ -166,7 +183,7 @@ class Chunks:
         source = self.source
         if source.sparse:
             return sum(source.object_sizes())
-        return source.n_rows * source.n_features * source.dtype.itemsize
+        return source.n_rows * self.width * source.dtype.itemsize
 
     def rows(self, i: int) -> tuple[int, int]:
         """Return the first row of chunk i, and the one after its last."""
@@ -192,6 +209,8 @@ class Chunks:
                 content.update(self.weights.read(*self.rows(i)).tobytes())
             if self.labels is not None:
                 content.update(b"labels" + self.labels.read(*self.rows(i)).tobytes())
+            if self.noise is not None:
+                content.update(b"noise" + self.noise.read(*self.rows(i)).tobytes())
         return {
             "shape": [source.n_rows, source.n_features],
             "dtype": str(source.dtype),
@@ -261,6 +280,18 @@ def _bad_rows(x: Matrix) -> Array | None:
     if all(np.isfinite(flat[i : i + FINITE_TILE]).all() for i in range(0, flat.size, FINITE_TILE)):
         return None
     return ~np.isfinite(x).all(axis=1)
+
+
+def _without_entries(x: Array, start: int) -> Array | None:
+    """(n,) bool mask of rows of NaN alone, or None when there are none. Raises InputError for inf. start : index of the first row."""
+    infinite = np.isinf(x).any(axis=1)
+    if infinite.any():
+        raise InputError(
+            f"row {start + int(infinite.argmax())} holds inf, which data.bad_rows: missing does not take for a missing entry. Write NaN "
+            "there, or set data.bad_rows: drop."
+        )
+    bad = np.asarray(np.isnan(x).all(axis=1))
+    return bad if bad.any() else None
 
 
 def _zeroed(x: Matrix, bad: Array) -> Matrix:

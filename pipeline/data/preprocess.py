@@ -43,18 +43,31 @@ class Affine:
 
         Parameters
         ----------
-        x : array, shape (n, D)
+        x : array, shape (n, D), (n, D + D) or (n, D + D D)
+            Rows, and what is known of their errors: variances or covariances.
 
         Returns
         -------
-        array, shape (n, d)
+        array, shape (n, d), (n, d + d) or (n, d + d d)
             In the dtype that rows of x's dtype are computed in.
         """
         dtype = compute_dtype(x.dtype)
+        if x.shape[1] > len(self.offset):
+            x, errors = np.split(x, [len(self.offset)], axis=1)
+            return np.concatenate([self.apply(x), self._errors(errors.astype(np.float64)).astype(dtype)], axis=1)
         # The difference is formed in float64: the offset's rounding would shift every row of float32 data.
         centred = np.subtract(x, self.offset, dtype=np.float64).astype(dtype, copy=False)
         matrix = self.matrix.astype(dtype)
         return centred * matrix if matrix.ndim == 1 else centred @ matrix
+
+    def _errors(self, errors: Array) -> Array:
+        """Variances (n, D) or covariances (n, D D) of mapped rows, (n, d) or (n, d d); variances are covariances once features are mixed."""
+        n, d = len(errors), len(self.offset)
+        if errors.shape[1] == d and self.matrix.ndim == 1:
+            return errors * np.square(self.matrix)
+        full = errors[:, :, None] * np.eye(d) if errors.shape[1] == d else errors.reshape(n, d, d)
+        matrix = self.full_matrix()
+        return (matrix.T @ full @ matrix).reshape(n, -1)
 
     def full_matrix(self) -> Array:
         """Return the matrix in shape (D, d)."""

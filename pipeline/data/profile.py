@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.arrays.dtypes import Array, compute_dtype
+from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import LowestRows, Rows
 from pipeline.arrays.tiles import tiles
@@ -52,6 +52,11 @@ class Profile:
         Weight of the rows of each component that is known, as far as there are any.
     checksums : array, shape (m, 2), int64
         First row and CRC-32 of each chunk, in any order.
+    n_missing : int
+        Missing entries.
+    seen : array, shape (d,), or (0,) if nothing is missing
+        Sum of weights of the entries that are there. Then `mean` and the variances are theirs; products of entries of which one is
+        missing count as 0, which leaves a covariance positive semidefinite.
     """
 
     n_rows: int
@@ -65,13 +70,22 @@ class Profile:
     sample: LowestRows
     known: Array
     checksums: Array = field(default_factory=lambda: _NO_CHECKSUMS)
+    n_missing: int = 0
+    seen: Array = field(default_factory=lambda: np.zeros(0))
 
     def __add__(self, other: Profile) -> Profile:
         total = self.total + other.total
-        share = other.total / total if total > 0 else 0.0
+        share: Any = other.total / total if total > 0 else 0.0
+        missing, seen = self.n_missing + other.n_missing, np.zeros(0)
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported by check()
             apart = other.mean - self.mean
-            between = self.total * share * _square(apart, self.scatter.ndim, len(self.scatter))
+            if missing:
+                own, more = self._seen(), other._seen()
+                seen = own + more
+                share = np.divide(more, seen, out=np.zeros_like(seen), where=seen > 0)
+                between = _square(np.sqrt(own * share) * apart, self.scatter.ndim, len(self.scatter))
+            else:
+                between = self.total * share * _square(apart, self.scatter.ndim, len(self.scatter))
             mean, scatter = self.mean + share * apart, self.scatter + other.scatter + between
         return Profile(
             self.n_rows + other.n_rows,
@@ -85,12 +99,21 @@ class Profile:
             self.sample + other.sample,
             _added(self.known, other.known),
             np.concatenate([self.checksums, other.checksums]),
+            missing,
+            seen,
         )
+
+    def _seen(self) -> Array:
+        """(d,), also where nothing is missing."""
+        return self.seen if self.n_missing else np.full(len(self.mean), self.total)
 
     @property
     def covariance(self) -> Array:
         """Shape (d, d) or (d,), of the population (ddof 0), weighted."""
-        return self.scatter / self.total
+        if not self.n_missing:
+            return self.scatter / self.total
+        root = np.sqrt(self.seen)
+        return self.scatter / (root if self.scatter.ndim == 1 else root[:, None]) / root
 
     @property
     def variance(self) -> Array:
@@ -102,7 +125,7 @@ class Profile:
 
         Parameters
         ----------
-        bad_rows : {"error", "drop", "mask"}
+        bad_rows : {"error", "drop", "mask", "missing"}
 
         Raises
         ------
@@ -112,12 +135,14 @@ class Profile:
         if self.n_bad and bad_rows == "error":
             raise InputError(
                 f"{self.n_bad} of {self.n_rows} rows hold NaN or inf, the first is row {self.first_bad}. "
-                "Clean them, or set data.bad_rows: drop."
+                "Clean them, or set data.bad_rows: drop, or missing, which takes NaN for an entry that is not known."
             )
         if not self.total > 0:
             raise InputError(
                 f"got {self.n_rows} rows, none with a positive weight and finite values, expected at least one. Correct data.weights."
             )
+        if self.n_missing and not self.seen.all():
+            raise InputError(f"feature {int(self.seen.argmin())} is missing in every row. Leave it out.")
         if not len(self.scatter):
             return
         limits, dtype = np.finfo(self.low.dtype), self.low.dtype  # what the models compute in
@@ -155,11 +180,14 @@ class ProfileJob:
     sample_size : int
         Rows of the sample.
     seed : int
+    features : int or None
+        The leading columns that moments are of; None: all. Those after them are errors (models/deconvolution.py).
     """
 
     scatter: str
     sample_size: int
     seed: int
+    features: int | None = None
 
     def __call__(self, chunk: Rows, kernels: Any) -> Profile:
         """Return the profile of one chunk, formed tile by tile."""
@@ -181,29 +209,56 @@ class ProfileJob:
             self.sample_size, race(self.seed, SAMPLE_STREAM, index, weight), int(index[0]), x, weight
         )
         first_bad = int(index[bad[0]]) if len(bad) else np.iinfo(np.int64).max
-        moments = self._sparse_moments if sp.issparse(x) else self._dense_moments
+        x = x if self.features is None else x[:, : self.features]
+        n_missing, seen = _n_missing(x), np.zeros(0)
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported by check()
-            return Profile(
-                n, len(bad), first_bad, float(weight.sum()), *moments(x, weight), sample, _known(chunk, rows, weight)
-            )
+            if n_missing:
+                moments, seen = self._seen_moments(x, weight)
+            else:
+                moments = self._sparse_moments(x, weight) if sp.issparse(x) else self._dense_moments(x, weight)
+        known, total = _known(chunk, rows, weight), float(weight.sum())
+        return Profile(n, len(bad), first_bad, total, *moments, sample, known, n_missing=n_missing, seen=seen)
+
+    def _seen_moments(self, x: Array, weight: Array) -> tuple[tuple[Array, Array, Array, Array], Array]:
+        """Moments and extremes of the entries that are there, and the sums of their weights, (d,)."""
+        live = x[weight > 0].astype(compute_dtype(x.dtype))
+        there, x = ~np.isnan(x), np.nan_to_num(x.astype(np.float64))
+        seen = weight @ there
+        mean = np.divide(weight @ x, seen, out=np.zeros(x.shape[1]), where=seen > 0)
+        scatter = self._scatter(np.where(there, x - mean, 0.0), weight)
+        low, high = np.fmin.reduce(live, axis=0, initial=np.inf), np.fmax.reduce(live, axis=0, initial=-np.inf)
+        return (mean, scatter, low, high), seen
 
     def _dense_moments(self, x: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
         live = x[weight > 0].astype(compute_dtype(x.dtype))
         x = x.astype(np.float64)
         total = weight.sum()
         mean = weight @ x / total if total > 0 else np.zeros(x.shape[1])
-        diff = x - mean
+        return (
+            mean,
+            self._scatter(x - mean, weight),
+            live.min(axis=0, initial=np.inf),
+            live.max(axis=0, initial=-np.inf),
+        )
+
+    def _scatter(self, diff: Array, weight: Array) -> Array:
         if self.scatter == "matrix":
-            scatter = (diff * weight[:, None]).T @ diff
-        else:
-            scatter = weight @ (diff * diff) if self.scatter == "variances" else np.zeros(0)
-        return mean, scatter, live.min(axis=0, initial=np.inf), live.max(axis=0, initial=-np.inf)
+            return (diff * weight[:, None]).T @ diff
+        return weight @ (diff * diff) if self.scatter == "variances" else np.zeros(0)
 
     def _sparse_moments(self, x: Any, weight: Array) -> tuple[Array, Array, Array, Array]:
         total = weight.sum()
         mean = x.T @ weight / total if total > 0 else np.zeros(x.shape[1])
         extremes = x.min(axis=0).toarray().ravel(), x.max(axis=0).toarray().ravel()
         return mean, np.zeros(0), extremes[0].astype(np.float64), extremes[1].astype(np.float64)
+
+
+def _n_missing(x: Matrix) -> int:
+    """How many entries are NaN; rows without one are only added up."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if sp.issparse(x) or x.dtype.kind != "f" or not np.isnan(x.sum()):
+            return 0
+    return int(np.isnan(x).sum())
 
 
 def _known(chunk: Rows, rows: slice, weight: Array) -> Array:
@@ -254,6 +309,8 @@ class DataSummary:
         The largest and smallest value of each feature; none after preprocessing, unless `with_box` found them.
     earlier : Earlier or None
         What the fit takes over from an earlier run.
+    n_missing : int
+        Missing entries.
     """
 
     affine: Affine | None
@@ -266,6 +323,7 @@ class DataSummary:
     known: Array
     checksums: Array = field(default_factory=lambda: _NO_CHECKSUMS)
     high: Array = field(default_factory=lambda: np.zeros(0))
+    n_missing: int = 0
     low: Array = field(default_factory=lambda: np.zeros(0))
     earlier: Earlier | None = None
 
@@ -295,7 +353,8 @@ def summary_of(profile: Profile, steps: Sequence[Preprocess], earlier: Earlier |
         sample = replace(sample, x=affine.apply(sample.x))
     known = np.flatnonzero(profile.known > 0)
     counts = profile.n_rows, profile.n_bad, profile.total
-    return DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums, high, low, earlier)
+    summary = DataSummary(affine, mean, covariance, sample, *counts, known, profile.checksums, high, low=low)
+    return replace(summary, n_missing=profile.n_missing, earlier=earlier)
 
 
 def with_box(summary: DataSummary, sums: Callable[..., list[Any]]) -> DataSummary:

@@ -113,14 +113,14 @@ def row_bytes(chunks: Chunks) -> int:
     source = chunks.source
     if source.sparse:
         return -(-TARGET_BYTES * source.n_chunks // source.n_rows)
-    return source.n_features * compute_dtype(source.dtype).itemsize
+    return chunks.width * compute_dtype(source.dtype).itemsize
 
 
 def _gathered(parts: tuple[Array, ...], order: Array, affine: Affine | None) -> Array:
     """Rows of the parts in the given order, mapped MAP_ROWS at a time: little more than the input and the output is in memory."""
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
-    width = parts[0].shape[1] if affine is None else affine.n_out
+    width = parts[0].shape[1] if affine is None else affine.apply(parts[0][:1]).shape[1]
     out = np.empty((len(order), width), compute_dtype(parts[0].dtype))
     start = 0
     for part in parts:

@@ -36,7 +36,14 @@ class DataSection(Variant):
         description="path of a .npy or .zarr with one number a row, the same for consecutive rows that belong together, such as "
         "those of a sequence: they are held out together",
     )
-    bad_rows: Literal["error", "drop"] = Field("error", description="what to do about rows with NaN or inf")
+    noise: AnyPath | None = Field(
+        None,
+        description="path of a .npy or .zarr with the known errors of each row: the variances of its entries, (rows, features), or their "
+        "covariance, (rows, features, features)",
+    )
+    bad_rows: Literal["error", "drop", "missing"] = Field(
+        "error", description="what to do about rows with NaN or inf; missing: NaN is an entry that is not known"
+    )
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="passed on to fsspec; never written to the run directory"
     )
@@ -50,14 +57,14 @@ class DataSection(Variant):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Self:
-        beside = any(path is not None for path in (self.weights, self.labels, self.units))
+        beside = any(path is not None for path in (self.weights, self.labels, self.units, self.noise))
         if self.storage_options and not (self.reads_files or beside):
             raise ValueError(
-                f"storage_options: source {self.source} reads no files without weights, labels or units; leave it out"
+                f"storage_options: source {self.source} reads no files without weights, labels, units or noise; leave it out"
             )
         if self.missing_chunks != "error" and not (self.reads_stores or beside):
             raise ValueError(
-                f"missing_chunks: source {self.source} reads no stores without weights, labels or units; leave it out"
+                f"missing_chunks: source {self.source} reads no stores without weights, labels, units or noise; leave it out"
             )
         return self
 
@@ -88,6 +95,7 @@ class DataSection(Variant):
         """
         source = self.open()
         weights, labels, units = (self.open_column(what, source) for what in ("weights", "labels", "units"))
+        noise = self.open_errors(source)
         starts = source.units() if units is None else unit_starts(units, source.n_rows)
         if by_unit and starts is None:
             raise InputError(
@@ -95,7 +103,7 @@ class DataSection(Variant):
             )
         if starts is not None and (by_unit or units is not None):
             source = UnitSource(source, starts, by_unit)
-        return Chunks(source, weights, labels=labels)
+        return Chunks(source, weights, labels=labels, missing=self.bad_rows == "missing", noise=noise)
 
     def open_column(self, what: str, source: Source) -> Column | None:
         """Open a column beside the rows.
@@ -115,6 +123,13 @@ class DataSection(Variant):
         if path is None:
             return None
         return RowColumn.open(path, source.n_rows, what, None, self.storage_options, self.missing_chunks)
+
+    def open_errors(self, source: Source) -> RowColumn | None:
+        """Open the errors of rows; None where there are none."""
+        if self.noise is None:
+            return None
+        d, options = source.n_features, (self.storage_options, self.missing_chunks)
+        return RowColumn.open(self.noise, source.n_rows, "noise", None, *options, ((d,), (d, d)))
 
     def converted_in(self, folder: str) -> Self:
         """Return the same section, which writes what must be converted to a folder, and never beside the input."""

@@ -263,7 +263,7 @@ def _splits(model: ClusterModel, params: Any, rows: SearchRows) -> list[Split]:
 
 def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
     """Fit two components to weighted rows, and compare with one."""
-    x, weight = rows.x, rows.weight
+    x, weight = model.plain(rows.x), rows.weight
     one = model.with_components(1)
     params = one.m_step(one.label_statistics(x, np.zeros(rows.n, dtype=np.int64), weight), None)
     before = one.objective(EStep(one, params)(rows, kernels).totals, params)

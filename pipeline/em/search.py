@@ -22,7 +22,7 @@ from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.lloyd import Centers, Lloyd
-from pipeline.models.starts import HardStart, from_hard, in_step, starting
+from pipeline.models.starts import HardStart, from_hard, hard_start, in_step, starting
 
 GROWTH = 4  # of a level over the one below
 ROWS_PER_COMPONENT = 64  # of the lowest level, at least
@@ -87,9 +87,17 @@ class Search:
             starts = self._starts(model, self.rows, self.summary)
         else:
             lloyd = Lloyd(model.n_components, model.shift, float(np.mean(self.summary.variance)))
-            centers = self._centers(lloyd, self.rows.head(max(lowest.n_rows, CENTERS_ROWS))).centers
-            starts = from_hard(model, lowest.sum_over([HardStart(model, centers)]))
+            whole = self._without_gaps(model)
+            centers = whole._centers(lloyd, whole.rows.head(max(lowest.n_rows, CENTERS_ROWS))).centers
+            starts = from_hard(model, lowest.sum_over([hard_start(model, centers)]))
         return self._refine(model, starts, self.rows)
+
+    def _without_gaps(self, model: ClusterModel) -> Search:
+        """The search on rows without missing entries."""
+        if not model.incomplete:
+            return self
+        sample = replace(self.summary.sample, x=model.plain(self.summary.sample.x))
+        return replace(self, rows=self.rows.mapped(model.plain), summary=replace(self.summary, sample=sample))
 
     def _centers(self, model: ClusterModel, rows: SearchRows) -> Centers:
         """K-means on some rows; of many features, in the space of the leading principal components."""

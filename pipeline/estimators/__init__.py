@@ -2,7 +2,8 @@
 
 from pipeline.estimators.gaussian import GaussianMixture
 from pipeline.estimators.kmeans import KMeans
-from pipeline.estimators.mixture import MixtureEstimator, estimator_of, mixture_class
+from pipeline.estimators.made import estimator_of, mixture_class
+from pipeline.estimators.mixture import MixtureEstimator
 from pipeline.estimators.multinomial import MultinomialMixture
 
 # Classes of families that have more than what every class has; of any other family one is made.

@@ -27,7 +27,7 @@ from pipeline.fitting.sink import NoSink
 from pipeline.jobconfig import Config
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
-from pipeline.models.starts import HardStart, from_hard
+from pipeline.models.starts import from_hard, hard_start
 
 OnPass = Callable[[Sequence[Run]], None]  # called with the runs after each pass
 
@@ -93,7 +93,7 @@ def _fitted(
     driver, summary, sample = Driver(config, chunks, engine, plan, NoSink(on_pass)).profiled(earlier)
     [model] = config.models(summary)
     if start.labels and isinstance(model, ClusterModel):
-        jobs = [HardStart(model, None, MemoryColumn(labels)) for labels in start.labels]
+        jobs = [hard_start(model, None, MemoryColumn(labels)) for labels in start.labels]
         params = from_hard(model, driver.sums()(jobs))
     elif start.arrays and set(start.arrays[0]) == set(model.fields):
         params = [None] * len(start.arrays)

@@ -41,6 +41,9 @@ class GaussianMixture(MixtureEstimator):
         "uniform": one more component, uniform over the box of the rows, with the share `noise_`. Rows for which it is the most probable
         have the label -2; `predict_proba` has its probability in no column, so that rows sum to less than 1.
 
+    missing : bool
+        Whether NaN is an entry that is not known; each fit begins with k-means|| then, not with scikit-learn's K-means.
+
     Attributes
     ----------
     weights_, means_, covariances_, precisions_, precisions_cholesky_ : array, float64
@@ -80,6 +83,7 @@ class GaussianMixture(MixtureEstimator):
         method: str = "em",
         prior: Any = None,
         noise: str | None = None,
+        missing: bool = False,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -98,6 +102,34 @@ class GaussianMixture(MixtureEstimator):
         self.method = method
         self.prior = prior
         self.noise = noise
+        self.missing = missing
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, noise: Any = None) -> Self:
+        """Fit to all rows of X; as of the other classes, but for errors of the rows.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As of the other classes.
+        noise : array, shape (n, d) or (n, d, d), optional
+            Known errors of the rows: variances of their entries, or covariances. Means and covariances are then those of the rows without
+            their errors; `predict` and scores take rows as they are. [Bovy, Hogg and Roweis 2011]
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For parameters, rows or errors that cannot be used.
+        """
+        if noise is not None and (self.noise is not None or self.missing):
+            raise ValueError(
+                "noise: errors of rows are not for a mixture with noise or missing entries; leave one out."
+            )
+        self._fit(X, y, sample_weight, noise=noise)
+        return self
 
     def to_sklearn(self) -> Peer:
         """Return scikit-learn's estimator, fitted if this one is."""

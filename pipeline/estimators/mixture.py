@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,8 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.arrays.dtypes import Array
-from pipeline.config.variants import OUTSIDE
-from pipeline.data.checked import unmasked
+from pipeline.data.checked import checked_errors, unmasked
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
 from pipeline.data.earlier import Earlier, Statistics
@@ -26,8 +24,7 @@ from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import Config, validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import LatentModel
-from pipeline.models.families import FAMILIES
-from pipeline.models.family import ClusterSection, FamilySection
+from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture
 from pipeline.models.schema import selected
 from pipeline.outputs.earlier import start_of
@@ -43,6 +40,7 @@ FIT_OPTIONS: dict[str, Any] = {
     "verbose": 0,
     "verbose_interval": 10,
     "method": "em",
+    "missing": False,
 }
 
 
@@ -227,12 +225,20 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         fit = {name: getattr(self, name) for name in ("method", "n_init", "tol")}
         # Where the start is scikit-learn's, its generator goes there untouched.
         seed = 0 if as_peer else seed_of(self.random_state)
-        section = self._section()
-        fit |= {"max_iter": self.max_iter or 1, "random_state": seed} | ({} if _adapts(section) else {"init": init})
-        return validate({"model": section, "fit": fit}, name=type(self).__name__).resolved()
+        section, data = self._section(), {"bad_rows": "missing"} if self._missing else {}
+        fit |= {} if _adapts(section) else {"init": init}
+        fit |= {"max_iter": self.max_iter or 1, "random_state": seed}
+        return validate({"data": data, "model": section, "fit": fit}, name=type(self).__name__).resolved()
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, statistics: Statistics | None = None) -> InputRows:
-        """Fit. statistics : of earlier rows, which count beside these."""
+    @property
+    def _missing(self) -> bool:
+        """Whether NaN is an entry that is not known."""
+        return bool(getattr(self, "missing", False))
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, statistics: Statistics | None = None, noise: Any = None
+    ) -> InputRows:
+        """Fit. statistics : of earlier rows, which count beside these.  noise : errors of the rows."""
         table = self._table(X, reset=statistics is None, least=1 if statistics else 2)
         with value_errors():
             labels, column = _labels(y, table), column_of(sample_weight, table)
@@ -240,10 +246,11 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
                 raise ValueError("y: rows do not belong to one component. Leave it out.")
             # The clusters of a K-means of all rows would not have the numbers of the known labels.
             as_peer = self.init_params == "kmeans" and self.method == "em" and labels is None and statistics is None
-            as_peer = as_peer and not _adapts(self._section())
+            as_peer = as_peer and not (_adapts(self._section()) or self._missing or noise is not None)
             config = self._config(as_peer)
             config.model.refuse_features(getattr(self, "feature_names_in_", None), table.x.shape[1])
-            chunks = Chunks(table.source(), column, labels=labels)
+            errors = None if noise is None else MemoryColumn(checked_errors(np.asarray(noise), 0, table.x.shape))
+            chunks = Chunks(table.source(), column, labels=labels, missing=self._missing, noise=errors)
             k = config.model.largest
             if k > chunks.n_rows and statistics is None:
                 raise ValueError(
@@ -305,12 +312,15 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def _table(self, X: Any, reset: bool = False, least: int = 1) -> InputRows:
         if not reset:
             check_is_fitted(self)
-        return input_rows(self, X, reset, least, dense=False, counts=self.section.counts)
+        return input_rows(self, X, reset, least, dense=False, counts=self.section.counts, missing=self._missing)
 
     def _predicted(self, table: InputRows, what: str) -> Any:
         columns = self.n_components if what == "log_resp" else None
         with value_errors():
-            function = Predicted(*self._model(), what)
+            model, params = self._model()
+            if self._missing and isinstance(model, Mixture) and not model.incomplete:
+                model = model.for_rows("missing")
+            function = Predicted(model, params, what)
         found = table.map(function, columns, np.int32 if what == "label" else np.float64, "component")
         return found.astype(np.int64) if what == "label" else found
 
@@ -319,69 +329,6 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             raise ValueError(f"aic, bic: the {self.section.words.name} has a bound only. Compare score on other rows.")
         scores = self.score_samples(X)
         return float(scores.sum()), scores.shape[0]
-
-
-def estimator_of(family: str) -> Any:
-    """Return the Python class of a family, by the name that `model.family` has for it.
-
-    A class that is not defined in this package is made. Its arguments are the options of the family's config section,
-    initial values of the parameters (such as `rates_init`), and the options of a fit.
-    """
-    from pipeline.estimators import OWN
-
-    return OWN.get(family) or _made(family)
-
-
-def mixture_class(name: str) -> type[MixtureEstimator] | None:
-    """Return the Python class of the family whose class has this name, such as PoissonMixture; None where there is none."""
-    families = (each for each in FAMILIES if each != OUTSIDE and _class_name(each) == name)
-    return next((estimator_of(each) for each in families if FAMILIES[each].criteria), None)
-
-
-def _class_name(family: str) -> str:
-    return f"{''.join(part.capitalize() for part in family.split('-'))}Mixture"
-
-
-@cache
-def _made(family: str) -> type[MixtureEstimator]:
-    section = FAMILIES[family]
-    own = [name for name in section.model_fields if name not in ("family", "path")]
-    defaults = {name: _default(section, name) for name in own} | dict(FIT_OPTIONS)
-    defaults |= {f"{name}_init": None for name in section.parameter_names()}
-
-    def __init__(self: Any, *args: Any, **options: Any) -> None:
-        bound = signature.bind(self, *args, **options)
-        bound.apply_defaults()
-        for name in defaults:
-            setattr(self, name, bound.arguments[name])
-
-    first, *rest = defaults
-    kinds = {first: inspect.Parameter.POSITIONAL_OR_KEYWORD, **dict.fromkeys(rest, inspect.Parameter.KEYWORD_ONLY)}
-    parameters = [inspect.Parameter(name, kinds[name], default=value) for name, value in defaults.items()]
-    signature = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters])
-    __init__.__signature__ = signature  # type: ignore[attr-defined]  # scikit-learn reads the arguments from it
-    return type(
-        _class_name(family),
-        (MixtureEstimator,),
-        {"__init__": __init__, "section": section, "__doc__": _doc(section, own)},
-    )
-
-
-def _default(section: type[FamilySection], name: str) -> Any:
-    default = section.model_fields[name].get_default(call_default_factory=True)
-    if name == "n_components":
-        return 1
-    return default[0] if isinstance(default, tuple) and len(default) == 1 else default
-
-
-def _doc(section: type[FamilySection], own: Sequence[str]) -> str:
-    options = "\n".join(f"{name}\n    {section.model_fields[name].description}" for name in own)
-    return (
-        f"{section.words.name[0].upper()}{section.words.name[1:]} by EM, with scikit-learn's methods.\n\n"
-        f"Parameters\n----------\n{options}\n{', '.join(FIT_OPTIONS)}\n    As of the other classes.\n\n"
-        f"Attributes\n----------\n{', '.join(f'{name}_' for name in section.parameter_names())}\n"
-        "converged_, n_iter_, lower_bound_, lower_bounds_, stop_reason_\n    As of the other classes."
-    )
 
 
 def _labels(y: Any, table: InputRows) -> MemoryColumn | None:

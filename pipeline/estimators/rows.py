@@ -36,8 +36,8 @@ class _Block:
     empty : array
         Its result for no rows.
     dtype, sparse : of the rows, as declared.
-    counts : bool
-        Whether values below 0 are refused.
+    counts, missing : bool
+        Whether values below 0 are refused, and whether NaN is not.
     """
 
     function: Callable[[Any], np.ndarray]
@@ -45,6 +45,7 @@ class _Block:
     dtype: np.dtype[Any]
     sparse: bool
     counts: bool
+    missing: bool
 
     def __call__(self, x: Any, block_info: Any = None) -> np.ndarray:
         """Return the result for the rows, after a check of their values."""
@@ -52,7 +53,9 @@ class _Block:
             (start, stop), (_, d) = block_info[0]["array-location"]
             what = f"X: rows {start}:{stop} (block {block_info[0]['chunk-location'][0]})"
             x = checked_rows(what, x, (stop - start, d), self.dtype, self.sparse)
-            refuse_values(what, x, self.counts)
+            refuse_values(
+                what, np.nan_to_num(x, nan=0.0, posinf=np.inf, neginf=-np.inf) if self.missing else x, self.counts
+            )
         return self.function(x) if x.shape[0] else self.empty
 
 
@@ -68,14 +71,15 @@ class InputRows:
         Which x is from.
     dense : bool
         Whether sparse rows are made dense, a block at a time.
-    counts : bool
-        Whether rows are counts.
+    counts, missing : bool
+        Whether rows are counts, and whether NaN is an entry that is not known.
     """
 
     x: Any
     named: Any = None
     dense: bool = False
     counts: bool = False
+    missing: bool = False
 
     @property
     def lazy(self) -> bool:
@@ -94,7 +98,7 @@ class InputRows:
         if self.lazy:
             more: dict[str, Any] = {"drop_axis": 1} if columns is None else {"chunks": (self.x.chunks[0], (columns,))}
             meta = np.empty((0,) if columns is None else (0, columns), dtype)
-            block = _Block(function, meta, self.x.dtype, sp.issparse(self.x._meta), self.counts)
+            block = _Block(function, meta, self.x.dtype, sp.issparse(self.x._meta), self.counts, self.missing)
             found = self.x.map_blocks(block, token=name, dtype=dtype, meta=meta, **more)
         else:
             found = np.concatenate(self._on_threads(function))
@@ -145,7 +149,13 @@ def column_of(sample_weight: Any, table: InputRows) -> MemoryColumn | None:
 
 
 def input_rows(
-    estimator: Any, x: Any, reset: bool, least: int = 1, dense: bool = True, counts: bool = False
+    estimator: Any,
+    x: Any,
+    reset: bool,
+    least: int = 1,
+    dense: bool = True,
+    counts: bool = False,
+    missing: bool = False,
 ) -> InputRows:
     """Check X as scikit-learn does; of a Dask array only its metadata: its blocks are checked where they are used.
 
@@ -161,8 +171,8 @@ def input_rows(
         Smallest number of rows.
     dense : bool
         Whether sparse rows are made dense, a block at a time.
-    counts : bool
-        Whether values below 0 are refused.
+    counts, missing : bool
+        Whether values below 0 are refused, and whether NaN is not.
 
     Raises
     ------
@@ -189,11 +199,13 @@ def input_rows(
         x = x if len(x.chunks[1]) == 1 else x.rechunk({1: -1})
         if x.dtype not in KINDS:  # as of rows in memory: results are float64, and what is summed does not wrap around
             x = x.astype(np.float64)
-        return InputRows(x, named, counts=counts)
+        return InputRows(x, named, counts=counts, missing=missing)
     if any(kind.kind in "mM" for kind in _dtypes(x)):
         raise ValueError("X: holds dates or times, expected numbers. Convert them to numbers of one unit first.")
     sparse = estimator.__sklearn_tags__().input_tags.sparse
     checks = {"dtype": KINDS, "accept_sparse": "csr" if sparse else False, "ensure_min_samples": least, "order": "C"}
+    if missing:
+        checks["ensure_all_finite"] = "allow-nan"
     if named is not None:
         checked = check_array(x, estimator=estimator, input_name="X", **checks)
     else:

@@ -85,10 +85,15 @@ def to_numpy(estimator: Any) -> dict[str, np.ndarray]:
 
 
 def _after(affine: Affine, estimator: Any) -> Any:
-    """A Pipeline of the map and the estimator: (x - offset) @ matrix is what a PCA does."""
+    """A Pipeline of the map and the estimator: (x - offset) @ matrix is what a PCA does; with missing entries it only scales."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
 
+    if getattr(estimator, "missing", False):
+        scaler = StandardScaler()
+        scaler.mean_, scaler.scale_, scaler.n_features_in_ = affine.offset, 1.0 / affine.matrix, len(affine.offset)
+        return Pipeline([("preprocess", scaler), ("model", estimator)])
     matrix = affine.full_matrix()
     n_in, n_out = matrix.shape
     step = PCA(n_components=n_out, whiten=False)

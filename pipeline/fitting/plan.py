@@ -57,6 +57,7 @@ class JobPlan:
     n_rows: int
     n_features: int
     sparse: bool
+    errors: bool = False
 
     @property
     def searches(self) -> bool:
@@ -76,7 +77,12 @@ class JobPlan:
         """The job of the profiling pass."""
         full = any(step.kind in ("pca", "zca") for step in self.config.preprocess)
         moments = "none" if self.sparse else "matrix" if full else self.config.model.second_moments
-        return ProfileJob(moments, max(self.sample_rows), self.config.fit.random_state)
+        return ProfileJob(moments, max(self.sample_rows), self.config.fit.random_state, self.leading)
+
+    @property
+    def leading(self) -> int | None:
+        """How many columns of a row are its entries, where those of its errors follow; None where none do."""
+        return self.n_features if self.errors else None
 
     def sampling(self) -> list[SampleRows]:
         """The job that samples rows for the search; with several candidates for the largest. Empty without a search."""
@@ -103,7 +109,9 @@ def plan_job(config: Config, chunks: Chunks, fits: bool = True) -> JobPlan:
     models, largest = tuple(config.models(NoRows(d))), [c.model.largest for c in config.candidates()]
     sample = tuple(_sample_rows(k, chunks.n_features) for k in largest)
     search = tuple(n_sampled(chunks, k) for k in largest) if _searches(config, models) else ()
-    return JobPlan(config, models, sample, search, chunks.n_rows, chunks.n_features, chunks.source.sparse)
+    return JobPlan(
+        config, models, sample, search, chunks.n_rows, chunks.n_features, chunks.source.sparse, chunks.noise is not None
+    )
 
 
 def _sample_rows(k: int, n_features: int) -> int:
@@ -150,6 +158,7 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
         return decoding + task_bytes(chunks.chunk_bytes, rows, stats * jobs, tiles, partials)
 
     d = job.models[0].sizes.get("feature", chunks.n_features)
+    scratch = max((m.scratch_bytes() for m in job.models if isinstance(m, ClusterModel)), default=0)
     statistics = sum(model.e_step_bytes() for model in job.models)
     square = chunks.n_features**2 * 8 if config.preprocess or config.model.second_moments == "matrix" else 0
     sample = min(max(job.sample_rows), chunks.n_rows) * row_bytes(chunks)
@@ -160,7 +169,9 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     drawing = task(drawn, jobs=n_init * len(job.models)) + 2 * ROUNDS * drawn
     longest = chunks.longest_unit() if config.model.by_unit else 0
     of_unit = longest * max((model.unit_bytes() for model in job.models if isinstance(model, ClusterModel)), default=0)
-    fitting = max(task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, jobs=n_init) + of_unit)
+    fitting = max(
+        task(square + sample, max(look, TILE_BYTES)), drawing, task(statistics, TILE_BYTES + scratch, n_init) + of_unit
+    )
     # A block of labels is filled and concatenated while two finished ones wait to be written.
     labelling = (
         task(0)
@@ -203,7 +214,11 @@ def warnings_of(config: Config, profile: Profile) -> list[str]:
     """Yield warnings about the rows, from the profile."""
     found = []
     if profile.n_bad:
-        found.append(f"{profile.n_bad} rows with NaN or inf are left out, the first is {profile.first_bad}")
+        what = "nothing but missing entries" if profile.n_missing else "NaN or inf"
+        found.append(f"{profile.n_bad} rows with {what} are left out, the first is {profile.first_bad}")
+    if profile.n_missing:
+        share = profile.n_missing / ((profile.n_rows - profile.n_bad) * len(profile.mean))
+        found.append(f"{profile.n_missing} entries are missing, {share:.2%}")
     if config.model.counts:
         return found
     if len(profile.mean) > profile.n_rows:

@@ -61,6 +61,10 @@ class Summary(Protocol):
         """Largest value of each feature, of the same shape."""
 
     @property
+    def n_missing(self) -> int:
+        """Missing entries."""
+
+    @property
     def sample(self) -> LowestRows:
         """Rows drawn in proportion to their weights."""
 
@@ -77,6 +81,9 @@ def reference(summary: Summary) -> Array:
     mean, sample = summary.mean, summary.sample.x[:FEW]
     if sp.issparse(sample) or not sample.shape[0]:
         return mean
+    sample = sample[:, : len(mean)]  # errors of rows follow their entries
+    if summary.n_missing:
+        sample = np.where(np.isnan(sample), mean, sample)
     low, middle, high = np.quantile(sample, [0.05, 0.5, 0.95], axis=0)
     with np.errstate(over="ignore", invalid="ignore"):
         away = np.abs(mean - middle) > AWAY * (high - low)
@@ -89,7 +96,7 @@ class NoRows:
     def __init__(self, d: int) -> None:
         none, self.earlier = np.empty(0), None
         self.mean, self.covariance, self.variance = np.zeros(d), np.ones(d), np.ones(d)
-        self.low, self.high = np.zeros(d), np.ones(d)
+        self.low, self.high, self.n_missing = np.zeros(d), np.ones(d), 1
         self.sample = LowestRows(0, none, none.astype(np.int64), np.empty((0, d)), none, none)
 
 
@@ -181,6 +188,8 @@ class ClusterModel(LatentModel):
         Whether the centres are its only parameters.
     unit_rows : bool
         Whether only the directions of rows count: all distances are between rows of length 1.
+    incomplete : bool
+        Whether rows may have missing entries, NaN.
     search : SearchEffort
     """
 
@@ -188,6 +197,7 @@ class ClusterModel(LatentModel):
     location: ClassVar[str]
     of_centers: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
+    incomplete: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort()
     represents: ClassVar[bool] = True
     traced: ClassVar[Mapping[str, tuple[str, ...]]] = {"n_effective": ("component",)}
@@ -225,6 +235,14 @@ class ClusterModel(LatentModel):
     @abstractmethod
     def without_fixed(self, field: str) -> Any:
         """Return the same model in which a field is estimated."""
+
+    def plain(self, x: Matrix) -> Matrix:
+        """Return rows as starts and distances take them: whole. x : (n, d)."""
+        return x
+
+    def scratch_bytes(self) -> int:
+        """Return the bytes that an E-step needs beside tiles and statistics."""
+        return 0
 
     @abstractmethod
     def counts(self, stats: Any) -> Array:

@@ -1,4 +1,4 @@
-"""Which components of Gaussians have collapsed: too few rows, or no width."""
+"""Which components of Gaussians have collapsed, too few rows or no width, and the covariance that they get."""
 
 from __future__ import annotations
 
@@ -31,3 +31,27 @@ def without_width(component: Any, theta: Any, sum_w: Array, learned: bool) -> li
         elif width[k] <= 2 * rounding[k]:
             found.append((k, f"largest covariance eigenvalue {width[k]:.3g} is lost in rounding ({rounding[k]:.3g})"))
     return found
+
+
+def mended(component: Any, theta: Any, stats: Any, sum_w: Array) -> Any:
+    """Return a start in which covariances of too few rows are replaced by the average of the others."""
+    broken = np.flatnonzero(component.broken(theta))
+    if not len(broken) or not component.shape.per_component:
+        return theta
+    covariances = theta.covariances.copy()
+    covariances[broken] = pooled(component, theta, stats, sum_w, broken)
+    return component.theta(means=theta.means, covariances=covariances)
+
+
+def pooled(component: Any, theta: Any, stats: Any, sum_w: Array, collapsed: Array) -> Array:
+    """Return the average covariance of the other components, or of all rows if there is none."""
+    if not component.shape.per_component:
+        return np.asarray(theta.covariances)
+    share = sum_w.copy()
+    share[collapsed] = 0.0
+    if share.sum() > 0:
+        return np.tensordot(share / share.sum(), np.nan_to_num(theta.covariances), axes=1)
+    one = stats.about_the_shift()
+    counts, sums = component._zeroth(stats, sum_w).sum(keepdims=True), one.sum_x.sum(axis=0, keepdims=True)
+    moments = component.shape.moved(counts, sums, one.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
+    return np.asarray(component.shape.covariances(moments, counts, component.n_features, component.reg_covar)[0])

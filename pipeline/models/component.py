@@ -49,7 +49,7 @@ class Component(ABC):
         Fields of theta that stay at their initial values.
     location : str
         The field with the components' locations, shape (k, d).
-    unit_rows : bool
+    unit_rows, incomplete : bool
         As of `ClusterModel`.
     search : SearchEffort
     has_own_latents : bool
@@ -65,6 +65,7 @@ class Component(ABC):
     words: ClassVar[Words]
     location: ClassVar[str]
     unit_rows: ClassVar[bool] = False
+    incomplete: ClassVar[bool] = False
     search: ClassVar[SearchEffort] = SearchEffort()
     has_own_latents: ClassVar[bool] = False
     impossible_advice: ClassVar[str] = ""
@@ -138,6 +139,22 @@ class Component(ABC):
     def start_near_mean(self, summary: Summary, draws: Array) -> Any:
         """Return theta of components near the mean of the rows. draws : (k, d), standard normal."""
         return self.start_at(summary.mean + 0.01 * np.sqrt(summary.variance) * draws, summary)
+
+    def with_missing(self) -> Any:
+        """Return the same component for rows with missing entries, NaN."""
+        raise InputError(f"data.bad_rows: got missing, but family {self.family} needs whole rows. Set it to drop.")
+
+    def with_errors(self) -> Any:
+        """Return the same component for rows with known errors, which follow their entries (models/deconvolution.py)."""
+        raise InputError(f"data.noise: is not for family {self.family}. Leave it out.")
+
+    def plain(self, x: Matrix) -> Matrix:
+        """Return rows as starts and distances take them: whole. x : (n, d)."""
+        return x
+
+    def scratch_bytes(self) -> int:
+        """Return the bytes that an E-step needs beside tiles and statistics."""
+        return 0
 
     def log_prior(self, theta: Any) -> float:
         """Return the log prior density, up to a constant."""

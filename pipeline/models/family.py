@@ -45,6 +45,10 @@ class FamilySection(Variant):
         Whether the rows of a unit (a sequence, a picture) are read together and come with `Rows.units`.
     second_moments : {"matrix", "variances", "none"}
         Which second moments of the rows the profile has to form for it.
+    takes_missing : bool
+        Whether entries of rows may be missing (`data.bad_rows: missing`).
+    takes_errors : bool
+        Whether rows may have known errors (`data.noise`).
     can_prune, has_standard_errors : bool
         Whether `select.pruning` and `output.standard_errors` are for it.
     template : dict
@@ -68,6 +72,8 @@ class FamilySection(Variant):
     raw: ClassVar[bool] = False
     by_unit: ClassVar[bool] = False
     second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "variances"
+    takes_missing: ClassVar[bool] = False
+    takes_errors: ClassVar[bool] = False
     can_prune: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False
     template: ClassVar[dict[str, Any]] = {"data": {"path": "digits"}}

@@ -81,6 +81,10 @@ class Mixture(ClusterModel):
         return bool(self.component.unit_rows)
 
     @property
+    def incomplete(self) -> bool:  # type: ignore[override]  # the component's
+        return bool(self.component.incomplete)
+
+    @property
     def search(self) -> SearchEffort:  # type: ignore[override]  # the component's
         return SearchEffort(*self.component.search)
 
@@ -138,6 +142,16 @@ class Mixture(ClusterModel):
 
     def with_components(self, k: int) -> Mixture:
         return replace(self, component=replace(self.component, n_components=k))
+
+    def for_rows(self, what: str) -> Mixture:
+        """Return the same mixture for rows with missing entries ("missing"), or with known errors ("errors")."""
+        return replace(self, component=getattr(self.component, f"with_{what}")())
+
+    def plain(self, x: Matrix) -> Matrix:
+        return self.component.plain(x)
+
+    def scratch_bytes(self) -> int:
+        return int(self.component.scratch_bytes())
 
     def without_fixed(self, field: str) -> Mixture:
         rest = tuple(name for name in self.component.fixed if name != field)
@@ -283,7 +297,7 @@ class Mixture(ClusterModel):
         for k, _ in collapsed:
             place = next(worst, None) if resets.count(k) < MAX_RESETS else None
             if place is not None:
-                places[k] = place
+                places[k] = self.plain(place[None])[0]
         which = np.array([k for k, _ in collapsed])
         theta = self.component.reset(new.theta, old.theta, stats.component, stats.sum_w, which, places)
         weights = new.weights if self.fixed_weights else share_with(new.weights, np.array(list(places), dtype=int))

@@ -8,7 +8,7 @@ restarts of all models share each read of the data. Components with known rows s
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -134,6 +134,35 @@ class HardStart:
         return labels
 
 
+@dataclass(frozen=True)
+class Plain:
+    """Job: another one, which sees rows without missing entries."""
+
+    job: Callable[[Rows, Any], Any]
+    model: ClusterModel
+
+    def __call__(self, chunk: Rows, kernels: Any) -> Any:
+        return self.job(replace(chunk, x=self.model.plain(chunk.x)), kernels)
+
+
+def hard_start(model: ClusterModel, centers: Array | None, labels: RowLabels | None = None) -> Plain:
+    """Return the job of a `HardStart` on whole rows."""
+    return Plain(HardStart(model, centers, labels), model)
+
+
+def on_plain(model: LatentModel, starting: Starting) -> Starting:
+    """Return a start whose jobs see rows without missing entries; itself, where the model has none."""
+    if not isinstance(model, ClusterModel) or not model.incomplete:
+        return (yield from starting)
+    sums = None
+    while True:
+        try:
+            jobs = starting.send(sums)  # type: ignore[arg-type]  # None begins a generator
+        except StopIteration as end:
+            return list(end.value)
+        sums = yield [Plain(job, model) for job in jobs]
+
+
 def in_step(startings: Sequence[Starting], sum_jobs: SumJobs) -> list[list[Any]]:
     """Return the results of several starts; jobs that they need at the same time are summed in one pass.
 
@@ -154,6 +183,13 @@ def in_step(startings: Sequence[Starting], sum_jobs: SumJobs) -> list[list[Any]]
 
 
 def starting(
+    model: LatentModel, init: str, n_init: int, seed: int, summary: Summary, *rest: Any, **options: Any
+) -> Starting:
+    """As `_starting`, on rows without missing entries."""
+    return on_plain(model, _starting(model, init, n_init, seed, summary, *rest, **options))
+
+
+def _starting(
     model: LatentModel,
     init: str,
     n_init: int,
@@ -200,13 +236,14 @@ def starting(
     if init == "near-mean":
         draws = [rng.standard_normal((model.n_features, k)).T for rng in generators]
         return [model.start_near_mean(summary, each) for each in draws]
-    if summary.sample.x.shape[0] < k:
-        raise InputError(f"model.n_components: {k}, but only {summary.sample.x.shape[0]} usable rows. Lower it.")
+    sample = model.plain(summary.sample.x)
+    if sample.shape[0] < k:
+        raise InputError(f"model.n_components: {k}, but only {sample.shape[0]} usable rows. Lower it.")
     if init == "random":
-        picks = [summary.sample.x[rng.choice(summary.sample.x.shape[0], k, replace=False)] for rng in generators]
+        picks = [sample[rng.choice(sample.shape[0], k, replace=False)] for rng in generators]
         return [model.start_at(_at_known(_dense(rows), known, model.shift), summary) for rows in picks]
     if init == "k-means++":
-        sample = comparable(summary.sample.x, model.unit_rows)
+        sample = comparable(sample, model.unit_rows)
         centers = [_plus_plus(sample, np.ones(sample.shape[0]), k, rng, kernels) for rng in generators]
     else:
         centers = yield from _parallel(model, summary, seed, generators, kernels)
@@ -237,7 +274,7 @@ def _parallel(
 ) -> Starting:
     """k-means||: centres for each restart, (k, d). Each round is one pass for all restarts."""
     k, shift = model.n_components, model.shift
-    sample = comparable(summary.sample.x, model.unit_rows)
+    sample = comparable(model.plain(summary.sample.x), model.unit_rows)
     candidates = [sample[[rng.integers(sample.shape[0])]] for rng in generators]
     round_, distinct, grown = 0, 0, True
     # Where most rows are equal, a round may draw one value only: then there are more rounds, while they find others.

@@ -71,7 +71,7 @@ class LabelBlock:
         if chunk.bad is not None and (bad := chunk.bad[rows]).any():
             if not self.drop:
                 row = chunk.start + rows.start + int(bad.argmax())
-                raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows=drop.")
+                raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows: drop.")
             for name, array in self.model.row_arrays(self.top_k).items():
                 block[name][bad] = array.fill
         return block

@@ -76,10 +76,15 @@ def build_dataset(
     variables |= _preprocessing(summary.affine) | _hyperparameters(run.model) | _dimensioned(_statistics(run))
     if not source.sparse:
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(summary.mean))))
-        variables["sample"] = (("sample_row", "feature"), np.asarray(summary.sample.x[:size], dtype=np.float64))
+        variables["sample"] = (("sample_row", "feature"), _plain(run.model, summary.sample.x[:size]))
     named = [field.names for field in run.model.fields.values() if field.names is not None]
     coordinates = {dim: np.array(names, dtype=object) for each in named for dim, names in each.items()}
     return xr.Dataset(variables, coordinates, attrs=_attributes(run, runs, order, summary, source, final))
+
+
+def _plain(model: LatentModel, x: Array) -> Array:
+    """Rows without missing entries and without their errors, float64."""
+    return np.asarray(model.plain(x) if isinstance(model, ClusterModel) else x, dtype=np.float64)
 
 
 def _reordered(run: Run, order: Array) -> Run:
@@ -139,7 +144,7 @@ def _representatives(run: Run) -> dict[str, Any]:
         "representative_responsibility": (("component", "rank"), np.exp(found.log_resp)),
     }
     if found.x.shape[2]:
-        variables["representatives"] = (("component", "rank", "feature"), found.x)
+        variables["representatives"] = (("component", "rank", "feature"), _plain(run.model, found.x))
     return variables
 
 
@@ -152,7 +157,7 @@ def _outliers(run: Run) -> dict[str, Any]:
         f"outlier_{words.score}": (("outlier",), words.sign * found.score),
     }
     if not sp.issparse(found.x):
-        variables["outliers"] = (("outlier", "feature"), np.asarray(found.x, dtype=np.float64))
+        variables["outliers"] = (("outlier", "feature"), _plain(run.model, found.x))
         return variables
     word = np.full((len(found.row), OUTLIER_WORDS), -1, dtype=np.int64)
     count = np.zeros(word.shape)

@@ -20,8 +20,9 @@ from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component
 from pipeline.models.family import ClusterSection
-from pipeline.models.mixture import Mixture, relative_squares
+from pipeline.models.mixture import Mixture, relative_square, relative_squares
 from pipeline.models.schema import PROBABILITY, Field, Fields
+from pipeline.models.seen import OfSeenEntries
 from pipeline.models.words import Words
 
 EDGE = 2.0**-53  # probabilities keep this distance from 0 and 1, so that every row of 0 and 1 has a density
@@ -76,18 +77,25 @@ class Bernoulli(Component):
     def statistics(self, theta: Chances | None, x: Matrix, resp: Array) -> BernoulliStats:
         return BernoulliStats((_numbers(x).T @ resp).T)
 
+    def with_missing(self) -> Bernoulli:
+        return IncompleteBernoulli(**vars(self))
+
+    def _seen(self, stats: BernoulliStats, sum_w: Array) -> Array:
+        """Sums of the rows that are seen, (k, 1) or, where entries may be missing, (k, d)."""
+        return sum_w[:, None]
+
     def m_step(self, stats: BernoulliStats, sum_w: Array, theta: Chances | None) -> Chances:
         before = np.tile(self.shift, (self.n_components, 1)) if theta is None else theta.probabilities
         if "probabilities" in self.fixed:
             return self.theta(probabilities=before)
         more = self.concentration - 1.0
-        counts = np.broadcast_to(sum_w[:, None] + 2.0 * more, before.shape)
+        counts = np.broadcast_to(self._seen(stats, sum_w) + 2.0 * more, before.shape)
         found = np.divide(stats.sum_x + more, counts, out=before.copy(), where=counts > 0)
         return self.theta(probabilities=found)
 
     def expected_log_joint(self, theta: Chances, weights: Array, sum_w: Array, stats: BernoulliStats) -> float:
         p = theta.probabilities
-        ones = xlogy(stats.sum_x, p).sum() + xlog1py(sum_w[:, None] - stats.sum_x, -p).sum()
+        ones = xlogy(stats.sum_x, p).sum() + xlog1py(self._seen(stats, sum_w) - stats.sum_x, -p).sum()
         return float(xlogy(sum_w, weights).sum() + ones)
 
     def log_prior(self, theta: Chances) -> float:
@@ -99,17 +107,18 @@ class Bernoulli(Component):
 
     def step_squares(self, stats: BernoulliStats, sum_w: Array, theta: Chances, new: Chances) -> tuple[float, ...]:
         """N_k/N Σ_j Δp²/(p (1 - p)), summed."""
-        return (self._squares(sum_w, theta, new.probabilities - theta.probabilities),)
+        return (self._squares(stats, sum_w, theta, new.probabilities - theta.probabilities),)
 
     def change_squares(
         self, change: BernoulliStats, change_w: Array, stats: BernoulliStats, sum_w: Array, theta: Chances
     ) -> tuple[float, ...]:
         if "probabilities" in self.fixed:
             return (0.0,)
-        rows = (sum_w + 2.0 * (self.concentration - 1.0))[:, None]
-        return (self._squares(sum_w, theta, (change.sum_x - change_w[:, None] * theta.probabilities) / rows),)
+        rows = self._seen(stats, sum_w) + 2.0 * (self.concentration - 1.0)
+        moved = (change.sum_x - self._seen(change, change_w) * theta.probabilities) / rows
+        return (self._squares(stats, sum_w, theta, moved),)
 
-    def _squares(self, sum_w: Array, theta: Chances, moved: Array) -> float:
+    def _squares(self, stats: BernoulliStats, sum_w: Array, theta: Chances, moved: Array) -> float:
         share, p = sum_w / sum_w.sum(), theta.probabilities
         return float(share @ relative_squares(share, moved, p * (1.0 - p)))
 
@@ -124,6 +133,43 @@ class Bernoulli(Component):
     def sample(self, theta: Chances, labels: Array, rng: np.random.Generator) -> Matrix:
         p = theta.probabilities[labels]
         return (rng.random(p.shape) < p).astype(np.float64)
+
+
+@stored
+@dataclass(frozen=True)
+class IncompleteBernoulliStats(BernoulliStats):
+    """seen : (k, d) expected rows in which an entry is there."""
+
+    seen: Array
+
+
+@stored
+@dataclass(frozen=True)
+class IncompleteBernoulli(OfSeenEntries, Bernoulli):
+    """Bernoulli components of rows with missing entries, which are left out."""
+
+    def log_joint(self, theta: Chances, log_weights: Array, x: Matrix, kernels: Any) -> Array:
+        there = ~np.isnan(x)
+        if there.all():
+            return super().log_joint(theta, log_weights, x, kernels)
+        yes, no, whole = np.log(theta.probabilities), np.log1p(-theta.probabilities), np.where(there, x, 0.0)
+        found: Array = whole @ (yes - no).T + there @ no.T + log_weights
+        found[_others(whole)] = -np.inf
+        return found
+
+    def statistics(self, theta: Chances | None, x: Matrix, resp: Array) -> IncompleteBernoulliStats:
+        whole, seen = self.seen_of(x, resp)
+        return IncompleteBernoulliStats(**vars(super().statistics(theta, whole, resp)), seen=seen)
+
+    def _squares(self, stats: Any, sum_w: Array, theta: Chances, moved: Array) -> float:
+        p = theta.probabilities
+        return float((stats.seen / sum_w.sum() * relative_square(moved, p * (1.0 - p))).sum())
+
+    def feasible(self, stats: Any, known: Any) -> IncompleteBernoulliStats:
+        good = (stats.sum_x > 0) & (stats.seen > stats.sum_x)
+        return IncompleteBernoulliStats(
+            np.where(good, stats.sum_x, known.sum_x), np.where(good, stats.seen, known.seen)
+        )
 
 
 def _numbers(x: Matrix) -> Matrix:
@@ -153,6 +199,7 @@ class BernoulliSection(ClusterSection):
     words: ClassVar[Words] = Bernoulli.words
     counts: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
+    takes_missing: ClassVar[bool] = True
     template: ClassVar[dict[str, Any]] = {"data": {"source": "npy", "path": "answers.npy"}}
 
     def build(self, summary: Summary, assignment: str) -> Mixture:

@@ -21,8 +21,9 @@ from pipeline.errors import InputError
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component
 from pipeline.models.family import ClusterSection
-from pipeline.models.mixture import Mixture, relative_squares
+from pipeline.models.mixture import Mixture, relative_square, relative_squares
 from pipeline.models.schema import Field, Fields, Simplex
+from pipeline.models.seen import OfSeenEntries
 from pipeline.models.words import Words
 
 MOST = 2**16  # categories of a column: more are no categories, but numbers
@@ -128,6 +129,9 @@ class Categorical(Component):
         shape = n, d * self.sizes["category"]
         return sp.csr_array((np.ones(n * d), column.ravel(), np.arange(0, n * d + 1, d)), shape), ~fits.all(axis=1)
 
+    def with_missing(self) -> Categorical:
+        return IncompleteCategorical(**vars(self))
+
     def m_step(self, stats: CategoryStats, sum_w: Array, theta: Tables | None) -> Tables:
         there = self._there
         even = np.tile(there / there.sum(axis=1, keepdims=True), (self.n_components, 1, 1))
@@ -181,6 +185,37 @@ class Categorical(Component):
         return (drawn >= below).sum(axis=2).astype(np.float64)
 
 
+@stored
+@dataclass(frozen=True)
+class IncompleteCategorical(OfSeenEntries, Categorical):
+    """Categorical components of rows with missing entries, which are left out: in no category, they are in no count."""
+
+    def _codes(self, x: Matrix) -> tuple[Any, Array]:
+        missing = np.isnan(x)
+        codes, wrong = super()._codes(np.where(missing, 0.0, x))
+        if missing.any():
+            codes = sp.csr_array((1.0 - missing.ravel(), codes.indices, codes.indptr), shape=codes.shape)
+        return codes, wrong
+
+    def change_squares(
+        self, change: CategoryStats, change_w: Array, stats: CategoryStats, sum_w: Array, theta: Tables
+    ) -> tuple[float, ...]:
+        if "probabilities" in self.fixed:
+            return (0.0,)
+        rows = stats.counts.sum(axis=2) + (self.concentration - 1.0) * self.categories
+        moved = change.counts - change.counts.sum(axis=2, keepdims=True) * theta.probabilities
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = np.where(rows[:, :, None] > 0, moved / rows[:, :, None], 0.0)
+        return (self._seen_squares(stats, sum_w, theta, moved),)
+
+    def step_squares(self, stats: CategoryStats, sum_w: Array, theta: Tables, new: Tables) -> tuple[float, ...]:
+        return (self._seen_squares(stats, sum_w, theta, new.probabilities - theta.probabilities),)
+
+    def _seen_squares(self, stats: CategoryStats, sum_w: Array, theta: Tables, moved: Array) -> float:
+        share = stats.counts.sum(axis=2, keepdims=True) / sum_w.sum()
+        return float((share * relative_square(moved, theta.probabilities)).sum())
+
+
 class CategoricalSection(ClusterSection):
     """Latent class analysis: a mixture of categorical distributions over columns of codes."""
 
@@ -199,6 +234,7 @@ class CategoricalSection(ClusterSection):
     also_called: ClassVar[tuple[str, ...]] = ("lca", "latent-classes")
     words: ClassVar[Words] = Categorical.words
     counts: ClassVar[bool] = True
+    takes_missing: ClassVar[bool] = True
     inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "labels", "explicit", "run")
     template: ClassVar[dict[str, Any]] = {"data": {"source": "npy", "path": "codes.npy"}}
 

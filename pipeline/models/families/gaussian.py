@@ -26,10 +26,12 @@ from pipeline.errors import SingularCovariance
 from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary, reference
-from pipeline.models.collapse import without_width
+from pipeline.models.collapse import mended, pooled, without_width
 from pipeline.models.component import Component, Pass
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
+from pipeline.models.deconvolution import OfRowsWithErrors
 from pipeline.models.family import ClusterSection
+from pipeline.models.incomplete import OfIncompleteRows
 from pipeline.models.information import ScoreProducts
 from pipeline.models.mixture import Mixture
 from pipeline.models.moments import SCATTER_ROWS, Frame, Gaussians, GaussianStats, far_apart, rounding_of, scatter
@@ -124,6 +126,11 @@ class Gaussian(Component):
             sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx, frame=frame), sums.entropy, 0.0, sums.skipped
         )
 
+    def about_means(self, theta: Gaussians, sum_w: Array, sum_x: Array, sum_xx: Array) -> GaussianStats:
+        """Return statistics from moments about the means."""
+        moved = self.shape.moved(sum_w, sum_x, sum_xx, self._points(theta.by) - theta.means)
+        return GaussianStats(*moved, frame=Frame.at(theta.by, sum_w.copy(), self.covariance_type))
+
     def _points(self, by: Array | None) -> Array:
         """The points that moments are about, (d,) or (k, d). by : as in `Gaussians` and `Frame`."""
         return self.shift if by is None else self.shift + by
@@ -188,7 +195,7 @@ class Gaussian(Component):
             covariances[empty] = before.covariances[empty]
         rounding = rounding_of(means - points, self.shape)
         new = self._resolved(self.theta(means=means, covariances=covariances), rounding)
-        return self._mended(new, stats, sum_w) if theta is None else new
+        return mended(self, new, stats, sum_w) if theta is None else new
 
     def _resolved(self, theta: Gaussians, rounding: Array) -> Gaussians:
         """Variances that moments about distant points cannot tell from 0 grow by their rounding; the next pass has nearer points."""
@@ -273,15 +280,6 @@ class Gaussian(Component):
     def score_products(self, model: Any, params: Any, fully: bool) -> ScoreProducts:
         return ScoreProducts(model, params, fully and self.spread not in self.fixed)
 
-    def _mended(self, theta: Gaussians, stats: GaussianStats, sum_w: Array) -> Gaussians:
-        """A start in which covariances of too few rows are replaced by the average of the others."""
-        broken = np.flatnonzero(self.broken(theta))
-        if not len(broken) or not self.shape.per_component:
-            return theta
-        covariances = theta.covariances.copy()
-        covariances[broken] = self._pooled(theta, stats, sum_w, broken)
-        return self.theta(means=theta.means, covariances=covariances)
-
     def _refuse_singular(self, theta: Gaussians) -> None:
         broken = np.flatnonzero(self.broken(theta))
         if len(broken):
@@ -313,30 +311,23 @@ class Gaussian(Component):
         """With the pooled covariance; a component that stays has the last covariance with a Cholesky factor."""
         means, covariances = new.means.copy(), new.covariances.copy()
         per_component, learned = self.shape.per_component, self.spread not in self.fixed
-        pooled = self._pooled(new, stats, sum_w, collapsed)
+        average = pooled(self, new, stats, sum_w, collapsed)
         for k in collapsed:
             if k in places:
                 means[k] = places[k]
                 if per_component and learned:
-                    covariances[k] = pooled
+                    covariances[k] = average
             elif per_component and not np.isfinite(new.factors[k]).all():
                 covariances[k] = old.covariances[k]
         if not per_component and not np.isfinite(new.factors).all():
             covariances = old.covariances
         return self.theta(means=means, covariances=covariances)
 
-    def _pooled(self, theta: Gaussians, stats: GaussianStats, sum_w: Array, collapsed: Array) -> Array:
-        """The average covariance of the other components, or of all rows if there is none."""
-        if not self.shape.per_component:
-            return theta.covariances
-        share = sum_w.copy()
-        share[collapsed] = 0.0
-        if share.sum() > 0:
-            return np.tensordot(share / share.sum(), np.nan_to_num(theta.covariances), axes=1)
-        one = stats.about_the_shift()
-        counts, sums = self._zeroth(stats, sum_w).sum(keepdims=True), one.sum_x.sum(axis=0, keepdims=True)
-        moments = self.shape.moved(counts, sums, one.sum_xx.sum(axis=0, keepdims=True), sums / counts)[1]
-        return self.shape.covariances(moments, counts, self.n_features, self.reg_covar)[0]
+    def with_missing(self) -> Gaussian:
+        return IncompleteGaussian(**vars(self))
+
+    def with_errors(self) -> Gaussian:
+        return DeconvolvedGaussian(**vars(self))
 
     def sample(self, theta: Gaussians, labels: Array, rng: np.random.Generator) -> Array:
         x = np.empty((len(labels), self.n_features))
@@ -345,6 +336,18 @@ class Gaussian(Component):
             covariance = theta.covariances[k] if self.shape.per_component else theta.covariances
             x[own] = self.shape.draw(theta.means[k], covariance, len(own), rng)
         return x
+
+
+@stored
+@dataclass(frozen=True)
+class IncompleteGaussian(OfIncompleteRows, Gaussian):
+    """Gaussian components of rows with missing entries."""
+
+
+@stored
+@dataclass(frozen=True)
+class DeconvolvedGaussian(OfRowsWithErrors, Gaussian):
+    """Gaussian components of rows with known errors."""
 
 
 class GaussianSection(ClusterSection):
@@ -375,6 +378,8 @@ class GaussianSection(ClusterSection):
     also_called: ClassVar[tuple[str, ...]] = ("gmm",)
     words: ClassVar[Words] = Gaussian.words
     second_moments: ClassVar[Literal["matrix", "variances", "none"]] = "matrix"
+    takes_missing: ClassVar[bool] = True
+    takes_errors: ClassVar[bool] = True
     can_prune: ClassVar[bool] = True
     has_standard_errors: ClassVar[bool] = True
     template: ClassVar[dict[str, Any]] = {"data": {"source": "images", "path": "photographs"}}

@@ -19,8 +19,9 @@ from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component
 from pipeline.models.family import ClusterSection
-from pipeline.models.mixture import Mixture, relative_squares
+from pipeline.models.mixture import Mixture, relative_square, relative_squares
 from pipeline.models.schema import POSITIVE, Field, Fields
+from pipeline.models.seen import OfSeenEntries
 from pipeline.models.words import Words
 
 
@@ -71,19 +72,32 @@ class Poisson(Component):
         x = np.asarray(x, dtype=np.float64)
         return PoissonStats(resp.T @ x, float(resp.sum(axis=1) @ gammaln(x + 1.0).sum(axis=1)))
 
+    def with_missing(self) -> Poisson:
+        return IncompletePoisson(**vars(self))
+
+    def _seen(self, stats: PoissonStats, sum_w: Array) -> Array:
+        """Sums of the rows that are seen, (k, 1) or, where entries may be missing, (k, d)."""
+        return sum_w[:, None]
+
     def m_step(self, stats: PoissonStats, sum_w: Array, theta: Rates | None) -> Rates:
         before = np.tile(self.shift, (self.n_components, 1)) if theta is None else theta.rates
         if "rates" in self.fixed:
             return Rates(before)
         counts = stats.sum_x + (self.concentration - 1.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            rates = np.where(sum_w[:, None] > 0, counts / sum_w[:, None], before)
+            seen = self._seen(stats, sum_w)
+            rates = np.where(seen > 0, counts / seen, before)
         return Rates(np.maximum(rates, np.finfo(np.float64).tiny))
 
     def expected_log_joint(self, theta: Rates, weights: Array, sum_w: Array, stats: PoissonStats) -> float:
         live = sum_w > 0
-        of_counts = xlogy(stats.sum_x[live], theta.rates[live]).sum() - sum_w[live] @ theta.rates[live].sum(axis=1)
+        of_counts = xlogy(stats.sum_x[live], theta.rates[live]).sum() - self._expected(theta, sum_w, stats)
         return float(xlogy(sum_w, weights).sum() + of_counts - stats.log_factorials)
+
+    def _expected(self, theta: Rates, sum_w: Array, stats: PoissonStats) -> float:
+        """Sum of the expected counts."""
+        live = sum_w > 0
+        return float(sum_w[live] @ theta.rates[live].sum(axis=1))
 
     def log_prior(self, theta: Rates) -> float:
         """(concentration - 1) sum_kj log lambda_kj, up to a constant."""
@@ -91,15 +105,17 @@ class Poisson(Component):
 
     def step_squares(self, stats: PoissonStats, sum_w: Array, theta: Rates, new: Rates) -> tuple[float, ...]:
         """N_k/N Σ_j Δλ²/λ, summed."""
-        share = sum_w / sum_w.sum()
-        return (share @ relative_squares(share, new.rates - theta.rates, theta.rates),)
+        return (self._squares(stats, sum_w, theta, new.rates - theta.rates),)
 
     def change_squares(
         self, change: PoissonStats, change_w: Array, stats: PoissonStats, sum_w: Array, theta: Rates
     ) -> tuple[float, ...]:
-        moved = (change.sum_x - change_w[:, None] * theta.rates) / sum_w[:, None]
+        moved = (change.sum_x - self._seen(change, change_w) * theta.rates) / self._seen(stats, sum_w)
+        return (0.0,) if "rates" in self.fixed else (self._squares(stats, sum_w, theta, moved),)
+
+    def _squares(self, stats: PoissonStats, sum_w: Array, theta: Rates, moved: Array) -> Any:
         share = sum_w / sum_w.sum()
-        return (0.0,) if "rates" in self.fixed else (share @ relative_squares(share, moved, theta.rates),)
+        return share @ relative_squares(share, moved, theta.rates)
 
     def feasible(self, stats: PoissonStats, known: PoissonStats) -> PoissonStats:
         """Expected counts that would be negative stay as they are."""
@@ -111,6 +127,42 @@ class Poisson(Component):
 
     def sample(self, theta: Rates, labels: Array, rng: np.random.Generator) -> Matrix:
         return rng.poisson(theta.rates[labels]).astype(np.float64)
+
+
+@stored
+@dataclass(frozen=True)
+class IncompletePoissonStats(PoissonStats):
+    """seen : (k, d) expected rows in which an entry is there."""
+
+    seen: Array
+
+
+@stored
+@dataclass(frozen=True)
+class IncompletePoisson(OfSeenEntries, Poisson):
+    """Poisson components of rows with missing entries, which are left out."""
+
+    def log_joint(self, theta: Rates, log_weights: Array, x: Matrix, kernels: Any) -> Array:
+        there = ~np.isnan(x)
+        if there.all():
+            return super().log_joint(theta, log_weights, x, kernels)
+        x = np.where(there, x, 0.0).astype(np.float64)
+        constant = gammaln(x + 1.0).sum(axis=1)
+        return x @ np.log(theta.rates).T + log_weights - there @ theta.rates.T - constant[:, None]
+
+    def statistics(self, theta: Rates | None, x: Matrix, resp: Array) -> IncompletePoissonStats:
+        whole, seen = self.seen_of(x, resp)
+        return IncompletePoissonStats(**vars(super().statistics(theta, whole, resp)), seen=seen)
+
+    def _expected(self, theta: Rates, sum_w: Array, stats: Any) -> float:
+        return float((stats.seen * theta.rates).sum())
+
+    def _squares(self, stats: Any, sum_w: Array, theta: Rates, moved: Array) -> float:
+        return float((stats.seen / sum_w.sum() * relative_square(moved, theta.rates)).sum())
+
+    def feasible(self, stats: Any, known: Any) -> IncompletePoissonStats:
+        sums = super().feasible(stats, known)
+        return IncompletePoissonStats(**vars(sums), seen=np.where(stats.seen > 0, stats.seen, known.seen))
 
 
 class PoissonSection(ClusterSection):
@@ -126,6 +178,7 @@ class PoissonSection(ClusterSection):
 
     words: ClassVar[Words] = Poisson.words
     counts: ClassVar[bool] = True
+    takes_missing: ClassVar[bool] = True
 
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k] = self.n_components

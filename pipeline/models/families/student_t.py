@@ -359,6 +359,8 @@ class StudentTSection(GaussianSection):
 
     also_called: ClassVar[tuple[str, ...]] = ("t", "student", "student_t", "tmm")
     words: ClassVar[Words] = StudentT.words
+    takes_missing: ClassVar[bool] = False
+    takes_errors: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False
 
     def build(self, summary: Summary, assignment: str) -> Mixture:

@@ -1,0 +1,293 @@
+"""Missing entries: slow references for each family, today's bits where nothing is missing, and a job from config to report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import yaml
+import zarr
+from scipy.special import gammaln, logsumexp
+from scipy.stats import multivariate_normal
+
+import pipeline
+from pipeline.arrays.packing import pack
+from pipeline.arrays.rows import Rows
+from pipeline.data.profile import ProfileJob, summary_of
+from pipeline.errors import InputError
+from pipeline.jobconfig import validate
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.families import FAMILIES
+from tests.jobs import Interrupt, command, results
+from tests.laws.common import TYPES, chunks_of, e_step, fit, sum_over
+from tests.reference import full_covariances
+
+
+def rows(n: int = 120, share: float = 0.3, seed: int = 0) -> np.ndarray:
+    """Two Gaussians of correlated features, in which some entries are missing, (n, 3)."""
+    rng = np.random.default_rng(seed)
+    x = np.where(np.arange(n) % 2 == 0, -3.0, 3.0)[:, None] + rng.normal(size=(n, 3)) @ np.array(
+        [[1, 0.8, 0], [0, 0.6, 0.5], [0, 0, 0.7]]
+    )
+    return with_gaps(x, share, rng)
+
+
+def with_gaps(x: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """The rows without some entries, at least one of each row is there."""
+    gaps = rng.random(x.shape) < share
+    gaps[np.arange(len(x)), rng.integers(x.shape[1], size=len(x))] = False
+    return np.where(gaps, np.nan, x)
+
+
+def started(x: np.ndarray, k: int = 2, **options):
+    """The model of a config section for rows with missing entries, and its start from labels."""
+    options = {"n_components": k, **options}
+    if options["family"] == "gaussian":
+        options.setdefault("reg_covar", 0.0)
+    section = FAMILIES[options["family"]].model_validate(options)
+    profile = sum_over(chunks_of(x, [0, 50, len(x)]), [ProfileJob(section.second_moments, 50, 0)])[0]
+    model = section.build(summary_of(profile, []), "soft").for_rows("missing")
+    return model, model.m_step(model.label_statistics(model.plain(x), np.arange(len(x)) % k), None)
+
+
+def slow_em(x, weights, means, covariances, covariance_type, n_iter, weight):
+    """Little and Rubin's EM, a row and a component at a time. covariances : (k, d, d)."""
+    (n, d), k, history = x.shape, len(weights), []
+    for _ in range(n_iter):
+        sums, firsts, seconds, total = np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d)), 0.0
+        expected = np.empty((n, k, d)), np.zeros((n, k, d, d))
+        joint = np.empty((n, k))
+        for i in range(n):
+            o, m = np.flatnonzero(~np.isnan(x[i])), np.flatnonzero(np.isnan(x[i]))
+            for j in range(k):
+                s, mean = covariances[j], means[j]
+                joint[i, j] = np.log(weights[j]) + multivariate_normal(mean[o], s[np.ix_(o, o)]).logpdf(x[i, o])
+                slope = s[np.ix_(m, o)] @ np.linalg.inv(s[np.ix_(o, o)])
+                expected[0][i, j, o], expected[0][i, j, m] = x[i, o], mean[m] + slope @ (x[i, o] - mean[o])
+                expected[1][i, j][np.ix_(m, m)] = s[np.ix_(m, m)] - slope @ s[np.ix_(o, m)]
+        total = weight @ logsumexp(joint, axis=1)
+        resp = np.exp(joint - logsumexp(joint, axis=1)[:, None]) * weight[:, None]
+        sums, firsts = resp.sum(axis=0), np.einsum("nk,nkd->kd", resp, expected[0])
+        history.append(total)
+        weights, means = sums / sums.sum(), firsts / sums[:, None]
+        diff = expected[0] - means
+        seconds = np.einsum("nk,nkij->kij", resp, expected[1]) + np.einsum("nk,nki,nkj->kij", resp, diff, diff)
+        covariances = seconds / sums[:, None, None]
+        if covariance_type == "tied":
+            covariances = np.repeat(seconds.sum(axis=0)[None] / sums.sum(), k, axis=0)
+        elif covariance_type == "diag":
+            covariances = covariances * np.eye(d)
+        elif covariance_type == "spherical":
+            covariances = np.trace(covariances, axis1=1, axis2=2)[:, None, None] * np.eye(d) / d
+    return weights, means, covariances, history
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_gaussians_equal_a_slow_reference(covariance_type):
+    """Four iterations of weighted rows in ragged chunks: parameters and log-likelihoods agree to 1e-10; the bound is tight and rises."""
+    x = rows()
+    weight = np.random.default_rng(1).uniform(0.5, 2.0, len(x))
+    model, params = started(x, family="gaussian", covariance_type=covariance_type)
+    wide = full_covariances(params.theta.covariances, covariance_type, 2, 3)
+    *expected, history = slow_em(x, params.weights, params.theta.means, wide, covariance_type, 4, weight)
+    run, events = fit(model, params, chunks_of(x, [0, 50, len(x)], weight), 4)
+    assert not events
+    theta = run.params.theta
+    found = run.params.weights, theta.means, full_covariances(theta.covariances, covariance_type, 2, 3)
+    for value, reference in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, reference, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose([entry.log_likelihood for entry in run.history], history, rtol=1e-10)
+    totals = run.final.totals
+    assert model.bound(totals, run.params) == pytest.approx(totals.evidence.log_likelihood, rel=1e-11)
+    assert model.bound(totals, model.m_step(totals.stats, run.params)) > totals.evidence.log_likelihood
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_rows_of_known_components_keep_them(covariance_type):
+    """With missing entries too: soft counts are those of the labels, and the bound is the log-likelihood."""
+    x, label = rows(), np.arange(120) % 2
+    model, params = started(x, family="gaussian", covariance_type=covariance_type)
+    found = model.e_step(params, Rows(x, label=label), KERNELS)
+    np.testing.assert_allclose(found.stats.sum_w, [60.0, 60.0])
+    bound = model.expected_log_joint(found.stats, params) + found.evidence.entropy
+    assert bound == pytest.approx(found.evidence.log_likelihood, rel=1e-11)
+
+
+def log_density(family: str, theta, x: np.ndarray) -> np.ndarray:
+    """log p of each entry, (n, k, d), 0 where it is missing."""
+    value = np.nan_to_num(x)[:, None]
+    if family == "poisson":
+        terms = value * np.log(theta.rates) - theta.rates - gammaln(value + 1)
+    elif family == "bernoulli":
+        terms = np.log(np.where(value == 1, theta.probabilities, 1 - theta.probabilities))
+    else:
+        table = np.log(np.where(theta.probabilities > 0, theta.probabilities, 1.0))
+        terms = np.stack([table[:, j, np.nan_to_num(x[:, j]).astype(int)].T for j in range(x.shape[1])], axis=2)
+    return np.where(np.isnan(x)[:, None], 0.0, terms)
+
+
+@pytest.mark.parametrize("family", ["poisson", "bernoulli", "categorical"])
+def test_independent_features_leave_missing_cells_out(family):
+    """Three iterations: log-likelihoods and parameters from the cells that are there, column by column, to 1e-10."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(90) % 2
+    x = {
+        "poisson": lambda: rng.poisson(np.array([[2.0, 9.0, 4.0], [8.0, 1.0, 4.0]])[kind]),
+        "bernoulli": lambda: rng.random((90, 3)) < np.array([[0.2, 0.9, 0.5], [0.8, 0.1, 0.4]])[kind],
+        "categorical": lambda: rng.integers(0, [2, 3, 4], (90, 3)) * (1 - kind[:, None]) + kind[:, None],
+    }[family]()
+    x = with_gaps(x.astype(float), 0.3, rng)
+    model, params = started(x, family=family, concentration=1.5)
+    for _ in range(3):
+        theta = params.theta
+        joint = np.log(params.weights) + log_density(family, theta, x).sum(axis=2)
+        found = e_step(model, params, x, [0, 40, 90])
+        assert found.evidence.log_likelihood == pytest.approx(logsumexp(joint, axis=1).sum(), rel=1e-12)
+        resp = np.exp(joint - logsumexp(joint, axis=1)[:, None])
+        bound = model.bound(found.totals, params)
+        assert bound == pytest.approx(found.evidence.log_likelihood, rel=1e-12)
+        after = model.m_step(found.stats, params)
+        there, value = ~np.isnan(x), np.nan_to_num(x)
+        counts, sums = resp.T @ there, resp.T @ value
+        if family == "poisson":
+            np.testing.assert_allclose(after.theta.rates, (sums + 0.5) / counts, rtol=1e-10)
+        elif family == "bernoulli":
+            np.testing.assert_allclose(after.theta.probabilities, (sums + 0.5) / (counts + 1.0), rtol=1e-10)
+        else:
+            each = np.stack([resp.T @ ((value == c) & there) for c in range(4)], axis=2)
+            each += 0.5 * (np.arange(4) < np.array([2, 3, 4])[:, None])
+            np.testing.assert_allclose(after.theta.probabilities, each / each.sum(axis=2, keepdims=True), rtol=1e-10)
+        assert model.bound(found.totals, after) + model.log_prior(after) >= bound + model.log_prior(params)
+        params = after
+
+
+@pytest.mark.parametrize("family", ["gaussian", "poisson", "bernoulli", "categorical"])
+def test_the_same_bits_where_nothing_is_missing(family):
+    """Statistics, parameters and labels of the model for missing entries are those of the model without."""
+    x = (np.random.default_rng(0).random((300, 3)) < 0.4).astype(float)
+    if family == "gaussian":
+        x = x + np.random.default_rng(1).normal(size=x.shape)
+    model, params = started(x, family=family)
+    plain = FAMILIES[family].model_validate(
+        {"family": family, "n_components": 2, **({"reg_covar": 0.0} if family == "gaussian" else {})}
+    )
+    plain = plain.build(summary_of(sum_over(chunks_of(x, [0, 50, 300]), [ProfileJob("matrix", 50, 0)])[0], []), "soft")
+    one, other = (fit(m, params, chunks_of(x, [0, 120, 300]), 3)[0] for m in (model, plain))
+    for name, value in pack(other.params).arrays.items():
+        assert pack(one.params).arrays[name].tobytes() == value.tobytes(), name
+    assert one.log_likelihood == other.log_likelihood
+    (_, here), *_ = model.assign(one.params, x, KERNELS)
+    (_, there), *_ = plain.assign(other.params, x, KERNELS)
+    assert here.score.tobytes() == there.score.tobytes()
+
+
+def test_the_profile_is_of_the_entries_that_are_there():
+    """Means, variances and extremes of each feature; the covariance is positive semidefinite, in any chunking."""
+    x = rows(200)
+    found = sum_over(chunks_of(x, [0, 1, 77, 200]), [ProfileJob("matrix", 20, 0)])[0]
+    np.testing.assert_allclose(found.mean, np.nanmean(x, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.variance, np.nanvar(x, axis=0), rtol=1e-10)
+    np.testing.assert_array_equal([found.low, found.high], [np.nanmin(x, axis=0), np.nanmax(x, axis=0)])
+    assert found.n_missing == np.isnan(x).sum() and np.linalg.eigvalsh(found.covariance).min() > 0
+    variances = sum_over(chunks_of(x, [0, 99, 200]), [ProfileJob("variances", 20, 0)])[0]
+    np.testing.assert_allclose(variances.variance, found.variance, rtol=1e-12)
+
+
+@pytest.mark.full
+def test_a_job_with_missing_entries(tmp_path: Path):
+    """check, run, a stop, resume with the same bytes, predict, report; a row of nothing has no label; the search finds the clusters."""
+    x = rows(600, 0.25)
+    x[7] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    config = {
+        "data": {"source": "npy", "path": str(tmp_path / "x.npy"), "bad_rows": "missing"},
+        "preprocess": [{"kind": "standardize"}],
+        "model": {"family": "gaussian", "n_components": [1, 2]},
+        "fit": {"max_iter": 30, "tol": 1e-6},
+        "select": {"heldout": 0.1},
+        "output": {"path": str(tmp_path / "run")},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
+    assert json.loads(command("check", tmp_path / "job.yaml", "--json").out)["rows"] == 600
+    whole = pipeline.run(pipeline.load_config(tmp_path / "job.yaml"), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(pipeline.load_config(tmp_path / "job.yaml"), listeners=[Interrupt("pass", 2)])
+    assert command("resume", tmp_path / "run").code == 0
+    assert results(tmp_path / "run") == results(whole)
+    label = zarr.open_group(tmp_path / "run" / "labels.zarr", mode="r")["label"][:]
+    assert label[7] == -1
+    own = np.delete(label == label[0], 7)
+    assert max(own.mean(), 1 - own.mean()) < 0.6 and (own == np.delete(np.arange(600) % 2 == 0, 7)).mean() > 0.95
+    warnings = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    said = " ".join(event.get("message", "") for event in warnings)
+    assert "entries are missing" in said and "nothing but missing entries" in said
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "A mixture of 2 Gaussians" in page and ">nan<" not in page.lower() and '"nan' not in page.lower()
+    assert command("predict", tmp_path / "run", "--output", tmp_path / "new").code == 0
+    opened = pipeline.open_estimator(tmp_path / "run")
+    np.testing.assert_array_equal(opened.predict(np.delete(x, 7, axis=0)), np.delete(label, 7))
+
+
+def test_a_model_of_whole_rows_predicts_rows_with_missing_entries(tmp_path):
+    """predict with data.bad_rows: missing."""
+    x = rows(200, 0.0)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "new.npy", rows(200, 0.3))
+    data = {"source": "npy", "path": str(tmp_path / "x.npy")}
+    run = pipeline.run(
+        validate({"data": data, "model": {"n_components": 2}, "output": {"path": str(tmp_path / "run")}})
+    )
+    changed = [f"data.path={tmp_path}/new.npy", "data.bad_rows=missing"]
+    found = zarr.open_group(pipeline.predict(run, changed, tmp_path / "new"), mode="r")["label"][:]
+    assert (found == found[0]).mean() < 0.6 and ((found == found[0]) == (np.arange(200) % 2 == 0)).mean() > 0.95
+
+
+def test_the_python_classes_take_missing_entries():
+    """In memory and Dask; without `missing` NaN is refused; whole rows get today's parameters."""
+    x = rows(400)
+    mixture = pipeline.GaussianMixture(2, missing=True, random_state=0).fit(x)
+    right = mixture.predict(x) == mixture.predict(x)[0]
+    assert (right == (np.arange(400) % 2 == 0)).mean() > 0.95 and np.isfinite(mixture.score(x))
+    lazy = pipeline.GaussianMixture(2, missing=True, random_state=0).fit(da.from_array(x, chunks=(150, 3)))
+    np.testing.assert_array_equal(np.asarray(lazy.predict(da.from_array(x, chunks=(150, 3)))), lazy.predict(x))
+    with pytest.raises(ValueError, match="NaN"):
+        pipeline.GaussianMixture(2, random_state=0).fit(x)
+    counts = with_gaps(np.random.default_rng(0).poisson(3.0, (200, 4)).astype(float), 0.2, np.random.default_rng(1))
+    rates = pipeline.PoissonMixture(1, missing=True, random_state=0).fit(counts).rates_
+    np.testing.assert_allclose(rates[0], np.nanmean(counts, axis=0), rtol=1e-9)
+    whole = rows(200, 0.0)
+    one, other = (
+        pipeline.GaussianMixture(2, missing=m, init_params="k-means||", random_state=0) for m in (True, False)
+    )
+    assert one.fit(whole).means_.tobytes() == other.fit(whole).means_.tobytes()
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    """Families of whole rows, steps that mix features, noise, standard errors; inf; a feature that is never there."""
+    missing = {"source": "npy", "path": "x.npy", "bad_rows": "missing"}
+    for model in ("kmeans", "student-t", "vmf"):
+        with pytest.raises(InputError, match=r"needs whole rows.*bernoulli, categorical, gaussian, poisson"):
+            validate({"data": missing, "model": {"family": model}})
+    with pytest.raises(InputError, match="pca and zca mix the features"):
+        validate({"data": missing, "preprocess": [{"kind": "pca"}]})
+    with pytest.raises(InputError, match=r"model\.noise needs whole rows"):
+        validate({"data": missing, "model": {"noise": "uniform"}})
+    with pytest.raises(InputError, match="standard errors are of whole rows"):
+        validate({"data": missing, "output": {"standard_errors": True}})
+    x = rows(50)
+    for value, message in ((np.inf, "row 3 holds inf"), (np.nan, "feature 1 is missing in every row")):
+        wrong = x.copy()
+        wrong[3, 0] = 1.0
+        wrong[3 if value == np.inf else slice(None), 1] = value
+        wrong[np.isnan(wrong).all(axis=1), 0] = 1.0
+        np.save(tmp_path / "x.npy", wrong)
+        with pytest.raises(InputError, match=message):
+            pipeline.run(
+                validate(
+                    {"data": {**missing, "path": str(tmp_path / "x.npy")}, "output": {"path": str(tmp_path / "run")}}
+                ),
+                overwrite=True,
+            )
