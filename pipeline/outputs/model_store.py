@@ -120,8 +120,8 @@ def _history(run: Run) -> dict[str, Any]:
         for name in names
     }
     objective, plain = (np.array([getattr(e, name) for e in run.history]) for name in ("objective", "log_likelihood"))
-    differs = (np.abs(objective - plain) > 1e-9 * np.abs(plain)).any() or np.isnan(plain).all()
-    if run.model.has_bound and differs:  # under a prior, hard labels, or with statistics of an earlier run
+    differs = (np.abs(objective - plain) > 1e-9 * np.abs(plain)).any()
+    if run.model.has_bound and differs:  # under a prior, or hard labels
         series["objective"] = (("iteration",), objective)
     if any(entry.computed < 1 for entry in run.history):
         names = ("computed", "left_out")

@@ -55,9 +55,6 @@ def read_curve(record: Record) -> Curve | None:
     """Return the history per row; None without one."""
     if not record.has(record.words.series):
         return None
-    if record.attrs.get("earlier_weight"):
-        raised = np.nan if record.raised is None else record.raised
-        return Curve(np.append(record.array("objective"), raised) / record.total_weight, None)
     final = np.nan if record.final is None else record.final
     history = np.append(record.array(record.words.series), final) / record.total_weight
     bound = record.array("lower_bound") / record.total_weight if record.has("lower_bound") else None

@@ -222,31 +222,22 @@ class Record:
         return None if value is None else float(value)
 
     @property
-    def raised(self) -> float | None:
-        """What the iterations have maximized, a total, as reported; None if unknown."""
-        value = next((r.get("objective") for r in self.attrs.get("restarts") or () if r.get("chosen")), None)
-        return None if value is None else self.words.sign * float(value)
-
-    @property
     def penalty(self) -> float:
         """What the iterations maximize besides the reported objective, per row: a log prior, or the entropy of hard labels."""
-        raised = self.raised
+        raised = next((r.get("objective") for r in self.attrs.get("restarts") or () if r.get("chosen")), None)
         if raised is None or self.final is None:
             return 0.0
-        added = raised - self.final
+        added = self.words.sign * float(raised) - self.final
         return 0.0 if abs(added) <= 1e-9 * abs(self.final) else added / self.total_weight
 
     @property
     def objective(self) -> str:
         """What the curves show: the reported objective, or the sum with the penalty, by the name `objective`."""
-        differs = self.penalty or self.attrs.get("earlier_weight")
-        return "objective" if self.has("objective") and differs else self.words.objective
+        return "objective" if self.has("objective") and self.penalty else self.words.objective
 
     @property
     def objective_text(self) -> str:
         """What the sum with the penalty is: `log-likelihood plus log prior`."""
-        if self.attrs.get("earlier_weight"):
-            return f"lower bound of the {self.words.objective} of all rows, earlier and new"
         other = "entropy of the labels" if self.attrs.get("assignment") == "hard" else "log prior"
         return f"{self.words.objective} plus {other}"
 

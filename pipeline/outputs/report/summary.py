@@ -122,7 +122,9 @@ def _preparation(record: Record) -> str:
     if weight and weight != record.attrs.get("n_rows"):
         done.append(f"total weight {number(float(weight))}")
     if record.attrs.get("earlier_weight"):
-        done.append(f"of it {number(float(record.attrs['earlier_weight']))} by the statistics of an earlier run")
+        done.append(
+            f"of it {number(float(record.attrs['earlier_weight']))} by the statistics of an earlier run, so that the {record.words.objective} is a lower bound"
+        )
     return ", ".join(done)
 
 
@@ -136,9 +138,6 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
         facts.append(Fact(name, number(per_row), unit, f"{number(record.final, 10)} in all"))
         if record.penalty:
             facts.append(Fact("Objective", number(per_row + record.penalty), unit, record.objective_text))
-    elif record.attrs.get("earlier_weight") and record.raised is not None:
-        per_row = record.raised / record.total_weight
-        facts.append(Fact("Lower bound", number(per_row), f"{words.unit} per row", record.objective_text))
     facts.append(
         Fact("Iterations", number(attrs.get("n_iter")), note="" if attrs.get("converged") else "not converged")
     )
