@@ -289,7 +289,7 @@ def test_what_update_may_change(desk, tmp_path):
 def test_a_model_without_likelihood_is_not_updated(desk, tmp_path):
     """K-means knows what its centres cost, and not what others would cost rows that are gone."""
     old = workflow.run(job(desk / "a.npy", model={"family": "kmeans"}), tmp_path / "old")
-    with pytest.raises(InputError, match="has no likelihood"):
+    with pytest.raises(InputError, match="do not say what other parameters would cost"):
         workflow.update(old, [f"data.path={desk / 'b.npy'}"])
     fit = {"init": "run", "init_path": str(old)}
     assert workflow.run(job(desk / "b.npy", model={"family": "kmeans"}, fit=fit), tmp_path / "new").exists()
