@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.config.syntax import parse
-from pipeline.data.sources import csv
+from pipeline.data import text_lines
 from pipeline.errors import InputError
 from tests.jobs import blobs, files, refused, write_config
 
@@ -137,8 +137,8 @@ def test_a_docword_file_does_not_say_how_much_is_written(tmp_path: Path, text: s
 )
 def test_a_line_without_end_is_no_line_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """It is not held in memory until it ends: gigabytes of one digit are a few megabytes once packed."""
-    monkeypatch.setattr(csv, "_LINE_BYTES", 100)
-    monkeypatch.setattr(csv, "_BLOCK", 50)
+    monkeypatch.setattr(text_lines, "LINE_BYTES", 100)
+    monkeypatch.setattr(text_lines, "_BLOCK", 50)
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(text.encode()))
     config = {"data": {"source": "csv", "path": str(tmp_path / "x.csv.gz")}}
     assert "has a line of more than 100 bytes" in refused_at_once(tmp_path, config)

@@ -18,10 +18,10 @@ from scipy.sparse import csr_array, random_array
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.feature_extraction.image import extract_patches_2d
 
-from pipeline.data import files, source, stores
+from pipeline.data import files, source, stores, text_lines
 from pipeline.data.column import RowColumn
 from pipeline.data.source import Source, even_bounds
-from pipeline.data.sources import csv, docword, images
+from pipeline.data.sources import docword, images
 from pipeline.data.sources.images import patch_basis
 from pipeline.errors import InputError, StorageError
 from pipeline.jobconfig import validate
@@ -352,7 +352,7 @@ def test_text_in_any_pieces(
     path.write_bytes(((end or "\n").join(["a,b"] * header + cells) + end).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "TARGET_BYTES", 16 * rows_per_chunk)
-        patch.setattr(csv, "_BLOCK", block)
+        patch.setattr(text_lines, "_BLOCK", block)
         if expected:
             np.testing.assert_array_equal(read_all(opened(source="csv", path=path)), expected)
         else:
