@@ -174,7 +174,7 @@ def test_states_and_their_transitions(tmp_path: Path) -> None:
     assert moment.array("transitions").tolist() == transitions[::-1, ::-1].tolist()  # both axes in the order of the end
     text = " ".join(read(run).text.split())
     assert "A hidden Markov model with 2 states" in text and "States" in text and "State sizes" in text
-    assert "By state and state." in text and "0.8750" in text and "0.1250" in text
+    assert "By state and next state." in text and "0.8750" in text and "0.1250" in text
 
 
 def topics(folder: Path, **attrs: Any) -> Path:
