@@ -8,8 +8,8 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
@@ -24,11 +24,20 @@ from pipeline.kernels.cpu import KERNELS
 from pipeline.numerics import NUMERICS
 
 _PACKAGES = ("em-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
+_FAMILIES_OWN = ("jax", "jaxlib")  # that some families need
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that compute or store."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+def versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions of Python and of the packages that compute or store. more : packages that a family needs too."""
+    own = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **own, **{name: _installed(name) for name in more if name not in own}}
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> dict[str, Any]:
@@ -44,7 +53,7 @@ def record(config: Config, fingerprint: dict[str, Any], start: str | None) -> di
     """
     record = {
         "code": config.code(),
-        "versions": versions(),
+        "versions": versions(config.model.packages),
         "numerics": NUMERICS,
         "kernel_set": KERNELS.identity(),
         "fingerprint": fingerprint,
@@ -84,7 +93,9 @@ def _without_secrets(argument: str) -> str:
 
 def other_versions(record: dict[str, Any]) -> list[str]:
     """Return a warning for each version that differs from the one that a run began with, beside `numerics`."""
-    found = _differences(record.get("versions"), versions())
+    before = record.get("versions")
+    needed = [name for name in before if name in _FAMILIES_OWN] if isinstance(before, dict) else []
+    found = _differences(before, versions(needed))
     return [f"{name}: the run began with version {old}, this is {new}" for name, old, new in found]
 
 

@@ -404,6 +404,10 @@ def test_a_worker_without_the_file_gets_its_text(desk: Path) -> None:
         "job, x, bits = pickle.load(open('job', 'rb'))\n"
         "assert job(Rows(x), KERNELS).stats.gradient.tobytes() == bits"
     )
+    other = pickle.loads(pickle.dumps(model))
+    vars(other)["_jax"] = "0.1"
+    with pytest.raises(InputError, match=r"a worker has jax .* \(the process that started the job 0\.1\)"):
+        EStep(other, params)(Rows(x), KERNELS)
     root = Path(pipeline.__file__).resolve().parents[1]
     here = {**os.environ, "PYTHONPATH": str(root)}
     text = Path("zero_inflated.py").read_text()

@@ -25,6 +25,8 @@ class FamilySection(Variant):
     ----------
     words : Words
         What the family is called, wherever people read of it.
+    packages : tuple of str
+        Packages beside ours that compute its bits.
     default_max_iter, default_tol : int, float
         What null means for `fit.max_iter` and `fit.tol`.
     assignments : tuple of str
@@ -60,6 +62,7 @@ class FamilySection(Variant):
     family: str = Field("gaussian", description="the kind of model")
 
     words: ClassVar[Words]
+    packages: ClassVar[tuple[str, ...]] = ()
     default_max_iter: ClassVar[int] = 100
     default_tol: ClassVar[float] = 1e-3
     assignments: ClassVar[tuple[str, ...]] = ("soft", "hard")

@@ -128,9 +128,9 @@ def large(n: int = 10**7) -> None:
         rows[a : a + step] = counts(min(step, n - a), rng)
     rows.flush()
     del rows
-    config = pipeline.load_config(
-        "zero_inflated.yaml", ["engine.scheduler=local", "engine.workers=2", "engine.memory=2GiB"]
-    )
+    local = "engine.profiles={local: {kind: local, workers: 2, threads_per_worker: 1, wait: 600}}"
+    changes = [local, "engine.scheduler=local", "engine.workers=2", "engine.memory=2GiB"]
+    config = pipeline.load_config("zero_inflated.yaml", changes)
     seen: list[dict[str, Any]] = []
     began = time.perf_counter()
     found = pipeline.open_run(pipeline.run(config, "run", listeners=[seen.append]))

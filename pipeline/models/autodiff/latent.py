@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -203,7 +204,23 @@ class AutodiffModel(AscentModel):
             )
         return label
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Take the version of JAX along to other processes, whose bits would differ with another."""
+        return {**vars(self), "_jax": version("jax")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def _refuse_other_jax(self) -> None:
+        sent = vars(self).get("_jax")
+        if sent is not None and sent != (here := version("jax")):
+            raise InputError(
+                f"a worker has jax {here} (the process that started the job {sent}); results could depend on which worker computes "
+                f"what. Where the worker runs: pip install jax=={sent}"
+            )
+
     def e_step(self, params: JaxParams, rows: Rows, kernels: Any) -> Expectation:
+        self._refuse_other_jax()
         score, entropy, total = np.empty(rows.n), 0.0, None
         for part, w, found in self.on_rows(params, rows, *WANTED[self.rule]):
             score[part] = np.where(w > 0, found["score"], np.inf)

@@ -21,6 +21,7 @@ from pipeline.models.clusters import Summary
 from pipeline.models.family import FamilySection
 from pipeline.models.words import Words
 
+PACKAGES = ("jax", "jaxlib")
 ANCHOR_ROWS = 512  # of the sample, among which anchors are found
 PLAIN = (bool, int, float, str)  # types of options that may be lists to choose from
 
@@ -31,6 +32,7 @@ class JaxSection(FamilySection):
     fixed: list[str] = Field(default_factory=list, description="parameters that stay at their initial values")
 
     user: ClassVar[type[JaxModel]]
+    packages: ClassVar[tuple[str, ...]] = PACKAGES
     assignments: ClassVar[tuple[str, ...]] = ("soft",)
     inits: ClassVar[tuple[str, ...]] = ("random", "explicit")
     default_max_iter: ClassVar[int] = 500
