@@ -175,8 +175,8 @@ def test_fixed_degrees_of_freedom_are_kept_and_not_counted():
         model.params_from_arrays({**arrays, "df": np.zeros(2)})
 
 
-def test_collapsed_components_are_reset_with_the_start_s_degrees_of_freedom():
-    """A component on equal rows is moved to the row that fits worst; the others keep their degrees of freedom."""
+def test_collapsed_components_are_reset_with_the_degrees_of_freedom_of_the_component_that_is_cut():
+    """A component on equal rows becomes half of the other, which keeps its degrees of freedom."""
     x = rows()
     x[:200] = x[0]
     model, params = started(x)
@@ -193,7 +193,7 @@ def test_collapsed_components_are_reset_with_the_start_s_degrees_of_freedom():
     reset, done = model.reset(new, start, partial.stats, partial.attached, ())
     assert [each.done for each in done] == [True]
     moved = done[0].component
-    assert reset.theta.df[moved] == 10.0 and reset.theta.df[1 - moved] == new.theta.df[1 - moved]
+    assert reset.theta.df[moved] == reset.theta.df[1 - moved] == new.theta.df[1 - moved]
 
 
 def test_config_says_what_is_learned():

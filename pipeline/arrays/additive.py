@@ -30,6 +30,10 @@ class Additive:
     def __sub__(self, other: Self) -> Self:
         return self + other * -1.0
 
+    def about_the_shift(self) -> Self:
+        """Return sums about the model's reference point, as all are unless a class says otherwise."""
+        return self
+
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""

@@ -1,9 +1,9 @@
 """Moves from one local optimum to a better one: components that gain by a split replace those that are hardly needed.
 
-A round splits `many` components where two fitted to their own rows gain most, refines all of them, and then removes, one
-by one, those whose rows the others explain nearly as well. The result is accepted only if the objective rose and no
-component is near collapse. Two runs are merged in the same way: the components of both, less those that are least needed.
-Components with known rows stay. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
+A round splits `many` components where two fitted to their own rows gain most, refines all of them, and then removes or merges,
+some at a time, those whose rows the others, or one for two, explain nearly as well (em/merging.py). The result is accepted
+only if the objective rose and no component is near collapse. Two runs are merged in the same way: the components of both,
+less those that are least needed. Components with known rows stay. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
 
 Gains and costs follow from the responsibilities: by Jensen's inequality the gain of a split is a lower bound of the
 gain of the objective, and the cost of removing a component is exact while the others are fixed.
@@ -11,9 +11,9 @@ gain of the objective, and the cost of removing a component is exact while the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,6 +22,7 @@ from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.rows import Rows, unit
 from pipeline.em.accumulate import Method
 from pipeline.em.loop import em
+from pipeline.em.merging import SearchRows, least_costs, narrowed, only
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.errors import SingularCovariance
@@ -32,65 +33,14 @@ from pipeline.models.clusters import ClusterModel
 T = TypeVar("T")
 ACCELERATED = Method(accelerated=True)
 MOST_SPLITS = 8  # in one round; halved when a round fails
+PATIENCE = 4  # single splits of a mixture, in the order of their gains, that fail before moves end
+HOPE = 0.5  # of the cost of having a component less: what such a split must gain, by its lower bound
 ROUNDING = 1e-9  # of the objective: a smaller gain is none
 LEAST_SHARE = 0.05  # of a row, for it to take part in the fit of a split
 SPLIT_ROWS = 4096  # of one component that the fit of a split looks at
 SPLIT_STEPS = 4
 WIDE_STEPS = 4  # with more components than asked for
 MARGIN = 4  # times the rows below which a component is collapsed: no move may end with fewer
-
-
-class SearchRows(Protocol):
-    """Rows in memory: `pipeline.engine.memory_rows.MemoryRows`."""
-
-    @property
-    def x(self) -> Matrix:
-        """(m, d)."""
-
-    @property
-    def weight(self) -> Array | None:
-        """(m,), or None for ones."""
-
-    @property
-    def read(self) -> list[int]:
-        """[rows that were read so far]."""
-
-    @property
-    def n_rows(self) -> int:
-        """m."""
-
-    @property
-    def kernels(self) -> Any:
-        """Compiled kernels."""
-
-    @property
-    def known(self) -> Array:
-        """Components of which some rows are known, ascending."""
-
-    def head(self, m: int) -> SearchRows:
-        """Return the first m rows, a sample."""
-
-    def mapped(self, function: Callable[[Array], Array]) -> SearchRows:
-        """Return the same rows with function(x) for x."""
-
-    def sum_over(self, jobs: Sequence[Callable[[Rows, Any], Any]]) -> list[Any]:
-        """Return sums of jobs over all rows."""
-
-    def map(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
-        """Return function(item) for each item, in order."""
-
-
-@dataclass(frozen=True)
-class RemovalCosts:
-    """Job: the cost of removing each component, and the next-best components: see `ClusterModel.removal_costs`."""
-
-    model: ClusterModel
-    params: Any
-
-    def __call__(self, rows: Rows, kernels: Any) -> Array:
-        """Return the costs above the weights by next-best component of one chunk, shape (k + 1, k)."""
-        cost, next_best = self.model.removal_costs(self.params, rows.x, rows.weight, kernels)
-        return np.concatenate([cost[None], next_best])
 
 
 @dataclass(frozen=True)
@@ -107,6 +57,7 @@ class Responsibilities:
 class Split(NamedTuple):
     """Two components in place of one. gain : lower bound, nats or squared distance.  read : rows read for it."""
 
+    component: int
     gain: float
     params: Any
     read: int
@@ -127,7 +78,7 @@ def refine_all(runs: Sequence[Run], rows: SearchRows, limits: Limits) -> list[Ru
 
 
 def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) -> tuple[Run, list[int]]:
-    """Make rounds of moves until one is rejected with a single split.
+    """Make rounds of moves until single splits are rejected.
 
     Parameters
     ----------
@@ -145,26 +96,42 @@ def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) 
         The run, and the number of components that each accepted round moved.
     """
     moved: list[int] = []
-    many = min(MOST_SPLITS, _clusters(run).n_components)
     splits: list[Split] | None = None
     end = rows.read[0] + budget
-    while many and rows.read[0] < end:
-        splits = splits or _splits(_clusters(run), run.params, rows)
+    many, failed, patience = min(MOST_SPLITS, _clusters(run).n_components), 0, 1
+    while failed < patience and rows.read[0] < end:
+        if splits is None:
+            splits = _splits(_clusters(run), run.params, rows)
+            if not _clusters(run).of_centers:
+                many, patience = _worthwhile(run, splits[:MOST_SPLITS], rows)
+        better = False
         try:
-            candidate = _split_then_merge(run, rows, splits, many)
+            candidate = _split_then_merge(run, rows, splits[failed:], many)
             if candidate is None:
                 break
             (trial,) = refine_all([candidate], rows, limits)
+            run, better = _compared(run, trial, rows, limits)
         except SingularCovariance:
-            many //= 2
-            continue
-        run, better = _compared(run, trial, rows, limits)
+            pass
         if better and near_empty(trial) <= near_empty(run):
-            run, splits = trial, None
             moved.append(many)
-        else:
+            run, splits, failed = trial, None, 0
+        elif many > 1:
             many //= 2
+        else:
+            failed += 1
     return run, moved
+
+
+def _worthwhile(run: Run, splits: Sequence[Split], rows: SearchRows) -> tuple[int, int]:
+    """How many splits to make at once: those that gain more than having a component less costs. And how many to try one by one.
+
+    Both are at least 1.
+    """
+    costs = least_costs(_clusters(run), run.params, rows, len(splits))
+    many = sum(split.gain > cost for split, cost in zip(splits, costs, strict=False))
+    hopeful = sum(split.gain > HOPE * cost for split, cost in zip(splits, costs[:1] * PATIENCE, strict=False))
+    return max(1, many), max(1, hopeful)
 
 
 def merge_runs(runs: Sequence[Run], rows: SearchRows, limits: Limits) -> list[Run]:
@@ -200,7 +167,7 @@ def _joint(a: Run, b: Run, rows: SearchRows) -> Run:
     params = wide.params_from_arrays(schema.normalized(model.fields, arrays))
     if len(rows.known):
         wide, params = only(wide, params, np.delete(np.arange(2 * k), k + rows.known))
-    return Run(a.restart, model, _narrowed(wide, params, k, rows))
+    return Run(a.restart, model, narrowed(wide, params, k, rows)[1])
 
 
 def _compared(run: Run, trial: Run, rows: SearchRows, limits: Limits) -> tuple[Run, bool]:
@@ -225,20 +192,20 @@ def near_empty(run: Run) -> int:
 
 
 def _split_then_merge(run: Run, rows: SearchRows, splits: list[Split], many: int) -> Run | None:
-    """One round: split `many` components, then remove as many. None if no component can be split."""
+    """One round: split `many` components, then merge or remove as many. None if no component can be split."""
     model = _clusters(run)
     k = model.n_components
-    order = np.argsort([-s.gain for s in splits], kind="stable")[:many]
-    chosen = [int(i) for i in order if splits[i].gain > 0]
+    chosen = [split for split in splits[:many] if split.gain > 0]
     if not chosen:
         return None
     wide = model.with_components(k + len(chosen))
-    params = refine(wide, _with_splits(model, wide, run.params, splits, chosen), rows, Limits(WIDE_STEPS, 0.0)).params
-    return Run(run.restart, model, _narrowed(wide, params, k, rows))
+    params = refine(wide, _with_splits(model, wide, run.params, chosen), rows, Limits(WIDE_STEPS, 0.0)).params
+    halves = [(split.component, k + i) for i, split in enumerate(chosen)]
+    return Run(run.restart, model, narrowed(wide, params, k, rows, halves)[1])
 
 
 def _splits(model: ClusterModel, params: Any, rows: SearchRows) -> list[Split]:
-    """For each component, two that are fitted to its own rows."""
+    """For each component, two that are fitted to its own rows; the largest gain first."""
     shares = sp.csc_array(sp.vstack(rows.sum_over([Responsibilities(model, params)])[0]))
 
     def split(k: int) -> Split:
@@ -249,16 +216,18 @@ def _splits(model: ClusterModel, params: Any, rows: SearchRows) -> list[Split]:
         total = share.sum()
         index, share = index[:SPLIT_ROWS], share[:SPLIT_ROWS]  # a head of the sample
         if not (share > 0).any() or share.sum() < 2 * MARGIN * model.least_rows:
-            return Split(-np.inf, None, 0)
+            return Split(k, -np.inf, None, 0)
         try:
             best = _fit_two(model, Rows(rows.x[index], share), rows.kernels)
         except SingularCovariance:  # its rows lie in fewer dimensions than there are: no place for two
-            return Split(-np.inf, None, 0)
-        return best._replace(gain=best.gain * total / share.sum())
+            return Split(k, -np.inf, None, 0)
+        return best._replace(component=k, gain=best.gain * total / share.sum())
 
     splits = list(rows.map(split, range(model.n_components)))
-    rows.read[0] += sum(each.read for each in splits)
-    return splits
+    read = sum(each.read for each in splits)
+    # A row of two components takes a mixture less time than one of all; of centres, bounds exclude most in any case.
+    rows.read[0] += read if model.of_centers else 2 * read // model.n_components
+    return sorted(splits, key=lambda each: -each.gain)
 
 
 def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
@@ -269,7 +238,7 @@ def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
     before = one.objective(EStep(one, params)(rows, kernels).totals, params)
     two = model.with_components(2)
     halves = _halves(unit(x) if model.unit_rows else x, weight)
-    best = Split(-np.inf, None, rows.n * (2 + len(halves) * (SPLIT_STEPS + 2)))
+    best = Split(-1, -np.inf, None, rows.n * (2 + len(halves) * (SPLIT_STEPS + 2)))
     for labels in halves:
         params = two.m_step(two.label_statistics(x, labels.astype(np.int64), weight), None)
         for _ in range(SPLIT_STEPS):
@@ -301,12 +270,12 @@ def _halves(x: Matrix, weight: Any) -> list[Array]:
     return found
 
 
-def _with_splits(model: ClusterModel, wide: Any, params: Any, splits: Sequence[Split], chosen: Sequence[int]) -> Any:
-    """Parameters with two components in place of each chosen one, the second at the end."""
+def _with_splits(model: ClusterModel, wide: Any, params: Any, chosen: Sequence[Split]) -> Any:
+    """Parameters with two components in place of each that is split, the second at the end."""
     fields, two = model.fields, model.with_components(2)
     arrays = {name: value.copy() for name, value in model.arrays(params).items()}
-    for i in chosen:
-        halves = two.arrays(splits[i].params)
+    for split in chosen:
+        i, halves = split.component, two.arrays(split.params)
         for name, field in fields.items():
             if not field.component_axes:
                 continue
@@ -315,39 +284,3 @@ def _with_splits(model: ClusterModel, wide: Any, params: Any, splits: Sequence[S
             arrays[name][i] = halves[name][0]
             arrays[name] = np.concatenate([arrays[name], halves[name][1:]])
     return wide.params_from_arrays(schema.normalized(fields, arrays))
-
-
-def _narrowed(wide: Any, params: Any, k: int, rows: SearchRows) -> Any:
-    """Parameters of the k components that are needed most; the others are removed, some at a time."""
-    while wide.n_components > k:
-        costs = rows.sum_over([RemovalCosts(wide, params)])[0]
-        wide, params = only(wide, params, _needed(costs[0], costs[1:], wide.n_components - k, rows.known))
-    return params
-
-
-def _needed(cost: Array, next_best: Array, excess: int, known: Array) -> Array:
-    """Indices of the components that stay when up to `excess` of the least needed are removed, in order.
-
-    The next-best component of a removed one stays: two that share a cluster would both seem unnecessary. Components with known
-    rows keep their indices, the others move up.
-    """
-    dropped: list[int] = []
-    staying = set(known.tolist())
-    for k in np.argsort(cost, kind="stable"):
-        if len(dropped) < excess and k not in staying:
-            dropped.append(int(k))
-            staying.add(int(next_best[k].argmax()))
-    rest = np.delete(np.arange(len(cost)), dropped)
-    if not len(known):
-        return rest
-    order = np.full(len(rest), -1)
-    order[known] = known
-    order[order < 0] = np.setdiff1d(rest, known)
-    return order
-
-
-def only(model: Any, params: Any, components: Array) -> tuple[Any, Any]:
-    """Return a model of the given components, and its parameters."""
-    fewer = model.with_components(len(components))
-    arrays = schema.selected(model.fields, model.arrays(params), components)
-    return fewer, fewer.params_from_arrays(schema.normalized(model.fields, arrays))

@@ -14,7 +14,7 @@ import scipy.linalg
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
-from pipeline.em.moves import SearchRows
+from pipeline.em.merging import SearchRows
 
 BASIS_ROWS = 2**14  # that the components are of: a direction that more rows would change carries little
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.em.moves import RemovalCosts, SearchRows, only
+from pipeline.em.merging import RemovalCosts, SearchRows, only
 from pipeline.models.base import EStep
 from pipeline.models.mixture import Mixture
 

@@ -16,7 +16,8 @@ import scipy.sparse as sp
 
 from pipeline.arrays.packing import stored
 from pipeline.data.profile import DataSummary
-from pipeline.em.moves import SearchRows, improve, merge_runs, refine_all
+from pipeline.em.merging import SearchRows
+from pipeline.em.moves import improve, merge_runs, refine_all
 from pipeline.em.principal import leading
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits

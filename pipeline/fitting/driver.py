@@ -171,7 +171,8 @@ class Driver:
             self.sink.log("level", **of, **level._asdict())
 
         fit = self.config.fit
-        moves = fit.moves == "auto" and "weights" not in model.fixed  # fixed weights belong to their places
+        # Fixed weights belong to their places. Where components are pruned, the highest likelihood of the largest number is not wanted.
+        moves = fit.moves == "auto" and "weights" not in model.fixed and not self.config.select.pruning
         own = self._own(summary, run.candidate)
         search = Search(fit.init, moves, seed, own, rows, self.chunks.n_rows, progress)
         run = replace(run, params=search(model), levels=tuple(levels))

@@ -63,6 +63,8 @@ class Component(ABC):
     fixed: tuple[str, ...]
     family: ClassVar[str]
     words: ClassVar[Words]
+    halves: ClassVar[bool] = False  # whether a reset component becomes half of another (`moments.halved`)
+    adds_up: ClassVar[bool] = False  # whether the statistics of two components add to those of one (`of_pairs`)
     location: ClassVar[str]
     unit_rows: ClassVar[bool] = False
     incomplete: ClassVar[bool] = False
@@ -188,6 +190,12 @@ class Component(ABC):
             sum_w += resp[:, :k].sum(axis=0)
             stats = part if stats is None else stats + part
         return Pass(log_norm, sum_w, stats, entropy)
+
+    def of_pairs(self, stats: Any, first: Array, second: Array) -> Any:
+        """Return the statistics of pairs of components, each as one component. first, second : (p,) int."""
+        k, stats = self.n_components, stats.about_the_shift()
+        sums = {name: v[first] + v[second] for name, v in vars(stats).items() if np.shape(v)[:1] == (k,)}
+        return replace(stats, **sums)
 
     def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
         """Return terms of the squared Fisher norm of a step, sum_k N_k/N Δᵀ I_k Δ: by default twice the gain of the step."""

@@ -20,10 +20,11 @@ from pipeline.arrays.rows import Representatives, Rows
 from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals, weighted_total
-from pipeline.models.clusters import MAX_RESETS, ClusterModel, Labels, SearchEffort, Summary, WorstRows
+from pipeline.models.clusters import ClusterModel, Labels, SearchEffort, Summary, WorstRows
 from pipeline.models.component import Pass
+from pipeline.models.resets import reset
 from pipeline.models.schema import SIMPLEX, Field, Fields
-from pipeline.models.weights import log, log_dirichlet, log_sum_exp, map_weights, share_with
+from pipeline.models.weights import log, log_dirichlet, log_sum_exp, map_weights
 from pipeline.models.words import Words
 
 
@@ -213,7 +214,7 @@ class Mixture(ClusterModel):
     def _log_weights(self, params: MixtureParams) -> Array:
         return log(params.weights)
 
-    def _log_norm(self, params: MixtureParams, log_joint: Array) -> Array:
+    def log_norm(self, params: MixtureParams, log_joint: Array) -> Array:
         """log p(x) of rows, (n,), from their log joints (n, k)."""
         return log_sum_exp(log_joint)
 
@@ -284,24 +285,9 @@ class Mixture(ClusterModel):
         attached: Mapping[str, Any],
         resets: tuple[int, ...],
     ) -> tuple[MixtureParams, list[Reset]]:
-        """Move each collapsed component to the next worst row, with weight 1/K.
-
-        After MAX_RESETS it stays, so that fits with K = N end.
-        """
-        collapsed = self.collapsed(new, stats.sum_w)
-        if not collapsed:
-            return new, []
-        rows: Matrix = attached["outliers"].x if self.location not in self.fixed else np.empty((0, 0))
-        worst = iter(np.asarray(rows.toarray() if sp.issparse(rows) else rows, dtype=np.float64))
-        places: dict[int, Array] = {}
-        for k, _ in collapsed:
-            place = next(worst, None) if resets.count(k) < MAX_RESETS else None
-            if place is not None:
-                places[k] = self.plain(place[None])[0]
-        which = np.array([k for k, _ in collapsed])
-        theta = self.component.reset(new.theta, old.theta, stats.component, stats.sum_w, which, places)
-        weights = new.weights if self.fixed_weights else share_with(new.weights, np.array(list(places), dtype=int))
-        return replace(new, weights=weights, theta=theta), [Reset(k, reason, k in places) for k, reason in collapsed]
+        """See `resets.reset`."""
+        weights, theta, done = reset(self, new, old, stats, attached, resets)
+        return (replace(new, weights=weights, theta=theta), done) if done else (new, [])
 
     def label_statistics(self, x: Matrix, labels: Array, weight: Array | None = None) -> MixtureStats:
         weights = np.where(labels >= 0, 1.0 if weight is None else weight, 0.0)
@@ -321,7 +307,7 @@ class Mixture(ClusterModel):
     def assign(self, params: MixtureParams, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
         for rows in self._tiles(x):
             log_joint = self.component.near_log_joint(params.theta, self._log_weights(params), x[rows], 1, kernels)
-            log_norm = self._log_norm(params, log_joint)
+            log_norm = self.log_norm(params, log_joint)
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
 
@@ -337,7 +323,7 @@ class Mixture(ClusterModel):
             if rows.weight is not None:
                 live = live[rows.weight[part] > 0]
             log_joint = self.log_joint(params, rows.x[live], kernels)
-            log_resp = log_joint - self._log_norm(params, log_joint)[:, None]
+            log_resp = log_joint - self.log_norm(params, log_joint)[:, None]
             if total is not None:
                 chosen = total.challengers(log_resp, log_joint)
                 live, log_joint, log_resp = live[chosen], log_joint[chosen], log_resp[chosen]
@@ -354,12 +340,12 @@ class Mixture(ClusterModel):
         cost, next_best = np.zeros(k), np.zeros((k, k))
         for rows in self._tiles(x):
             log_joint = self.component.near_log_joint(params.theta, self._log_weights(params), x[rows], 2, kernels)
-            log_norm = self._log_norm(params, log_joint)
+            log_norm = self.log_norm(params, log_joint)
             each, top = np.arange(len(log_joint)), log_joint.argmax(axis=1)
             with np.errstate(divide="ignore"):
                 lost = -np.log1p(-np.exp(log_joint - log_norm[:, None]))
             log_joint[each, top] = -np.inf
-            lost[each, top] = log_norm - self._log_norm(params, log_joint)
+            lost[each, top] = log_norm - self.log_norm(params, log_joint)
             weights = np.ones(len(lost)) if weight is None else weight[rows]
             cost += weights @ lost
             np.add.at(next_best, (top, log_joint.argmax(axis=1)), weights)

@@ -7,7 +7,7 @@ Moments about different points are moved before they add: M(a + b) = M(a) - oute
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -133,3 +133,41 @@ def scatter(x: Array, weight: Array | None, shift: Array) -> Array:
         diff = np.subtract(x[rows], shift, dtype=np.float64)
         total += (diff if weight is None else diff * weight[rows, None]).T @ diff
     return total
+
+
+def halved(component: Any, theta: Any, halves: Mapping[int, int]) -> Any:
+    """Cut components in two at their means, across the axis of largest variance v: each half has the moments of half a Gaussian.
+
+    The means are then sqrt(2 v / pi) to both sides, and v is left with 1 - 2 / pi of itself.
+
+    Parameters
+    ----------
+    component : Gaussian
+    theta : Gaussians
+    halves : mapping of int to int
+        The component that is cut, by the one that becomes its second half.
+    """
+    arrays = {name: value.copy() for name, value in component.arrays(theta).items()}
+    own = [name for name, field in component.fields.items() if field.component_axes]
+    means, spreads = arrays["means"], arrays[component.spread]
+    for k, donor in halves.items():
+        for name in own:
+            arrays[name][k] = arrays[name][donor]
+        spread = spreads[donor] if component.spread in own else spreads
+        variance, axis = _widest(spread, means)
+        step = np.sqrt(2.0 / np.pi * variance) * axis
+        means[k] += step
+        means[donor] -= step
+        if component.spread in own and component.spread not in component.fixed:
+            part = (np.asarray(1.0 / len(axis)), axis, np.outer(axis, axis))[spread.ndim]
+            spreads[k] = spreads[donor] = spread - 2.0 / np.pi * variance * part
+    return component.theta(**arrays)
+
+
+def _widest(spread: Array, means: Array) -> tuple[float, Array]:
+    """The largest variance of a covariance of any type, and its axis (d,); of a spherical one, the axis along which means differ most."""
+    if spread.ndim == 2:
+        values, vectors = np.linalg.eigh(spread)
+        return float(values[-1]), vectors[:, -1]
+    i = int(spread.argmax() if spread.ndim else means.var(axis=0).argmax())
+    return float(spread[i] if spread.ndim else spread), np.eye(means.shape[1])[i]

@@ -88,8 +88,8 @@ class NoisyMixture(Mixture):
     def _log_weights(self, params: Any) -> Array:
         return super()._log_weights(params) + log(1.0 - params.noise)
 
-    def _log_norm(self, params: Any, log_joint: Array) -> Array:
-        found: Array = np.logaddexp(super()._log_norm(params, log_joint), self._log_noise(params))
+    def log_norm(self, params: Any, log_joint: Array) -> Array:
+        found: Array = np.logaddexp(super().log_norm(params, log_joint), self._log_noise(params))
         return found
 
     def params(self, **arrays: Array) -> NoisyParams:

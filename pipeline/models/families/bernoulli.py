@@ -53,6 +53,7 @@ class Bernoulli(Component):
     concentration: float = 1.1
     fixed: tuple[str, ...] = ()
 
+    adds_up: ClassVar[bool] = True
     family: ClassVar[str] = "bernoulli"
     words: ClassVar[Words] = Words("Bernoulli mixture", "A mixture of {k} Bernoullis", location="probability")
     location: ClassVar[str] = "probabilities"

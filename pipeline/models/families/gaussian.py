@@ -59,6 +59,8 @@ class Gaussian(Component):
     words: ClassVar[Words] = Words("Gaussian mixture", "A mixture of {k} Gaussians")
     location: ClassVar[str] = "means"
     spread: ClassVar[str] = "covariances"
+    halves: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
     impossible_advice: ClassVar[str] = (
         "Its distance from every component overflows: rescale the data (preprocess: standardize)."
     )
@@ -121,10 +123,8 @@ class Gaussian(Component):
         if not self.shape.per_component:
             # The scatter of all rows is one matrix, so it is cheap to form it in float64 about the shift itself.
             sum_xx = scatter(x, weight, self.shift)
-        frame = Frame.at(theta.by, sums.sum_w, self.covariance_type)
-        return Pass(
-            sums.log_norm, sums.sum_w, GaussianStats(sum_x, sum_xx, frame=frame), sums.entropy, 0.0, sums.skipped
-        )
+        stats = GaussianStats(sum_x, sum_xx, frame=Frame.at(theta.by, sums.sum_w, self.covariance_type))
+        return Pass(sums.log_norm, sums.sum_w, stats, sums.entropy, 0.0, sums.skipped)
 
     def about_means(self, theta: Gaussians, sum_w: Array, sum_x: Array, sum_xx: Array) -> GaussianStats:
         """Return statistics from moments about the means."""

@@ -57,6 +57,7 @@ class Multinomial(Component):
     concentration: float = 1.1
     fixed: tuple[str, ...] = ()
 
+    adds_up: ClassVar[bool] = True
     family: ClassVar[str] = "multinomial"
     words: ClassVar[Words] = Words(
         name="multinomial mixture",

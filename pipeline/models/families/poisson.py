@@ -51,6 +51,7 @@ class Poisson(Component):
     concentration: float = 1.0
     fixed: tuple[str, ...] = ()
 
+    adds_up: ClassVar[bool] = True
     family: ClassVar[str] = "poisson"
     words: ClassVar[Words] = Words(name="Poisson mixture", title="A mixture of {k} Poissons", location="rate")
     location: ClassVar[str] = "rates"

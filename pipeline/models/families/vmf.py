@@ -60,6 +60,7 @@ class VonMisesFisher(Component):
     dimensions: int
     fixed: tuple[str, ...] = ()
 
+    adds_up: ClassVar[bool] = True
     family: ClassVar[str] = "vmf"
     words: ClassVar[Words] = Words(
         "von Mises-Fisher mixture", "A mixture of {k} von Mises-Fisher distributions", location="direction"
