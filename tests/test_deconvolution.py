@@ -77,6 +77,7 @@ def slow_em(x, noise, weights, means, covariances, covariance_type, n_iter, weig
     return weights, means, covariances, history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("errors", ["variances", "covariances"])
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_equals_a_slow_reference(covariance_type, errors):
@@ -125,6 +126,7 @@ def test_rows_without_errors_are_those_of_a_gaussian_mixture():
 
 
 @pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("errors", ["variances", "covariances"])
 def test_a_job_with_errors(tmp_path: Path, errors):
     """check, run, a stop, resume with the same bytes, report, predict with errors of other rows and without; PCA maps errors too."""

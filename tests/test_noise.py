@@ -169,6 +169,7 @@ def test_free_parameters_and_criteria_count_it():
 
 
 @pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [[], [{"kind": "pca", "n_components": 2}]])
 def test_a_job_says_its_share(tmp_path: Path, steps):
     """Labels of -2, the share in model.zarr, terminal, report and prediction; the box is that of the preprocessed rows."""
