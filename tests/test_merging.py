@@ -119,6 +119,7 @@ def test_moves_repair_a_large_cluster_cut_in_two():
     true = np.repeat([0, 1, 2], [4000, 150, 150])
     best = refine(model, model.m_step(model.label_statistics(x, true), None), rows, limits)
     assert moved and run.objective > best.objective - 1.0 and run.objective > start.objective + 50
+    assert all(type(many) is int for many in moved)  # model.zarr stores them as JSON
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])

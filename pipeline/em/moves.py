@@ -114,7 +114,7 @@ def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) 
         except SingularCovariance:
             pass
         if better and near_empty(trial) <= near_empty(run):
-            moved.append(many)
+            moved.append(int(many))
             run, splits, failed = trial, None, 0
         elif many > 1:
             many //= 2
