@@ -114,7 +114,7 @@ def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) 
         except SingularCovariance:
             pass
         if better and near_empty(trial) <= near_empty(run):
-            moved.append(int(many))
+            moved.append(many)
             run, splits, failed = trial, None, 0
         elif many > 1:
             many //= 2
@@ -129,8 +129,8 @@ def _worthwhile(run: Run, splits: Sequence[Split], rows: SearchRows) -> tuple[in
     Both are at least 1.
     """
     costs = least_costs(_clusters(run), run.params, rows, len(splits))
-    many = sum(split.gain > cost for split, cost in zip(splits, costs, strict=False))
-    hopeful = sum(split.gain > HOPE * cost for split, cost in zip(splits, costs[:1] * PATIENCE, strict=False))
+    many = sum(bool(split.gain > cost) for split, cost in zip(splits, costs, strict=False))
+    hopeful = sum(bool(split.gain > HOPE * cost) for split, cost in zip(splits, costs[:1] * PATIENCE, strict=False))
     return max(1, many), max(1, hopeful)
 
 

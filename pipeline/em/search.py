@@ -142,7 +142,7 @@ class Search:
                 best, moved = improve(runs[0], level, Limits(STEPS, tol), PASSES * max(rows.n_rows, FEW_ROWS))
                 runs = [best]
             read, objective = rows.read[0] - before, runs[0].objective / size
-            self.progress(Level(model.family, size, int(read), len(starts), moved, float(objective), model.n_features))
+            self.progress(Level(model.family, size, read, len(starts), moved, objective, model.n_features))
             starts = [run.params for run in runs]
         return starts[0]
 
