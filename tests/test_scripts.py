@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import open_run
+from tests.jobs import command
+
 pytestmark = pytest.mark.full
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
 
 
 def ran(*arguments):
@@ -31,3 +35,12 @@ def test_the_benchmark_refuses_what_it_cannot_do(arguments, said):
     """A mistyped row or no repeats at all: an error before anything is measured."""
     done = ran(SCRIPTS / "benchmark.py", *arguments)
     assert done.returncode == 2 and said in done.stderr
+
+
+@pytest.mark.slow
+def test_the_quickstart_ends_with_a_report(tmp_path):
+    """The README's first command, without its environment: pictures through a search that moves components, to the page."""
+    done = command("run", ROOT / "configs" / "quickstart.yaml", "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "report.html").exists()
+    assert any(level["moved"] for level in open_run(tmp_path / "run").attrs["search"])
