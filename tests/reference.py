@@ -53,6 +53,20 @@ def full_covariances(covariances: Array, covariance_type: str, k: int, d: int) -
     raise ValueError(covariance_type)
 
 
+def of_type(scatters: Array, sizes: Array, covariance_type: str) -> Array:
+    """Covariances (k, d, d) of a type, from sums of squares about the means (k, d, d) and weights N_k (k,)."""
+    full, eye = scatters / sizes[:, None, None], np.eye(scatters.shape[1])
+    if covariance_type == "full":
+        return full
+    if covariance_type == "tied":
+        return np.repeat(scatters.sum(axis=0)[None] / sizes.sum(), len(sizes), axis=0)
+    if covariance_type == "diag":
+        return full * eye
+    if covariance_type == "spherical":
+        return np.trace(full, axis1=1, axis2=2)[:, None, None] * eye / len(eye)
+    raise ValueError(covariance_type)
+
+
 def gaussian_log_density(x: Array, means: Array, covariances: Array, covariance_type: str) -> Array:
     """log N(x_n | mu_k, Sigma_k) : (n, k), nats."""
     k, d = means.shape

@@ -20,7 +20,7 @@ from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families import FAMILIES
 from tests.jobs import Interrupt, command, results
 from tests.laws.common import TYPES, chunks_of, e_step, fit, method, sum_over
-from tests.reference import full_covariances
+from tests.reference import full_covariances, of_type
 
 
 def rows(n: int = 80, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -67,13 +67,7 @@ def slow_em(x, noise, weights, means, covariances, covariance_type, n_iter, weig
         weights, means = counts / counts.sum(), np.einsum("nk,nkd->kd", q, b) / counts[:, None]
         diff = means - b
         sums = np.einsum("nk,nki,nkj->kij", q, diff, diff) + np.einsum("nk,nkij->kij", q, big_b)
-        covariances = sums / counts[:, None, None]
-        if covariance_type == "tied":
-            covariances = np.repeat(sums.sum(axis=0)[None] / counts.sum(), k, axis=0)
-        elif covariance_type == "diag":
-            covariances = covariances * np.eye(d)
-        elif covariance_type == "spherical":
-            covariances = np.trace(covariances, axis1=1, axis2=2)[:, None, None] * np.eye(d) / d
+        covariances = of_type(sums, counts, covariance_type)
     return weights, means, covariances, history
 
 

@@ -23,7 +23,7 @@ from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families import FAMILIES
 from tests.jobs import Interrupt, command, results
 from tests.laws.common import TYPES, chunks_of, e_step, fit, sum_over
-from tests.reference import full_covariances
+from tests.reference import full_covariances, of_type
 
 
 def rows(n: int = 120, share: float = 0.3, seed: int = 0) -> np.ndarray:
@@ -75,13 +75,7 @@ def slow_em(x, weights, means, covariances, covariance_type, n_iter, weight):
         weights, means = sums / sums.sum(), firsts / sums[:, None]
         diff = expected[0] - means
         seconds = np.einsum("nk,nkij->kij", resp, expected[1]) + np.einsum("nk,nki,nkj->kij", resp, diff, diff)
-        covariances = seconds / sums[:, None, None]
-        if covariance_type == "tied":
-            covariances = np.repeat(seconds.sum(axis=0)[None] / sums.sum(), k, axis=0)
-        elif covariance_type == "diag":
-            covariances = covariances * np.eye(d)
-        elif covariance_type == "spherical":
-            covariances = np.trace(covariances, axis1=1, axis2=2)[:, None, None] * np.eye(d) / d
+        covariances = of_type(seconds, sums, covariance_type)
     return weights, means, covariances, history
 
 
