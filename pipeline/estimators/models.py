@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pipeline.arrays.dtypes import Array
+from pipeline.arrays.rows import Rows
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.errors import InputError
@@ -75,8 +76,6 @@ class _Predicted:
     name: str
 
     def __call__(self, x: Array) -> Array:
-        from pipeline.arrays.rows import Rows
-
         return self.run.model.predict(self.run.params, Rows(x), 0, KERNELS)[self.name]
 
 
@@ -130,7 +129,7 @@ def fit(
         For a model, options or rows that cannot be used.
     """
     refuse_other(model)
-    section = type(model).section(**{"fixed": list(fixed)}, **{name: value for name, value in vars(model).items()})
+    section = type(model).section(fixed=list(fixed), **vars(model))
     table = input_rows(_Rows(), rows, reset=True)
     options = {"method": method, "n_init": n_init, "max_iter": max_iter, "tol": tol, "random_state": random_state}
     config = validate({"model": section, "fit": {"init": "random", **options}}, name="fit").resolved()

@@ -130,9 +130,9 @@ def _remade(module: str, source: str, name: str, options: dict[str, Any]) -> Any
     return found(**options)
 
 
-def has(model: JaxModel, method: str) -> bool:
-    """Whether a model defines a method itself."""
-    return getattr(type(model), method, None) is not getattr(JaxModel, method, None)
+def has(model: JaxModel | type[JaxModel], method: str) -> bool:
+    """Whether a model, or a class, defines an optional method."""
+    return getattr(model, method, None) is not None
 
 
 class Layout:

@@ -208,9 +208,6 @@ class AutodiffModel(AscentModel):
         """Take the version of JAX along to other processes, whose bits would differ with another."""
         return {**vars(self), "_jax": version("jax")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
     def _refuse_other_jax(self) -> None:
         sent = vars(self).get("_jax")
         if sent is not None and sent != (here := version("jax")):

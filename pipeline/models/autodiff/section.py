@@ -13,7 +13,7 @@ from pipeline.config import OneOrMore
 from pipeline.config.section import lists_of
 from pipeline.errors import InputError
 from pipeline.models.autodiff.compiled import layout_of, shapes_of
-from pipeline.models.autodiff.declare import JaxModel
+from pipeline.models.autodiff.declare import JaxModel, has
 from pipeline.models.autodiff.latent import AutodiffModel
 from pipeline.models.autodiff.sufficient import anchors_of
 from pipeline.models.base import LatentModel
@@ -77,21 +77,17 @@ def rule_of(user: type[JaxModel], method: str) -> str:
     if method in ("newton", "gradient"):
         return method
     for rule, needed in (("m_step", "m_step"), ("sufficient", "statistics")):
-        if _defines(user, needed):
+        if has(user, needed):
             return rule
     return "newton" if method == "auto" else "em"
 
 
 def _methods(user: type[JaxModel]) -> tuple[str, ...]:
-    if _defines(user, "m_step"):
+    if has(user, "m_step"):
         return ("auto", "em", "newton", "gradient")
-    if _defines(user, "statistics"):
+    if has(user, "statistics"):
         return ("auto", "em", "incremental", "newton", "gradient")
-    return ("auto", "newton", "gradient") if _defines(user, "e_step") else ("auto", "em", "newton", "gradient")
-
-
-def _defines(user: type[JaxModel], method: str) -> bool:
-    return getattr(user, method, None) is not None
+    return ("auto", "newton", "gradient") if has(user, "e_step") else ("auto", "em", "newton", "gradient")
 
 
 @cache

@@ -105,11 +105,11 @@ class Fit:
         k, r, d = anchors.shape
         self._anchors, self._counts = anchors, counts
         layout = layout_of(model, d)
-        known = _statistics(model, anchors.reshape(k * r, d)).reshape(k, r, k, -1)
+        at_anchors = _statistics(model, anchors.reshape(k * r, d)).reshape(k, r, k, -1)
         wanted = np.concatenate([np.reshape(each, (k, -1)) for each in sums.values()], axis=1)
         self._shares = np.empty((k, r))
         for z in range(k):
-            t = np.column_stack([np.ones(r), known[z, :, z]])
+            t = np.column_stack([np.ones(r), at_anchors[z, :, z]])
             target = np.concatenate([counts[z : z + 1], wanted[z]])
             scale = np.maximum(np.abs(t).max(axis=0), np.finfo(float).tiny)
             self._shares[z] = np.linalg.lstsq((t / scale).T, target / scale, rcond=None)[0]
