@@ -120,13 +120,7 @@ def run_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run of ours")] = False,
 ) -> None:
     """Fit what CONFIG asks for."""
-    loaded = _loaded(config, [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)])
-    from pipeline import workflow
-
-    where = loaded.output.path if output is None else output
-    _with_progress(
-        where, lambda listener: workflow.run(loaded, output, overwrite, [listener], _BEGAN.get()), before=False
-    )
+    _fit(_loaded(config, [*(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]), output, overwrite)
 
 
 @app.command("update")
@@ -141,17 +135,10 @@ def update_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run of ours")] = False,
 ) -> None:
     """Add rows, named by --set data.key=value, to the model of RUN, whose own are not read again: a new run, by default RUN-updated."""
-    from pipeline.config.stored import engine_of
-
-    changes = [*engine_of(engine), *(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
-    _stored(run, changes)
-    from pipeline import workflow
+    changes = _changes(run, overrides, engine, scheduler_address, scheduler_file, profile)
     from pipeline.updating import config_of_update
 
-    where = config_of_update(run, changes).output.path if output is None else output
-    _with_progress(
-        where, lambda listener: workflow.update(run, changes, where, overwrite, [listener], _BEGAN.get()), before=False
-    )
+    _fit(config_of_update(run, changes), output, overwrite)
 
 
 @app.command("resume")
@@ -167,10 +154,7 @@ def resume_command(
     ] = False,
 ) -> None:
     """Go on exactly where RUN stopped; of a finished run, do what is missing."""
-    from pipeline.config.stored import engine_of
-
-    changes = [*engine_of(engine), *(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
-    _stored(run, changes)
+    changes = _changes(run, overrides, engine, scheduler_address, scheduler_file, profile)
     from pipeline import workflow
 
     _with_progress(run, lambda listener: workflow.resume(run, changes, [listener], accept_other_bits, _BEGAN.get()))
@@ -199,10 +183,7 @@ def predict_command(
     engine: EngineFile = None,
 ) -> None:
     """Label rows with the model of RUN: its own, or others, named by --set data.key=value, with --output."""
-    from pipeline.config.stored import engine_of
-
-    changes = [*engine_of(engine), *(overrides or []), *_engine(scheduler_address, scheduler_file, profile)]
-    _stored(run, changes)
+    changes = _changes(run, overrides, engine, scheduler_address, scheduler_file, profile)
     from pipeline import workflow
 
     _with_progress(
@@ -239,14 +220,23 @@ def _loaded(path: Path, changes: list[str]) -> Config:
     return _validated(raw, changes, f"config {path}", lines)
 
 
-def _stored(run: Path, changes: list[str]) -> Config:
-    """The usable part of a run's config, with the changes."""
-    from pipeline.config.stored import trusted
+def _changes(
+    run: Path,
+    overrides: list[str] | None,
+    engine: Path | None,
+    address: str | None,
+    file: Path | None,
+    profile: str | None,
+) -> list[str]:
+    """The changes to a run's config that options of a command ask for; with them, its usable part is a valid config."""
+    from pipeline.config.stored import engine_of, trusted
     from pipeline.outputs.run_directory import RunDirectory
 
+    changes = [*engine_of(engine), *(overrides or []), *_engine(address, file, profile)]
     directory = RunDirectory(run)
     name = str(directory.config)
-    return _validated(trusted(directory.read_config()["config"], changes, name), changes, name, {})
+    _validated(trusted(directory.read_config()["config"], changes, name), changes, name, {})
+    return changes
 
 
 def _validated(raw: Any, changes: list[str], name: str, lines: dict[Place, int]) -> Config:
@@ -280,6 +270,16 @@ def _before_numpy(engine: EngineSection) -> None:
     attached = engine.scheduler_address or engine.scheduler_file
     if not attached and (profile is None or profile.kind in ("local", "slurm", "slurm-runner")):
         choose_kernels()  # these hand their environment on, or choose likewise
+
+
+def _fit(config: Config, output: str | None, overwrite: bool) -> None:
+    """Run a job, and show its progress."""
+    from pipeline import workflow
+
+    where = config.output.path if output is None else output
+    _with_progress(
+        where, lambda listener: workflow.run(config, output, overwrite, [listener], _BEGAN.get()), before=False
+    )
 
 
 def _with_progress(where: str | Path, action: Callable[[Any], Path], before: bool = True) -> None:
