@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 
 import pipeline
 from pipeline.data.datasets import DatasetPlace
-from pipeline.data.grid import Grid
+from pipeline.data.grid import FlatRows, Grid
 from pipeline.data.sources.xarray import XarraySection
 from pipeline.errors import InputError, StorageError
 from pipeline.jobconfig import validate
@@ -154,6 +154,30 @@ def test_selected_entries(tmp_path, select, by_hand):
         return
     source = opened(written(ds, tmp_path / "x.zarr", {"time": 2}), variables=["u"], select=select)
     np.testing.assert_array_equal(whole(source), stacked(ds.sel(by_hand), ("time", "lat", "lon"), ("u",)))
+
+
+def test_rows_of_a_stored_grid_are_read_by_stored_chunk(tmp_path, monkeypatch):
+    """Any rows are those of the flattened array, each part is one stored chunk, and a row reads one as well."""
+    x = np.arange(2 * 7 * 5 * 3).reshape(2, 7, 5, 3)
+    array = zarr.create_array(
+        tmp_path / "x.zarr", data=x, chunks=(1, 3, 5, 3), dimension_names=("time", "y", "x", "rank")
+    )
+    rows, flat = FlatRows(array), x.reshape(-1, 3)
+    assert rows.shape == flat.shape
+    for start, stop in ((0, 70), (14, 15), (29, 36), (33, 70)):
+        np.testing.assert_array_equal(rows[start:stop], flat[start:stop])
+    seen, get = [], zarr.storage.LocalStore.get
+
+    async def counted(self, key, *args, **kwargs):
+        seen.append(key)
+        return await get(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counted)
+    np.testing.assert_array_equal(rows[34], flat[34])
+    assert seen == ["c/0/2/0/0"]
+    seen.clear()
+    np.testing.assert_array_equal(np.concatenate([rows[part] for part in rows.parts()]), flat)
+    assert len(seen) == len(set(seen)) == 2 * 3
 
 
 def test_netcdf_and_its_packed_numbers_and_many_files_are_one_dataset(tmp_path):

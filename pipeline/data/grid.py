@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,43 +68,45 @@ class Grid:
             below *= self.shape[axis]
         return ()
 
-    def blocks(self, shape: tuple[int, ...]) -> Iterator[Block]:
-        """Yield the blocks of a shape from `block_shape`, in the order of their rows."""
+    def blocks(self, shape: tuple[int, ...], row: int = 0) -> Iterator[Block]:
+        """Yield the blocks of a shape from `block_shape`, in the order of their rows. row : in the first one."""
+        if not self.n_rows:
+            return
         counts = tuple(-(-size // step) for size, step in zip(self.shape, shape, strict=True))
-        start = 0
-        for at in np.ndindex(*counts):
+        first = [i // step for i, step in zip(np.unravel_index(row, self.shape), shape, strict=True)]
+        for number in range(int(np.ravel_multi_index(first, counts)), math.prod(counts)):
+            at = tuple(int(i) for i in np.unravel_index(number, counts))
             box = tuple(
                 slice(i * step, min((i + 1) * step, size)) for i, step, size in zip(at, shape, self.shape, strict=True)
             )
-            stop = start + math.prod(part.stop - part.start for part in box)
-            yield Block(start, stop, at, box)
-            start = stop
+            start = int(np.ravel_multi_index([part.start for part in box], self.shape))
+            yield Block(start, start + math.prod(part.stop - part.start for part in box), at, box)
 
 
 class FlatRows:
-    """A stored array over a grid, read by row.
+    """A stored array over a grid, read by row, a stored chunk at a time.
 
     Parameters
     ----------
     array : zarr.Array
-        Of the dimensions of the grid, and perhaps `rank`.
+        Of the dimensions of the grid, and perhaps `rank`; in chunks of a shape from `Grid.block_shape`.
     """
 
     def __init__(self, array: Any) -> None:
         names = tuple(array.metadata.dimension_names or ())
-        self._array, self._n = array, array.ndim - (names[-1:] == ("rank",))
-        self._grid = Grid(names[: self._n], array.shape[: self._n])
-        self.shape = (self._grid.n_rows, *array.shape[self._n :])
-        self.chunks = (math.prod(array.chunks[: self._n]), *array.chunks[self._n :])
+        self._array, n = array, array.ndim - (names[-1:] == ("rank",))
+        self._grid = Grid(names[:n], array.shape[:n])
+        self._chunk = self._grid.block_shape(math.prod(array.chunks[:n]))
+        self.shape = (self._grid.n_rows, *array.shape[n:])
+
+    def parts(self) -> Iterator[slice]:
+        """Yield the rows of each stored chunk."""
+        return (slice(block.start, block.stop) for block in self._grid.blocks(self._chunk))
 
     def __getitem__(self, at: Any) -> np.ndarray:
-        if self._n == 1:
-            return np.asarray(self._array[at])
         one = not isinstance(at, slice)
         start, stop = (int(at), int(at) + 1) if one else at.indices(self.shape[0])[:2]
-        below = self._grid.n_rows // self._grid.shape[0]
-        first, last = start // below, -(-stop // below)
-        found = np.asarray(self._array[first:last]).reshape(-1, *self.shape[1:])[
-            start - first * below : stop - first * below
-        ]
+        blocks = list(takewhile(lambda block: block.start < stop, self._grid.blocks(self._chunk, start)))
+        read = [np.asarray(self._array[block.box]).reshape(-1, *self.shape[1:]) for block in blocks]
+        found = np.concatenate(read)[start - blocks[0].start : stop - blocks[0].start]
         return found[0] if one else found

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError, StorageError
 from pipeline.models.clusters import NOISE
 from pipeline.outputs.checkpoint import sums
@@ -98,20 +99,20 @@ def _scores(record: Record) -> Scores | None:
         raise StorageError(f"{record.run / 'labels.zarr'}: cannot be read ({error}). Label the rows again.") from error
 
 
-def _of_blocks(record: Record, label: Any, score: Any) -> Scores:
+def _of_blocks(record: Record, label: FlatRows | None, score: FlatRows) -> Scores:
     sign, n, k = record.words.sign, score.shape[0], max(1, record.k)
     counts, noise, total, sample = np.zeros(k, dtype=np.int64), 0, 0.0, []
     rows, worst, labels = np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
     step = -(-n // SAMPLED)
-    for start in range(0, n, score.chunks[0]):
-        value = sign * np.asarray(score[start : start + score.chunks[0]], dtype=np.float64)
-        part = np.where(np.isnan(value), -1, 0) if label is None else np.asarray(label[start : start + len(value)])
+    for block in score.parts():
+        value = sign * np.asarray(score[block], dtype=np.float64)
+        part = np.where(np.isnan(value), -1, 0) if label is None else np.asarray(label[block])
         known = (part >= 0) | (part == NOISE)
         counts += np.bincount(part[part >= 0], minlength=k)
         noise += int((part == NOISE).sum())
         total += value[known].sum()
         sample.append(value[known][::step])
-        rows = np.append(rows, start + np.flatnonzero(known))
+        rows = np.append(rows, block.start + np.flatnonzero(known))
         worst, labels = np.append(worst, value[known]), np.append(labels, part[known])
         first = np.lexsort((rows, worst))[:LISTED]
         rows, worst, labels = rows[first], worst[first], labels[first]

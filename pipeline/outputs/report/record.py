@@ -318,8 +318,7 @@ class Record:
         """Yield (n, m) components and responsibilities of all rows, block by block; nothing if labels.zarr has none."""
         component, share = self.label_array("top_component"), self.label_array("top_responsibility")
         if component is not None and share is not None:
-            for start in range(0, component.shape[0], component.chunks[0]):
-                rows = slice(start, start + component.chunks[0])
+            for rows in component.parts():
                 yield _read(component, rows), _read(share, rows)
 
     def of(self, event: str) -> list[dict[str, Any]]:
