@@ -79,7 +79,7 @@ def refuse_others(categories: Any, names: Sequence[str]) -> None:
             raise InputError(f"data.categories: got {name}: {categories[name]}, expected different names. Correct it.")
 
 
-def refuse_unknown(value: str, where: str, column: str, names: Sequence[str]) -> InputError:
+def unknown_category(value: str, where: str, column: str, names: Sequence[str]) -> InputError:
     """Return the error of a value that is no category."""
     shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
     return InputError(
@@ -95,6 +95,6 @@ def codes_of(values: Sequence[str | None], column: str, names: Sequence[str], wh
     for i, value in enumerate(values):
         code = np.nan if value is None else table.get(value)
         if code is None:
-            raise refuse_unknown(str(value), f"{where}, row {start + i}", column, names)
+            raise unknown_category(str(value), f"{where}, row {start + i}", column, names)
         found[i] = code
     return found

@@ -95,7 +95,7 @@ class Cluster:
         self._recorded: set[Hashable] = set()
         self._workers: frozenset[str] = frozenset()  # when the scheduler was last asked
         self._paused: dict[str, float] = {}  # since when, by address
-        self._told: set[str] = set()  # of the paused
+        self._reported: set[str] = set()  # of the paused
 
     @property
     def dashboard(self) -> str | None:
@@ -265,7 +265,7 @@ class Cluster:
         except Exception as error:
             refuse_without_package("the scheduler", error)
             raise
-        self._tell_lost(state)
+        self._log_lost(state)
         self._refuse_paused(state)
         if state.workers:
             self._seen_workers = time.monotonic()
@@ -273,7 +273,7 @@ class Cluster:
             raise ClusterLost(f"all workers are gone, and none came back in {self.patience:g} s. {_ADVICE}")
         return state
 
-    def _tell_lost(self, state: _SchedulerState) -> None:
+    def _log_lost(self, state: _SchedulerState) -> None:
         """Log the workers that are gone since the scheduler was last asked: Dask computes again what they had."""
         for worker in sorted(self._workers - state.workers):
             self.log("worker_lost", worker=worker, workers=len(state.workers))
@@ -292,12 +292,12 @@ class Cluster:
         )
         if long >= state.workers:
             raise ClusterLost(f"all {len(long)} workers have been paused {why}. {_ADVICE}")
-        if new := long - self._told:
+        if new := long - self._reported:
             self.log(
                 "warning",
                 message=f"{len(long)} of {len(state.workers)} workers ({', '.join(sorted(new))}) have been paused {why}",
             )
-            self._told |= new
+            self._reported |= new
 
     def _wait_until_back(self) -> None:
         """Wait until the client has reconnected to a scheduler with workers. Raises ClusterLost."""

@@ -17,7 +17,7 @@ from pipeline.config import AnyPath, LocalPath
 from pipeline.data.categories import (
     CategoriesOption,
     categories_field,
-    refuse_unknown,
+    unknown_category,
     with_columns,
 )
 from pipeline.data.files import damaged, open_binary, opening, reading, seekable, stored_size, what_it_is
@@ -200,7 +200,7 @@ class TextSource(Source):
         names = self._layout.categories.get(column - 1)
         number = as_number(cell) if names is None else as_code(cell, names)
         if number is None and names is not None:
-            raise refuse_unknown(cell, f"{self._path}, line {line}", self._layout.name_of(column - 1), names)
+            raise unknown_category(cell, f"{self._path}, line {line}", self._layout.name_of(column - 1), names)
         if number is None:
             raise InputError(
                 f"{self._path}, line {line}, column {column}: got {cell!r}, expected a number or an empty cell. "
