@@ -29,11 +29,10 @@ def on_coordinates(model: xr.Dataset) -> xr.Dataset:
     location = model[stored].values
     if "preprocess_inverse" in model:
         location = location @ model["preprocess_inverse"].values + model["preprocess_offset"].values
-    places = [list(dict.fromkeys(entries)) for entries in index.values()]
-    places = [[entry for entry in entries if entry is not None] or [0] for entries in places]
+    places = [list(dict.fromkeys(entry for entry in entries if entry is not None)) or [0] for entries in index.values()]
+    number: list[dict[Any, int]] = [{entry: i for i, entry in enumerate(entries)} | {None: 0} for entries in places]
     found = np.full((len(location), *map(len, places)), np.nan)
-    at: tuple[Any, ...]
     for i, entry in enumerate(zip(*index.values(), strict=True)):
-        at = tuple(0 if each is None else known.index(each) for known, each in zip(places, entry, strict=True))
+        at: tuple[Any, ...] = tuple(of[each] for of, each in zip(number, entry, strict=True))
         found[(slice(None), *at)] = location[:, i]
     return model.assign({name: (("component", *index), found)}).assign_coords(dict(zip(index, places, strict=True)))

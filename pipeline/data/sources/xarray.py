@@ -206,7 +206,7 @@ class XarraySource(Source):
             part = self._values(name, box, dims).reshape(rows, -1)
             x[:, first : first + part.shape[1]] = part
             first += part.shape[1]
-        if self.masks and x.dtype.kind == "f":
+        if self.masks:
             self._refuse_partly_missing(i, x)
         return x
 
