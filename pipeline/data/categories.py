@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import Field
 
 from pipeline.errors import InputError, did_you_mean
@@ -86,15 +85,3 @@ def unknown_category(value: str, where: str, column: str, names: Sequence[str]) 
         f"{where}, column {column!r}: got the category {value!r}, expected one of {shown} (data.categories). Correct the value, "
         "leave it empty (a bad row), or fit a model to rows that have it."
     )
-
-
-def codes_of(values: Sequence[str | None], column: str, names: Sequence[str], where: str, start: int) -> np.ndarray:
-    """Return codes (n,) float64 of names; NaN for None. start : row of the first value, for the message."""
-    table = {name: float(code) for code, name in enumerate(names)}
-    found = np.empty(len(values))
-    for i, value in enumerate(values):
-        code = np.nan if value is None else table.get(value)
-        if code is None:
-            raise unknown_category(str(value), f"{where}, row {start + i}", column, names)
-        found[i] = code
-    return found

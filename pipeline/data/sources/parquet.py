@@ -25,8 +25,8 @@ from pipeline.data.categories import (
     CategoriesOption,
     Distinct,
     categories_field,
-    codes_of,
     refuse_others,
+    unknown_category,
     with_columns,
 )
 from pipeline.data.column import Column
@@ -74,7 +74,7 @@ class ParquetSection(FileSection):
         source = self.model_copy(update={"categories": {name: [] for name in self.categories}}).open()
         found = Distinct(self.categories)
         for _, name, values in source.groups.read(0, source.n_rows, self.categories):
-            found.add(name, (text for text in _texts(values.unique()) if text is not None))
+            found.add(name, _texts(values.unique()).drop_null().to_pylist())
         return self.model_copy(update={"categories": found.sorted()})
 
     def open(self) -> ParquetSource:
@@ -280,7 +280,7 @@ class ParquetSource(Source):
         place = {name: j for j, name in enumerate(self._names)}
         for row, name, values in self.groups.read(start, stop, self._names):
             own = self._categories.get(name)
-            found = _numbers(values) if own is None else codes_of(_texts(values), name, own, "data.path", row)
+            found = _numbers(values) if own is None else _codes(values, name, own, row)
             x[row - start : row - start + len(values), place[name]] = found
         return x
 
@@ -312,11 +312,21 @@ class ParquetColumn:
         return np.concatenate(values)[start - found[0][0] :][: stop - start]
 
 
-def _texts(values: Any) -> list[str | None]:
-    """A column as text; a null is None. Whole numbers have no point, and truth is false or true."""
+def _codes(values: Any, name: str, categories: list[str], start: int) -> np.ndarray:
+    """Codes of a column of categories; a null is NaN. Raises InputError for what is none of them. start : row of the first value."""
+    arrow, texts = _pyarrow(), _texts(values)
+    codes = arrow.compute.index_in(texts, arrow.array(categories, arrow.string()), skip_nulls=True)
+    if codes.null_count > texts.null_count:
+        row = int(np.argmax(np.asarray(codes.is_null()) & np.asarray(texts.is_valid())))
+        raise unknown_category(texts[row].as_py(), f"data.path, row {start + row}", name, categories)
+    return _numbers(codes)
+
+
+def _texts(values: Any) -> Any:
+    """A column as text. Whole numbers have no point, and truth is false or true."""
     arrow = _pyarrow()
     values = values.cast(values.type.value_type) if arrow.types.is_dictionary(values.type) else values
-    return list(values.cast(arrow.string()).to_pylist())
+    return values.cast(arrow.string())
 
 
 def _numbers(values: Any) -> np.ndarray:
@@ -362,6 +372,7 @@ def _pyarrow() -> Any:
     """The module. Raises InputError if it is not installed."""
     try:
         import pyarrow
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(
