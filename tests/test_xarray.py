@@ -280,7 +280,7 @@ def test_labels_that_were_begun_on_a_grid_are_finished(tmp_path, monkeypatch):
 
 
 def test_cells_that_are_partly_missing_are_named_and_dropped_on_request(tmp_path):
-    """A cell without some of its features is named by its coordinates."""
+    """A cell without some of its features is named by its coordinates, left out, or used; one without any is left out."""
     ds = dataset()
     ds["u"][3, 1, 2, 0] = np.nan
     path = written(ds, tmp_path / "x.zarr", {"time": 1})
@@ -290,6 +290,16 @@ def test_cells_that_are_partly_missing_are_named_and_dropped_on_request(tmp_path
         whole(opened(path, variables=["u", "ps"]))
     chunks = XarraySection(path=str(path), variables=["u", "ps"], features=["level"], bad_rows="drop").open_chunks()
     assert chunks.load(0).bad.sum() == 1
+    missing = chunks_with_missing(path)
+    assert missing.load(0).bad is None
+    np.testing.assert_array_equal(np.isnan(missing.load(0).x).sum(axis=0), [0, 1, 0])
+    ds["u"][3, :, 2, 0] = ds["ps"][3, 2, 0] = np.nan
+    assert chunks_with_missing(written(ds, tmp_path / "y.zarr", {"time": 1})).load(0).bad.sum() == 1
+
+
+def chunks_with_missing(path):
+    """Chunks whose cells may have missing entries."""
+    return XarraySection(path=str(path), variables=["u", "ps"], features=["level"], bad_rows="missing").open_chunks()
 
 
 WRONG = {

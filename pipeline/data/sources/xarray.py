@@ -61,10 +61,10 @@ class XarraySection(FileSection):
         description="cos(COORDINATE), as in cos(latitude), for cells of equal angles; a variable; or the path of a .npy or .zarr with "
         "one number a row",
     )
-    bad_rows: Literal["mask", "error", "drop"] = Field(  # type: ignore[assignment]  # one value more
+    bad_rows: Literal["mask", "error", "drop", "missing"] = Field(  # type: ignore[assignment]  # one value more
         "mask",
         description="mask: leave out cells that are NaN in all features, and refuse those that are in some; drop: leave out both; "
-        "error: refuse both",
+        "error: refuse both; missing: NaN is an entry that is not known",
     )
     engine: Literal["zarr", "netcdf4", "h5netcdf", "scipy", "cfgrib"] | None = Field(
         None, description="how xarray opens it; null: as it finds out"
@@ -247,7 +247,7 @@ class XarraySource(Source):
             name = self.feature_names[int((~finite[row]).argmax())]
             raise InputError(
                 f"{self.place}: {name} is NaN or inf at {cell}, where other features have values. Set data.bad_rows: drop to leave out "
-                "such cells, or select variables and entries that are there."
+                "such cells, or missing to use what they have, or select variables and entries that are there."
             )
 
     def weights(self, name: str) -> Column:
