@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import zarr
-from hypothesis import given
+from hypothesis import example, given
 from scipy.integrate import quad
 from scipy.optimize import minimize
 from scipy.special import digamma, gammaln, xlogy
@@ -99,6 +99,7 @@ def test_the_bound_is_below_the_log_likelihood_and_the_free_energy_of_q() -> Non
 
 @examples(10)
 @given(seed=seeds)
+@example(seed=21292507)  # where the last steps gain less than the rounding of the objective
 def test_alpha_is_the_maximum(seed: int) -> None:
     """Newton's method from any start ends where a general optimizer does, at a gradient of 0."""
     rng = np.random.default_rng(seed)

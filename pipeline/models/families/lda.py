@@ -35,6 +35,7 @@ from pipeline.models.words import Words
 
 NEWTON_STEPS = 100  # 5 to 10 are needed
 DECREMENT = 1e-26  # squared Newton decrement per document, in nats, at which alpha has no more to gain
+NEAR = 1e-6  # decrement, in nats, below which whole steps are made: rounding of the objective may hide what they gain
 WORDS = 100  # of a document that is drawn
 TILE = 4096  # documents whose shares are there at a time
 
@@ -277,22 +278,24 @@ def best_alpha(mean: Array, start: Array) -> Array:
     """
     if len(start) == 1:  # theta is 1, whatever alpha
         return start
-    alpha, value = start, _dirichlet(start, mean)
+    alpha, value, before = start, _dirichlet(start, mean), np.inf
     for _ in range(NEWTON_STEPS):
         gradient = digamma(alpha.sum()) - digamma(alpha) + mean
         step = _inverse_information(alpha, gradient)
-        if gradient @ step < DECREMENT:
+        decrement = gradient @ step
+        near = decrement < NEAR
+        if decrement < DECREMENT or (near and not decrement < before):  # the second: only rounding is left
             break
         size = 1.0
         while (alpha + size * step <= 0.1 * alpha).any():
             size *= 0.5
         new = alpha + size * step
-        while (gained := _dirichlet(new, mean)) < value and size > 1e-8:
+        while (gained := _dirichlet(new, mean)) < value and size > 1e-8 and not near:
             size *= 0.5
             new = alpha + size * step
-        if not gained >= value or (new == alpha).all():  # nothing but rounding is left
+        if not (near or gained >= value):
             break
-        alpha, value = new, gained
+        alpha, value, before = new, gained, decrement
     return alpha
 
 
