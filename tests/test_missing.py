@@ -158,6 +158,26 @@ def test_independent_features_leave_missing_cells_out(family):
         params = after
 
 
+@pytest.mark.parametrize("family", ["poisson", "bernoulli", "categorical"])
+def test_a_component_without_any_entry_of_a_feature_has_lengths(family):
+    """Without a prior, what such a component says of the feature counts nothing: the other entries have the length of their own."""
+    rng = np.random.default_rng(0)
+    x, resp = (rng.random((60, 3)) < 0.5).astype(float), np.eye(2)[np.arange(60) % 2]
+    x[::2, 0] = np.nan
+    component = started(x, family=family, concentration=1.0)[0].component
+
+    def change_squares(x: np.ndarray) -> float:
+        all_of, some = (component.statistics(None, x[:n], resp[:n]) for n in (60, 15))
+        theta = component.m_step(all_of, resp.sum(axis=0), None)
+        return component.change_squares(some, resp[:15].sum(axis=0), all_of, resp.sum(axis=0), theta)[0]
+
+    alone = x.copy()
+    alone[1::2, 0] = np.nan
+    others, of_the_feature = change_squares(alone), change_squares(np.where(np.arange(3) > 0, np.nan, x))
+    assert others > 0 and of_the_feature > 0
+    assert change_squares(x) == pytest.approx(others + of_the_feature, rel=1e-12)
+
+
 @pytest.mark.parametrize("family", ["gaussian", "poisson", "bernoulli", "categorical"])
 def test_the_same_bits_where_nothing_is_missing(family):
     """Statistics, parameters and labels of the model for missing entries are those of the model without."""

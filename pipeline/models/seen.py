@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.models.component import Component
+from pipeline.models.mixture import relative_square
 
 
 class OfSeenEntries(Component):
@@ -28,13 +29,25 @@ class OfSeenEntries(Component):
         """Rows with the mean of all rows in place of missing entries, as a whole number: what starts see."""
         return np.where(np.isnan(x), np.round(self.shift).astype(x.dtype), x)
 
-    def seen_of(self, x: Matrix, resp: Array) -> tuple[Matrix, Array]:
-        """Return rows with 0 in place of missing entries, and the sums of the rows in which an entry is there, (k, d)."""
+
+class OfSeenCounts(OfSeenEntries):
+    """Of components with one parameter a feature. stats_type : of the statistics, with the rows in which an entry is there as `seen`."""
+
+    stats_type: ClassVar[Any]
+
+    def statistics(self, theta: Any, x: Matrix, resp: Array) -> Any:
         missing = np.isnan(x)
-        if not missing.any():
-            return x, np.repeat(resp.sum(axis=0)[:, None], x.shape[1], axis=1)
-        return np.where(missing, 0, x), np.asarray(resp.T @ ~missing)
+        if missing.any():
+            x, seen = np.where(missing, 0, x), resp.T @ ~missing
+        else:
+            seen = np.repeat(resp.sum(axis=0)[:, None], x.shape[1], axis=1)
+        found = super().statistics(theta, x, resp)  # type: ignore[safe-super]  # that of whole rows
+        return self.stats_type(**vars(found), seen=seen)
 
     def _seen(self, stats: Any, sum_w: Array) -> Array:
         seen: Array = stats.seen
         return seen
+
+    def _squares(self, stats: Any, sum_w: Array, moved: Array, variance: Array) -> float:
+        squares = np.where(stats.seen > 0, relative_square(moved, variance), 0.0)
+        return float((stats.seen / sum_w.sum() * squares).sum())

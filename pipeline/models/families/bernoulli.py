@@ -20,9 +20,9 @@ from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component
 from pipeline.models.family import ClusterSection
-from pipeline.models.mixture import Mixture, relative_square, relative_squares
+from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import PROBABILITY, Field, Fields
-from pipeline.models.seen import OfSeenEntries
+from pipeline.models.seen import OfSeenCounts
 from pipeline.models.words import Words
 
 EDGE = 2.0**-53  # probabilities keep this distance from 0 and 1, so that every row of 0 and 1 has a density
@@ -33,6 +33,11 @@ class Chances:
     """probabilities : (k, d), of a 1."""
 
     probabilities: Array
+
+    @property
+    def variance(self) -> Array:
+        """(k, d), of an entry."""
+        return self.probabilities * (1.0 - self.probabilities)
 
 
 @stored
@@ -108,7 +113,7 @@ class Bernoulli(Component):
 
     def step_squares(self, stats: BernoulliStats, sum_w: Array, theta: Chances, new: Chances) -> tuple[float, ...]:
         """N_k/N Σ_j Δp²/(p (1 - p)), summed."""
-        return (self._squares(stats, sum_w, theta, new.probabilities - theta.probabilities),)
+        return (self._squares(stats, sum_w, new.probabilities - theta.probabilities, theta.variance),)
 
     def change_squares(
         self, change: BernoulliStats, change_w: Array, stats: BernoulliStats, sum_w: Array, theta: Chances
@@ -116,12 +121,13 @@ class Bernoulli(Component):
         if "probabilities" in self.fixed:
             return (0.0,)
         rows = self._seen(stats, sum_w) + 2.0 * (self.concentration - 1.0)
-        moved = (change.sum_x - self._seen(change, change_w) * theta.probabilities) / rows
-        return (self._squares(stats, sum_w, theta, moved),)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = (change.sum_x - self._seen(change, change_w) * theta.probabilities) / rows
+        return (self._squares(stats, sum_w, moved, theta.variance),)
 
-    def _squares(self, stats: BernoulliStats, sum_w: Array, theta: Chances, moved: Array) -> float:
-        share, p = sum_w / sum_w.sum(), theta.probabilities
-        return float(share @ relative_squares(share, moved, p * (1.0 - p)))
+    def _squares(self, stats: BernoulliStats, sum_w: Array, moved: Array, variance: Array) -> float:
+        share = sum_w / sum_w.sum()
+        return float(share @ relative_squares(share, moved, variance))
 
     def feasible(self, stats: BernoulliStats, known: BernoulliStats) -> BernoulliStats:
         """Expected ones that would be negative stay as they are; the M-step keeps probabilities below 1."""
@@ -146,8 +152,10 @@ class IncompleteBernoulliStats(BernoulliStats):
 
 @stored
 @dataclass(frozen=True)
-class IncompleteBernoulli(OfSeenEntries, Bernoulli):
+class IncompleteBernoulli(OfSeenCounts, Bernoulli):
     """Bernoulli components of rows with missing entries, which are left out."""
+
+    stats_type: ClassVar[Any] = IncompleteBernoulliStats
 
     def log_joint(self, theta: Chances, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         there = ~np.isnan(x)
@@ -157,14 +165,6 @@ class IncompleteBernoulli(OfSeenEntries, Bernoulli):
         found: Array = whole @ (yes - no).T + there @ no.T + log_weights
         found[_others(whole)] = -np.inf
         return found
-
-    def statistics(self, theta: Chances | None, x: Matrix, resp: Array) -> IncompleteBernoulliStats:
-        whole, seen = self.seen_of(x, resp)
-        return IncompleteBernoulliStats(**vars(super().statistics(theta, whole, resp)), seen=seen)
-
-    def _squares(self, stats: Any, sum_w: Array, theta: Chances, moved: Array) -> float:
-        p = theta.probabilities
-        return float((stats.seen / sum_w.sum() * relative_square(moved, p * (1.0 - p))).sum())
 
     def feasible(self, stats: Any, known: Any) -> IncompleteBernoulliStats:
         good = (stats.sum_x > 0) & (stats.seen > stats.sum_x)

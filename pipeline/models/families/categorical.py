@@ -154,18 +154,24 @@ class Categorical(Component):
 
     def step_squares(self, stats: CategoryStats, sum_w: Array, theta: Tables, new: Tables) -> tuple[float, ...]:
         """N_k/N Σ_jc Δp²/p, summed."""
-        return (self._squares(sum_w, theta, new.probabilities - theta.probabilities),)
+        return (self._squares(stats, sum_w, theta, new.probabilities - theta.probabilities),)
 
     def change_squares(
         self, change: CategoryStats, change_w: Array, stats: CategoryStats, sum_w: Array, theta: Tables
     ) -> tuple[float, ...]:
         if "probabilities" in self.fixed:
             return (0.0,)
-        rows = sum_w[:, None] + (self.concentration - 1.0) * self.categories
-        moved = (change.counts - change_w[:, None, None] * theta.probabilities) / rows[:, :, None]
-        return (self._squares(sum_w, theta, moved),)
+        rows = self._seen(stats, sum_w) + (self.concentration - 1.0) * self.categories
+        moved = change.counts - self._seen(change, change_w)[:, :, None] * theta.probabilities
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = np.where(rows[:, :, None] > 0, moved / rows[:, :, None], 0.0)
+        return (self._squares(stats, sum_w, theta, moved),)
 
-    def _squares(self, sum_w: Array, theta: Tables, moved: Array) -> float:
+    def _seen(self, stats: CategoryStats, sum_w: Array) -> Array:
+        """Sums of the rows that are seen, (k, 1) or, where entries may be missing, (k, d)."""
+        return sum_w[:, None]
+
+    def _squares(self, stats: CategoryStats, sum_w: Array, theta: Tables, moved: Array) -> float:
         share, k = sum_w / sum_w.sum(), self.n_components
         return float(share @ relative_squares(share, moved.reshape(k, -1), theta.probabilities.reshape(k, -1)))
 
@@ -197,22 +203,11 @@ class IncompleteCategorical(OfSeenEntries, Categorical):
             codes = sp.csr_array((1.0 - missing.ravel(), codes.indices, codes.indptr), shape=codes.shape)
         return codes, wrong
 
-    def change_squares(
-        self, change: CategoryStats, change_w: Array, stats: CategoryStats, sum_w: Array, theta: Tables
-    ) -> tuple[float, ...]:
-        if "probabilities" in self.fixed:
-            return (0.0,)
-        rows = stats.counts.sum(axis=2) + (self.concentration - 1.0) * self.categories
-        moved = change.counts - change.counts.sum(axis=2, keepdims=True) * theta.probabilities
-        with np.errstate(divide="ignore", invalid="ignore"):
-            moved = np.where(rows[:, :, None] > 0, moved / rows[:, :, None], 0.0)
-        return (self._seen_squares(stats, sum_w, theta, moved),)
+    def _seen(self, stats: CategoryStats, sum_w: Array) -> Array:
+        return np.asarray(stats.counts.sum(axis=2))
 
-    def step_squares(self, stats: CategoryStats, sum_w: Array, theta: Tables, new: Tables) -> tuple[float, ...]:
-        return (self._seen_squares(stats, sum_w, theta, new.probabilities - theta.probabilities),)
-
-    def _seen_squares(self, stats: CategoryStats, sum_w: Array, theta: Tables, moved: Array) -> float:
-        share = stats.counts.sum(axis=2, keepdims=True) / sum_w.sum()
+    def _squares(self, stats: CategoryStats, sum_w: Array, theta: Tables, moved: Array) -> float:
+        share = self._seen(stats, sum_w)[:, :, None] / sum_w.sum()
         return float((share * relative_square(moved, theta.probabilities)).sum())
 
 

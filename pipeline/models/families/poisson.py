@@ -19,9 +19,9 @@ from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component
 from pipeline.models.family import ClusterSection
-from pipeline.models.mixture import Mixture, relative_square, relative_squares
+from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import POSITIVE, Field, Fields
-from pipeline.models.seen import OfSeenEntries
+from pipeline.models.seen import OfSeenCounts
 from pipeline.models.words import Words
 
 
@@ -106,17 +106,18 @@ class Poisson(Component):
 
     def step_squares(self, stats: PoissonStats, sum_w: Array, theta: Rates, new: Rates) -> tuple[float, ...]:
         """N_k/N Σ_j Δλ²/λ, summed."""
-        return (self._squares(stats, sum_w, theta, new.rates - theta.rates),)
+        return (self._squares(stats, sum_w, new.rates - theta.rates, theta.rates),)
 
     def change_squares(
         self, change: PoissonStats, change_w: Array, stats: PoissonStats, sum_w: Array, theta: Rates
     ) -> tuple[float, ...]:
-        moved = (change.sum_x - self._seen(change, change_w) * theta.rates) / self._seen(stats, sum_w)
-        return (0.0,) if "rates" in self.fixed else (self._squares(stats, sum_w, theta, moved),)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = (change.sum_x - self._seen(change, change_w) * theta.rates) / self._seen(stats, sum_w)
+        return (0.0,) if "rates" in self.fixed else (self._squares(stats, sum_w, moved, theta.rates),)
 
-    def _squares(self, stats: PoissonStats, sum_w: Array, theta: Rates, moved: Array) -> Any:
+    def _squares(self, stats: PoissonStats, sum_w: Array, moved: Array, variance: Array) -> Any:
         share = sum_w / sum_w.sum()
-        return share @ relative_squares(share, moved, theta.rates)
+        return share @ relative_squares(share, moved, variance)
 
     def feasible(self, stats: PoissonStats, known: PoissonStats) -> PoissonStats:
         """Expected counts that would be negative stay as they are."""
@@ -140,8 +141,10 @@ class IncompletePoissonStats(PoissonStats):
 
 @stored
 @dataclass(frozen=True)
-class IncompletePoisson(OfSeenEntries, Poisson):
+class IncompletePoisson(OfSeenCounts, Poisson):
     """Poisson components of rows with missing entries, which are left out."""
+
+    stats_type: ClassVar[Any] = IncompletePoissonStats
 
     def log_joint(self, theta: Rates, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         there = ~np.isnan(x)
@@ -151,15 +154,8 @@ class IncompletePoisson(OfSeenEntries, Poisson):
         constant = gammaln(x + 1.0).sum(axis=1)
         return x @ np.log(theta.rates).T + log_weights - there @ theta.rates.T - constant[:, None]
 
-    def statistics(self, theta: Rates | None, x: Matrix, resp: Array) -> IncompletePoissonStats:
-        whole, seen = self.seen_of(x, resp)
-        return IncompletePoissonStats(**vars(super().statistics(theta, whole, resp)), seen=seen)
-
     def _expected(self, theta: Rates, sum_w: Array, stats: Any) -> float:
         return float((stats.seen * theta.rates).sum())
-
-    def _squares(self, stats: Any, sum_w: Array, theta: Rates, moved: Array) -> float:
-        return float((stats.seen / sum_w.sum() * relative_square(moved, theta.rates)).sum())
 
     def feasible(self, stats: Any, known: Any) -> IncompletePoissonStats:
         sums = super().feasible(stats, known)
