@@ -23,7 +23,7 @@ from pipeline.models.autodiff.information import InformationJob
 from pipeline.models.autodiff.starting import start
 from pipeline.models.autodiff.sufficient import Fit
 from pipeline.models.base import Evidence, Expectation, RowArray, Totals, weighted_total
-from pipeline.models.lengths import STEPS, size_of
+from pipeline.models.lengths import per_change
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
 
@@ -271,15 +271,7 @@ class AutodiffModel(AscentModel):
 
     def change_norm(self, change: Totals, totals: Totals, params: JaxParams) -> float:
         """By differences of the M-step, in parameters without constraints."""
-        size, moved = size_of(totals.stats), size_of(change.stats)
-        if moved == 0:
-            return 0.0
-        for step in (size / moved * relative for relative in STEPS):
-            stats = totals.stats + change.stats * step
-            new = self.m_step(stats, params)
-            if self.is_valid(new, stats):
-                return float(np.linalg.norm(new.u - params.u) / step)
-        return np.nan
+        return per_change(self, change, totals, params, lambda new: float(np.linalg.norm(new.u - params.u)))
 
     def ascend(self, trail: Sequence[Point]) -> JaxParams:
         params, totals, free = self.params(**trail[-1].arrays), trail[-1].totals, self.free
