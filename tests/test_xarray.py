@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
 import pipeline
-from pipeline.data.datasets import DatasetPlace
 from pipeline.data.grid import FlatRows, Grid
 from pipeline.data.sources.xarray import XarraySection
 from pipeline.errors import InputError, StorageError
@@ -258,12 +257,10 @@ def test_labels_that_were_begun_on_a_grid_are_finished(tmp_path, monkeypatch):
     out = run(config(path, tmp_path / "run"))
     whole_labels = xr.open_zarr(out / "labels.zarr", consolidated=False).load()
     labels = out / "labels.zarr"
-    sums = {
-        f"{i}/0/0": labels_module._digest(f"{i}/0/0", {n: labels / n / "c" for n in ("label", "log_density")})
-        for i in range(2)
-    }
     model, _, _ = model_store.load_model(model_store.read_dataset(out / "model.zarr"))
     specs = model.row_arrays(0)
+    places = {name: labels / name / "c" for name in specs}
+    sums = {f"{i}/0/0": labels_module._digest(f"{i}/0/0", places) for i in range(2)}
     layout = [
         {"family": "gaussian", "n_rows": 120, "top_k": 0},
         {name: str(spec) for name, spec in specs.items()},
@@ -274,9 +271,12 @@ def test_labels_that_were_begun_on_a_grid_are_finished(tmp_path, monkeypatch):
     os.rename(labels, out / ".labels.zarr.partial")
     (out / ".labels.zarr.sums").write_text(json.dumps(layout) + "\n" + "".join(f"\n{k} {d}\n" for k, d in sums.items()))
     (out / ".labels.zarr.partial" / "label" / "c" / "1" / "0" / "0").write_bytes(b"damaged")
+    finished = (out / ".labels.zarr.partial" / "label" / "c" / "0" / "0" / "0").stat()
     (out / "report.html").unlink()
     resume(out)
     xr.testing.assert_identical(xr.open_zarr(out / "labels.zarr", consolidated=False).load(), whole_labels)
+    found = (labels / "label" / "c" / "0" / "0" / "0").stat()
+    assert (found.st_ino, found.st_mtime_ns) == (finished.st_ino, finished.st_mtime_ns)
 
 
 def test_cells_that_are_partly_missing_are_named_and_dropped_on_request(tmp_path):
@@ -375,4 +375,3 @@ def test_a_file_that_is_written_again_is_opened_again(tmp_path):
         (ds * 0 + value).to_netcdf(tmp_path / "x.nc", engine="scipy")
         os.utime(tmp_path / "x.nc", ns=(int(value), int(value)))
         assert (whole(opened(tmp_path / "x.nc", variables=["u"])) == value).all()
-    assert isinstance(opened(tmp_path / "x.nc", variables=["u"]).place, DatasetPlace)
