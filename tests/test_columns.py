@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from scipy.special import logsumexp
 from scipy.stats import norm, poisson
 
@@ -21,6 +22,7 @@ from pipeline.models.mixture import Mixture
 from tests.jobs import Interrupt, command, refused, results
 from tests.laws.common import chunks_of, e_step, fit
 from tests.test_families import MIXED, mixed
+from tests.test_missing import with_gaps
 
 RNG = np.random.default_rng
 REGIONS = ["east", "north", "south"]
@@ -50,56 +52,66 @@ def start_of(k: int = 3) -> dict[str, np.ndarray]:
 def slow_em(
     x: np.ndarray, start: dict[str, np.ndarray], n_iter: int, prior: float
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-    """EM with scipy's densities, class by class and column by column."""
+    """EM with scipy's densities, class by class and column by column, of the entries that are there."""
     p, history = {name: value.copy() for name, value in start.items()}, []
-    k = len(p["weights"])
+    k, there = len(p["weights"]), ~np.isnan(x)
+    x = np.where(there, x, 0.0)
     for _ in range(n_iter):
         joint = np.empty((len(x), k))
         for c in range(k):
-            joint[:, c] = np.log(p["weights"][c]) + poisson(p["poisson_rates"][c, 0]).logpmf(x[:, 1])
-            for j, column in enumerate((0, 4)):
-                joint[:, c] += norm(p["gaussian_means"][c, j], p["gaussian_covariances"][c, j] ** 0.5).logpdf(
-                    x[:, column]
-                )
-            joint[:, c] += np.log(p["categorical_probabilities"][c, 0, x[:, 2].astype(int)])
             yes = p["bernoulli_probabilities"][c, 0]
-            joint[:, c] += np.where(x[:, 3] == 1, np.log(yes), np.log(1 - yes))
+            terms = [np.zeros(0)] * 5
+            terms[1] = poisson(p["poisson_rates"][c, 0]).logpmf(x[:, 1])
+            for j, column in enumerate((0, 4)):
+                deviation = p["gaussian_covariances"][c, j] ** 0.5
+                terms[column] = norm(p["gaussian_means"][c, j], deviation).logpdf(x[:, column])
+            terms[2] = np.log(p["categorical_probabilities"][c, 0, x[:, 2].astype(int)])
+            terms[3] = np.where(x[:, 3] == 1, np.log(yes), np.log(1 - yes))
+            joint[:, c] = np.log(p["weights"][c]) + np.where(there, np.stack(terms, axis=1), 0.0).sum(axis=1)
         history.append(float(logsumexp(joint, axis=1).sum()))
         r = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
-        n = r.sum(axis=0)
-        p["weights"] = n / n.sum()
+        p["weights"] = r.sum(axis=0) / r.sum()
         for c in range(k):
+            own = r[:, c, None] * there
+            n = own.sum(axis=0)
             for j, column in enumerate((0, 4)):
-                p["gaussian_means"][c, j] = r[:, c] @ x[:, column] / n[c]
-                p["gaussian_covariances"][c, j] = r[:, c] @ (x[:, column] - p["gaussian_means"][c, j]) ** 2 / n[c]
-            p["poisson_rates"][c, 0] = (r[:, c] @ x[:, 1] + prior - 1) / n[c]
-            p["bernoulli_probabilities"][c, 0] = (r[:, c] @ x[:, 3] + prior - 1) / (n[c] + 2 * (prior - 1))
-            counts = np.array([r[x[:, 2] == v, c].sum() + prior - 1 for v in range(3)])
+                p["gaussian_means"][c, j] = own[:, column] @ x[:, column] / n[column]
+                squares = (x[:, column] - p["gaussian_means"][c, j]) ** 2
+                p["gaussian_covariances"][c, j] = own[:, column] @ squares / n[column]
+            p["poisson_rates"][c, 0] = (own[:, 1] @ x[:, 1] + prior - 1) / n[1]
+            p["bernoulli_probabilities"][c, 0] = (own[:, 3] @ x[:, 3] + prior - 1) / (n[3] + 2 * (prior - 1))
+            counts = np.array([own[x[:, 2] == v, 2].sum() + prior - 1 for v in range(3)])
             p["categorical_probabilities"][c, 0] = counts / counts.sum()
     return p, history
 
 
+@pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("prior", [1.0, 1.5])
-def test_it_equals_a_slow_reference(prior: float) -> None:
-    """Ten iterations from one start, in two chunks: parameters and log-likelihoods agree to 1e-10."""
+def test_it_equals_a_slow_reference(prior: float, missing: bool) -> None:
+    """Ten iterations from one start, in two chunks: parameters and log-likelihoods agree to 1e-10, with missing entries too."""
     x, start = mixed(RNG(0), 300), start_of()
-    expected, history = slow_em(x, start, 10, prior)
     model = model_of(concentration=prior)
+    if missing:
+        x, model = with_gaps(x, 0.3, RNG(1)), model.for_rows("missing")
+    expected, history = slow_em(x, start, 10, prior)
     run, _ = fit(model, model.params_from_arrays(start), chunks_of(x, [0, 70, 300]), 10)
     for name, value in model.arrays(run.params).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-10, err_msg=name)
     np.testing.assert_allclose([entry.log_likelihood for entry in run.history], history, rtol=1e-12)
 
 
-def test_one_iteration_is_that_of_stepmix() -> None:
+@pytest.mark.parametrize("missing", [False, True])
+def test_one_iteration_is_that_of_stepmix(missing: bool) -> None:
     """From StepMix's parameters of a mixed model after one iteration, ours after nine more are its own after ten, to 1e-6."""
     stepmix, pandas = pytest.importorskip("stepmix.stepmix"), pytest.importorskip("pandas")
-    x = mixed(RNG(0))[:, [0, 4, 3]]
-    kinds = {"age": "gaussian", "income": "gaussian", "smoker": "bernoulli"}
-    frame = pandas.DataFrame(x, columns=list(kinds))
+    x = mixed(RNG(0))[:, [0, 4, 3, 2]]
+    x = with_gaps(x, 0.3, RNG(1)) if missing else x
+    kinds = {"age": "gaussian", "income": "gaussian", "smoker": "bernoulli", "region": "categorical"}
+    frame, of_missing = pandas.DataFrame(x, columns=list(kinds)), "_nan" if missing else ""
     measurement = {
-        "age": {"model": "gaussian_diag", "n_columns": 2},
-        "smoker": {"model": "binary", "n_columns": 1},
+        "age": {"model": f"gaussian_diag{of_missing}", "n_columns": 2},
+        "smoker": {"model": f"binary{of_missing}", "n_columns": 1},
+        "region": {"model": f"categorical{of_missing}", "n_columns": 1},
     }
 
     def theirs(n_iter: int) -> tuple[dict[str, np.ndarray], float]:
@@ -115,11 +127,14 @@ def test_one_iteration_is_that_of_stepmix() -> None:
             "gaussian_means": own["age"]["means"],
             "gaussian_covariances": own["age"]["covariances"],
             "bernoulli_probabilities": own["smoker"]["pis"],
+            "categorical_probabilities": own["region"]["pis"].reshape(3, 1, 3),
         }
         return arrays, found.score(frame) * len(x)
 
     (start, _), (expected, score) = theirs(1), theirs(10)
-    model = Mixture(Columns(3, x.mean(axis=0), tuple(kinds), tuple(kinds.values()), np.ones(3, int), 0.0, 1.0))
+    many = np.array([1, 1, 1, 3])
+    model = Mixture(Columns(3, np.nanmean(x, axis=0), tuple(kinds), tuple(kinds.values()), many, 0.0, 1.0))
+    model = model.for_rows("missing") if missing else model
     run, _ = fit(model, model.params_from_arrays(start), chunks_of(x), 9)
     for name, value in model.arrays(run.params).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
@@ -177,11 +192,15 @@ def settings(path: Path, **data: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_categories_by_name_from_the_table_to_the_report(kind: str, tmp_path: Path) -> None:
-    """Names are found, stored and shown; a run goes on after a stop with the same bytes; a new name is refused by name and row."""
+    """Names are found, stored and shown; a run goes on after a stop with the same bytes; a new name is refused by name and row.
+
+    The row without a region is dropped from the text, and counts without it in parquet.
+    """
     path = people(tmp_path / "people.csv")
     path = path if kind == "csv" else as_parquet(path)
     config = tmp_path / "job.yaml"
-    config.write_text(json.dumps({**settings(path), "output": {"path": str(tmp_path / "run")}}))
+    bad_rows = "drop" if kind == "csv" else "missing"
+    config.write_text(json.dumps({**settings(path, bad_rows=bad_rows), "output": {"path": str(tmp_path / "run")}}))
     whole = pipeline.run(pipeline.load_config(config), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(pipeline.load_config(config), listeners=[Interrupt("pass", 2)])
@@ -189,7 +208,9 @@ def test_categories_by_name_from_the_table_to_the_report(kind: str, tmp_path: Pa
     assert results(tmp_path / "run") == results(whole)
     found = pipeline.open_run(whole)
     assert found.attrs["data"]["categories"] == {"region": REGIONS, "smoker": ["no", "yes"]}
-    assert found.attrs["dropped_rows"] == 1
+    assert found.attrs["dropped_rows"] == (bad_rows == "drop")
+    labels = zarr.open_group(whole / "labels.zarr", mode="r")["label"][:]
+    assert np.flatnonzero(labels == -1).tolist() == ([5] if bad_rows == "drop" else [])
     assert found.gaussian_column.values.tolist() == ["age", "income"]
     assert found.categorical_probabilities.shape == (2, 1, 3)
     page = (whole / "report.html").read_text(encoding="utf-8")

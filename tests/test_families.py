@@ -149,6 +149,10 @@ PROBLEMS = {
         lambda rng, n=N: np.concatenate([blobs(rng, n), rng.gamma(1.0, 0.1, (n, 3))], axis=1),
         3,
     ),
+    "columns-missing": Problem(
+        {"family": "columns", "columns": {str(j): kind for j, kind in enumerate(MIXED.values())}, "reg_covar": 0.0},
+        lambda rng, n=N: gaps(rng, mixed(rng, n)),
+    ),
     "poisson-missing": Problem({"family": "poisson", "concentration": 1.5}, lambda rng, n=N: gaps(rng, counts(rng, n))),
 }
 FIRST = {problem.model["family"]: name for name, problem in reversed(PROBLEMS.items())}  # the first line of each family

@@ -178,16 +178,18 @@ def test_a_component_without_any_entry_of_a_feature_has_lengths(family):
     assert change_squares(x) == pytest.approx(others + of_the_feature, rel=1e-12)
 
 
-@pytest.mark.parametrize("family", ["gaussian", "poisson", "bernoulli", "categorical"])
+@pytest.mark.parametrize("family", ["gaussian", "poisson", "bernoulli", "categorical", "columns"])
 def test_the_same_bits_where_nothing_is_missing(family):
     """Statistics, parameters and labels of the model for missing entries are those of the model without."""
     x = (np.random.default_rng(0).random((300, 3)) < 0.4).astype(float)
-    if family == "gaussian":
-        x = x + np.random.default_rng(1).normal(size=x.shape)
-    model, params = started(x, family=family)
-    plain = FAMILIES[family].model_validate(
-        {"family": family, "n_components": 2, **({"reg_covar": 0.0} if family == "gaussian" else {})}
-    )
+    options = {
+        "gaussian": {"reg_covar": 0.0},
+        "columns": {"columns": {"0": "gaussian", "1": "bernoulli", "2": "poisson"}, "reg_covar": 0.01},
+    }.get(family, {})
+    if family in ("gaussian", "columns"):
+        x[:, : 3 if family == "gaussian" else 1] += np.random.default_rng(1).normal(size=(300, 1))
+    model, params = started(x, family=family, **options)
+    plain = FAMILIES[family].model_validate({"family": family, "n_components": 2, **options})
     plain = plain.build(summary_of(sum_over(chunks_of(x, [0, 50, 300]), [ProfileJob("matrix", 50, 0)])[0], []), "soft")
     one, other = (fit(m, params, chunks_of(x, [0, 120, 300]), 3)[0] for m in (model, plain))
     for name, value in pack(other.params).arrays.items():
@@ -208,6 +210,16 @@ def test_the_profile_is_of_the_entries_that_are_there():
     assert found.n_missing == np.isnan(x).sum() and np.linalg.eigvalsh(found.covariance).min() > 0
     variances = sum_over(chunks_of(x, [0, 99, 200]), [ProfileJob("variances", 20, 0)])[0]
     np.testing.assert_allclose(variances.variance, found.variance, rtol=1e-12)
+
+
+def test_columns_without_width_far_away_keep_their_digits():
+    """Gaussian columns with missing entries, 1e6 from the mean of all rows: a variance of 1e-6 is that of the entries that are there."""
+    rng = np.random.default_rng(0)
+    x = with_gaps(np.where(np.arange(400) % 2, 1e6, -1e6)[:, None] + 1e-3 * rng.normal(size=(400, 2)), 0.3, rng)
+    model, params = started(x, family="columns", columns={"0": "gaussian", "1": "gaussian"}, reg_covar=0.0)
+    run = fit(model, params, chunks_of(x, [0, 150, 400]), 4)[0]
+    for k, own in enumerate((x[::2], x[1::2])):
+        np.testing.assert_allclose(run.params.theta.parts["gaussian"].covariances[k], np.nanvar(own, axis=0), rtol=1e-6)
 
 
 @pytest.mark.full
@@ -283,7 +295,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     """Families of whole rows, steps that mix features, noise, standard errors; inf; a feature that is never there."""
     missing = {"source": "npy", "path": "x.npy", "bad_rows": "missing"}
     for model in ("kmeans", "student-t", "vmf"):
-        with pytest.raises(InputError, match=r"needs whole rows.*bernoulli, categorical, gaussian, poisson"):
+        with pytest.raises(InputError, match=r"needs whole rows.*bernoulli, categorical, columns, gaussian, poisson"):
             validate({"data": missing, "model": {"family": model}})
     with pytest.raises(InputError, match="pca and zca mix the features"):
         validate({"data": missing, "preprocess": [{"kind": "pca"}]})

@@ -82,9 +82,10 @@ class Shape(NamedTuple):
         return self.field.shape({"component": k, "feature": d})
 
     def moved(self, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:
-        """Return first and second moments about points moved by `by`. counts : (k,).  sum_x, by : (k, d)."""
+        """Return first and second moments about points moved by `by`. counts : (k,), or (k, d) of features.  sum_x, by : (k, d)."""
         cross = self.outer(by, sum_x) + self.outer(sum_x, by)
-        return sum_x - counts[:, None] * by, sum_xx - cross + self.outer(by * counts[:, None], by)
+        counts = counts if counts.ndim == 2 else counts[:, None]
+        return sum_x - counts * by, sum_xx - cross + self.outer(by * counts, by)
 
 
 def _cholesky_factor(covariance: Array) -> Array:

@@ -25,8 +25,11 @@ from pipeline.models.families.categorical import MOST, Categorical
 from pipeline.models.families.gaussian import Gaussian
 from pipeline.models.families.poisson import Poisson
 from pipeline.models.family import ClusterSection
+from pipeline.models.incomplete import filled
 from pipeline.models.mixture import Mixture
+from pipeline.models.moments import GaussianStats
 from pipeline.models.schema import Field, Fields
+from pipeline.models.seen import OfSeenEntries, OfSeenMoments
 from pipeline.models.words import Words
 
 KINDS = ("gaussian", "poisson", "bernoulli", "categorical")
@@ -91,12 +94,11 @@ class Columns(Component):
     @property
     def parts(self) -> dict[str, Part]:
         """What each kind that there is consists of, in the order of KINDS."""
-        found = {}
-        for kind in KINDS:
-            if kind in self.kinds:
-                at = np.flatnonzero([each == kind for each in self.kinds])
-                found[kind] = Part(at, self._component(kind, at))
-        return found
+        at = {kind: np.flatnonzero([each == kind for each in self.kinds]) for kind in KINDS if kind in self.kinds}
+        return {kind: Part(own, self._component(kind, own)) for kind, own in at.items()}
+
+    def with_missing(self) -> Columns:
+        return IncompleteColumns(**vars(self))
 
     def _component(self, kind: str, at: Array) -> Component:
         k, shift = self.n_components, self.shift[at]
@@ -165,7 +167,7 @@ class Columns(Component):
             own = _columns(x, at)
             total += component.log_joint(theta.parts[kind], np.zeros(self.n_components), own, kernels)
             if kind == "poisson":
-                total[((own < 0) | (own != np.floor(own))).any(axis=1)] = -np.inf
+                total[((own < 0) | (own > np.floor(own))).any(axis=1)] = -np.inf
         return total
 
     def statistics(self, theta: Kinds | None, x: Matrix, resp: Array) -> KindStats:
@@ -231,9 +233,8 @@ class Columns(Component):
     ) -> Kinds:
         found = {}
         for kind, (at, component) in self.parts.items():
-            own = {k: row[at] for k, row in places.items()}
-            before, after = old.parts[kind], new.parts[kind]
-            found[kind] = component.reset(after, before, getattr(stats, kind), sum_w, collapsed, own)
+            moments, own = getattr(stats, kind), {k: row[at] for k, row in places.items()}
+            found[kind] = component.reset(new.parts[kind], old.parts[kind], moments, sum_w, collapsed, own)
         return Kinds(found)
 
     def broken(self, theta: Kinds) -> Array:
@@ -243,15 +244,45 @@ class Columns(Component):
     def start_at(self, rows: Array, summary: Summary | None) -> Kinds:
         found = {}
         for kind, (at, component) in self.parts.items():
-            own = None if summary is None else _of_columns(summary, at)
-            found[kind] = replace(component, n_components=len(rows)).start_at(rows[:, at], own)
+            component, own = replace(component, n_components=len(rows)), summary and _of_columns(summary, at)
+            found[kind] = component.start_at(rows[:, at], own)
         return Kinds(found)
 
     def sample(self, theta: Kinds, labels: Array, rng: np.random.Generator) -> Matrix:
         x = np.empty((len(labels), self.n_features))
-        for kind, (at, component) in self.parts.items():
-            x[:, at] = component.sample(theta.parts[kind], labels, rng)
+        for kind, part in self.parts.items():
+            x[:, part.at] = part.component.sample(theta.parts[kind], labels, rng)
         return x
+
+
+@stored
+@dataclass(frozen=True)
+class SeenMoments(GaussianStats):
+    """seen : (k, d) expected rows in which an entry is there."""
+
+    seen: Array
+
+
+@stored
+@dataclass(frozen=True)
+class IncompleteMeasures(OfSeenMoments, Gaussian):
+    """The gaussian columns of rows with missing entries, which are left out."""
+
+    stats_type: ClassVar[Any] = SeenMoments
+
+
+@stored
+@dataclass(frozen=True)
+class IncompleteColumns(OfSeenEntries, Columns):
+    """Products of components of rows with missing entries, which are left out."""
+
+    def _component(self, kind: str, at: Array) -> Component:
+        own = super()._component(kind, at)
+        return IncompleteMeasures(**vars(own)) if isinstance(own, Gaussian) else own.with_missing()
+
+    def plain(self, x: Matrix) -> Matrix:
+        """Rows with the mean of all rows in place of missing entries, as a whole number unless the column is gaussian."""
+        return filled(x, np.where([kind == "gaussian" for kind in self.kinds], self.shift, np.round(self.shift)))
 
 
 def _columns(x: Matrix, at: Array) -> Array:
@@ -298,6 +329,7 @@ class ColumnsSection(ClusterSection):
     also_called: ClassVar[tuple[str, ...]] = ("mixed", "mixed-columns", "product")
     words: ClassVar[Words] = Columns.words
     raw: ClassVar[bool] = True
+    takes_missing: ClassVar[bool] = True
     inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "labels", "explicit")
     template: ClassVar[dict[str, Any]] = {
         "data": {"source": "csv", "path": "people.csv"},
@@ -306,15 +338,15 @@ class ColumnsSection(ClusterSection):
 
     @classmethod
     def parameter_names(cls) -> list[str]:
-        whole = cls.model_validate({"columns": {str(j): kind for j, kind in enumerate(KINDS)}})
-        return list(whole.of_no_rows(len(KINDS)).fields)
+        columns = {str(j): kind for j, kind in enumerate(KINDS)}
+        return list(cls.model_validate({"columns": columns}).of_no_rows(len(KINDS)).fields)
 
     def used_columns(self) -> dict[str, bool]:
         return {name: kind == "categorical" for name, kind in self.columns.items()}
 
     def with_categories(self, counts: Mapping[str, int]) -> ColumnsSection:
-        own = {name: n for name, n in counts.items() if self.columns.get(name) == "categorical"}
-        return self.model_copy(update={"n_categories": own | self.n_categories})
+        own = {name: n for name, n in counts.items() if self.columns.get(name) == "categorical"} | self.n_categories
+        return self.model_copy(update={"n_categories": own})
 
     def refuse_features(self, names: Sequence[str] | None, d: int) -> None:
         expected = [str(j) for j in range(d)] if names is None else list(names)
@@ -347,8 +379,8 @@ class ColumnsSection(ClusterSection):
 
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k], d = self.n_components, len(summary.mean)
-        columns = self.columns or {str(j): "gaussian" for j in range(d)}
-        if isinstance(summary, NoRows) and len(columns) != d:
+        columns = self.columns
+        if not columns or (isinstance(summary, NoRows) and len(columns) != d):
             columns = {str(j): "gaussian" for j in range(d)}
         names, kinds = tuple(columns), tuple(columns.values())
         found = np.maximum(summary.high + 1.0, 1.0)
