@@ -252,7 +252,7 @@ def cost(
     if (time.perf_counter() - now) * (TIMED_CHUNKS + 2) < deadline.share(0.1):
         profile = timer.sum_over(chunks, timer.ids)(looking[:1])[0]
     profile.check(config.data.bad_rows)
-    summary = summary_of(profile, config.preprocess, user.earlier)
+    summary = summary_of(profile, config.preprocess, user.earlier, chunks.source)
     driver = Driver(config, chunks, engine, plan, NoSink()).after_profile(summary)
     mapped = driver.chunks
     summary = with_box(summary, timer.sum_over(mapped, timer.first)) if config.model.needs_box else summary

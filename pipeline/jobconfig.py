@@ -14,6 +14,7 @@ from pipeline.config.syntax import Place
 from pipeline.config.template import commented
 from pipeline.config.variants import OUTSIDE
 from pipeline.data.chunks import Chunks
+from pipeline.data.preprocess import refuse_by_variable
 from pipeline.data.section import DataSection
 from pipeline.data.sources import SOURCES
 from pipeline.errors import InputError, did_you_mean, without_secrets
@@ -215,7 +216,9 @@ class Config(Section):
     def open_chunks(self) -> Chunks:
         """Open the rows as the model reads them. Raises InputError or StorageError."""
         chunks = self.data.open_chunks(self.model.by_unit)
-        self.model.refuse_features(chunks.source.describe().get("features"), chunks.n_features)
+        described = chunks.source.describe()
+        self.model.refuse_features(described.get("features"), chunks.n_features)
+        refuse_by_variable(self.preprocess, described.get("index", {}).get("variable"))
         return chunks
 
     def candidates(self) -> list[Config]:

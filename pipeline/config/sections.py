@@ -28,8 +28,18 @@ class Preprocess(Section):
 
     kind: Literal["center", "standardize", "pca", "zca"] = Field(description="what to do")
     n_components: int | None = Field(None, ge=1, description="pca: how many principal components; null: all")
+    by: Literal["feature", "variable"] = Field(
+        "feature",
+        description="standardize: the mean and variance of each feature, or one of all features of a variable of data.source: xarray",
+    )
     whiten: bool = Field(False, description="pca: unit variance along each component")
     epsilon: float = Field(1e-6, ge=0, description="zca: added to each eigenvalue, as a share of their mean")
+
+    @model_validator(mode="after")
+    def _by_where_it_is_read(self) -> Preprocess:
+        if self.by != "feature" and self.kind != "standardize":
+            raise ValueError(f"by: is for kind: standardize, got kind: {self.kind}; leave it out")
+        return self
 
 
 class Fit(Section):

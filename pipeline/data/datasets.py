@@ -137,9 +137,9 @@ def _opened(place: DatasetPlace) -> xr.Dataset:
 
 
 def feature_variables(
-    dataset: xr.Dataset, names: Sequence[str] | None, features: Sequence[str], where: str
+    dataset: xr.Dataset, names: Sequence[str] | None, features: Sequence[str], where: str, of: str = "data."
 ) -> list[str]:
-    """Return the variables that are features. Raises InputError for what cannot be one."""
+    """Return the variables that are features. Raises InputError for what cannot be one. of : stands before options in messages."""
     if names is None:
         numeric = [str(name) for name, each in dataset.data_vars.items() if each.dtype.kind in "biuf" and each.ndim]
         most = max((dataset[name].ndim for name in numeric), default=0)
@@ -149,34 +149,37 @@ def feature_variables(
     for name in names:
         if name not in dataset.variables:
             near = did_you_mean(name, [str(each) for each in dataset.data_vars]) or "."
-            raise InputError(f"data.variables: {where} has no {name!r}{near} {content(dataset)}")
+            raise InputError(f"{of}variables: {where} has no {name!r}{near} {content(dataset)}")
         kind = dataset[name].dtype
         if kind.kind not in "biuf" or kind.itemsize > 8:
             said = "times" if kind.kind in "mM" else f"dtype {kind}"
             raise InputError(
-                f"data.variables: {name} has {said}, expected real numbers. Leave it out, or convert it first."
+                f"{of}variables: {name} has {said}, expected real numbers. Leave it out, or convert it first."
             )
+    refuse_unknown(dataset, names, features, where, "dimension", f"{of}features")
     dims = set(dataset[names[0]].dims) - set(features)
     for name in names:
         if set(dataset[name].dims) - set(features) != dims:
             raise InputError(
-                f"data.variables: {name} has the dimensions {listed(dataset[name].dims)}, {names[0]} has "
-                f"{listed(dataset[names[0]].dims)}; beside data.features they must be the same. Add to data.features, or leave one out."
+                f"{of}variables: {name} has the dimensions {listed(dataset[name].dims)}, {names[0]} has "
+                f"{listed(dataset[names[0]].dims)}; beside {of}features they must be the same. Add to {of}features, or leave one out."
             )
     if not dims:
         raise InputError(
-            f"data.features: {listed(features)} are all dimensions of {names[0]}, expected at least one other for the rows. Leave one out."
+            f"{of}features: {listed(features)} are all dimensions of {names[0]}, expected at least one other for the rows. Leave one out."
         )
     return list(names)
 
 
-def refuse_unknown(dataset: xr.Dataset, names: Sequence[str], dims: Sequence[Hashable], where: str, what: str) -> None:
-    """Raise InputError for dimensions that none of the variables has. what : in words what they are, for the message."""
+def refuse_unknown(
+    dataset: xr.Dataset, names: Sequence[str], dims: Sequence[Hashable], where: str, what: str, of: str = "data"
+) -> None:
+    """Raise InputError for dimensions that none of the variables has. what, of : what they are, for the message."""
     known = sorted({str(dim) for name in names for dim in dataset[name].dims})
     for dim in dims:
         if dim not in known:
             near = did_you_mean(str(dim), known) or "."
-            raise InputError(f"data: {where} has no {what} {str(dim)!r}{near} The variables have {', '.join(known)}.")
+            raise InputError(f"{of}: {where} has no {what} {str(dim)!r}{near} The variables have {', '.join(known)}.")
 
 
 def selected(dataset: xr.Dataset, names: Sequence[str], select: Mapping[str, Any], where: str) -> xr.Dataset:

@@ -98,7 +98,9 @@ class Affine:
         return Affine(shifted, self.matrix * matrix if matrix.ndim == 1 else self.matrix @ matrix)
 
 
-def fit_preprocess(steps: Sequence[Preprocess], mean: Array, covariance: Array) -> Affine | None:
+def fit_preprocess(
+    steps: Sequence[Preprocess], mean: Array, covariance: Array, variables: Sequence[str] | None = None
+) -> Affine | None:
     """Fit a chain of steps as one map.
 
     Parameters
@@ -107,6 +109,8 @@ def fit_preprocess(steps: Sequence[Preprocess], mean: Array, covariance: Array) 
     mean : array, shape (D,)
     covariance : array, shape (D, D) or (D,)
         Of shape (D,) where only scales matter.
+    variables : sequence of str, or None
+        Which variable each feature is of, for ``standardize`` by variable.
 
     Returns
     -------
@@ -116,17 +120,32 @@ def fit_preprocess(steps: Sequence[Preprocess], mean: Array, covariance: Array) 
     Raises
     ------
     InputError
-        If a step asks for more dimensions than vary.
+        If a step asks for more dimensions than vary, or for variables where there are none.
     """
     if not steps:
         return None
+    refuse_by_variable(steps, variables)
     d = len(mean)
     affine = Affine(np.zeros(d), np.ones(d))
     for step in steps:
-        offset, matrix = _fit_step(step, mean, covariance)
+        if step.by == "variable":
+            offset, matrix = _by_variable(mean, covariance, variables or ())
+        else:
+            offset, matrix = _fit_step(step, mean, covariance)
         affine = affine.then(offset, matrix)
         mean, covariance = mapped_moments(Affine(offset, matrix), mean, covariance)
     return affine
+
+
+def refuse_by_variable(steps: Sequence[Preprocess], variables: Sequence[str] | None) -> None:
+    """Raise InputError for a step by variable where the features are of none. variables : as of `fit_preprocess`."""
+    for step in steps:
+        if step.by == "variable" and variables is None:
+            raise InputError(
+                "preprocess standardize: got by: variable, but the features are of no variables. Set data.source: xarray, let no step "
+                "before it mix features, or leave out by."
+            )
+        variables = None if step.kind in ("pca", "zca") else variables
 
 
 def mapped_moments(affine: Affine, mean: Array, covariance: Array) -> tuple[Array, Array]:
@@ -150,9 +169,7 @@ def _fit_step(step: Preprocess, mean: Array, covariance: Array) -> tuple[Array, 
     if step.kind == "center":
         return mean, np.ones(len(mean))
     if step.kind == "standardize":
-        # A constant feature stays as it is, as in scikit-learn: its variance is 0, or the square of its mean's rounding.
-        varies = variances > (1e-13 * mean) ** 2
-        return mean, 1.0 / np.sqrt(np.where(varies, variances, 1.0))
+        return mean, _scales(mean, variances)
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     # The sign of an eigenvector is arbitrary; its largest entry is made positive, so that it is always the same.
@@ -170,3 +187,18 @@ def _fit_step(step: Preprocess, mean: Array, covariance: Array) -> tuple[Array, 
             f"Set n_components to at most {varying}."
         )
     return mean, vectors[:, :wanted] / np.sqrt(values[:wanted]) if step.whiten else vectors[:, :wanted]
+
+
+def _scales(mean: Array, variances: Array) -> Array:
+    """Factors to unit variance. A constant feature stays as it is, as in scikit-learn: its variance is 0, or the square of its mean's rounding."""
+    varies = variances > (1e-13 * mean) ** 2
+    return 1.0 / np.sqrt(np.where(varies, variances, 1.0))
+
+
+def _by_variable(mean: Array, covariance: Array, variables: Sequence[str]) -> tuple[Array, Array]:
+    """(offset, matrix): mean and variance of all entries of a variable, of which each of its features has the same number of rows."""
+    _, of_each = np.unique(np.asarray(variables, dtype=object).astype(str), return_inverse=True)
+    count = np.bincount(of_each)
+    common = (np.bincount(of_each, mean) / count)[of_each]
+    variances = (covariance if covariance.ndim == 1 else np.diagonal(covariance)) + np.square(mean - common)
+    return common, _scales(common, (np.bincount(of_each, variances) / count)[of_each])

@@ -20,6 +20,7 @@ from pipeline.arrays.tiles import tiles
 from pipeline.config import Preprocess
 from pipeline.data.earlier import Earlier, Statistics
 from pipeline.data.preprocess import Affine, fit_preprocess, mapped_moments
+from pipeline.data.source import Source
 from pipeline.errors import InputError
 from pipeline.keyed import race
 
@@ -342,9 +343,18 @@ class DataSummary:
         return replace(self, sample=self.sample.first(size))
 
 
-def summary_of(profile: Profile, steps: Sequence[Preprocess], earlier: Earlier | None = None) -> DataSummary:
-    """Fit the preprocessing to a profile, or take that of an earlier run, and apply it. Raises InputError as `fit_preprocess` does."""
-    affine = fit_preprocess(steps, profile.mean, profile.covariance) if earlier is None else earlier.affine
+def summary_of(
+    profile: Profile, steps: Sequence[Preprocess], earlier: Earlier | None = None, source: Source | None = None
+) -> DataSummary:
+    """Fit the preprocessing to a profile, or take that of an earlier run, and apply it. Raises InputError as `fit_preprocess` does.
+
+    source : of the rows, which says which variable each feature is of.
+    """
+    index = {} if source is None else source.describe().get("index", {})
+    if earlier is None:
+        affine = fit_preprocess(steps, profile.mean, profile.covariance, index.get("variable"))
+    else:
+        affine = earlier.affine
     mean, covariance, sample = profile.mean, profile.covariance, profile.sample
     high, low = profile.high, profile.low
     if affine is not None:

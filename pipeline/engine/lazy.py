@@ -1,7 +1,10 @@
-"""Rows that a program has opened and not read: arrays of zarr and HDF5, and Dask DataFrames, as Dask arrays."""
+"""Rows that a program has opened and not read: arrays of zarr and HDF5, Dask DataFrames, and cells of xarray, as Dask arrays."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -68,3 +71,24 @@ def _of_array(x: Any) -> Any:
     height = rows_per_target(max(d, 1), np.dtype(x.dtype).itemsize, int(unit))
     rows = WholeRows(x) if hasattr(x, "store_path") else x
     return da.from_array(rows, chunks=(height, max(d, 1)), meta=np.empty((0, 0), x.dtype), lock=rows is x)
+
+
+def with_whole(x: Any, first: int) -> Any:
+    """Return a Dask array, of float32 or float64, whose dimensions from `first` on are in one chunk. x : array or Dask array."""
+    import dask.array as da
+
+    x = da.asarray(x).rechunk(dict.fromkeys(range(first, x.ndim), -1))
+    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
+
+
+def rows_by_block(x: Any, flatten: Callable[[Any], Any]) -> Any:
+    """Return a Dask array of cells, (*shape, d), as rows, (n, d): those of each block together. flatten : a block to its rows."""
+    import dask
+    import dask.array as da
+
+    of_block = dask.delayed(flatten)
+    blocks = [
+        da.from_delayed(of_block(block), (math.prod(shape), x.shape[-1]), x.dtype)
+        for block, shape in zip(x.to_delayed().ravel(), product(*x.chunks[:-1]), strict=True)
+    ]
+    return da.concatenate(blocks)

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.mixture import GaussianMixture as Peer
 
 from pipeline.arrays.dtypes import Array
+from pipeline.estimators.cells import is_named, is_xarray
 from pipeline.estimators.fit import copied
 from pipeline.estimators.mixture import MixtureEstimator, shaped
 from pipeline.models.base import LatentModel
@@ -104,12 +105,12 @@ class GaussianMixture(MixtureEstimator):
         self.noise = noise
         self.missing = missing
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, noise: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, noise: Any = None, features: Any = None) -> Self:
         """Fit to all rows of X; as of the other classes, but for errors of the rows.
 
         Parameters
         ----------
-        X, y, sample_weight
+        X, y, sample_weight, features
             As of the other classes.
         noise : array, shape (n, d) or (n, d, d), optional
             Known errors of the rows: variances of their entries, or covariances. Means and covariances are then those of the rows without
@@ -128,7 +129,9 @@ class GaussianMixture(MixtureEstimator):
             raise ValueError(
                 "noise: errors of rows are not for a mixture with noise or missing entries; leave one out."
             )
-        self._fit(X, y, sample_weight, noise=noise)
+        if noise is not None and is_xarray(X) and (features is not None or not is_named(X)):
+            raise ValueError("noise: is for rows of two dimensions, got cells of xarray. Stack them, or leave it out.")
+        self._fit(X, y, sample_weight, noise=noise, features=features)
         return self
 
     def to_sklearn(self) -> Peer:

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
+from pipeline.estimators.cells import on_dimensions
 from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import validate
@@ -117,23 +118,25 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Fitted attributes by the names of the schema."""
         return {"centers": np.asarray(self.cluster_centers_)}
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, features: Any = None) -> Self:
         """Fit to all rows of X.
 
         Parameters
         ----------
-        X : array, Dask array or xarray.DataArray, shape (n, d)
+        X : array, Dask array or table, shape (n, d), or xarray.DataArray or Dataset of any number of dimensions
             Sparse rows are made dense, some at a time.
         y : ignored
         sample_weight : array, shape (n,), optional
-            Non-negative weights of the rows.
+            Non-negative weights of the rows; with xarray, they may lie on some of the rows' dimensions.
+        features : sequence of str, optional
+            Of xarray: dimensions whose entries are features, with the variables of a Dataset; all other dimensions are rows.
 
         Raises
         ------
         ValueError
             For parameters or rows that cannot be used.
         """
-        table = input_rows(self, X, reset=True)
+        table = input_rows(self, X, reset=True, features=features)
         with value_errors():
             column = column_of(sample_weight, table)
             chunks = Chunks(table.source(), column)
@@ -146,7 +149,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.n_iter_ = len(run.history)
         self.stop_reason_ = run.stop_reason
         self.labels_ = self._labels(table, run.params.centers)
-        if not table.lazy and (found := len(np.unique(self.labels_))) < self.n_clusters:
+        if not table.lazy and (found := len(np.unique(table.one_each("labels_", self.labels_)))) < self.n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). "
                 "Possibly due to duplicate points in X.",
@@ -155,13 +158,13 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             )
         return self
 
-    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None, *, features: Any = None) -> Any:
         """Fit, and return the nearest centre of each row, shape (n,)."""
-        return self.fit(X, sample_weight=sample_weight).labels_
+        return self.fit(X, sample_weight=sample_weight, features=features).labels_
 
-    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None, *, features: Any = None) -> Any:
         """Fit, and return the distances to the centres, shape (n, k)."""
-        return self.fit(X, sample_weight=sample_weight).transform(X)
+        return self.fit(X, sample_weight=sample_weight, features=features).transform(X)
 
     def predict(self, X: Any) -> Any:
         """Return the nearest centre of each row, shape (n,), int32; ties go to the lowest."""
@@ -183,7 +186,15 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         table = self._table(X)
         squared = table.map(self._nearest(self.cluster_centers_, 1), None, np.float64, "cluster")
         weight = column_of(sample_weight, table)
-        return -float((squared if weight is None else squared * weight.values).sum())
+        if weight is None:
+            return -float(squared.sum())
+        return -float(np.nansum(table.one_each("distances", squared) * weight.values))
+
+    def to_xarray(self) -> Any:
+        """Return the centres as an xarray.Dataset; after a fit to xarray, on its variables and coordinates too."""
+        check_is_fitted(self)
+        centers = {"centers": (("component", "feature"), np.asarray(self.cluster_centers_, np.float64))}
+        return on_dimensions(centers, getattr(self, "feature_index_", None), "center")
 
     def to_sklearn(self) -> Peer:
         """Return scikit-learn's estimator, fitted if this one is."""
@@ -218,7 +229,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         else:
             fit["init"] = "random"
             start = Start([{"centers": centers} for centers in self._centers(table, weight)])
-        config = validate({"model": {"family": "kmeans", "n_components": k}, "fit": fit}, name="KMeans").resolved()
+        model, data = {"family": "kmeans", "n_components": k}, {"bad_rows": table.bad_rows}
+        config = validate({"data": data, "model": model, "fit": fit}, name="KMeans").resolved()
         return fitted(config, chunks, start, True, _print if self.verbose else _silent)
 
     def _restarts(self) -> int:

@@ -19,8 +19,9 @@ from pipeline.data.checked import checked_errors, unmasked
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
 from pipeline.data.earlier import Earlier, Statistics
+from pipeline.estimators.cells import is_xarray, on_dimensions
 from pipeline.estimators.fit import Progress, Start, fitted, seed_of, value_errors
-from pipeline.estimators.rows import InputRows, column_of, input_rows
+from pipeline.estimators.rows import InputRows, column_of, input_rows, mean_of
 from pipeline.jobconfig import Config, validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import LatentModel
@@ -73,18 +74,20 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     section: ClassVar[type[ClusterSection]]
     attributes: ClassVar[Mapping[str, str]] = {}
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, features: Any = None) -> Self:
         """Fit to all rows of X.
 
         Parameters
         ----------
-        X : array, Dask array or xarray.DataArray, shape (n, d)
+        X : array, Dask array or table, shape (n, d), or xarray.DataArray or Dataset of any number of dimensions
             Counts may be sparse too.
         y : array of int, shape (n,), optional
             The component of each row that is known, -1 for the others: these rows keep their component. Without a -1, y is
             ignored, as by scikit-learn's mixtures.
         sample_weight : array, shape (n,), optional
-            Non-negative weights of the rows; 2 counts as the row twice.
+            Non-negative weights of the rows; 2 counts as the row twice. With xarray, y and weights may lie on some of the rows' dimensions.
+        features : sequence of str, optional
+            Of xarray: dimensions whose entries are features, with the variables of a Dataset; all other dimensions are rows.
 
         Returns
         -------
@@ -95,10 +98,10 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         ValueError
             For parameters or rows that cannot be used.
         """
-        self._fit(X, y, sample_weight)
+        self._fit(X, y, sample_weight, features=features)
         return self
 
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, features: Any = None) -> Self:
         """Fit to the rows of X and, by their statistics, to those of earlier calls, which are not read again.
 
         The first call is `fit`. A later one starts from the parameters so far. In its iterations, the statistics of the earlier rows
@@ -107,7 +110,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
         Parameters
         ----------
-        X, y, sample_weight
+        X, y, sample_weight, features
             As of `fit`.
 
         Returns
@@ -124,12 +127,12 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             raise ValueError(
                 f"partial_fit: a {earlier.model.words.name} has no likelihood, which it needs. Use fit, with all rows."
             )
-        self._fit(X, y, sample_weight, earlier)
+        self._fit(X, y, sample_weight, earlier, features=features)
         return self
 
-    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None, *, features: Any = None) -> Any:
         """Fit, and return the component of each row, shape (n,). Parameters as for `fit`."""
-        table = self._fit(X, y, sample_weight)
+        table = self._fit(X, y, sample_weight, features=features)
         return self._predicted(table, "label")
 
     def predict(self, X: Any) -> Any:
@@ -148,7 +151,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """Return the mean of log p(x) over the rows, nats; weighted where weights are given."""
         table = self._table(X)
         scores, weight = self._predicted(table, "score"), column_of(sample_weight, table)
-        return float(scores.mean() if weight is None else (scores * weight.values).sum() / weight.values.sum())
+        return float(scores.mean()) if weight is None else mean_of(table, scores, weight)
 
     def aic(self, X: Any) -> float:
         """Return 2 p - 2 log L on the rows of X, for p free parameters; lower is better. [Akaike 1974]."""
@@ -169,6 +172,13 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         if not isinstance(model, Mixture):
             raise ValueError(f"sample: a {model.words.name} cannot be sampled from.")
         return model.sample(params, n_samples, check_random_state(self.random_state))
+
+    def to_xarray(self) -> Any:
+        """Return the parameters as an xarray.Dataset; after a fit to xarray, locations lie on its variables and coordinates too."""
+        check_is_fitted(self)
+        model, params = self._model()
+        named = {name: (model.fields[name].dims, value) for name, value in model.arrays(params).items()}
+        return on_dimensions(named, getattr(self, "feature_index_", None), model.words.location)
 
     def _n_parameters(self) -> int:
         """How many numbers are learned; scikit-learn's name for it."""
@@ -219,16 +229,18 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """The model of the fitted attributes, and its parameters."""
         return self.model_, self.model_.params(**self._stored())
 
-    def _config(self, as_peer: bool) -> Config:
+    def _config(self, as_peer: bool, bad_rows: str = "error") -> Config:
         """The config of the fit. as_peer : whether each restart begins with a K-means of its own, as scikit-learn's do."""
         init = {"kmeans": "k-means||", "random_from_data": "random"}.get(self.init_params, self.init_params)
         fit = {name: getattr(self, name) for name in ("method", "n_init", "tol")}
         # Where the start is scikit-learn's, its generator goes there untouched.
         seed = 0 if as_peer else seed_of(self.random_state)
-        section, data = self._section(), {"bad_rows": "missing"} if self._missing else {}
+        section = self._section()
         fit |= {} if _adapts(section) else {"init": init}
         fit |= {"max_iter": self.max_iter or 1, "random_state": seed}
-        return validate({"data": data, "model": section, "fit": fit}, name=type(self).__name__).resolved()
+        return validate(
+            {"data": {"bad_rows": bad_rows}, "model": section, "fit": fit}, name=type(self).__name__
+        ).resolved()
 
     @property
     def _missing(self) -> bool:
@@ -236,10 +248,16 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return bool(getattr(self, "missing", False))
 
     def _fit(
-        self, X: Any, y: Any, sample_weight: Any, statistics: Statistics | None = None, noise: Any = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        statistics: Statistics | None = None,
+        noise: Any = None,
+        features: Any = None,
     ) -> InputRows:
         """Fit. statistics : of earlier rows, which count beside these.  noise : errors of the rows."""
-        table = self._table(X, reset=statistics is None, least=1 if statistics else 2)
+        table = self._table(X, statistics is None, 1 if statistics else 2, features)
         with value_errors():
             labels, column = _labels(y, table), column_of(sample_weight, table)
             if labels is not None and not self.section.takes_labels:
@@ -247,7 +265,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             # The clusters of a K-means of all rows would not have the numbers of the known labels.
             as_peer = self.init_params == "kmeans" and self.method == "em" and labels is None and statistics is None
             as_peer = as_peer and not (_adapts(self._section()) or self._missing or noise is not None)
-            config = self._config(as_peer)
+            as_peer = as_peer and not (table.masks and table.lazy)
+            config = self._config(as_peer, "missing" if self._missing else table.bad_rows)
             config.model.refuse_features(getattr(self, "feature_names_in_", None), table.x.shape[1])
             errors = None if noise is None else MemoryColumn(checked_errors(np.asarray(noise), 0, table.x.shape))
             chunks = Chunks(table.source(), column, labels=labels, missing=self._missing, noise=errors)
@@ -309,10 +328,11 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         tags.input_tags.positive_only = self.section.counts
         return tags
 
-    def _table(self, X: Any, reset: bool = False, least: int = 1) -> InputRows:
+    def _table(self, X: Any, reset: bool = False, least: int = 1, features: Any = None) -> InputRows:
         if not reset:
             check_is_fitted(self)
-        return input_rows(self, X, reset, least, dense=False, counts=self.section.counts, missing=self._missing)
+        counts, missing = self.section.counts, self._missing
+        return input_rows(self, X, reset, least, dense=False, counts=counts, missing=missing, features=features)
 
     def _predicted(self, table: InputRows, what: str) -> Any:
         columns = self.n_components if what == "log_resp" else None
@@ -328,14 +348,14 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         if "bic" not in self.section.criteria:
             raise ValueError(f"aic, bic: the {self.section.words.name} has a bound only. Compare score on other rows.")
         scores = self.score_samples(X)
-        return float(scores.sum()), scores.shape[0]
+        return float(scores.sum()), int(scores.count()) if is_xarray(X) else scores.shape[0]
 
 
 def _labels(y: Any, table: InputRows) -> MemoryColumn | None:
     """Known components, where y has a -1 for those that are not; else y means nothing to a mixture."""
     if y is None:
         return None
-    labels = np.asarray(unmasked("y", y))
+    labels = np.asarray(table.one_each("y", unmasked("y", y)))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not (labels == -1).any():
         return None
     if len(labels) != table.x.shape[0]:

@@ -14,6 +14,7 @@ from pipeline.arrays.rows import Rows
 from pipeline.data.chunks import Chunks
 from pipeline.em.run import Run
 from pipeline.errors import InputError
+from pipeline.estimators.cells import is_xarray
 from pipeline.estimators.fit import Start, fitted_with_errors
 from pipeline.estimators.rows import column_of, input_rows
 from pipeline.jobconfig import validate
@@ -51,6 +52,7 @@ class Fitted:
     stop_reason: str
     log_likelihoods: Array
     _run: Run
+    _features: Sequence[str] | None = None
 
     def score_samples(self, rows: Any) -> Any:
         """Return log p(x) of each row, shape (n,), of the kind of rows. rows : as for `fit`."""
@@ -63,7 +65,7 @@ class Fitted:
         return self._predicted(rows, "label")
 
     def _predicted(self, rows: Any, name: str) -> Any:
-        table = input_rows(_Rows(), rows, reset=True)
+        table = input_rows(_Rows(), rows, reset=True, features=self._features if is_xarray(rows) else None)
         dtype = self._run.model.row_arrays(0)[name].dtype
         return table.map(_Predicted(self._run, name), None, np.dtype(dtype), name)
 
@@ -88,6 +90,7 @@ def fit(
     rows: Any,
     *,
     sample_weight: Any = None,
+    features: Sequence[str] | None = None,
     start: Mapping[str, Any] | None = None,
     fixed: Sequence[str] = (),
     method: str = "auto",
@@ -103,10 +106,12 @@ def fit(
     Parameters
     ----------
     model : JaxModel
-    rows : array, Dask array or xarray.DataArray, shape (n, d)
+    rows : array, Dask array or table, shape (n, d), or xarray.DataArray or Dataset of any number of dimensions
         A Dask array is read chunk by chunk, by the workers of the current Client if there is one.
     sample_weight : array, shape (n,), optional
         Non-negative weights of the rows.
+    features : sequence of str, optional
+        Of xarray: dimensions whose entries are features, with the variables of a Dataset; all other dimensions are rows.
     start : mapping of str to array, optional
         Initial values of all parameters; by default the model's own start, or random draws.
     fixed : sequence of str
@@ -130,9 +135,11 @@ def fit(
     """
     refuse_other(model)
     section = type(model).section(fixed=list(fixed), **vars(model))
-    table = input_rows(_Rows(), rows, reset=True)
+    table = input_rows(_Rows(), rows, reset=True, features=features)
     options = {"method": method, "n_init": n_init, "max_iter": max_iter, "tol": tol, "random_state": random_state}
-    config = validate({"model": section, "fit": {"init": "random", **options}}, name="fit").resolved()
+    config = validate(
+        {"model": section, "fit": {"init": "random", **options}, "data": {"bad_rows": table.bad_rows}}, name="fit"
+    ).resolved()
     chunks = Chunks(table.source(), column_of(sample_weight, table))
     arrays = [{name: np.asarray(value, dtype=np.float64) for name, value in start.items()}] if start else []
     run, errors = fitted_with_errors(config, chunks, Start(arrays), on_pass, standard_errors)
@@ -150,6 +157,7 @@ def fit(
         str(run.stop_reason),
         np.array([entry.log_likelihood for entry in run.history]),
         run,
+        features,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,12 @@ from sklearn.utils.validation import check_array, check_non_negative, validate_d
 
 from pipeline.data.checked import canonical, checked_column, checked_rows, refuse_values, unmasked
 from pipeline.data.column import MemoryColumn
-from pipeline.data.encoded import dimension_names, refuse_exchanged
 from pipeline.data.memory import DaskSource, MemorySource
 from pipeline.data.source import Source, rows_per_target
 from pipeline.engine.blas import single_thread
-from pipeline.engine.lazy import lazy_rows
+from pipeline.engine.lazy import lazy_rows, rows_by_block
 from pipeline.engine.memory import cores
+from pipeline.estimators.cells import Cells, cells_of, is_xarray, seen_of, spread
 from pipeline.estimators.fit import value_errors
 
 BLOCK_ROWS = 2**14  # of a call, where results are computed on threads
@@ -33,30 +35,38 @@ class _Block:
     Attributes
     ----------
     function : callable
-    empty : array
+    none : array, shape (0,) or (0, k)
         Its result for no rows.
     dtype, sparse : of the rows, as declared.
-    counts, missing : bool
-        Whether values below 0 are refused, and whether NaN is not.
+    counts, missing, masks : bool
+        Whether values below 0 are refused, whether NaN is not, and whether rows of NaN alone are left out.
     """
 
     function: Callable[[Any], np.ndarray]
-    empty: np.ndarray
+    none: np.ndarray
     dtype: np.dtype[Any]
     sparse: bool
     counts: bool
     missing: bool
+    masks: bool = False
 
     def __call__(self, x: Any, block_info: Any = None) -> np.ndarray:
-        """Return the result for the rows, after a check of their values."""
-        if block_info:
-            (start, stop), (_, d) = block_info[0]["array-location"]
-            what = f"X: rows {start}:{stop} (block {block_info[0]['chunk-location'][0]})"
-            x = checked_rows(what, x, (stop - start, d), self.dtype, self.sparse)
-            refuse_values(
-                what, np.nan_to_num(x, nan=0.0, posinf=np.inf, neginf=-np.inf) if self.missing else x, self.counts
-            )
-        return self.function(x) if x.shape[0] else self.empty
+        """Return the result for the rows, after a check of their values. x : (n, d), or cells, (*shape, d)."""
+        if not block_info:
+            return self.none
+        place = block_info[0]["array-location"]
+        *shape, d = (stop - start for start, stop in place)
+        if len(shape) == 1:
+            what = f"X: rows {place[0][0]}:{place[0][1]} (block {block_info[0]['chunk-location'][0]})"
+        else:
+            what = f"X: the block of cells {', '.join(f'{start}:{stop}' for start, stop in place[:-1])}"
+        x = checked_rows(what, x.reshape(-1, d), (math.prod(shape), d), self.dtype, self.sparse)
+        seen = seen_of(what, x, tuple(shape)) if self.masks else None
+        x = x if seen is None else x[seen]
+        refuse_values(
+            what, np.nan_to_num(x, nan=0.0, posinf=np.inf, neginf=-np.inf) if self.missing else x, self.counts
+        )
+        return spread(self.function(x) if x.shape[0] else self.none, seen, tuple(shape))
 
 
 @dataclass(frozen=True)
@@ -67,24 +77,32 @@ class InputRows:
     ----------
     x : array, csr_array or Dask array, shape (n, d)
         Chunks of a Dask array have all features.
-    named : xarray.DataArray or None
-        Which x is from.
+    cells : Cells or None
+        Where the rows are those of xarray. Of a Dask array, rows follow each other by block.
     dense : bool
         Whether sparse rows are made dense, a block at a time.
     counts, missing : bool
         Whether rows are counts, and whether NaN is an entry that is not known.
+    masks : bool
+        Whether there may be rows of NaN alone, which are left out.
     """
 
     x: Any
-    named: Any = None
+    cells: Cells | None = None
     dense: bool = False
     counts: bool = False
     missing: bool = False
+    masks: bool = False
 
     @property
     def lazy(self) -> bool:
         """Whether the rows are a Dask array."""
         return _is_dask(self.x)
+
+    @property
+    def bad_rows(self) -> str:
+        """What `data.bad_rows` is for these rows: of rows in memory the bad ones are left out already."""
+        return "drop" if self.masks and self.lazy else "error"
 
     def source(self) -> Source:
         """Return the rows as a source."""
@@ -95,14 +113,26 @@ class InputRows:
 
         name : of the second dimension, for xarray.
         """
+        tail = () if columns is None else (columns,)
+        none = np.empty((0, *tail), dtype)
         if self.lazy:
-            more: dict[str, Any] = {"drop_axis": 1} if columns is None else {"chunks": (self.x.chunks[0], (columns,))}
-            meta = np.empty((0,) if columns is None else (0, columns), dtype)
-            block = _Block(function, meta, self.x.dtype, sp.issparse(self.x._meta), self.counts, self.missing)
-            found = self.x.map_blocks(block, token=name, dtype=dtype, meta=meta, **more)
-        else:
+            x = self.x if self.cells is None else self.cells.array
+            last = x.ndim - 1
+            more: dict[str, Any] = {"chunks": (*x.chunks[:-1], tail)} if tail else {"drop_axis": last}
+            block = _Block(function, none, x.dtype, sp.issparse(x._meta), self.counts, self.missing, self.masks)
+            meta = np.empty((0,) * last + tail, dtype)
+            found = x.map_blocks(block, token=name, dtype=dtype, meta=meta, **more)
+        elif self.x.shape[0]:
             found = np.concatenate(self._on_threads(function))
-        return found if self.named is None else self._labelled(found, name)
+        else:
+            found = none
+        if self.cells is None:
+            return found
+        return self.cells.labelled(found if self.lazy else spread(found, self.cells.seen, self.cells.grid.shape), name)
+
+    def one_each(self, what: str, values: Any) -> Any:
+        """Return one value a row, shape (n,), of a user's or of `map`; with xarray, on some of its dimensions. Raises InputError."""
+        return values if self.cells is None else self.cells.flat(what, values)
 
     def _on_threads(self, function: Callable[[Any], np.ndarray]) -> list[np.ndarray]:
         n, d = self.x.shape
@@ -117,20 +147,13 @@ class InputRows:
         with single_thread(), ThreadPoolExecutor(cores()) as threads:
             return list(threads.map(of_block, blocks))
 
-    def _labelled(self, found: Any, name: str) -> Any:
-        import xarray as xr
-
-        row = self.named.dims[0]
-        coordinates = {key: value for key, value in self.named.coords.items() if value.dims in ((), (row,))}
-        return xr.DataArray(found, dims=(row,) if found.ndim == 1 else (row, name), coords=coordinates)
-
 
 def column_of(sample_weight: Any, table: InputRows) -> MemoryColumn | None:
     """Return sample_weight as a column, None for ones. Raises ValueError unless it is one number >= 0 for each row."""
     if sample_weight is None:
         return None
     n = table.x.shape[0]
-    weight = np.asarray(unmasked("sample_weight", sample_weight))
+    weight = np.asarray(table.one_each("sample_weight", unmasked("sample_weight", sample_weight)))
     if weight.ndim == 0:
         weight = np.full(n, weight)
     if weight.ndim != 1:
@@ -148,6 +171,15 @@ def column_of(sample_weight: Any, table: InputRows) -> MemoryColumn | None:
     return MemoryColumn(weight)
 
 
+def mean_of(table: InputRows, scores: Any, weight: MemoryColumn) -> float:
+    """Return the weighted mean of what `map` found of each row; rows that are left out have none."""
+    if table.cells is None:
+        return float((scores * weight.values).sum() / weight.values.sum())
+    flat = table.cells.flat("scores", scores)
+    seen = ~np.isnan(flat)
+    return float((flat * weight.values)[seen].sum() / weight.values[seen].sum())
+
+
 def input_rows(
     estimator: Any,
     x: Any,
@@ -156,6 +188,7 @@ def input_rows(
     dense: bool = True,
     counts: bool = False,
     missing: bool = False,
+    features: Any = None,
 ) -> InputRows:
     """Check X as scikit-learn does; of a Dask array only its metadata: its blocks are checked where they are used.
 
@@ -173,48 +206,82 @@ def input_rows(
         Whether sparse rows are made dense, a block at a time.
     counts, missing : bool
         Whether values below 0 are refused, and whether NaN is not.
+    features : sequence of str, optional
+        Dimensions of xarray whose entries are features; later those of the fit.
 
     Raises
     ------
     ValueError, TypeError
         As `sklearn.utils.validation.validate_data`.
     """
-    named, names = x if _is_named(x) else None, None
-    if named is not None:
-        if x.ndim != 2:
-            raise ValueError(f"X: got dimensions {x.dims}, expected two: rows and features. Select or reshape.")
-        coordinates = x.coords.get(x.dims[1])
-        names = None if coordinates is None else coordinates.values
-        x = x.data
+    if not reset and is_xarray(x):
+        features = getattr(estimator, "feature_dims_", None)
+    cells, masks = None, False
+    names: Any = None
     with value_errors():
-        refuse_exchanged("X", dimension_names(named))
+        if is_xarray(x) or features is not None:
+            cells = cells_of(x, features)
+            names, masks = cells.names, cells.masks and not missing
+            cells, x = _flattened(cells, masks)
         x = unmasked("X", x)
         found = lazy_rows(x)
     x, names = (x, names) if found is None else (found[0], found[1] and np.array(found[1], object))
+    if reset:
+        _remember(estimator, cells)
     if _is_dask(x):
         _check_dask(x, least)
-    if named is not None or _is_dask(x):
+    if cells is not None or _is_dask(x):
         _see(estimator, int(x.shape[1]), names, reset)
     if _is_dask(x):
-        x = x if len(x.chunks[1]) == 1 else x.rechunk({1: -1})
-        if x.dtype not in KINDS:  # as of rows in memory: results are float64, and what is summed does not wrap around
-            x = x.astype(np.float64)
-        return InputRows(x, named, counts=counts, missing=missing)
+        if cells is None:
+            x = x if len(x.chunks[1]) == 1 else x.rechunk({1: -1})
+            x = x if x.dtype in KINDS else x.astype(np.float64)  # as of rows in memory: sums do not wrap around
+        return InputRows(x, cells, counts=counts, missing=missing, masks=masks)
     if any(kind.kind in "mM" for kind in _dtypes(x)):
         raise ValueError("X: holds dates or times, expected numbers. Convert them to numbers of one unit first.")
     sparse = estimator.__sklearn_tags__().input_tags.sparse
     checks = {"dtype": KINDS, "accept_sparse": "csr" if sparse else False, "ensure_min_samples": least, "order": "C"}
     if missing:
         checks["ensure_all_finite"] = "allow-nan"
-    if named is not None:
+    if cells is not None:
         checked = check_array(x, estimator=estimator, input_name="X", **checks)
     else:
         checked = validate_data(estimator, x, reset=reset, **checks)
     if counts:
         check_non_negative(checked, type(estimator).__name__)
     if not sp.issparse(checked):
-        return InputRows(checked, named)
-    return InputRows(canonical("X", sp.csr_array(checked)), named, dense)
+        return InputRows(checked, cells)
+    return InputRows(canonical("X", sp.csr_array(checked)), cells, dense)
+
+
+def _flattened(cells: Cells, masks: bool) -> tuple[Cells, Any]:
+    """The rows of cells, (n, d): those in memory without the ones that are left out; and the cells, which say which these are."""
+    x, d = cells.array, cells.array.shape[-1]
+    if not _is_dask(x):
+        flat = x.reshape(-1, d)
+        seen = seen_of("X", flat, cells.grid.shape) if masks else None
+        return replace(cells, seen=seen), flat if seen is None else flat[seen]
+    if x.ndim == 2 and not masks:
+        return cells, x
+    return cells, rows_by_block(x, partial(_block_rows, masks))
+
+
+def _block_rows(masks: bool, block: Any) -> Any:
+    """The cells of a block as rows, (n, d), after a check that none has values of some features only."""
+    if masks:
+        seen_of("X", block.reshape(-1, block.shape[-1]), block.shape[:-1])
+    return block.reshape(-1, block.shape[-1])
+
+
+def _remember(estimator: Any, cells: Cells | None) -> None:
+    """Set what a fit to xarray leaves for `predict` and `to_xarray`; remove it where X is something else."""
+    names = ("feature_dims_", "feature_index_")
+    for name in names:
+        estimator.__dict__.pop(name, None)
+    if cells is not None:
+        estimator.feature_index_ = cells.index
+        if cells.masks:
+            estimator.feature_dims_ = [name for name in cells.index if name != "variable"]
 
 
 def _see(estimator: Any, n_features: int, names: Any, reset: bool) -> None:
@@ -248,8 +315,3 @@ def _dtypes(x: Any) -> list[Any]:
 def _is_dask(x: Any) -> bool:
     dask = sys.modules.get("dask.array")  # loaded if X is a Dask array
     return dask is not None and isinstance(x, dask.Array)
-
-
-def _is_named(x: Any) -> bool:
-    xarray = sys.modules.get("xarray")
-    return xarray is not None and isinstance(x, xarray.DataArray)

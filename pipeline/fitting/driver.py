@@ -89,7 +89,7 @@ class Driver:
         if self.sink.listens:
             for text in warnings_of(config, profile):
                 self.sink.log("warning", message=text)
-        summary = summary_of(profile, config.preprocess, earlier)
+        summary = summary_of(profile, config.preprocess, earlier, chunks.source)
         driver = self.after_profile(summary)
         if config.model.needs_box:
             summary = with_box(summary, driver.sums())

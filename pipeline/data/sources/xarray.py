@@ -87,7 +87,7 @@ class XarraySection(FileSection):
         )
         dataset = place.first()
         names = feature_variables(dataset, self.variables, self.features, str(place))
-        refuse_unknown(dataset, names, [*self.features, *(self.samples or [])], str(place), "dimension")
+        refuse_unknown(dataset, names, self.samples or [], str(place), "dimension", "data.samples")
         found = selected(dataset, names, self.select, str(place))
         return XarraySource.of(place, found, names, self)
 
@@ -163,7 +163,7 @@ class XarraySource(Source):
             )
         else:
             of_rows = list(section.samples)
-        index = [entry for array in arrays for entry in _entries(array, section.features)]
+        index = [entry for array in arrays for entry in entries_of(array, section.features)]
         dtype = compute_dtype(np.result_type(*(array.dtype for array in arrays)))
         grid = Grid(tuple(of_rows), tuple(dataset.sizes[dim] for dim in of_rows))
         axis, cuts, times = _layout(place, grid, position, extent, len(index) * dtype.itemsize)
@@ -386,8 +386,8 @@ def _as_slice(at: np.ndarray) -> Any:
     return slice(int(at[0]), int(at[-1]) + 1) if np.array_equal(at, np.arange(at[0], at[-1] + 1)) else at
 
 
-def _entries(array: xr.DataArray, features: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Of each feature of a variable: its name, and its entry of each of the feature dimensions."""
+def entries_of(array: xr.DataArray, features: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return of each feature of a variable: its name, and its entry of each of the feature dimensions."""
     every = [
         array.indexes[dim].tolist()
         if dim in array.indexes

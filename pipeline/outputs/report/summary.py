@@ -108,6 +108,7 @@ def _preparation(record: Record) -> str:
     for step in record.config.get("preprocess") or []:
         name = {"center": "centred", "standardize": "standardised", "zca": "whitened (ZCA)"}.get(step.get("kind"))
         n_components = step.get("n_components")
+        name = "standardised by variable" if step.get("by") == "variable" else name
         name = (
             name
             or f"PCA{f' to {n_components} components' if n_components else ''}{', whitened' if step.get('whiten') else ''}"
