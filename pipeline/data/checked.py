@@ -7,6 +7,8 @@ value is; all else is refused, never read as something else.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,10 @@ import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.errors import InputError
+
+# How pandas, polars, Arrow and NumPy call types of numbers.
+_NUMBERS = re.compile(r"(Sparse\[)?(u?int|float|double|half|bool|decimal)", re.IGNORECASE)
+_TIMES = re.compile(r"(date|time|duration|period|interval)", re.IGNORECASE)
 
 
 class BadRows(InputError, ValueError):
@@ -101,6 +107,23 @@ def refuse_values(what: str, x: Matrix, counts: bool) -> None:
         raise BadRows(f"{what}: holds NaN or inf, expected finite numbers. Clean or leave out these rows.")
     if counts and values.size and values.min() < 0:
         raise BadRows(f"{what}: the lowest value is {values.min():g}, expected counts of 0 or more.")
+
+
+def refuse_columns(names: Iterable[Any], kinds: Iterable[Any]) -> None:
+    """Raise BadRows for columns of a table that hold no numbers, or have one name. kinds : their types, as the table calls them."""
+    seen = set()
+    for name, kind in zip(names, kinds, strict=True):
+        if _TIMES.match(str(kind)):
+            raise BadRows(
+                f"X: column {name!r} holds dates or times ({kind}), expected numbers. Convert them to numbers of one unit, or leave it out."
+            )
+        if not (_NUMBERS.match(str(kind)) or str(kind) == "object"):
+            raise BadRows(
+                f"X: column {name!r} holds no numbers ({kind}), expected numbers. Leave it out, or write it as numbers."
+            )
+        if name in seen:
+            raise BadRows(f"X: two columns are called {name!r}, expected names that differ. Rename one.")
+        seen.add(name)
 
 
 def checked_column(what: str, values: Any, n: int) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.checked import BadRows
+from pipeline.data.checked import BadRows, refuse_columns
 from pipeline.data.encoded import dimension_names, refuse_encoded, refuse_exchanged
 from pipeline.data.source import rows_per_target
 from pipeline.data.stores import WholeRows
@@ -45,11 +45,7 @@ def lazy_rows(x: Any) -> tuple[Any, list[str] | None] | None:
 
 
 def _of_frame(x: Any) -> tuple[Any, list[str]]:
-    text = [str(name) for name, kind in x.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
-    if text:
-        raise BadRows(
-            f"X: column {text[0]!r} of the Dask DataFrame holds no numbers. Leave it out, or write it as numbers."
-        )
+    refuse_columns(x.columns, x.dtypes)
     names = [str(name) for name in x.columns]
     # pandas' own numbers with missing values have no NumPy dtype until they are converted.
     kinds = [kind if isinstance(kind, np.dtype) else np.dtype(np.float64) for kind in x.dtypes]
@@ -92,3 +88,12 @@ def rows_by_block(x: Any, flatten: Callable[[Any], Any]) -> Any:
         for block, shape in zip(x.to_delayed().ravel(), product(*x.chunks[:-1]), strict=True)
     ]
     return da.concatenate(blocks)
+
+
+def measured(x: Any) -> Any:
+    """Return a Dask array with chunks of known sizes: one pass over it where they are not known. x itself stays as it is."""
+    import dask.array as da
+
+    if not any(np.isnan(size) for sizes in x.chunks for size in sizes):
+        return x
+    return da.Array(x.dask, x.name, x.chunks, meta=x._meta).compute_chunk_sizes()

@@ -14,12 +14,20 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils.validation import check_array, check_non_negative, validate_data
 
-from pipeline.data.checked import canonical, checked_column, checked_rows, refuse_values, unmasked
+from pipeline.data.checked import (
+    BadRows,
+    canonical,
+    checked_column,
+    checked_rows,
+    refuse_columns,
+    refuse_values,
+    unmasked,
+)
 from pipeline.data.column import MemoryColumn
 from pipeline.data.memory import DaskSource, MemorySource
 from pipeline.data.source import Source, rows_per_target
 from pipeline.engine.blas import single_thread
-from pipeline.engine.lazy import lazy_rows, rows_by_block
+from pipeline.engine.lazy import lazy_rows, measured, rows_by_block
 from pipeline.engine.memory import cores
 from pipeline.estimators.cells import Cells, cells_of, is_xarray, seen_of, spread
 from pipeline.estimators.fit import value_errors
@@ -225,10 +233,12 @@ def input_rows(
             cells, x = _flattened(cells, masks)
         x = unmasked("X", x)
         found = lazy_rows(x)
+        x = x if found is not None or _is_dask(x) else _of_table(x)
     x, names = (x, names) if found is None else (found[0], found[1] and np.array(found[1], object))
     if reset:
         _remember(estimator, cells)
     if _is_dask(x):
+        x = measured(x)
         _check_dask(x, least)
     if cells is not None or _is_dask(x):
         _see(estimator, int(x.shape[1]), names, reset)
@@ -237,7 +247,7 @@ def input_rows(
             x = x if len(x.chunks[1]) == 1 else x.rechunk({1: -1})
             x = x if x.dtype in KINDS else x.astype(np.float64)  # as of rows in memory: sums do not wrap around
         return InputRows(x, cells, counts=counts, missing=missing, masks=masks)
-    if any(kind.kind in "mM" for kind in _dtypes(x)):
+    if getattr(getattr(x, "dtype", None), "kind", "") in ("m", "M"):
         raise ValueError("X: holds dates or times, expected numbers. Convert them to numbers of one unit first.")
     sparse = estimator.__sklearn_tags__().input_tags.sparse
     checks = {"dtype": KINDS, "accept_sparse": "csr" if sparse else False, "ensure_min_samples": least, "order": "C"}
@@ -300,16 +310,34 @@ def _check_dask(x: Any, least: int) -> None:
         raise ValueError(f"Expected 2D array, got a {x.ndim}D Dask array instead. Reshape your data.")
     if x.dtype.kind not in "biuf":
         raise ValueError(f"X: got a Dask array of {x.dtype}, expected real numbers. Convert it first.")
-    if any(np.isnan(size) for size in (*x.chunks[0], x.shape[1])):
-        raise ValueError("X: got chunks of unknown size, expected known ones. Use X.compute_chunk_sizes() first.")
     if x.shape[0] < least:
         raise ValueError(f"Found array with {x.shape[0]} sample(s) while a minimum of {least} is required.")
 
 
-def _dtypes(x: Any) -> list[Any]:
-    """The dtypes of an array or of the columns of a DataFrame; scikit-learn's checks take times for numbers."""
-    found = getattr(x, "dtypes", getattr(x, "dtype", ()))
-    return [kind for kind in (found if np.ndim(found) else [found]) if hasattr(kind, "kind")]
+def _of_table(x: Any) -> Any:
+    """A table whose columns are numbers, of pandas, polars or Arrow; one that only others read as one of Arrow; anything else as it is."""
+    if type(x).__name__ == "LazyFrame" and hasattr(x, "collect"):
+        raise BadRows("X: got a LazyFrame, which holds no rows yet. Use X.collect().")
+    if hasattr(x, "__array__") and hasattr(x, "column_names"):  # Arrow
+        refuse_columns(x.column_names, x.schema.types)
+        return x if hasattr(x, "__dataframe__") and hasattr(x, "combine_chunks") else _arrow_table(x)
+    if hasattr(x, "__array__") and hasattr(x, "columns"):
+        refuse_columns(x.columns, x.dtypes)
+        for name in [name for name, kind in zip(x.columns, x.dtypes, strict=True) if str(kind) == "object"]:
+            if any(isinstance(value, (str, bytes, dict, list, tuple)) for value in x[name]):
+                raise BadRows(
+                    f"X: column {name!r} holds no numbers (object), expected numbers. Leave it out, or write it as numbers."
+                )
+        return x
+    if hasattr(x, "__arrow_c_stream__") and not hasattr(x, "__array__"):
+        return _of_table(_arrow_table(x))
+    return x
+
+
+def _arrow_table(x: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.table(x)
 
 
 def _is_dask(x: Any) -> bool:
