@@ -69,7 +69,7 @@ def test_two_halves_of_a_cluster_are_merged_and_a_small_cluster_stays():
     x, label = large_and_small()
     model, rows = gaussian_mixture(3, x.mean(axis=0)), in_memory(x)
     params = model.m_step(model.label_statistics(x, label), None)
-    removals = model.removal_costs(params, x, None, KERNELS)[0]
+    removals = model.removal_costs(params, x, None, KERNELS).cost
     assert removals.argmin() == 2 and removals.min() > 100
     [cheapest] = least_costs(model, params, rows, 1)
     assert cheapest < 0.5 * removals.min()

@@ -144,7 +144,7 @@ def test_labels_and_costs_of_removal_are_those_of_all_pairs(family: Any) -> None
     resp = np.exp(exact - log_norm[:, None])
     assert np.allclose(np.exp(found.log_resp), resp, rtol=1e-9, atol=1e-15)
     assert (found.log_resp == -np.inf).mean() > 0.5
-    cost, next_best = model.removal_costs(params, x, None, KERNELS)
+    cost, next_best = vars(model.removal_costs(params, x, None, KERNELS)).values()
     each, top = np.arange(N), exact.argmax(axis=1)
     expected = np.zeros(K)
     np.add.at(expected, top, log_norm)

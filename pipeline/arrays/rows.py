@@ -154,6 +154,23 @@ class Representatives:
         chosen = (row[best], log_resp[best, component], log_joint[best, component])
         return cls(limit, *chosen, rows[best].astype(np.float64))
 
+    @classmethod
+    def of_labels(cls, limit: int, k: int, row: Array, label: Array, score: Array, x: Matrix) -> Representatives:
+        """As `of` where a row belongs to one component, without arrays of (n, k). row : (n,), ascending.  label, score : (n,)."""
+        m = min(limit, len(row))
+        order = np.lexsort((row, -score, label))
+        first, count = np.searchsorted(label[order], np.arange(k)), np.bincount(label, minlength=k)
+        filled = np.minimum(count, m)
+        own = np.arange(m) < filled[:, None]
+        best = order[np.minimum(first[:, None] + np.arange(m), len(row) - 1)]
+        for other in range(min(2 * m, len(row))):  # where a component has fewer rows, the first of others follow
+            short = np.flatnonzero((filled < m) & (label[other] != np.arange(k)))
+            best[short, filled[short]] = other
+            filled[short] += 1
+        log_resp = np.where(own, 0.0, -np.inf)
+        rows = np.empty((len(row), 0)) if sp.issparse(x) else x
+        return cls(limit, row[best], log_resp, np.where(own, score[best], -np.inf), rows[best].astype(np.float64))
+
     def challengers(self, log_resp: Array, log_joint: Array) -> Array:
         """Return the positions of later rows that may enter the lists. log_resp, log_joint : (n, k)."""
         if self.row.shape[1] < self.limit:

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.rows import Rows
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.models import schema
 from pipeline.models.base import EStep
-from pipeline.models.clusters import ClusterModel
+from pipeline.models.clusters import ClusterModel, Removal
 from pipeline.models.mixture import Mixture, MixtureParams, MixtureStats
 
 T = TypeVar("T")
@@ -77,10 +78,9 @@ class RemovalCosts:
     model: ClusterModel
     params: Any
 
-    def __call__(self, rows: Rows, kernels: Any) -> Array:
-        """Return the costs above the weights by next-best component of one chunk, shape (k + 1, k)."""
-        cost, next_best = self.model.removal_costs(self.params, rows.x, rows.weight, kernels)
-        return np.concatenate([cost[None], next_best])
+    def __call__(self, rows: Rows, kernels: Any) -> Removal:
+        """Return those of one chunk."""
+        return self.model.removal_costs(self.params, rows.x, rows.weight, kernels)
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,9 @@ def _ways(
     """The ways to have one component less, and a model, with its parameters, that has the merged components after its own."""
     merges = _merges_of(model)
     sums = rows.sum_over([RemovalCosts(model, params), *([EStep(model, params)] if merges else [])])
-    cost, next_best = sums[0][0], sums[0][1:]
-    ways = [Fewer(float(cost[i]), i, int(next_best[i].argmax())) for i in range(len(cost))]
+    cost, next_best = sums[0].cost, sums[0].next_best
+    near = _neighbours(next_best, 1)
+    ways = [Fewer(float(cost[i]), i, near[i][0] if near[i] else 0) for i in range(len(cost))]
     if not merges:
         return model, params, ways
     wide, merged, more = _merges(model, params, sums[1].stats, next_best, tried, rows, apart)
@@ -168,15 +169,15 @@ def _merges(
     model: Mixture,
     params: MixtureParams,
     stats: MixtureStats,
-    next_best: Array,
+    next_best: sp.csr_array,
     tried: int,
     rows: SearchRows,
     apart: Collection[tuple[int, int]],
 ) -> tuple[Mixture, MixtureParams, list[Fewer]]:
     """The model with a component for each of the `tried` best pairs after its own, its parameters, and the merges."""
     k = model.n_components
-    near = np.argsort(-next_best, axis=1, kind="stable")[:, :NEIGHBOURS]
-    pairs = {(min(i, int(j)), max(i, int(j))) for i in range(k) for j in near[i] if next_best[i, j] > 0 and i != j}
+    near = _neighbours(next_best, NEIGHBOURS)
+    pairs = {(min(i, j), max(i, j)) for i in range(k) for j in near[i] if i != j}
     unknown = [pair for pair in sorted(pairs.difference(apart)) if not np.isin(pair, rows.known).any()]
     if not unknown:
         return model, params, []
@@ -195,6 +196,15 @@ def _merges(
     merged = wide.params_from_arrays(schema.normalized(model.fields, arrays))
     costs = rows.sum_over([MergeCosts(wide, merged, best)])[0]
     return wide, merged, [Fewer(float(costs[p]), int(j), int(i), k + p) for p, (i, j) in enumerate(best)]
+
+
+def _neighbours(next_best: sp.csr_array, most: int) -> list[list[int]]:
+    """For each component, at most `most` that are next best for its rows, the most frequent first; ties go to the lowest."""
+    found, at = [], next_best.indptr
+    for i in range(next_best.shape[0]):
+        column, weight = next_best.indices[at[i] : at[i + 1]], next_best.data[at[i] : at[i + 1]]
+        found.append([int(column[e]) for e in np.lexsort((column, -weight))[:most] if weight[e] > 0])
+    return found
 
 
 def _of_pairs(model: Mixture, stats: MixtureStats, pairs: Array) -> MixtureStats:

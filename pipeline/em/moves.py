@@ -32,7 +32,9 @@ from pipeline.models.clusters import ClusterModel
 
 T = TypeVar("T")
 ACCELERATED = Method(accelerated=True)
-MOST_SPLITS = 8  # in one round; halved when a round fails
+MOST_SPLITS = 8  # in one round, or a 16th of the components; halved when a round fails
+SPLIT_SHARE = 16
+SPLITS_TRIED = 8  # times the splits of a round: centres for which two are fitted
 PATIENCE = 4  # single splits of a mixture, in the order of their gains, that fail before moves end
 HOPE = 0.5  # of the cost of having a component less: what such a split must gain, by its lower bound
 ROUNDING = 1e-9  # of the objective: a smaller gain is none
@@ -52,6 +54,20 @@ class Responsibilities:
 
     def __call__(self, rows: Rows, kernels: Any) -> list[sp.csr_array]:
         return [self.model.responsibilities(self.params, rows.x, LEAST_SHARE, kernels)]
+
+
+@dataclass(frozen=True)
+class OwnCosts:
+    """Job: the sum of the rows' costs of each centre, such as squared distances, (k,)."""
+
+    model: ClusterModel
+    params: Any
+
+    def __call__(self, rows: Rows, kernels: Any) -> Array:
+        found = self.model.e_step(self.params, rows, kernels)
+        assert found.label is not None, "centres have labels"
+        cost = np.where(found.score < np.inf, -found.score, 0.0)
+        return np.bincount(found.label, cost if rows.weight is None else rows.weight * cost, self.model.n_components)
 
 
 class Split(NamedTuple):
@@ -98,12 +114,13 @@ def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) 
     moved: list[int] = []
     splits: list[Split] | None = None
     end = rows.read[0] + budget
-    many, failed, patience = min(MOST_SPLITS, _clusters(run).n_components), 0, 1
+    k = _clusters(run).n_components
+    many, failed, patience = min(max(MOST_SPLITS, k // SPLIT_SHARE), k), 0, 1
     while failed < patience and rows.read[0] < end:
         if splits is None:
-            splits = _splits(_clusters(run), run.params, rows)
+            splits = _splits(_clusters(run), run.params, rows, SPLITS_TRIED * many)
             if not _clusters(run).of_centers:
-                many, patience = _worthwhile(run, splits[:MOST_SPLITS], rows)
+                many, patience = _worthwhile(run, splits[:many], rows)
         better = False
         try:
             candidate = _split_then_merge(run, rows, splits[failed:], many)
@@ -204,11 +221,14 @@ def _split_then_merge(run: Run, rows: SearchRows, splits: list[Split], many: int
     return Run(run.restart, model, narrowed(wide, params, k, rows, halves)[1])
 
 
-def _splits(model: ClusterModel, params: Any, rows: SearchRows) -> list[Split]:
-    """For each component, two that are fitted to its own rows; the largest gain first."""
+def _splits(model: ClusterModel, params: Any, rows: SearchRows, tried: int) -> list[Split]:
+    """For each component, two that are fitted to its own rows; the largest gain first. tried : of centres, those that cost most."""
+    k = np.arange(model.n_components)
+    if model.of_centers and tried < len(k):
+        k = np.argsort(-rows.sum_over([OwnCosts(model, params)])[0], kind="stable")[:tried]
     shares = sp.csc_array(sp.vstack(rows.sum_over([Responsibilities(model, params)])[0]))
 
-    def split(k: int) -> Split:
+    def split(k: Any) -> Split:
         own = slice(shares.indptr[k], shares.indptr[k + 1])
         index, share = shares.indices[own], shares.data[own]
         if rows.weight is not None:
@@ -216,14 +236,14 @@ def _splits(model: ClusterModel, params: Any, rows: SearchRows) -> list[Split]:
         total = share.sum()
         index, share = index[:SPLIT_ROWS], share[:SPLIT_ROWS]  # a head of the sample
         if not (share > 0).any() or share.sum() < 2 * MARGIN * model.least_rows:
-            return Split(k, -np.inf, None, 0)
+            return Split(int(k), -np.inf, None, 0)
         try:
             best = _fit_two(model, Rows(rows.x[index], share), rows.kernels)
         except SingularCovariance:  # its rows lie in fewer dimensions than there are: no place for two
-            return Split(k, -np.inf, None, 0)
-        return best._replace(component=k, gain=best.gain * total / share.sum())
+            return Split(int(k), -np.inf, None, 0)
+        return best._replace(component=int(k), gain=best.gain * total / share.sum())
 
-    splits = list(rows.map(split, range(model.n_components)))
+    splits = list(rows.map(split, k))
     read = sum(each.read for each in splits)
     # A row of two components takes a mixture less time than one of all; of centres, bounds exclude most in any case.
     rows.read[0] += read if model.of_centers else 2 * read // model.n_components

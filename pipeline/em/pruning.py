@@ -50,7 +50,7 @@ def pruned(model: Mixture, params: Any, rows: SearchRows, of: float) -> Pruned:
             best, shortest = (model, params), length
         if model.n_components == 1:
             return Pruned(*best, lengths)
-        costs = rows.sum_over([RemovalCosts(model, params)])[0][0]
+        costs = rows.sum_over([RemovalCosts(model, params)])[0].cost
         model, params = only(model, params, np.delete(np.arange(model.n_components), costs.argmin()))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pipeline.arrays.packing import stored
+from pipeline.arrays.rows import LowestRows
 from pipeline.data.profile import DataSummary
 from pipeline.em.merging import SearchRows
 from pipeline.em.moves import improve, merge_runs, refine_all
@@ -23,7 +24,7 @@ from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.lloyd import Centers, Lloyd
-from pipeline.models.starts import HardStart, from_hard, hard_start, in_step, starting
+from pipeline.models.starts import ONE_BY_ONE, HardStart, from_hard, hard_start, in_step, starting
 
 GROWTH = 4  # of a level over the one below
 ROWS_PER_COMPONENT = 64  # of the lowest level, at least
@@ -32,6 +33,7 @@ PASSES = 24  # over all rows in memory: so many rows may be read on one level be
 FEW_ROWS = 2**16  # rows in memory that are fewer count as so many: they are soon read
 MERGING = 6  # passes that it takes to choose among the components of two runs, about
 FIRST_STEPS, STEPS = 20, 12  # of EM on a level, and after each round of moves
+DRAWN = 16  # rows of each of many centres, among which k-means++ draws them
 PRINCIPAL = 64  # components that K-means is refined in, of twice as many features and more
 CENTERS_ROWS = 2**15  # that K-means is refined on where it only starts another family
 
@@ -119,8 +121,14 @@ class Search:
         """Candidate starts for the lowest level."""
         sizes = levels(model, rows.n_rows)
         many, lowest = candidate_starts(model, len(sizes))[0], rows.head(sizes[0])
-        some_known = len(rows.known) > 0
-        job = starting(model, self.init, many, self.seed, summary, rows.kernels, some_known=some_known)
+        some_known, init, k = len(rows.known) > 0, self.init, model.n_components
+        if init == "k-means||" and k > ONE_BY_ONE and model.of_centers:  # whose rounds take 30 passes over all rows
+            init, few = "k-means++", rows.head(min(rows.n_rows, DRAWN * k)).x
+            none = np.zeros(few.shape[0])
+            summary = replace(
+                summary, sample=LowestRows(few.shape[0], none, none.astype(np.int64), few, none + 1.0, none)
+            )
+        job = starting(model, init, many, self.seed, summary, rows.kernels, some_known=some_known)
         return in_step([job], lowest.sum_over)[0]
 
     def _refine(self, model: ClusterModel, starts: Sequence[Any], rows: SearchRows) -> Any:

@@ -39,15 +39,15 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     inertia, key = _pass(
         x, weights, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
     )
-    told_apart = x.itemsize == 8 and _are_told_apart(square[:k])
-    if not told_apart and _corrected(x, weights, centers, shift, reference, label, score):
+    apart = _are_told_apart(square[:k]) if x.itemsize == 8 else np.zeros(k, np.bool_)
+    if not apart.all() and _corrected(x, weights, centers, shift, reference, label, score, apart):
         sum_w[:], sum_x[:] = 0.0, 0.0
         inertia, key = _sums_of(x, weights, first, centers, label, score, sum_w, sum_x)
     return LloydSums(label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key)
 
 
 def _corrected(
-    x: Array, weight: Array, centers: Array, shift: Array, reference: Array, label: Array, score: Array
+    x: Array, weight: Array, centers: Array, shift: Array, reference: Array, label: Array, score: Array, apart: Array
 ) -> bool:
     """Look the rows up again whose nearest centre the dtype may not tell; return whether any label has changed.
 
@@ -55,6 +55,7 @@ def _corrected(
     float64, and that by distances to all centres from differences.
     """
     doubtful = np.flatnonzero(_are_doubtful(x, reference, score, DOUBTFUL * np.finfo(x.dtype).eps))
+    doubtful = doubtful[~apart[label[doubtful]]]
     if not len(doubtful):
         return False
     rows = x[doubtful]
@@ -67,13 +68,17 @@ def _corrected(
     return bool(changed.any())
 
 
-def _are_told_apart(square: Array) -> bool:
-    """Whether float64 tells every two centres apart, as their distances from the reference show: then it errs about no row.
+def _are_told_apart(square: Array) -> Array:
+    """Whether float64 tells each centre from all others, as their distances from the reference show, (k,) bool.
 
-    A row that it errs about is within 4 sqrt(eps) R of two centres, R its distance from the reference. square : (k,).
+    Then it errs about none of the rows that it assigns to it: these are within 4 sqrt(eps) R of two centres, R their distance
+    from the reference. square : (k,).
     """
-    radii = np.sort(np.sqrt(square))
-    return len(radii) == 1 or bool(np.diff(radii).min() > 16 * np.sqrt(np.finfo(np.float64).eps) * radii[-1])
+    radii, order = np.sqrt(square), np.argsort(square)
+    gaps = np.concatenate([[np.inf], np.diff(radii[order]), [np.inf]])
+    apart = np.empty(len(radii), np.bool_)
+    apart[order] = np.minimum(gaps[:-1], gaps[1:]) > 16 * np.sqrt(np.finfo(np.float64).eps) * radii.max()
+    return apart
 
 
 def nearest(x: Any, centers: Array, shift: Array) -> tuple[Array, Array]:

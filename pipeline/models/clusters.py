@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.rows import LowestRows, Representatives, Rows
 from pipeline.errors import InputError
@@ -114,6 +115,27 @@ class SearchEffort(NamedTuple):
     finalists: int = 1
     tol: float = 1e-4
     principal: bool = False
+
+
+@dataclass(frozen=True)
+class Removal(Additive):
+    """What it costs to remove a component, the others unchanged; those of two sets of rows add.
+
+    Attributes
+    ----------
+    cost : array, shape (k,)
+    next_best : csr_array, shape (k, k)
+        Weights of the rows of one component whose next-best component is another: at most one entry a row.
+    """
+
+    cost: Array
+    next_best: sp.csr_array
+
+    @classmethod
+    def of(cls, cost: Array, label: Array, second: Array, weight: Array | None) -> Removal:
+        """Return the removal with the counts of these rows. label, second : (n,), the best component and the next."""
+        k, weights = len(cost), np.ones(len(label)) if weight is None else weight
+        return cls(cost, sp.csr_array((weights, (label, second)), shape=(k, k)))
 
 
 @dataclass(frozen=True)
@@ -275,15 +297,8 @@ class ClusterModel(LatentModel):
         """Return the rows of a chunk with the highest responsibilities of each component. found : the E-step."""
 
     @abstractmethod
-    def removal_costs(self, params: Any, x: Matrix, weight: Array | None, kernels: Any) -> tuple[Array, Array]:
-        """Return the cost of removing each component, the others unchanged, and the next-best components.
-
-        Returns
-        -------
-        costs : array, shape (k,)
-        next_best : array, shape (k, k)
-            Weights of the rows of one component whose next-best component is another.
-        """
+    def removal_costs(self, params: Any, x: Matrix, weight: Array | None, kernels: Any) -> Removal:
+        """Return the cost of removing each component, the others unchanged, and the next-best components."""
 
     @abstractmethod
     def responsibilities(self, params: Any, x: Matrix, least: float, kernels: Any) -> sp.csr_array:

@@ -17,12 +17,12 @@ from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Representatives, Rows
-from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
+from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.kernels.base import LloydSums
 from pipeline.kernels.nearest import add_residuals
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals
-from pipeline.models.clusters import ClusterModel, Labels, SearchEffort, Summary, WorstRows
+from pipeline.models.clusters import ClusterModel, Labels, Removal, SearchEffort, Summary, WorstRows
 from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words
 
@@ -245,37 +245,27 @@ class Lloyd(ClusterModel):
     def representatives(
         self, params: Centers, rows: Rows, found: Expectation, limit: int, kernels: Any
     ) -> Representatives:
-        label, score = found.label, found.score
-        assert label is not None
-        total: Representatives | None = None
-        for part in first_few_then_tiles(rows.n, tile_height(self.n_features, self.k)):
-            live = part.start + np.flatnonzero(score[part] < np.inf)
-            if total is not None and total.row.shape[1] == limit:  # as Representatives.challengers, but without (n, k)
-                last = np.where(total.log_resp[:, -1] == 0, total.log_joint[:, -1], -np.inf)
-                live = live[score[live] > last[label[live]]]
-            own = np.where(label[live, None] == np.arange(self.k), 0.0, -np.inf)
-            best = Representatives.of(limit, rows.start + live, own, own + score[live, None], rows.x[live])
-            total = best if total is None else total + best
-        assert total is not None, "a chunk has at least one row"
-        return total
+        assert found.label is not None
+        live = np.flatnonzero(found.score < np.inf)
+        label, score = found.label[live], found.score[live]
+        return Representatives.of_labels(limit, self.k, rows.start + live, label, score, rows.x[live])
 
-    def removal_costs(self, params: Centers, x: Matrix, weight: Array | None, kernels: Any) -> tuple[Array, Array]:
+    def removal_costs(self, params: Centers, x: Matrix, weight: Array | None, kernels: Any) -> Removal:
         """How much farther the second nearest centre is, squared, summed over each centre's rows."""
-        k = self.k
-        cost, next_best = np.zeros(k), np.zeros((k, k))
+        k, n = self.k, x.shape[0]
+        label, second, farther = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n)
         centers = (params.centers - self.shift).astype(compute_dtype(x.dtype))
         square = np.einsum("kd,kd->k", centers, centers)
         for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
             score = square - 2.0 * (np.subtract(x[rows], self.shift, dtype=centers.dtype) @ centers.T)
-            each, label = np.arange(len(score)), score.argmin(axis=1)
-            nearest_score = score[each, label]
-            score[each, label] = np.inf
-            second = score.argmin(axis=1)
-            weights = np.ones(len(score)) if weight is None else weight[rows]
-            farther = score[each, second].astype(np.float64) - nearest_score
-            cost += np.bincount(label, weights * farther, minlength=k)
-            next_best += np.bincount(label * k + second, weights, minlength=k * k).reshape(k, k)
-        return cost, next_best
+            each = np.arange(len(score))
+            label[rows] = score.argmin(axis=1)
+            nearest_score = score[each, label[rows]]
+            score[each, label[rows]] = np.inf
+            second[rows] = score.argmin(axis=1)
+            farther[rows] = score[each, second[rows]].astype(np.float64) - nearest_score
+        cost = np.bincount(label, farther if weight is None else weight * farther, minlength=k)
+        return Removal.of(cost, label, second, weight)
 
     def responsibilities(self, params: Centers, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
         label, _ = kernels.nearest(x, params.centers, self.shift)

@@ -20,7 +20,7 @@ from pipeline.arrays.rows import Representatives, Rows
 from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals, weighted_total
-from pipeline.models.clusters import ClusterModel, Labels, SearchEffort, Summary, WorstRows
+from pipeline.models.clusters import ClusterModel, Labels, Removal, SearchEffort, Summary, WorstRows
 from pipeline.models.component import Pass
 from pipeline.models.resets import reset
 from pipeline.models.schema import SIMPLEX, Field, Fields
@@ -332,12 +332,10 @@ class Mixture(ClusterModel):
         assert total is not None, "a chunk has at least one row"
         return total
 
-    def removal_costs(
-        self, params: MixtureParams, x: Matrix, weight: Array | None, kernels: Any
-    ) -> tuple[Array, Array]:
+    def removal_costs(self, params: MixtureParams, x: Matrix, weight: Array | None, kernels: Any) -> Removal:
         """Sums of -log(1 - r_nk); for r_nk near 1, the other responsibilities are summed, so that no digit is lost."""
-        k = self.n_components
-        cost, next_best = np.zeros(k), np.zeros((k, k))
+        n = x.shape[0]
+        cost, label, second = np.zeros(self.n_components), np.empty(n, np.int32), np.empty(n, np.int32)
         for rows in self._tiles(x):
             log_joint = self.component.near_log_joint(params.theta, self._log_weights(params), x[rows], 2, kernels)
             log_norm = self.log_norm(params, log_joint)
@@ -346,10 +344,9 @@ class Mixture(ClusterModel):
                 lost = -np.log1p(-np.exp(log_joint - log_norm[:, None]))
             log_joint[each, top] = -np.inf
             lost[each, top] = log_norm - self.log_norm(params, log_joint)
-            weights = np.ones(len(lost)) if weight is None else weight[rows]
-            cost += weights @ lost
-            np.add.at(next_best, (top, log_joint.argmax(axis=1)), weights)
-        return cost, next_best
+            cost += lost.sum(axis=0) if weight is None else weight[rows] @ lost
+            label[rows], second[rows] = top, log_joint.argmax(axis=1)
+        return Removal.of(cost, label, second, weight)
 
     def responsibilities(self, params: MixtureParams, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
         parts = []

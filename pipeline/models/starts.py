@@ -27,6 +27,7 @@ from pipeline.models.lloyd import Lloyd
 
 ROUNDS = 5  # of k-means||, each drawing 2K rows
 LLOYD_STEPS = 20  # of weighted Lloyd on the candidates
+ONE_BY_ONE, BATCHES = 1000, 8  # centres that k-means++ draws one by one; of more an eighth of those there are at once
 FIRST_ROUND_STREAM = 16  # key streams of the rounds; those below are the profile's
 
 Jobs = list[Callable[[Rows, Any], Any]]
@@ -295,15 +296,18 @@ def _parallel(
 
 def _plus_plus(rows: Matrix, weight: Array, k: int, rng: np.random.Generator, kernels: Any) -> Array:
     """Weighted k-means++ and a few steps of weighted Lloyd on rows in memory: (k, d)."""
-    from sklearn.cluster import kmeans_plusplus
-
     seed = int(rng.integers(2**31))
     rows, weight = rows[weight > 0], weight[weight > 0]
     if rows.shape[0] <= k:  # fewer distinct rows than components: each is a centre, and some are so twice
         return _dense(rows)[np.arange(k) % rows.shape[0]]
     dense = _dense(rows)
     about = dense.mean(axis=0)  # distances far from the origin would cancel
-    centers = about + kmeans_plusplus(dense - about, k, sample_weight=weight, random_state=seed)[0]
+    if k > ONE_BY_ONE:
+        centers = dense[_in_batches(dense, weight, k, np.random.default_rng(seed), kernels)]
+    else:
+        from sklearn.cluster import kmeans_plusplus
+
+        centers = about + kmeans_plusplus(dense - about, k, sample_weight=weight, random_state=seed)[0]
     model = Lloyd(k, about)
     params = model.params(centers=centers)
     before: Any = None
@@ -315,6 +319,25 @@ def _plus_plus(rows: Matrix, weight: Array, k: int, rng: np.random.Generator, ke
         before = hashed
         params, _ = model.reset(model.m_step(partial.stats, params), params, partial.stats, partial.attached, ())
     return params.centers
+
+
+def _in_batches(rows: Array, weight: Array, k: int, rng: np.random.Generator, kernels: Any) -> Array:
+    """Indices of k rows drawn by weight x D², each time as many as an eighth of those there are: (k,).
+
+    One by one, with the best of 2 + log k as scikit-learn draws them, takes a pass over all rows for each centre.
+    """
+    about, every, squared = rows.mean(axis=0), np.arange(len(rows)), np.full(len(rows), np.inf)
+    newest = rng.choice(every, 1, p=weight / weight.sum())
+    chosen = newest
+    while len(chosen) < k:
+        squared = np.minimum(squared, kernels.nearest(rows, rows[newest], about)[1])
+        squared[newest] = 0.0
+        share = weight * squared
+        share = share if share.any() else weight  # fewer distinct rows than centres
+        many = int(min(k - len(chosen), max(1, len(chosen) // BATCHES), np.count_nonzero(share)))
+        newest = rng.choice(every, many, replace=False, p=share / share.sum())
+        chosen = np.concatenate([chosen, newest])
+    return chosen
 
 
 def from_hard(model: ClusterModel, stats: Sequence[Any]) -> list[Any]:

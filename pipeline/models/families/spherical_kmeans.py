@@ -23,7 +23,7 @@ from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.kernels.nearest import label_key
 from pipeline.models.base import Evidence, Expectation, Reset
-from pipeline.models.clusters import Labels, SearchEffort, Summary
+from pipeline.models.clusters import Labels, Removal, SearchEffort, Summary
 from pipeline.models.families.kmeans import KMeansSection
 from pipeline.models.families.vmf import ADVICE, is_zero
 from pipeline.models.lloyd import Centers, Lloyd, LloydStats
@@ -110,7 +110,7 @@ class SphericalKMeans(Lloyd):
             own = label[:, None] == np.arange(self.k)
             yield rows, Labels(label, 1.0 - cosine[own], np.where(own, 0.0, -np.inf))
 
-    def removal_costs(self, params: Centers, x: Matrix, weight: Array | None, kernels: Any) -> tuple[Array, Array]:
+    def removal_costs(self, params: Centers, x: Matrix, weight: Array | None, kernels: Any) -> Removal:
         """How much lower the second highest cosine is, summed over each centre's rows."""
         k, n = self.k, x.shape[0]
         weights = np.ones(n) if weight is None else weight
@@ -123,7 +123,7 @@ class SphericalKMeans(Lloyd):
             second[tile] = cosine.argmax(axis=1)
             lower[tile] = best - cosine[each, second[tile]]
         cost = np.bincount(label, weights * lower if k > 1 else weights, minlength=k)
-        return cost, np.bincount(label * k + second, weights, minlength=k * k).reshape(k, k)
+        return Removal.of(cost, label, second, weights)
 
     def responsibilities(self, params: Centers, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
         label = np.concatenate([cosine.argmax(axis=1) for _, cosine in self._cosines(params, x)])

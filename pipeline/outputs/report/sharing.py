@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 
 from pipeline.outputs.report import pictures, svg, topics
 from pipeline.outputs.report.formatting import number, percent, plural
@@ -50,22 +51,22 @@ def sharing(record: Record) -> Sharing | None:
         return None
     counts, rows = found
     words = record.words
-    total = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    total = counts.sum(axis=1)
+    share = sp.diags_array(np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)) @ counts
     if _is_hard(record):
         title, head = f"Neighbouring {words.components}", "neighbours"
         caption = f"Of {rows}: the {words.component} that each would join if its own were removed."
     else:
-        own = float(np.trace(counts) / counts.sum())
+        own = float(counts.diagonal().sum() / counts.sum())
         title, head = f"Overlap between {words.components}", "most overlap"
         caption = (
             f"Of {rows}: the responsibility for the {record.row[1]} of one {words.component} that belongs to another. On "
             f"average {percent(own)} belongs to the {words.component} that a {record.row[0]} is assigned to."
         )
-    np.fill_diagonal(share, 0.0)
+    share = sp.csr_array(share - sp.diags_array(share.diagonal()))
     pairs = _pairs(record, counts, share)
     caption += "" if pairs else f" No two {words.components} share more than {percent(LEAST)}."
-    chart = _matrix(record, share, title) if record.k in MATRIX and pairs else None
+    chart = _matrix(record, share.toarray(), title) if record.k in MATRIX and pairs else None
     return Sharing(title, caption, head, chart, pairs)
 
 
@@ -74,7 +75,7 @@ def _is_hard(record: Record) -> bool:
     return not record.has("entropy")
 
 
-def _counts(record: Record) -> tuple[np.ndarray, str] | None:
+def _counts(record: Record) -> tuple[sp.csr_array, str] | None:
     """Sum of the responsibilities of component j for rows labelled i, (k, k) (hard: rows of i with next-best j), and of what."""
     if not record.has("sample") or record.fitted is None:
         return _counts_of_labels(record)
@@ -84,32 +85,34 @@ def _counts(record: Record) -> tuple[np.ndarray, str] | None:
     sample = record.array("sample")
     rows = plural(len(sample), f"sampled {record.row[0]}", f"sampled {record.row[1]}")
     if _is_hard(record):
-        return np.asarray(model.removal_costs(params, sample, None, KERNELS)[1], dtype=float), rows
+        return model.removal_costs(params, sample, None, KERNELS).next_best, rows
     counts = np.zeros((record.k, record.k))
     for _, found in model.assign(params, sample, KERNELS):
         own = found.label >= 0
         np.add.at(counts, found.label[own], np.exp(found.log_resp[own]))
-    return counts, rows
+    return sp.csr_array(counts), rows
 
 
-def _counts_of_labels(record: Record) -> tuple[np.ndarray, str] | None:
+def _counts_of_labels(record: Record) -> tuple[sp.csr_array, str] | None:
     """The same of all rows, from labels.zarr; None if it has fewer than two responsibilities a row."""
-    counts, stored = np.zeros((record.k, record.k)), 0
+    counts, stored = sp.csr_array((record.k, record.k)), 0
     for component, share in record.top_responsibilities():
         known, stored = component[:, 0] >= 0, component.shape[1]
-        np.add.at(counts, (component[known, :1], component[known]), share[known].astype(float))
+        own = np.repeat(component[known, 0], stored)
+        parts = share[known].astype(float).ravel(), (own, component[known].ravel())
+        counts = counts + sp.csr_array(parts, shape=counts.shape)
     if stored < 2:
         return None
     return counts, f"all {record.row[1]}, with the {stored} likeliest {record.words.components} of each"
 
 
-def _pairs(record: Record, counts: np.ndarray, share: np.ndarray) -> list[Pair]:
+def _pairs(record: Record, counts: sp.csr_array, share: sp.csr_array) -> list[Pair]:
     """The pairs that share most, counted in rows."""
-    first, second = np.triu_indices(record.k, 1)
-    most = np.argsort(-(counts + counts.T)[first, second], kind="stable")[:PAIRS]
+    both = sp.triu(counts + counts.T, 1, format="coo")
+    most = np.lexsort((both.col, both.row, -both.data))[:PAIRS]
     pixels = pictures.pixel_map(record) if record.location is not None else None
     found = []
-    for i, j in zip(first[most].tolist(), second[most].tolist(), strict=True):
+    for i, j in zip(both.row[most].tolist(), both.col[most].tolist(), strict=True):
         if max(share[i, j], share[j, i]) < LEAST:
             continue
         picture = words = None
