@@ -334,7 +334,7 @@ def _in_batches(rows: Array, weight: Array, k: int, rng: np.random.Generator, ke
         squared[newest] = 0.0
         share = weight * squared
         share = share if share.any() else weight  # fewer distinct rows than centres
-        many = int(min(k - len(chosen), max(1, len(chosen) // BATCHES), np.count_nonzero(share)))
+        many = min(k - len(chosen), max(1, len(chosen) // BATCHES), int(np.count_nonzero(share)))
         newest = rng.choice(every, many, replace=False, p=share / share.sum())
         chosen = np.concatenate([chosen, newest])
     return chosen
