@@ -47,10 +47,13 @@ def examples(count: int) -> settings:
     return settings(max_examples=max(2, count * settings.default.max_examples // 100))
 
 
-def chunks_of(x: Any, bounds: Sequence[int] | None = None, weight: Any = None) -> list[Rows]:
-    """Rows in memory as chunks between `bounds`, by default as one chunk."""
+def chunks_of(x: Any, bounds: Sequence[int] | None = None, weight: Any = None, unit: int = 0) -> list[Rows]:
+    """Rows in memory as chunks between `bounds`, by default as one chunk. unit : rows of each unit, 0 without units."""
     edges = [0, x.shape[0]] if bounds is None else [int(b) for b in bounds]
-    return [Rows(x[a:b], None if weight is None else weight[a:b], a) for a, b in pairwise(edges)]
+    return [
+        Rows(x[a:b], None if weight is None else weight[a:b], a, units=np.arange(0, b - a, unit) if unit else None)
+        for a, b in pairwise(edges)
+    ]
 
 
 def sum_over(chunks: Sequence[Rows], jobs: Sequence[Any]) -> list[Any]:
@@ -88,9 +91,11 @@ def job(model: Any, params: Any, final: bool = False) -> EStep:
     return EStep(model, params, (*model.attachments, *((BestRows(),) if final else ())))
 
 
-def e_step(model: Any, params: Any, x: Any, bounds: Any = None, weight: Any = None, final: bool = False) -> Any:
-    """The summed Partial of an E-step over chunks in memory."""
-    return sum_over(chunks_of(x, bounds, weight), [job(model, params, final)])[0]
+def e_step(
+    model: Any, params: Any, x: Any, bounds: Any = None, weight: Any = None, final: bool = False, unit: int = 0
+) -> Any:
+    """The summed Partial of an E-step over chunks in memory. unit : as of `chunks_of`."""
+    return sum_over(chunks_of(x, bounds, weight, unit), [job(model, params, final)])[0]
 
 
 def start(model: Any, init: str, n_init: int, seed: int, known: Any, chunks: Sequence[Rows], **given: Any) -> list[Any]:
