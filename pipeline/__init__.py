@@ -19,6 +19,7 @@ _HOMES = {
     "MultinomialMixture": "pipeline.estimators",
     "Parameter": "pipeline.models.autodiff.declare",
     "check_model": "pipeline.estimators.model_check",
+    "denoise": "pipeline.workflow",
     "estimator_of": "pipeline.estimators",
     "fit": "pipeline.estimators.models",
     "load_config": "pipeline.jobconfig",
@@ -40,6 +41,7 @@ __all__ = [
     "MultinomialMixture",
     "Parameter",
     "check_model",
+    "denoise",
     "estimator_of",
     "fit",
     "load_config",
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.jobconfig import Config, load_config
     from pipeline.models.autodiff.declare import JaxModel, Parameter
-    from pipeline.workflow import open_run, predict, resume, run, update
+    from pipeline.workflow import denoise, open_run, predict, resume, run, update
 
 
 def __getattr__(name: str) -> Any:

@@ -194,6 +194,35 @@ def predict_command(
         _say(f"report: {shown_path(Path(output) / 'report.html')}")
 
 
+@app.command("denoise")
+def denoise_command(
+    run: RunPath,
+    overrides: Set = None,
+    output: Output = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            "--sigma", help="deviation of the noise, in grey levels of which white is 255; estimated if left out"
+        ),
+    ] = None,
+    clean: Annotated[
+        Path | None, typer.Option("--clean", help="folder of the pictures without noise, to compare with")
+    ] = None,
+    scheduler_address: Address = None,
+    scheduler_file: File = None,
+    profile: ProfileName = None,
+    engine: EngineFile = None,
+) -> None:
+    """Remove the noise of pictures, named by --set data.path=…, by the mixture of patches of RUN."""
+    changes = _changes(run, overrides, engine, scheduler_address, scheduler_file, profile)
+    from pipeline import workflow
+
+    _with_progress(
+        run if output is None else output,
+        lambda listener: workflow.denoise(run, changes, output, sigma, clean, [listener], _BEGAN.get()),
+    )
+
+
 @app.command("report")
 def report_command(run: RunPath) -> None:
     """Write RUN/report.html again."""

@@ -16,6 +16,8 @@ import numpy as np
 
 from pipeline import provenance
 from pipeline.advice import advice
+from pipeline.applying.denoising import denoise, resume_denoising
+from pipeline.applying.prediction import predict, resume_prediction
 from pipeline.checking import Cost, cost, from_shapes
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
@@ -41,10 +43,9 @@ from pipeline.outputs.labels import has_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
-from pipeline.prediction import predict, resume_prediction
 from pipeline.updating import config_of_update, refuse_rows_of
 
-__all__ = ["check", "open_run", "predict", "resume", "run", "update"]
+__all__ = ["check", "denoise", "open_run", "predict", "resume", "run", "update"]
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -218,7 +219,8 @@ def resume(
     directory = RunDirectory(path)
     record = directory.read_config()
     if "prediction_of" in record:
-        return resume_prediction(path, overrides, listeners, began)
+        again = resume_denoising if record.get("command") == "denoise" else resume_prediction
+        return again(path, overrides, listeners, began)
     name = str(directory.config)
     safe = trusted(record["config"], overrides, name)
     stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()

@@ -27,9 +27,9 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda grey: np.rot90(grey, 2),
     4: np.flipud,
-    5: np.transpose,
+    5: lambda pixels: pixels.swapaxes(0, 1),
     6: lambda grey: np.rot90(grey, -1),
-    7: lambda grey: np.rot90(grey, 2).T,
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
     8: np.rot90,
 }
 _UNREADABLE = "is damaged, or no picture that Pillow reads"
@@ -128,10 +128,11 @@ def _orientation(picture: Any) -> int:
     return turn if turn in _TURNS else 1
 
 
-def decode(path: str, options: Mapping[str, Any], header: Header) -> np.ndarray:
+def decode(path: str, options: Mapping[str, Any], header: Header, colour: bool = False) -> np.ndarray:
     """Return the picture in grey, shape (height, width): uint8, uint16, or of 32 bits int32 or float32, in the file's values.
 
-    Raises StorageError if it is damaged, or not as the header was.
+    colour : whether one in colour is returned in red, green and blue, (height, width, 3). Raises StorageError if it is damaged, or not
+    as the header was.
     """
     try:
         with open_binary(path, options) as stream, _opened(stream) as picture:
@@ -143,21 +144,21 @@ def decode(path: str, options: Mapping[str, Any], header: Header) -> np.ndarray:
                 )
             picture.load()
             is_turned = picture.format == "TIFF" and picture.getexif().get(_ORIENTATION, 1) != header.turn
-            grey = _grey(picture, header.bits)
+            pixels = _pixels(picture, header.bits, "RGB" if colour and header.colour else "L")
     except PipelineError:
         raise
     except Exception as error:  # each decoder has its own kinds
         raise StorageError(f"{path}: {_UNREADABLE} ({error}). {_RESTORE}") from error
-    return grey if is_turned or header.turn == 1 else _TURNS[header.turn](grey)
+    return pixels if is_turned or header.turn == 1 else _TURNS[header.turn](pixels)
 
 
-def _grey(picture: Any, bits: int) -> np.ndarray:
-    """The stored picture in grey, made strip by strip: in colour it is never there twice."""
+def _pixels(picture: Any, bits: int, mode: str) -> np.ndarray:
+    """The stored picture in a mode of Pillow's, made strip by strip: in another one it is never there twice."""
     width, height = picture.size
     kind = {8: np.uint8, 16: np.uint16}.get(bits, np.float32 if picture.mode == "F" else np.int32)
-    grey = np.empty((height, width), kind)
+    found = np.empty((height, width, 3) if mode == "RGB" else (height, width), kind)
     step = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, step):
         strip = picture.crop((0, top, width, min(top + step, height)))
-        grey[top : top + step] = np.asarray(strip if bits > 8 else strip.convert("L"))
-    return grey
+        found[top : top + step] = np.asarray(strip if bits > 8 else strip.convert(mode))
+    return found

@@ -273,7 +273,7 @@ class Kernels(Protocol):
     def gaussian_near_joint(self, problem: GaussianProblem, x: Array, ranks: int) -> Array | None:
         """As `gaussian_log_joint`, where -inf stands for less than 1.1e-16 of the density of the row's rank-th largest.
 
-        None if too little is that small for this to be faster. ranks : at least 1.
+        None if too little is that small for this to be faster. ranks : 0 where the largest of each row is enough.
         """
 
     def gaussian_implementations(self, problem: GaussianProblem, dtype: np.dtype[Any]) -> dict[str, list[int]]:

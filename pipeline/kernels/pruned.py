@@ -161,10 +161,10 @@ def _by_component(values: Array, pairs: Pairs) -> Array:
 
 
 class _Work:
-    """The arithmetic of one chunk. ranks : what rounds to nothing beside the rank-th largest of a row is ruled out."""
+    """The arithmetic of one chunk. ranks : what rounds to nothing beside the rank-th largest of a row is ruled out; 0: all but the largest."""
 
     def __init__(self, problem: GaussianProblem, bounds: Bounds, arena: Arena, ranks: int = 1) -> None:
-        self.ranks = ranks
+        self.ranks, self.tail = ranks, TAIL if ranks else 0.0
         self.problem, self.bounds, self.arena = problem, bounds, arena
         self.k, self.d = problem.means.shape
 
@@ -256,7 +256,7 @@ class _Work:
             pairs = Pairs(*grouped(rows, now, self.k))
             value, _ = self.densities(tile, pairs)
             rounding = MARGIN + RELATIVE * np.abs(value)
-            least[pairs.rows] = np.fmax(least[pairs.rows], value - rounding - TAIL)
+            least[pairs.rows] = np.fmax(least[pairs.rows], value - rounding - self.tail)
             upper[pairs.rows, now[pairs.rows]] = value + rounding
             best[:] = now
 

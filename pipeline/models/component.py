@@ -115,7 +115,7 @@ class Component(ABC):
         """Return log pi_k + log p(x | theta_k), nats, (n, k) float64. log_weights : (k,), may have -inf."""
 
     def near_log_joint(self, theta: Any, log_weights: Array, x: Matrix, ranks: int, kernels: Any) -> Array:
-        """As `log_joint`; -inf may stand for what rounds to nothing beside the `ranks` largest of a row."""
+        """As `log_joint`; -inf may stand for what rounds to nothing beside the `ranks` largest of a row; 0: for all but the largest."""
         return self.log_joint(theta, log_weights, x, kernels)
 
     @abstractmethod

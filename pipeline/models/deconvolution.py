@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.models.component import Component, Pass
-from pipeline.models.covariance import full_covariances
+from pipeline.models.covariance import full_covariances, identity
 from pipeline.models.incomplete import BATCH_NUMBERS, LOG_2PI, Expected, expected_pass
 
 
@@ -71,6 +71,7 @@ class UnderCovariances(Expected):
 class OfRowsWithErrors(Component):
     """What Gaussian components of such rows have in place of their own: a mixin before `Gaussian`."""
 
+    shape: Any  # Gaussian's
     incomplete: ClassVar[bool] = True
 
     def facts(self) -> dict[str, Any]:
@@ -93,6 +94,29 @@ class OfRowsWithErrors(Component):
             return super().e_step(theta, log_weights, x, weight, hard, kernels)
         w = np.ones(len(x)) if weight is None else weight
         return expected_pass(self, theta, log_weights, batches(self, theta, x), w, hard)
+
+    def blurred(self, theta: Any, variance: float) -> Any:
+        """Return theta of rows with errors of one variance in all directions, T_k = V_k + variance I."""
+        own = variance * identity(self.shape, self.n_components, self.n_features)
+        return self.theta(means=theta.means, covariances=theta.covariances + own)
+
+    def expected(self, blurred: Any, x: Matrix, labels: Array, variance: float) -> Matrix:
+        """Return the rows without their errors, b_n = w_n - variance T_k⁻¹ (w_n - mu_k) for the component k of each.
+
+        blurred : theta of `blurred`.  x : (n, d).  labels : (n,).  [Wiener 1949; in this form Tweedie's, Robbins 1956]
+        """
+        found, by_label = np.empty_like(x), np.argsort(labels, kind="stable")
+        ends = np.cumsum(np.bincount(labels, minlength=self.n_components))
+        for c, own in enumerate(np.split(by_label, ends[:-1])):
+            if not len(own):
+                continue
+            factor = blurred.factors[c] if self.shape.per_component else blurred.factors
+            diff = x[own] - blurred.means[c].astype(x.dtype)
+            if self.shape.is_matrix:
+                found[own] = x[own] - diff @ (variance * (factor @ factor.T)).astype(x.dtype)
+            else:
+                found[own] = x[own] - diff * (variance * factor * factor).astype(x.dtype)
+        return found
 
     def scratch_bytes(self) -> int:
         """Sums of moments as matrices, and of a batch its factors."""

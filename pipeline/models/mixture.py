@@ -311,6 +311,18 @@ class Mixture(ClusterModel):
             log_resp = log_joint - log_norm[:, None]
             yield rows, Labels(log_joint.argmax(axis=1).astype(np.int32), log_norm, log_resp)
 
+    def most_probable(self, params: MixtureParams, x: Matrix, kernels: Any) -> Array:
+        """Return the component of highest responsibility of each row, (n,): as `assign`, without the other responsibilities."""
+        labels = np.empty(x.shape[0], np.int32)
+        for rows in self._tiles(x):
+            near = self.component.near_log_joint(params.theta, self._log_weights(params), x[rows], 0, kernels)
+            labels[rows] = near.argmax(axis=1)
+        return labels
+
+    def blurred(self, params: MixtureParams, variance: float) -> MixtureParams:
+        """Return the parameters of rows with errors of one variance in all directions; of a mixture `for_rows("errors")`."""
+        return replace(params, theta=self.component.blurred(params.theta, variance))
+
     def score_rows(self, params: MixtureParams, x: Matrix, kernels: Any) -> Array:
         return np.concatenate([labels.score for _, labels in self.assign(params, x, kernels)] or [np.empty(0)])
 

@@ -110,6 +110,16 @@ def _candidate(e: dict[str, Any]) -> str:
     return f"candidate {e['name']}  {'  '.join(found)}  {e['n_iter']} iterations{verdict}"
 
 
+def _denoised(e: dict[str, Any]) -> str:
+    text = f"{e['picture']} denoised, noise {e['sigma']:.1f}  {duration(e['seconds'])} of CPU"
+    return text if e.get("psnr") is None else f"{text}  {_likeness(e)}"
+
+
+def _likeness(e: dict[str, Any]) -> str:
+    similar = "" if e.get("ssim") is None else f", SSIM {e['ssim_noisy']:.3f} -> {e['ssim']:.3f}"
+    return f"PSNR {e['psnr_noisy']:.2f} -> {e['psnr']:.2f} dB{similar}"
+
+
 _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "start": _start,
     "resume": _resume,
@@ -128,6 +138,9 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",
     "labelled": lambda e: f"labelled {count(e['rows'])} of {count(e['of'])} rows",
     "labels": lambda e: f"labels of {count(e['rows'])} rows  {duration(e['seconds'])}",
+    "noise_level": lambda e: f"noise of {e['picture']}: estimated at {e['sigma']:.2f} grey levels of 255",
+    "denoised": _denoised,
+    "compared": lambda e: f"{e['pictures']} pictures: mean {_likeness(e)}",
     "finished": lambda e: f"finished in {duration(e['seconds'])}, peak memory {e['peak_pss'] / 2**20:.0f} MiB",
 }
 

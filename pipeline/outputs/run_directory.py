@@ -38,6 +38,9 @@ _OURS = (
     "model.zarr",
     "labels.zarr",
     "candidates.zarr",
+    "pictures",
+    "pictures.csv",
+    "sheet.png",
     "report.html",
     "events.jsonl",
 )

@@ -171,11 +171,25 @@ class ImageSource(Source):
 
     def _strip(self, picture: int, first: int, last: int) -> np.ndarray:
         """The pixels under rows first:last of patch positions, (height, width) float32 from 0 to 1."""
-        header = self._header(picture)
         step, height = self._patch.stride, self._patch.size[0]
-        strip = self._grey(picture)[first * step : (last - 1) * step + height].astype(np.float32)
-        strip /= np.float32(self._patch.top(header.bits))
-        return 1 - strip if header.white_is_zero else strip
+        return self._scaled(picture, self._grey(picture)[first * step : (last - 1) * step + height])
+
+    def _scaled(self, picture: int, pixels: np.ndarray) -> np.ndarray:
+        """Values of a file as float32 from 0 to 1."""
+        header = self._header(picture)
+        scaled = pixels.astype(np.float32)
+        scaled /= np.float32(self._patch.top(header.bits))
+        return 1 - scaled if header.white_is_zero else scaled
+
+    def pixels(self, picture: int, box: tuple[slice, slice], colour: bool = False) -> np.ndarray:
+        """Return a box of a picture, (height, width) float32 from 0 to 1, as patches are cut from it; colour : as of `decode`."""
+        decoded = decode(self._path(picture), self._options, self._header(picture), colour)
+        return self._scaled(picture, decoded[box])
+
+    def header(self, picture: int) -> tuple[Header, float]:
+        """Return what the header of a picture says, and the value in its file that is 1 here."""
+        header = self._header(picture)
+        return header, float(self._patch.top(header.bits) or 1.0)
 
     def _grey(self, picture: int) -> np.ndarray:
         """The decoded picture, (height, width).

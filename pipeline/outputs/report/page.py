@@ -6,6 +6,7 @@ forbids scripts and network, so that a report from elsewhere is safe to open.
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
 from functools import cache
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.syntax import written
-from pipeline.errors import StorageError, without_secrets
+from pipeline.errors import InputError, StorageError, without_secrets
+from pipeline.outputs.denoised import Score, mean_of, read_scores
 from pipeline.outputs.report import (
     figures,
     formatting,
@@ -60,7 +62,10 @@ def write_report(run: Path) -> Path:
     run = Path(run)
     with threadpool_limits(1):  # small matrices: more BLAS threads would only wait for each other
         of_labels = _prediction_record(run)
-        page = render(read_record(run), run.name) if of_labels is None else render_prediction(run, of_labels)
+        if of_labels is None:
+            page = render(read_record(run), run.name)
+        else:
+            page = (render_denoised if of_labels.get("command") == "denoise" else render_prediction)(run, of_labels)
     path, temporary = run / "report.html", run / f".report.html.{os.getpid()}"
     try:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -87,6 +92,26 @@ def render_prediction(path: Path, resolved: dict[str, Any]) -> str:
         found[name] = {str(key): _short(value) for key, value in found[name].items()}
     found["config"] = written(without_secrets(found["config"]), width=88)
     return _template("prediction.html.jinja").render(style=_style(), **found)
+
+
+def render_denoised(path: Path, resolved: dict[str, Any]) -> str:
+    """Return the page of pictures without noise. resolved : the content of its config.yaml."""
+    try:
+        sheet = base64.b64encode((path / "sheet.png").read_bytes()).decode()
+    except OSError as error:
+        raise InputError(f"{path}: holds no pictures yet ({error}). Finish them: em-pipeline resume {path}") from error
+    scores = read_scores(path / "pictures.csv")
+    found = {
+        "name": path.name,
+        "scores": scores,
+        "means": [mean_of(name, scores) for name in Score._fields[2:]],
+        "sheet": f"data:image/png;base64,{sheet}",
+        "compared": any(one.psnr is not None for one in scores),
+        "model_path": str(resolved["prediction_of"]),
+        "source": str(resolved["config"]["data"].get("path", "")),
+        "config": written(without_secrets(resolved), width=88),
+    }
+    return _template("denoised.html.jinja").render(style=_style(), **found)
 
 
 def _style() -> Any:

@@ -1,0 +1,293 @@
+"""Pictures without their noise, by the mixture of patches of a run: `em-pipeline denoise`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import provenance
+from pipeline.applying import epll
+from pipeline.applying.epll import PatchPrior
+from pipeline.applying.rows import asked_of, begin, reopened
+from pipeline.arrays.dtypes import Array
+from pipeline.data.sources.images import ImageSource, ImagesSection, patch_basis
+from pipeline.engine.blas import single_thread
+from pipeline.engine.cluster import open_engine, uses_processes
+from pipeline.engine.memory import MIB, PeakMemory, Plan, plan
+from pipeline.engine.passes import Engine, unused_address
+from pipeline.errors import InputError
+from pipeline.jobconfig import Config
+from pipeline.models.mixture import Mixture
+from pipeline.outputs import model_store
+from pipeline.outputs.denoised import Denoised
+from pipeline.outputs.events import EventLog, Listener
+from pipeline.outputs.run_directory import RunDirectory
+
+SIDE = 512  # pixels, of the pieces that pictures are denoised in
+WORK = 160 * MIB  # of a piece, measured for 8 x 8 patches and 200 components
+
+
+def denoise(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    sigma: float | None = None,
+    clean: str | Path | None = None,
+    listeners: Sequence[Listener] = (),
+    began: float | None = None,
+) -> Path:
+    """Remove noise from pictures by the mixture of patches that a run has fitted; return the directory.
+
+    Pictures in colour are denoised in red, green and blue, each for itself.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of a run of a Gaussian mixture on ``data.source: images``.
+    overrides : sequence of str
+        ``data.path=…`` of the noisy pictures; data.patch.range and engine may change too.
+    output : str or Path
+        The directory: `pictures/`, `pictures.csv`, `sheet.png` and `report.html`.
+    sigma : float, optional
+        Standard deviation of the noise in grey levels, of which white is 255; by default that of highest likelihood, for each picture.
+    clean : str or Path, optional
+        The folder of the same pictures without noise, to compare with.
+    listeners : sequence of callable
+        Called with each event.
+    began : float, optional
+        time.perf_counter() when the user began to wait. Now by default.
+
+    References
+    ----------
+    Zoran and Weiss (2011): from learning models of natural image patches to whole image restoration.
+    """
+    config = asked_of(path, overrides, "denoise")
+    if output is None:
+        raise InputError("denoise: got no output, expected a directory for the pictures. Give --output.")
+    if sigma is not None and not 0 < sigma < float("inf"):
+        raise InputError(
+            f"denoise: got sigma {sigma:g}, expected a number above 0, in grey levels of which white is 255. Correct it, or leave it "
+            "out to estimate it."
+        )
+    clean = None if clean is None else str(Path(clean).absolute())
+    options = {"command": "denoise", "sigma": sigma, "clean": clean}
+    return _denoise(RunDirectory(path), config, RunDirectory(output), options, listeners, began)
+
+
+def resume_denoising(
+    path: str | Path, overrides: Sequence[str], listeners: Sequence[Listener], began: float | None
+) -> Path:
+    """Finish the pictures of a directory that `denoise` made. Raises what `reopened` does."""
+    run, config, record = reopened(path, overrides)
+    options = {name: record[name] for name in ("command", "sigma", "clean")}
+    return _denoise(run, config, RunDirectory(path), options, listeners, began)
+
+
+def _denoise(
+    run: RunDirectory,
+    config: Config,
+    target: RunDirectory,
+    options: dict[str, Any],
+    listeners: Sequence[Listener],
+    began: float | None,
+) -> Path:
+    record = run.read_config()
+    provenance.refuse_other_code(config, record, ("model.path",))
+    began = time.perf_counter() if began is None else began
+    with single_thread(), PeakMemory() as memory:
+        prior = _prior(run, config)
+        noisy = config.data.open()
+        assert isinstance(noisy, ImageSource)
+        clean = None if options["clean"] is None else _clean_of(noisy, config, options["clean"])
+        planned = _planned(config, noisy)
+        fingerprint = config.open_chunks().fingerprint()
+        with open_engine(config.engine, planned.workers, planned.ahead, planned.spare) as engine, target.lock():
+            begin(target, run, config, fingerprint, options)
+            log = EventLog(target.events, tuple(listeners))
+            log.warn(unused_address(config.engine))
+            engine.report_to(log)
+            written = Denoised(target, noisy, clean)
+            todo = [i for i, _ in enumerate(noisy.pictures()[0]) if not written.has(i)]
+            if todo:
+                levels = _levels(todo, options["sigma"], noisy, prior, engine, log)
+                for found in _pictures(levels, noisy, prior, engine):
+                    log("denoised", of=len(levels), **written.add(found)._asdict())
+            if todo or not target.report.exists():
+                from pipeline.outputs.report import write_report
+
+                if written.means:
+                    log("compared", **written.means)
+                written.draw_sheet()
+                write_report(target.path)
+                log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)
+    return target.path
+
+
+def _prior(run: RunDirectory, config: Config) -> PatchPrior:
+    """The mixture of a run, of patches of pixels. Raises InputError if it is none that EPLL takes."""
+    stored, data = run.read_config()["config"]["data"], config.data
+    if not isinstance(data, ImagesSection):
+        raise InputError(
+            f"denoise: got data.source {data.source}, expected images. Fit a mixture to patches of pictures first."
+        )
+    patch = data.patch.model_dump(mode="json")
+    changed = [name for name in ("size", "remove_mean", "contrast") if patch[name] != stored["patch"].get(name)]
+    if changed:
+        raise InputError(
+            f"denoise: got another data.patch.{changed[0]} than that of {run}, which settles it. Leave it out."
+        )
+    model, params, affine = model_store.load_model(model_store.read_dataset(run.model))
+    refused = {
+        f"family {config.model.family}": not (isinstance(model, Mixture) and config.model.takes_errors),
+        "model.noise": config.model.needs_box,
+        "preprocess": affine is not None,
+        "data.patch.contrast": data.patch.contrast is not None,
+    }
+    for what, is_so in refused.items():
+        if is_so:
+            raise InputError(
+                f"denoise: got a run with {what}, expected a mixture of Gaussians of patches in the pixels' own scale. Fit one without it."
+            )
+    assert isinstance(model, Mixture)
+    basis = patch_basis(data.patch.size) if data.patch.remove_mean else None
+    return PatchPrior(model.for_rows("errors"), params, data.patch.size, basis)
+
+
+def _clean_of(noisy: ImageSource, config: Config, path: str) -> list[tuple[ImageSource, int]]:
+    """The clean picture of each noisy one: that of the same name without its suffix, as source and number."""
+    assert isinstance(config.data, ImagesSection)
+    clean = config.data.model_copy(update={"path": path}).open()
+    assert isinstance(clean, ImageSource)
+    by_name = {Path(name).stem: i for i, name in enumerate(clean.pictures()[0])}
+    found = []
+    for i, name in enumerate(noisy.pictures()[0]):
+        if Path(name).stem not in by_name:
+            raise InputError(
+                f"--clean {path}: has no picture {Path(name).stem}, expected one for each noisy picture. Add it."
+            )
+        own, other = noisy.header(i)[0], clean.header(by_name[Path(name).stem])[0]
+        if own[:2] != other[:2] or own.colour > other.colour:
+            raise InputError(
+                f"--clean {path}: {Path(name).stem} is {_kind(other)}, but the noisy picture is {_kind(own)}. Give the pictures that "
+                "noise was added to."
+            )
+        found.append((clean, by_name[Path(name).stem]))
+    return found
+
+
+def _kind(header: Any) -> str:
+    return f"{header.height} x {header.width} pixels {'in colour' if header.colour else 'in grey'}"
+
+
+def _planned(config: Config, noisy: ImageSource) -> Plan:
+    """The memory: each task decodes a picture and works on a piece, and this process assembles and compares one."""
+    headers = [noisy.header(i)[0] for i in range(len(noisy.pictures()[0]))]
+    decoding = max(one.height * one.width * (one.decoded + 3 * one.colour) for one in headers)
+    assembled = max(one.height * one.width * 12 * (3 if one.colour else 1) for one in headers)
+    engine = config.engine
+    advice = "cut large pictures into smaller ones"
+    return plan(
+        engine.memory, engine.workers, decoding + WORK, 0, decoding + assembled, uses_processes(engine), advice=advice
+    )
+
+
+class Piece(NamedTuple):
+    """A piece of a picture. core : what it stands for, rows and columns.  box : that and what it depends on."""
+
+    picture: int
+    sigma: float
+    core: tuple[slice, slice]
+    box: tuple[slice, slice]
+
+
+class Whole(NamedTuple):
+    """A picture without noise. pixels : (height, width[, 3]) float32.  sigma : in units of white.  seconds : of CPU."""
+
+    picture: int
+    pixels: Array
+    sigma: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DenoisePiece:
+    """Task: a piece without noise, and the seconds of CPU that it took."""
+
+    source: ImageSource
+    prior: PatchPrior
+
+    def __call__(self, piece: Piece, kernels: Any) -> tuple[Piece, Array, float]:
+        began = time.thread_time()
+        pixels = self.source.pixels(piece.picture, piece.box, colour=True)
+        channels = [np.ascontiguousarray(one) for one in _channels(pixels)]
+        found = [epll.denoised(one, piece.sigma, self.prior, kernels) for one in channels]
+        inner = tuple(
+            slice(core.start - box.start, core.stop - box.start)
+            for core, box in zip(piece.core, piece.box, strict=True)
+        )
+        clean = (np.stack(found, axis=2) if len(found) > 1 else found[0])[inner]
+        return piece, clean, time.thread_time() - began
+
+
+@dataclass(frozen=True)
+class EstimateNoise:
+    """Task: the standard deviation of the noise of a picture."""
+
+    source: ImageSource
+    prior: PatchPrior
+
+    def __call__(self, picture: int, kernels: Any) -> float:
+        whole = slice(None), slice(None)
+        return epll.noise_level(_channels(self.source.pixels(picture, whole, colour=True)), self.prior, kernels)
+
+
+def _channels(pixels: Array) -> list[Array]:
+    return [pixels] if pixels.ndim == 2 else [pixels[:, :, i] for i in range(pixels.shape[2])]
+
+
+def _levels(
+    todo: list[int], sigma: float | None, noisy: ImageSource, prior: PatchPrior, engine: Engine, log: EventLog
+) -> list[tuple[int, float]]:
+    """The pictures and their noise, in units of white."""
+    if sigma is not None:
+        return [(i, sigma / 255.0) for i in todo]
+    levels = list(zip(todo, engine.map_in_order(EstimateNoise(noisy, prior), [(i,) for i in todo]), strict=True))
+    for i, level in levels:
+        log("noise_level", picture=noisy.pictures()[0][i], sigma=255.0 * level)
+    return levels
+
+
+def _pictures(
+    levels: list[tuple[int, float]], noisy: ImageSource, prior: PatchPrior, engine: Engine
+) -> Iterator[Whole]:
+    """Yield pictures, put together from their pieces."""
+    tasks = ((piece,) for i, sigma in levels for piece in _pieces(noisy, i, sigma, prior.margin))
+    found = engine.map_in_order(DenoisePiece(noisy, prior), tasks)
+    for picture, parts in groupby(found, lambda part: part[0].picture):
+        header, seconds = noisy.header(picture)[0], 0.0
+        pixels = np.empty((header.height, header.width, 3) if header.colour else (header.height, header.width), "f4")
+        for piece, clean, took in parts:
+            pixels[piece.core] = clean
+            seconds += took
+        yield Whole(picture, pixels, piece.sigma, seconds)
+
+
+def _pieces(noisy: ImageSource, picture: int, sigma: float, margin: tuple[int, int]) -> Iterator[Piece]:
+    """Yield the pieces of a picture, row by row, each about as large as the others."""
+    header = noisy.header(picture)[0]
+    for rows in _parts(header.height, margin[0]):
+        for columns in _parts(header.width, margin[1]):
+            yield Piece(picture, sigma, (rows[0], columns[0]), (rows[1], columns[1]))
+
+
+def _parts(n: int, margin: int) -> Iterator[tuple[slice, slice]]:
+    """Yield equal parts of n pixels, and each with its margin."""
+    ends = np.linspace(0, n, -(-n // SIDE) + 1).astype(int).tolist()
+    for start, stop in pairwise(ends):
+        yield slice(start, stop), slice(max(0, start - margin), min(n, stop + margin))
