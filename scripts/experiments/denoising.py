@@ -7,7 +7,7 @@
 
 PICTURES is a folder of photographs, which are made grey. The mixture has 200 Gaussians with full covariances of 8 x 8 patches
 without their mean, one patch in 7 x 7. Noise is Gaussian, of a fixed seed for each picture, neither rounded nor cut to 0 to 255;
-each method is told its level. PSNR is the mean over pictures, in decibels, of results cut to 0 to 255. Seconds are of CPU, mean
+each method is told its level, but for --estimate. PSNR is the mean over pictures, in decibels, of results cut to 0 to 255. Seconds are of CPU, mean
 of the pictures. Peers: bm3d.bm3d of PyPI (Mäkinen, Azzari and Foi 2020), and skimage.restoration.denoise_nl_means with the
 settings of scikit-image's gallery (patches of 5, distance 6, h = 0.8 sigma, fast_mode false with sigma given).
 """
@@ -109,6 +109,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("pictures", type=Path, help="folder of photographs")
     parser.add_argument("--test", type=int, default=20, help="how many of them, the last by name")
     parser.add_argument("--sigmas", type=float, nargs="+", default=[15.0, 25.0, 50.0])
+    parser.add_argument("--estimate", action="store_true", help="also without the mixture being told the level")
     parser.add_argument("--run", type=Path, help="a finished run, in place of a fit")
     parser.add_argument("--components", type=int, default=200)
     parser.add_argument("--iterations", type=int, default=20)
@@ -133,7 +134,7 @@ def main(words: list[str]) -> int:
         write_noisy(test, sigma, folder)
         noisy = by_peer(lambda pixels, _: pixels, names, folder, sigma)
         print(f"{sigma:6g} {'noisy':24} {noisy[:, 0].mean():7.2f} {noisy[:, 1].mean():7.3f}", flush=True)
-        for told in (sigma, None):
+        for told in (sigma, None) if options.estimate else (sigma,):
             lines = by_mixture(run, folder, told)
             found = np.array([[float(one[key]) for key in ("psnr", "ssim", "seconds", "sigma")] for one in lines])
             means, label = found.mean(axis=0), "mixture" if told is not None else "mixture, level estimated"
