@@ -16,6 +16,7 @@ from pipeline.applying import epll
 from pipeline.applying.epll import PatchPrior
 from pipeline.applying.rows import asked_of, begin, reopened
 from pipeline.arrays.dtypes import Array
+from pipeline.config.variants import OUTSIDE
 from pipeline.data.sources.images import ImageSource, ImagesSection, patch_basis
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine, uses_processes
@@ -23,6 +24,7 @@ from pipeline.engine.memory import MIB, PeakMemory, Plan, plan
 from pipeline.engine.passes import Engine, unused_address
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
+from pipeline.models.families import FAMILIES
 from pipeline.models.mixture import Mixture
 from pipeline.outputs import model_store
 from pipeline.outputs.denoised import Denoised
@@ -149,10 +151,11 @@ def _prior(run: RunDirectory, config: Config) -> PatchPrior:
         "preprocess": affine is not None,
         "data.patch.contrast": data.patch.contrast is not None,
     }
+    names = " or ".join(name for name in FAMILIES if name != OUTSIDE and FAMILIES[name].takes_errors)
     for what, is_so in refused.items():
         if is_so:
             raise InputError(
-                f"denoise: got a run with {what}, expected a mixture of Gaussians of patches in the pixels' own scale. Fit one without it."
+                f"denoise: got a run with {what}, expected family {names} on patches in the pixels' own scale. Fit one without it."
             )
     assert isinstance(model, Mixture)
     basis = patch_basis(data.patch.size) if data.patch.remove_mean else None
