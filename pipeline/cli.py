@@ -181,6 +181,9 @@ def predict_command(
     scheduler_file: File = None,
     profile: ProfileName = None,
     engine: EngineFile = None,
+    form: Annotated[
+        str, typer.Option("--format", help="zarr; parquet or csv: also a table, with what names each row in the input")
+    ] = "zarr",
 ) -> None:
     """Label rows with the model of RUN: its own, or others, named by --set data.key=value, with --output."""
     changes = _changes(run, overrides, engine, scheduler_address, scheduler_file, profile)
@@ -188,7 +191,7 @@ def predict_command(
 
     _with_progress(
         run if output is None else output,
-        lambda listener: workflow.predict(run, changes, output, [listener], _BEGAN.get()),
+        lambda listener: workflow.predict(run, changes, output, [listener], _BEGAN.get(), form),
     )
     if output is not None:
         _say(f"report: {shown_path(Path(output) / 'report.html')}")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 import zarr
@@ -248,6 +249,10 @@ def test_a_run_gives_labels_and_means_on_their_coordinates(tmp_path, monkeypatch
 
     again = predict(out, [f"data.path={path}"], output=tmp_path / "again")
     xr.testing.assert_identical(xr.open_zarr(again, consolidated=False).load()["label"], found["label"])
+    table = pd.read_parquet(predict(out, form="parquet"))  # a column for each dimension, with its coordinate
+    assert list(table.columns[:4]) == ["time", "lat", "lon", "label"]
+    cells = table.set_index(["time", "lat", "lon"])["label"].to_xarray()
+    np.testing.assert_array_equal(cells.sel(lat=ds.lat), found["label"])
 
 
 def test_labels_that_were_begun_on_a_grid_are_finished(tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ from pipeline.jobconfig import Config
 from pipeline.models.mixture import Mixture
 from pipeline.outputs import model_store
 from pipeline.outputs.events import EventLog, Listener
+from pipeline.outputs.exported import export, refuse_format
+from pipeline.outputs.labels import has_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.state import as_read_before
 
@@ -29,8 +31,9 @@ def predict(
     output: str | Path | None = None,
     listeners: Sequence[Listener] = (),
     began: float | None = None,
+    form: str = "zarr",
 ) -> Path:
-    """Label the run's own rows, or others; return the store of labels.
+    """Label the run's own rows, or others; return the store of labels, or the table that is made of it.
 
     Parameters
     ----------
@@ -43,9 +46,12 @@ def predict(
         Called with each event.
     began : float, optional
         time.perf_counter() when the user began to wait; the time of the job is counted from it. Now by default.
+    form : {"zarr", "parquet", "csv"}
+        parquet, csv: also write labels.parquet or labels.csv, a line a row, with what names the row in the input.
     """
+    refuse_format(form)
     config = asked_of(path, overrides, "predict", ("output.top_k",))
-    return _label_rows(RunDirectory(path), config, output, listeners, began)
+    return _label_rows(RunDirectory(path), config, output, listeners, began, form)
 
 
 def resume_prediction(
@@ -63,8 +69,9 @@ def _label_rows(
     output: str | Path | None,
     listeners: Sequence[Listener],
     began: float | None,
+    form: str = "zarr",
 ) -> Path:
-    """Label rows with the model of a run directory."""
+    """Label rows with the model of a run directory. form : as of `predict`."""
     record = directory.read_config()
     provenance.refuse_other_code(config, record, ("model.path",))
     began = time.perf_counter() if began is None else began
@@ -92,13 +99,18 @@ def _label_rows(
             log.warn(unused_address(config.engine))
             chunks = as_read_before(chunks, directory.checkpoints, log.warn) if output is None else chunks
             job = Job(plan, replace(chunks, affine=affine), engine, log, target, memory, began)
-            missing = output is None or not target.labels.exists()
+            top_k = min(config.output.top_k, model.sizes.get("component", 0))
+            # Of its own rows, a table is made of the labels that are there.
+            missing = not has_labels(target.labels, top_k if output is None else 0) or (
+                output is None and form == "zarr"
+            )
             if missing:
                 write_labels_of(job, model, params)
             if output is not None and (missing or not target.report.exists()):
                 from pipeline.outputs.report import write_report
 
                 write_report(target.path)
+            made = target.labels if form == "zarr" else export(target.labels, chunks.source, form)
             if missing:
                 log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)
-    return target.labels
+    return made

@@ -111,6 +111,10 @@ class Source(ABC):
         """Return the grid that the rows lie on, and its coordinates where there are some; rows of a table have none."""
         return Grid.of_rows(self.n_rows), None
 
+    def keys(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return what names rows start:stop beside their numbers and coordinates, by name, each (stop - start,)."""
+        return {}
+
     def vocabulary(self) -> list[str] | None:
         """Return the word of each feature, where there are words."""
         return None

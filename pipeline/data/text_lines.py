@@ -37,6 +37,8 @@ class Layout(NamedTuple):
         Of these; empty without a header.
     categories : dict
         Names of the categories of a column, by its position.
+    key : tuple
+        Name and position of the column that names a row; None where there is none.
     """
 
     delimiter: str | None
@@ -45,6 +47,7 @@ class Layout(NamedTuple):
     used: tuple[int, ...]
     names: list[str]
     categories: dict[int, list[str]]
+    key: tuple[str, int | None] = ("", None)
 
     def name_of(self, column: int) -> str:
         """The name of a used column, its position where there are none."""
@@ -141,7 +144,10 @@ def layout_of(stream: IO[bytes], path: str, asked: CsvSection) -> tuple[Layout, 
             f"{path}: its first column has no name and numbers the rows, and is read as a feature. Set data.index_column: true "
             "to leave it out, or false to keep it"
         )
-    layout = Layout(delimiter, header, n_columns, used, [names[j] for j in used] if names else [], {})
+    key = (
+        ("", None) if asked.index is None else (str(asked.index), _column("index", path, asked.index, names, n_columns))
+    )
+    layout = Layout(delimiter, header, n_columns, used, [names[j] for j in used] if names else [], {}, key)
     refuse_others(asked.categories, [layout.name_of(column) for column in used])
     given = asked.categories if isinstance(asked.categories, dict) else {}
     coded = {column: given[name] for column in used if (name := layout.name_of(column)) in given}
@@ -179,30 +185,35 @@ def _counts_up(rows: list[list[str]], names: list[str]) -> bool:
 
 def _used(path: str, asked: CsvSection, names: list[str], n_columns: int) -> tuple[int, ...]:
     """The columns that are features."""
+    index = None if asked.index is None else _column("index", path, asked.index, names, n_columns)
     if asked.columns is None:
-        used = tuple(range(int(bool(asked.index_column)), n_columns))
+        used = tuple(j for j in range(int(bool(asked.index_column)), n_columns) if j != index)
         if not used:
-            raise InputError(
-                f"data.index_column: {path} has one column, expected features beside it. Remove the option."
-            )
+            option = "index_column" if index is None else "index"
+            raise InputError(f"data.{option}: {path} has one column, expected features beside it. Remove the option.")
         return used
-    found = []
-    for column in asked.columns:
-        at = [j for j, name in enumerate(names) if name == str(column)] if names else []
-        if not names and str(column).isdecimal() and int(column) < n_columns:
-            at = [int(column)]
-        if len(at) != 1:
-            those = ", ".join(names[:20]) if names else f"a position from 0 to {n_columns - 1}, as there is no header"
-            several = (
-                f"which {len(at)} columns are named"
-                if at
-                else f"which is no column of {path}{did_you_mean(str(column), names)}"
-            )
-            raise InputError(f"data.columns: got {column!r}, {several}; expected one of {those}. Correct it.")
-        found += at
+    found = [_column("columns", path, column, names, n_columns) for column in asked.columns]
     if len(set(found)) < len(found) or (asked.index_column and 0 in found):
         raise InputError("data.columns: names a column twice, or the one that index_column leaves out. Remove it.")
+    if index in found:
+        raise InputError(f"data.index: {asked.index!r} is one of data.columns, expected another. Leave it out of one.")
     return tuple(found)
+
+
+def _column(option: str, path: str, column: str | int, names: list[str], n_columns: int) -> int:
+    """The position of a column that an option names."""
+    at = [j for j, name in enumerate(names) if name == str(column)] if names else []
+    if not names and str(column).isdecimal() and int(column) < n_columns:
+        at = [int(column)]
+    if len(at) != 1:
+        those = ", ".join(names[:20]) if names else f"a position from 0 to {n_columns - 1}, as there is no header"
+        several = (
+            f"which {len(at)} columns are named"
+            if at
+            else f"which is no column of {path}{did_you_mean(str(column), names)}"
+        )
+        raise InputError(f"data.{option}: got {column!r}, {several}; expected one of {those}. Correct it.")
+    return at[0]
 
 
 def refuse_long(line: bytes, path: str) -> bytes:

@@ -93,6 +93,9 @@ class UnitSource(Source):
             return None
         return self.starts[slice(*np.searchsorted(self.starts, [start, stop]))] - start
 
+    def keys(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        return self.inner.keys(start, stop)
+
     def describe(self) -> dict[str, Any]:
         return self.inner.describe()
 

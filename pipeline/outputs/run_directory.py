@@ -37,6 +37,8 @@ _OURS = (
     "iterations",
     "model.zarr",
     "labels.zarr",
+    "labels.parquet",
+    "labels.csv",
     "candidates.zarr",
     "pictures",
     "pictures.csv",

@@ -56,6 +56,10 @@ class CsvSection(ConvertedSection):
         min_length=1,
         description="columns that are features: names of the header, or positions from 0 where there is none; null: all",
     )
+    index: str | int | None = Field(
+        None,
+        description="the column that names a row, by name or position: it is no feature, and stands in the table of predict --format",
+    )
     categories: CategoriesOption = categories_field
     index_column: bool | None = Field(
         None,
@@ -158,6 +162,18 @@ class TextSource(Source):
         if len(x) != n_rows:
             raise damaged(what, f"it has {len(x)} rows of numbers, {n_rows} when it was opened")
         return x
+
+    def keys(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        name, column = self._layout.key
+        if column is None:
+            return {}
+        first, last = np.searchsorted(self.bounds, [start, stop - 1], side="right") - 1
+        found: list[str] = []
+        for i in range(first, last + 1):
+            with reading(self._path), self._chunk(i) as lines:
+                rows = (cells_of(line, self._layout.delimiter) for line in lines)
+                found += [cells[column].strip('"') for cells in rows if cells]
+        return {name: np.array(found, object)[start - int(self.bounds[first]) :][: stop - start]}
 
     def describe(self) -> dict[str, Any]:
         named = {"features": self._layout.names} if self._layout.names else {}

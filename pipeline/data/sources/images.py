@@ -246,6 +246,14 @@ class ImageSource(Source):
     def pictures(self) -> tuple[list[str], np.ndarray]:
         return [printable(name) for name in self._names], self._start[:-1].copy()
 
+    def keys(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return the picture of each row, and the top left pixel of its patch."""
+        row = np.arange(start, stop)
+        picture = np.searchsorted(self._start, row, side="right") - 1
+        down, across = np.divmod(row - self._start[picture], self._grid[picture, 1])
+        names = np.array([printable(name) for name in self._names], object)
+        return {"picture": names[picture], "y": down * self._patch.stride, "x": across * self._patch.stride}
+
     def describe(self) -> dict[str, Any]:
         """Return how rows are cut, so that reports can map them back to pixels with `patch_basis`."""
         patch = self._patch.model_dump(include={"remove_mean", "contrast"})

@@ -50,6 +50,10 @@ class ParquetSection(FileSection):
         min_length=1,
         description="names of the columns that are features; null: all but those of weights and labels and pandas' index",
     )
+    index: str | None = Field(
+        None,
+        description="the column that names a row, of any type: it is no feature, and stands in the table of predict --format",
+    )
     categories: CategoriesOption = categories_field
     weights: str | None = Field(
         None, description="one non-negative weight a row: a column by its name, else the path of a .npy or .zarr"
@@ -83,7 +87,14 @@ class ParquetSection(FileSection):
         paths = _files(self.path, self.storage_options)
         tables = [_ParquetFile.open(path, self.storage_options) for path in paths]
         first = tables[0]
-        beside = [name for name in (self.weights, self.labels) if name in first.columns]
+        beside = [name for name in (self.weights, self.labels, self.index) if name in first.columns]
+        if self.index is not None and self.index not in (*first.columns, *first.index):
+            near = did_you_mean(self.index, first.columns) or f", expected one of {', '.join(first.columns)}."
+            raise InputError(f"data.index: got {self.index!r}, which is no column of {self.path}{near}")
+        if self.index in (self.columns or ()):
+            raise InputError(
+                f"data.index: {self.index!r} is one of data.columns, expected another. Leave it out of one."
+            )
         names = self.columns or [name for name in first.columns if name not in beside]
         coded = self.categories or {}
         first.refuse_absent_or_text(names, self.columns is None, coded)
@@ -93,7 +104,7 @@ class ParquetSection(FileSection):
             table.refuse_other_columns(first, used)
         groups = RowGroups.of(tables, self.storage_options)
         dtypes = [np.int32 if name in coded else first.columns[name].to_pandas_dtype() for name in names]
-        return ParquetSource(groups, names, compute_dtype(np.result_type(*dtypes)), coded)
+        return ParquetSource(groups, names, compute_dtype(np.result_type(*dtypes)), coded, self.index)
 
     def open_column(self, what: str, source: Source) -> Column | None:
         name = getattr(self, what)
@@ -112,11 +123,12 @@ class ParquetSection(FileSection):
 
 @dataclass(frozen=True)
 class _ParquetFile:
-    """Metadata of a file. columns : types by name, without pandas' index.  rows : of each row group."""
+    """Metadata of a file. columns : types by name, without pandas' index.  rows : of each row group.  index : columns of pandas' index."""
 
     path: str
     columns: dict[str, Any]
     rows: list[int]
+    index: list[str]
 
     @classmethod
     def open(cls, path: str, options: Mapping[str, Any]) -> _ParquetFile:
@@ -141,7 +153,7 @@ class _ParquetFile:
         stored_by_pandas = (schema.pandas_metadata or {}).get("index_columns", [])
         index = {name for name in stored_by_pandas if isinstance(name, str)}
         columns = {field.name: field.type for field in schema if field.name not in index}
-        return cls(path, columns, rows)
+        return cls(path, columns, rows, sorted(index))
 
     def refuse_absent_or_text(self, names: Sequence[str], chosen_by_default: bool, coded: Mapping[str, Any]) -> None:
         """Raise InputError for a name that is no column, and for a column without numbers. coded : those of categories."""
@@ -265,11 +277,19 @@ class ParquetSource(Source):
     dtype : numpy.dtype
     categories : dict
         Names of the categories of some columns.
+    index : str or None
+        The column that names a row.
     """
 
     def __init__(
-        self, groups: RowGroups, names: Sequence[str], dtype: np.dtype[Any], categories: Mapping[str, list[str]]
+        self,
+        groups: RowGroups,
+        names: Sequence[str],
+        dtype: np.dtype[Any],
+        categories: Mapping[str, list[str]],
+        index: str | None = None,
     ) -> None:
+        self._index = index
         self.groups, self._names, self._categories = groups, list(names), dict(categories)
         self.n_features, self.dtype = len(names), dtype
         self.bounds = groups.bounds(rows_per_target(self.n_features, dtype.itemsize))
@@ -283,6 +303,13 @@ class ParquetSource(Source):
             found = _numbers(values) if own is None else _codes(values, name, own, row)
             x[row - start : row - start + len(values), place[name]] = found
         return x
+
+    def keys(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        if self._index is None:
+            return {}
+        found = list(self.groups.read(start, stop, [self._index]))
+        values = np.concatenate([each.to_pandas().to_numpy() for _, _, each in found])
+        return {self._index: values[start - found[0][0] :][: stop - start]}
 
     def describe(self) -> dict[str, Any]:
         coded = {"categories": self._categories} if self._categories else {}

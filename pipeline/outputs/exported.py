@@ -1,0 +1,129 @@
+"""labels.zarr as one table, labels.parquet or labels.csv: a line a row, with what names the row in the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pipeline.arrays.stores import open_group
+from pipeline.data.grid import FlatRows
+from pipeline.data.source import Source
+from pipeline.errors import InputError, StorageError
+from pipeline.outputs.run_directory import publish
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Format = Literal["zarr", "parquet", "csv"]
+TABLE_ROWS = 2**16  # at a time
+
+
+def refuse_format(name: str) -> None:
+    """Raise InputError for a format that cannot be written here."""
+    if name not in ("zarr", "parquet", "csv"):
+        raise InputError(f"--format: got {name!r}, expected zarr, parquet or csv. Correct it.")
+    if name == "parquet":
+        _pyarrow()
+
+
+def export(labels: Path, source: Source, name: str) -> Path:
+    """Write complete labels as a table beside them, and return its path.
+
+    Parameters
+    ----------
+    labels : Path
+        A labels.zarr.
+    source : Source
+        Of the rows.
+    name : {"parquet", "csv"}
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    path = labels.with_suffix(f".{name}")
+    part = path.with_name(f".{path.name}.partial")
+    try:
+        with closing(_WRITERS[name](part)) as writer:
+            for frame in _frames(labels, source):
+                writer.write(frame)
+        publish(part, path)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error}). Make room, then give the same command again."
+        ) from error
+    return path
+
+
+def _frames(labels: Path, source: Source) -> Iterator[pd.DataFrame]:
+    """Consecutive rows: what names them, then the arrays of labels.zarr, one column for each rank."""
+    import pandas as pd
+
+    group, (grid, coordinates) = open_group(labels), source.rows_on()
+    arrays = {name: FlatRows(array) for name, array in group.arrays() if FlatRows(array).shape[0] == grid.n_rows}
+    arrays = {name: arrays[name] for name in sorted(arrays, key=lambda name: (name != "label", name))}
+    for start in range(0, grid.n_rows, TABLE_ROWS):
+        stop = min(start + TABLE_ROWS, grid.n_rows)
+        columns: dict[str, Any] = {"row": np.arange(start, stop)}
+        if coordinates is not None:
+            at = np.unravel_index(columns["row"], grid.shape)
+            columns = {
+                dim: coordinates[dim].values[i] if dim in coordinates else i
+                for dim, i in zip(grid.dims, at, strict=True)
+            }
+        columns |= source.keys(start, stop)
+        for name, array in arrays.items():
+            values = array[start:stop]
+            ranks = (
+                {name: values} if values.ndim == 1 else {f"{name}_{i}": values[:, i] for i in range(values.shape[1])}
+            )
+            # A key that is called as an array of labels keeps its name.
+            columns |= {each if each not in columns else f"{each}_of_model": value for each, value in ranks.items()}
+        yield pd.DataFrame(columns)
+
+
+class _Csv:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="")
+
+    def write(self, frame: pd.DataFrame) -> None:
+        frame.to_csv(self._file, index=False, header=self._file.tell() == 0, lineterminator="\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Parquet:
+    def __init__(self, path: Path) -> None:
+        self._path, self._arrow = path, _pyarrow()
+        self._writer: Any = None
+
+    def write(self, frame: pd.DataFrame) -> None:
+        schema = None if self._writer is None else self._writer.schema
+        table = self._arrow.Table.from_pandas(frame, schema=schema, preserve_index=False)
+        if self._writer is None:
+            self._writer = self._arrow.parquet.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+_WRITERS: dict[str, Any] = {"csv": _Csv, "parquet": _Parquet}
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            "--format: parquet needs pyarrow. Install the extra, pip install 'em-pipeline[parquet]', or choose csv."
+        ) from error
+    return pyarrow
