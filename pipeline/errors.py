@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "…"
-_NAMES = r"passw(?:or)?d|passphrase|pwd|secret|token|credential|signature|authorization|(?:access|account|api|private)[_-]?key"
+_NAMES = r"passw(?:or)?d|passphrase|pwd|secret|token(?!_pattern)|credential|signature|authorization|(?:access|account|api|private)[_-]?key"
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^\s/@'\"]+@")
 # Without bounds, a long text would take the square of its length.

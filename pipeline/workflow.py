@@ -173,8 +173,8 @@ def check(config: Config, tell: Callable[[str], None] = lambda text: None, began
     """
     config, began = config.resolved(), time.perf_counter() if began is None else began
     with single_thread(), TemporaryDirectory(prefix="em-pipeline-") as scratch:
-        config = config.settled()
-        chunks = config.model_copy(update={"data": config.data.converted_in(scratch)}).open_chunks()
+        config = config.model_copy(update={"data": config.data.converted_in(scratch)}).settled()
+        chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         plan.refuse_unreadable()
         user, planned = start_of(config, chunks), memory_plan(plan, chunks)

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.arrays.stores import open_group
 from pipeline.data.grid import FlatRows
 from pipeline.data.source import Source
+from pipeline.data.sources.parquet import pyarrow_of
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs.run_directory import publish
 
@@ -27,7 +28,7 @@ def refuse_format(name: str) -> None:
     if name not in ("zarr", "parquet", "csv"):
         raise InputError(f"--format: got {name!r}, expected zarr, parquet or csv. Correct it.")
     if name == "parquet":
-        _pyarrow()
+        pyarrow_of("--format: parquet")
 
 
 def export(labels: Path, source: Source, name: str) -> Path:
@@ -100,7 +101,7 @@ class _Csv:
 
 class _Parquet:
     def __init__(self, path: Path) -> None:
-        self._path, self._arrow = path, _pyarrow()
+        self._path, self._arrow = path, pyarrow_of("--format: parquet")
         self._writer: Any = None
 
     def write(self, frame: pd.DataFrame) -> None:
@@ -116,14 +117,3 @@ class _Parquet:
 
 
 _WRITERS: dict[str, Any] = {"csv": _Csv, "parquet": _Parquet}
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(
-            "--format: parquet needs pyarrow. Install the extra, pip install 'em-pipeline[parquet]', or choose csv."
-        ) from error
-    return pyarrow

@@ -396,13 +396,15 @@ def _files(path: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _pyarrow() -> Any:
-    """The module. Raises InputError if it is not installed."""
+    return pyarrow_of("data.source: parquet")
+
+
+def pyarrow_of(what: str) -> Any:
+    """Return the module. Raises InputError if it is not installed. what : needs it."""
     try:
         import pyarrow
         import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError(
-            "data.source: parquet needs pyarrow. Install the extra: pip install 'em-pipeline[parquet]'."
-        ) from error
+        raise InputError(f"{what} needs pyarrow. Install the extra: pip install 'em-pipeline[parquet]'.") from error
     return pyarrow
