@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import operator
 from functools import reduce
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import stored
 from pipeline.keyed import uniform
-from pipeline.models.ascent import AscentModel, Point
+from pipeline.models.ascent import Point
 from pipeline.models.base import LatentModel, Totals
 
 Kind = Literal["em", "squarem", "incremental", "newton", "gradient"]
@@ -34,8 +34,8 @@ _STREAM = 8  # of the keys that deal chunks to blocks
 
 def n_stored(method: str, model: LatentModel) -> int:
     """Return how many totals are stored between two passes."""
-    if isinstance(model, AscentModel) and model.ascent is not None:
-        return model.memory
+    if model.ascent is not None:
+        return model.ascent.memory
     return STORED[method]
 
 
@@ -67,8 +67,8 @@ class Method(NamedTuple):
 
     def last(self, model: LatentModel) -> Accumulator:
         """Return the accumulator for passes over all rows."""
-        if isinstance(model, AscentModel) and model.ascent is not None:
-            return Accumulator(cast(Kind, model.ascent))
+        if model.ascent is not None:
+            return Accumulator(model.ascent.steps)
         return Accumulator("squarem" if self.accelerated and model.extrapolates else "em")
 
 

@@ -22,7 +22,7 @@ from pipeline.em.certificate import rate_of, remaining_gain
 from pipeline.em.extrapolate import extrapolate, least_objective, reverted
 from pipeline.em.run import Entry, Run
 from pipeline.em.stopping import Limits, gained, stop_reason
-from pipeline.models.ascent import AscentModel, Point
+from pipeline.models.ascent import Point
 from pipeline.models.base import Attachment, EStep, LatentModel, Partial, Reset, Totals
 
 
@@ -109,10 +109,10 @@ def em(
 def _going_on(run: Run) -> Run:
     """The run, at the step that it would have tried next if it had not been stopped at an accepted point."""
     model, trail = run.model, run.accumulator.trail if run.accumulator else ()
-    if run.stop_reason is None and isinstance(model, AscentModel) and trail:
+    if run.stop_reason is None and model.ascent is not None and trail:
         arrays = model.arrays(run.params)
         if all(np.array_equal(arrays[name], value) for name, value in trail[-1].arrays.items()):
-            return replace(run, params=model.ascend(trail))
+            return replace(run, params=model.ascent.ascend(trail))
     return run
 
 
@@ -120,8 +120,7 @@ def _job(run: Run, final: tuple[Attachment, ...]) -> EStep:
     model, own, trail = run.model, run.model.attachments, run.accumulator.trail if run.accumulator else ()
     if run.stop_reason is not None:
         return EStep(model, run.params, (*own, *final))
-    tries = isinstance(model, AscentModel) and trail
-    return EStep(model.trying(trail, run.params) if tries else model, run.params, own)  # type: ignore[attr-defined]  # tries
+    return EStep(model.ascent.trying(trail, run.params) if model.ascent and trail else model, run.params, own)
 
 
 def _by_block(current: Sequence[Run], live: Sequence[int], method: Method) -> dict[int | None, list[int]]:
@@ -150,14 +149,14 @@ def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Metho
         objective, least = _objective(run, total), least_objective(run)
         if not objective >= least:
             return _rejected(run, objective)
-    if isinstance(model, AscentModel) and model.ascent is not None:
+    if (ascent := model.ascent) is not None:
         trail = accumulator.trail
-        if trail and not model.accepts(trail, old, total):
+        if trail and not ascent.accepts(trail, old, total):
             event = RejectedEvent(run.restart, len(run.history), _objective(run, total), run.objective, run.candidate)
-            return replace(run, params=model.shorten(trail, old, total)), [event]
-        accumulator = accumulator._replace(trail=(*trail, Point(model.arrays(old), total))[-model.memory :])
+            return replace(run, params=ascent.shorten(trail, old, total)), [event]
+        accumulator = accumulator._replace(trail=(*trail, Point(model.arrays(old), total))[-ascent.memory :])
         run = replace(run, accumulator=accumulator)
-        params, resets = model.ascend(accumulator.trail), list[Reset]()
+        params, resets = ascent.ascend(accumulator.trail), list[Reset]()
     else:
         params, resets = model.reset(model.m_step(total.stats, old), old, total.stats, partial.attached, run.resets)
     moved = tuple(reset.component for reset in resets if reset.done)
@@ -242,6 +241,6 @@ def _entry(run: Run, total: Totals, after: Any) -> Entry:
 
 
 def _remaining_gain(model: LatentModel, norm: float, rates: Sequence[float]) -> float:
-    if isinstance(model, AscentModel) and model.is_newton:
+    if model.ascent is not None and model.ascent.is_newton:
         return 0.5 * norm * norm
     return remaining_gain(norm, rates)

@@ -20,7 +20,6 @@ import numpy as np
 
 from pipeline.em.certificate import remaining_distance
 from pipeline.em.run import Run
-from pipeline.models.ascent import AscentModel
 
 IN_A_ROW = 3  # iterations: one of three is the end of an extrapolation step, the others are EM's own
 NEGLIGIBLE = 1e-4  # of the distance allowed: of float32 rows, steps as short as that are rounding, and have no rate
@@ -69,7 +68,7 @@ def _by_objective(before: Run, after: Run, tol: float, certified: bool) -> str |
 
 
 def _is_near(run: Run, tol: float) -> bool:
-    if isinstance(run.model, AscentModel) and run.model.is_newton:
+    if run.model.ascent is not None and run.model.ascent.is_newton:
         return run.history[-1].remaining_gain < tol
     allowed = np.sqrt(2.0 * tol)
     latest = run.history[-IN_A_ROW:]

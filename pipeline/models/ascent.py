@@ -9,17 +9,19 @@ Each trial is one pass over the rows, whose sums are value, gradient and curvatu
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import stored
-from pipeline.models.base import LatentModel, Totals
+
+if TYPE_CHECKING:
+    from pipeline.models.base import Totals
 
 SUFFICIENT = 1e-4  # of the gain that the gradient promises
 ROUNDING = 1e-13  # of the objective: as much as sums over rows may differ
@@ -35,32 +37,26 @@ class Point(NamedTuple):
     totals: Totals
 
 
-class AscentModel(LatentModel):
-    """A model that may be fitted by steps whose gain has to be checked.
+class Ascent(ABC):
+    """What a model has that is fitted by steps whose gain has to be checked.
 
     Attributes
     ----------
-    ascent : {"em", "newton", "gradient"} or None
-        How steps are found: with the curvature of the expected log joint, that of the log-likelihood, or from gradients;
-        None if there is an M-step, which never lowers the objective.
+    steps : {"em", "newton", "gradient"}
+        How they are found: with the curvature of the expected log joint, that of the log-likelihood, or from gradients.
     memory : int
         Accepted points that `ascend` needs.
     """
 
     @property
     @abstractmethod
-    def ascent(self) -> str | None:
-        """How steps are found; None if there is an M-step."""
+    def steps(self) -> Literal["em", "newton", "gradient"]:
+        """How steps are found."""
 
     @property
     @abstractmethod
     def memory(self) -> int:
         """Accepted points that `ascend` needs."""
-
-    @property
-    @abstractmethod
-    def knows_bound(self) -> bool:
-        """Whether `expected_log_joint` of sums is known at all parameters."""
 
     @abstractmethod
     def ascend(self, trail: Sequence[Point]) -> Any:
@@ -75,13 +71,13 @@ class AscentModel(LatentModel):
         """Return parameters between the newest point and rejected ones."""
 
     @abstractmethod
-    def trying(self, trail: Sequence[Point], params: Any) -> AscentModel:
+    def trying(self, trail: Sequence[Point], params: Any) -> Self:
         """Return the model for an E-step at parameters that may be impossible: it then returns NaN instead of raising."""
 
     @property
     def is_newton(self) -> bool:
         """Whether half the square of a step's length is what is left to gain, to second order."""
-        return self.ascent in ("newton", "gradient")
+        return self.steps in ("newton", "gradient")
 
 
 def newton_step(gradient: Array, *information: Array | None) -> Array:

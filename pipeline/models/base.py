@@ -21,6 +21,7 @@ from pipeline.arrays.rows import Rows
 from pipeline.errors import InputError
 from pipeline.kernels.base import NOTHING_SKIPPED, Skipped
 from pipeline.models import lengths, schema
+from pipeline.models.ascent import Ascent
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
 
@@ -156,14 +157,8 @@ class LatentModel(ABC):
         Sizes of the schema's dimensions.
     fixed : tuple of str
         Fields that stay at their initial values.
-    exact : bool
-        Whether q is the posterior: the objective is then the log-likelihood, else a bound below it.
     has_bound : bool
         Whether `expected_log_joint` is defined.
-    extrapolates : bool
-        Whether statistics of three iterations may be extrapolated.
-    attachments : tuple of Attachment
-        What the model needs of every E-step.
     traced : mapping of str to tuple of str
         Series that `trace` returns for each iteration, with their dimensions.
     location : str
@@ -213,8 +208,18 @@ class LatentModel(ABC):
 
     @property
     def exact(self) -> bool:
-        """Whether the E-step's q is the posterior."""
+        """Whether q is the posterior: the objective is then the log-likelihood, else a bound below it."""
         return True
+
+    @property
+    def knows_bound(self) -> bool:
+        """Whether `expected_log_joint` of sums is known at all parameters."""
+        return self.has_bound
+
+    @property
+    def ascent(self) -> Ascent | None:
+        """Steps whose gain has to be checked; None: an M-step, which never lowers the objective."""
+        return None
 
     @property
     def extrapolates(self) -> bool:

@@ -16,7 +16,6 @@ from pipeline.data.preprocess import Affine
 from pipeline.data.user_start import UserStart, user_start
 from pipeline.errors import InputError, as_written
 from pipeline.jobconfig import Config, to_plain
-from pipeline.models.ascent import AscentModel
 from pipeline.models.clusters import NoRows
 from pipeline.outputs.model_store import load_affine, load_statistics, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
@@ -106,7 +105,7 @@ def _refuse_other_model(
 ) -> None:
     """Raise InputError if statistics would be used under other options of the model than they were made with."""
     model = statistics.model
-    if not model.has_bound or (isinstance(model, AscentModel) and not model.knows_bound):
+    if not model.knows_bound:
         raise InputError(
             f"{what}: the statistics of a {model.words.name} do not say what other parameters would cost its rows. "
             "Fit all rows again, or set fit.init_statistics: false to start from it."

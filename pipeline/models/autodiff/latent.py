@@ -15,14 +15,14 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Rows
 from pipeline.arrays.tiles import tiles
 from pipeline.errors import InputError
-from pipeline.models.ascent import AscentModel, Point, is_accepted, newton_step, quasi_newton_step, shorter
+from pipeline.models.ascent import Ascent, Point, is_accepted, newton_step, quasi_newton_step, shorter
 from pipeline.models.autodiff import faults
 from pipeline.models.autodiff.compiled import Shapes, float64, layout_of, on_tile, shapes_of, tile_rows
 from pipeline.models.autodiff.declare import Layout, has
 from pipeline.models.autodiff.information import InformationJob
 from pipeline.models.autodiff.starting import start
 from pipeline.models.autodiff.sufficient import Fit
-from pipeline.models.base import Evidence, Expectation, RowArray, Totals, weighted_total
+from pipeline.models.base import Evidence, Expectation, LatentModel, RowArray, Totals, weighted_total
 from pipeline.models.lengths import per_change
 from pipeline.models.schema import Fields
 from pipeline.models.words import Words
@@ -76,7 +76,7 @@ class JaxSums(Additive):
 
 @stored
 @dataclass(frozen=True)
-class AutodiffModel(AscentModel):
+class AutodiffModel(LatentModel, Ascent):
     """A user's model.
 
     Attributes
@@ -138,8 +138,12 @@ class AutodiffModel(AscentModel):
         return {**options, "update": self.rule, "fixed": list(self.fixed)}
 
     @property
-    def ascent(self) -> str | None:
-        return self.rule if self.rule in ("em", "newton", "gradient") else None
+    def ascent(self) -> AutodiffModel | None:
+        return self if self.rule in ("em", "newton", "gradient") else None
+
+    @property
+    def steps(self) -> Any:
+        return self.rule
 
     @property
     def memory(self) -> int:
