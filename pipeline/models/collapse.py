@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
+from pipeline.models.moments import lost_in_rounding
 
 ENOUGH = 10  # times the rows below which a component is collapsed: so many equal rows are no chance
 
@@ -16,11 +17,18 @@ def without_width(component: Any, theta: Any, sum_w: Array, learned: bool) -> li
 
     learned : whether covariances are estimated.
     """
-    least, broken = component.least_rows, component.broken(theta)
+    least, broken, size = component.least_rows, component.broken(theta), (component.n_components, component.n_features)
+    may = learned & ~((sum_w >= ENOUGH * least) & ~broken)
+    width = np.where(may, theta.eigenvalues[:, 1], np.inf)
+    rounding = np.broadcast_to(theta.rounding, size)
+    narrow = (component.shape.variances(theta.covariances, *size) <= 2 * rounding).all(axis=1)
+    # Without a floor the likelihood has no bound where one direction has no width, and what is left of it is the rounding of equal rows.
+    reach = np.maximum(np.abs(theta.means), np.abs(theta.means - component.shift))
+    flat = lost_in_rounding(
+        np.square(4 * np.finfo(np.float64).eps * reach), component.shape.precisions(theta.factors, *size)
+    )
+    flat &= learned and component.reg_covar == 0 and not component.bounded
     found = []
-    rounding = np.broadcast_to(theta.rounding, (component.n_components,))
-    width = theta.eigenvalues[:, 1] if learned else np.full(component.n_components, np.inf)
-    width = np.where((sum_w >= ENOUGH * least) & ~broken, np.inf, width)
     for k in range(component.n_components):
         if sum_w[k] < least:
             found.append((k, f"{sum_w[k]:.3g} effective rows, fewer than {least}"))
@@ -28,8 +36,9 @@ def without_width(component: Any, theta: Any, sum_w: Array, learned: bool) -> li
             found.append((k, f"covariance has no Cholesky factor (largest eigenvalue {width[k]:.3g})"))
         elif not width[k] > 2 * component.floor:
             found.append((k, f"largest covariance eigenvalue {width[k]:.3g} <= 2 x reg_covar"))
-        elif width[k] <= 2 * rounding[k]:
-            found.append((k, f"largest covariance eigenvalue {width[k]:.3g} is lost in rounding ({rounding[k]:.3g})"))
+        elif flat[k] or (may[k] and narrow[k]):
+            low, high = theta.eigenvalues[k]
+            found.append((k, f"a variance is lost in rounding (covariance eigenvalues {low:.3g} to {high:.3g})"))
     return found
 
 

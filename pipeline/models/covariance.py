@@ -81,6 +81,16 @@ class Shape(NamedTuple):
         """The shape of the covariances array."""
         return self.field.shape({"component": k, "feature": d})
 
+    def precisions(self, factors: Array, k: int, d: int) -> Array:
+        """Return the diagonals of the precisions, (k, d); NaN for a component without a factor."""
+        own = np.square(factors).sum(axis=-1) if self.is_matrix else np.square(self.lane_factors(factors, k, d))
+        return np.broadcast_to(own, (k, d))
+
+    def variances(self, covariances: Array, k: int, d: int) -> Array:
+        """Return the variances of the features, (k, d)."""
+        own = np.diagonal(covariances, axis1=-2, axis2=-1) if self.is_matrix else self.lane_factors(covariances, k, d)
+        return np.broadcast_to(own, (k, d))
+
     def moved(self, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:
         """Return first and second moments about points moved by `by`. counts : (k,), or (k, d) of features.  sum_x, by : (k, d)."""
         cross = self.outer(by, sum_x) + self.outer(sum_x, by)

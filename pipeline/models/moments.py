@@ -17,11 +17,11 @@ from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import stored
 from pipeline.arrays.tiles import tiles
-from pipeline.models.covariance import SHAPES, Shape
+from pipeline.models.covariance import SHAPES, Shape, from_covariance
 
 SCATTER_ROWS = 4096
-ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of D², in the variances
-FARTHEST = 1e9  # D² over the smallest variance, up to which one point serves: 4e-6 of the variance is rounding
+ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of D², in the variance of each feature
+FARTHEST = 1e9  # D² over the variance, up to which one point serves: 4e-6 of the variance is rounding
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Gaussians:
     """means : (k, d).  covariances : scikit-learn's shape for the type.
     factors, eigenvalues : computed from the covariances once; eigenvalues : (k, 2), smallest and largest.
     by : (k, d), where from the shift the moments of the next E-step are taken; None: about the shift.
-    rounding : (k,), of the variances, after an M-step from moments about distant points.
+    rounding : (k, d), of the variances, after an M-step from moments about distant points.
     """
 
     means: Array
@@ -104,26 +104,53 @@ class GaussianStats(Additive):
         return type(self)(**{name: add(getattr(own, name), getattr(others, name)) for name in names}, frame=frame)
 
 
-def far_apart(by: Array, smallest: Array, reg_covar: float) -> Array:
+def far_apart(by: Array, precisions: Array, reg_covar: float) -> Array:
     """Return which components need points of their own, (k,) bool.
 
     Parameters
     ----------
     by : array, shape (k, d)
         Means from the shift.
-    smallest : array, shape (k,)
-        Their smallest variances. Those below `reg_covar` may come in one step, so its rounding counts at once.
+    precisions : array, shape (k, d)
+        Diagonals of the inverse covariances, so that units do not matter; NaN for a component without one.
+    reg_covar : float
+        Variances as small as this may come in one step, so the rounding of it counts at once.
     """
-    square = np.square(by).sum(axis=1)
-    with np.errstate(over="ignore"):
-        far: Array = (square > FARTHEST * smallest) | (ROUNDING * square > reg_covar)
+    square = np.square(by)
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = ~((square * precisions).sum(axis=1) <= FARTHEST) & square.any(axis=1)
+        far: Array = narrow | ((reg_covar > 0) & (ROUNDING * square.sum(axis=1) > reg_covar))
     return far
 
 
 def rounding_of(by: Array, shape: Shape) -> Array:
-    """Return the rounding of variances, (k,), from moments about points that the means are `by` (k, d) away from."""
-    rounding: Array = ROUNDING * np.square(by).max(axis=1)
-    return rounding if shape.per_component else np.full(len(rounding), rounding.max())
+    """Return the rounding of variances, (k, d), from moments about points that the means are `by` (k, d) away from."""
+    rounding: Array = ROUNDING * np.square(by)
+    if len(shape.array_shape(*by.shape)) == 1:  # one variance for all features is the mean of theirs
+        rounding = np.broadcast_to(rounding.mean(axis=1, keepdims=True), by.shape)
+    return rounding if shape.per_component else np.broadcast_to(rounding.max(axis=0), by.shape)
+
+
+def lost_in_rounding(rounding: Array, precisions: Array) -> Array:
+    """Return which components, (k,), have a direction with a variance that rounding (k, d) may make up; also those without precisions."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost: Array = ~((rounding * precisions).sum(axis=1) < 1)
+    return lost
+
+
+def resolved(component: Any, theta: Gaussians, rounding: Array) -> Gaussians:
+    """Variances that moments about distant points cannot tell from 0 grow by their rounding; the next pass has nearer points."""
+    shape = component.shape
+    precisions = shape.precisions(theta.factors, *rounding.shape)
+    lost = far_apart(theta.means - component.shift, precisions, component.reg_covar)
+    lost &= lost_in_rounding(rounding, precisions) & np.isfinite(theta.eigenvalues[:, 1])
+    if lost.any():
+        covariances = theta.covariances.copy()
+        for k in np.flatnonzero(lost) if shape.per_component else [0]:
+            own = covariances[k : k + 1] if shape.per_component else covariances
+            own += from_covariance(shape, np.diag(rounding[k]), 1)
+        theta = component.theta(means=theta.means, covariances=covariances)
+    return replace(theta, rounding=rounding)
 
 
 def scatter(x: Array, weight: Array | None, shift: Array) -> Array:

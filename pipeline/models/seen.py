@@ -18,7 +18,7 @@ from pipeline.models.collapse import mended
 from pipeline.models.component import Component
 from pipeline.models.incomplete import LOG_2PI, OfVariances, filled
 from pipeline.models.mixture import relative_square
-from pipeline.models.moments import Frame, rounding_of
+from pipeline.models.moments import Frame, resolved, rounding_of
 
 
 class OfSeenEntries(Component):
@@ -100,7 +100,7 @@ class OfSeenMoments(OfSeenEntries):
             squares = self.shape.moved(stats.seen, stats.sum_x, stats.sum_xx, means - points)[1]
             covariances = np.where(there, squares / stats.seen + self.reg_covar, covariances)
         rounding = rounding_of(means - points, self.shape)
-        new = self._resolved(self.theta(means=means, covariances=covariances), rounding)
+        new = resolved(self, self.theta(means=means, covariances=covariances), rounding)
         return mended(self, new, stats, sum_w) if theta is None else new
 
     def expected_log_joint(self: Any, theta: Any, weights: Array, sum_w: Array, stats: Any) -> float:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.arrays.rows import Rows
 from pipeline.data.source import Source
 from pipeline.em.accumulate import Method, method_of
-from pipeline.em.loop import TEXTBOOK, em
+from pipeline.em.loop import TEXTBOOK, ResetEvent, em
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.engine.tree import Span, halves, tree_sum
@@ -204,6 +204,35 @@ def moment_rounding(model: Any, params: Any, total: float) -> float:
     reach = np.abs(theta.means - model.shift) + np.sqrt(np.diagonal(full, axis1=1, axis2=2))
     sizes = np.einsum("ki,kij,kj->k", reach, np.abs(np.linalg.inv(full)), reach)
     return float(64 * EPS * total * (1 + sizes.max()))
+
+
+def objectives(run: Run) -> Any:
+    """The objective at every E-step, the last one being that of the parameters returned."""
+    return np.array([*(entry.objective for entry in run.history), run.objective])
+
+
+def never_falls(run: Run, events: Sequence[Any] = (), rounding: float = 0.0) -> None:
+    """No step down from each reset to the next one, beyond 1e-12 of the size and what rounding does to log-determinants.
+
+    rounding : of what the objective is a difference of.
+    """
+    trace = objectives(run)
+    assert np.isfinite(trace).all()
+    falls = np.maximum(-np.diff(trace), 0.0)
+    falls[[event.iteration for event in events if isinstance(event, ResetEvent)]] = 0.0
+    allowed = 1e-12 * np.abs(trace).max() + rounding + log_det_rounding(run.model, run.params, run.history[-1].weight)
+    assert (falls <= allowed).all(), f"falls by {falls.max():.3g} of {np.abs(trace).max():.3g}, more than {allowed:.3g}"
+
+
+def log_det_rounding(model: Any, params: Any, total: float) -> float:
+    """Rounding of the rows' log-densities, total nats: eps for each unit of the condition of a component's correlations."""
+    if model.family != "gaussian":
+        return 0.0
+    full = full_covariances(
+        params.theta.covariances, model.component.covariance_type, model.n_components, model.n_features
+    )
+    widths = np.sqrt(np.diagonal(full, axis1=1, axis2=2))
+    return float(EPS * total * np.linalg.cond(full / (widths[:, :, None] * widths[:, None, :])).max())
 
 
 def close(a: Any, b: Any, tolerance: float, what: str = "") -> None:

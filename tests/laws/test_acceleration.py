@@ -21,24 +21,13 @@ from tests.laws.common import (
     fit,
     gaussian,
     method,
+    never_falls,
     passes,
     same_bits,
 )
 from tests.problems import gaussian_problem, gaussian_problems
 
 MIXTURES = [*TYPES, "multinomial"]
-
-
-def never_falls(run, events):
-    """No step down beyond 1e-12 of the size, from each reset to the next one, and to the parameters returned."""
-    trace = np.array([*(entry.objective for entry in run.history), run.objective])
-    assert np.isfinite(trace).all()
-    comparable = np.ones(len(trace) - 1, dtype=bool)
-    for event in events:
-        if isinstance(event, ResetEvent):
-            comparable[event.iteration] = False
-    falls = np.maximum(-np.diff(trace), 0.0)[comparable]
-    assert (falls <= 1e-12 * np.abs(trace).max()).all(), f"falls by {falls.max():.3g}"
 
 
 def accelerated(family, data, n_iter=25):

@@ -227,7 +227,22 @@ def test_units_scale_the_answer(covariance_type, problem, power, data):
     """Other units: means and covariances scale with them, the log-likelihood moves by the log-Jacobian."""
     d, one = problem["d"], 10.0**power
     powers = data.draw(st.lists(st.floats(-3, 3), min_size=d, max_size=d))
-    unit = np.full(d, one) if covariance_type == "spherical" else one * 10.0 ** np.array(powers)
+    scales(
+        problem, covariance_type, np.full(d, one) if covariance_type == "spherical" else one * 10.0 ** np.array(powers)
+    )
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag"])
+@examples(20)
+@given(problem=gaussian_problems(d=3))
+def test_a_feature_in_large_units_leaves_the_others_their_digits(covariance_type, problem):
+    """Squares in one feature are 1e18 times those in another: what they lose in rounding is not added to that one."""
+    scales(problem, covariance_type, np.array([1e-4, 1.0, 1e5]))
+
+
+def scales(problem, covariance_type, unit):
+    """A fit in other units (d,) is the fit, scaled."""
+    one = unit[0]
     square = {"full": np.outer(unit, unit), "tied": np.outer(unit, unit), "diag": unit**2, "spherical": one**2}
     scaled = {
         **problem,

@@ -34,7 +34,16 @@ from pipeline.models.family import ClusterSection
 from pipeline.models.incomplete import OfIncompleteRows
 from pipeline.models.information import ScoreProducts
 from pipeline.models.mixture import Mixture
-from pipeline.models.moments import SCATTER_ROWS, Frame, Gaussians, GaussianStats, far_apart, rounding_of, scatter
+from pipeline.models.moments import (
+    SCATTER_ROWS,
+    Frame,
+    Gaussians,
+    GaussianStats,
+    far_apart,
+    resolved,
+    rounding_of,
+    scatter,
+)
 from pipeline.models.noise import NoisyMixture
 from pipeline.models.prior import Adapted, Prior, PriorOption
 from pipeline.models.schema import Field, Fields
@@ -98,7 +107,7 @@ class Gaussian(Component):
         means, covariances = arrays["means"], arrays["covariances"]
         factors, extremes = self.shape.factor(covariances), self.shape.extremes(covariances, self.n_components)
         by = means - self.shift
-        far = far_apart(by, extremes[:, 0], self.reg_covar)
+        far = far_apart(by, self.shape.precisions(factors, *by.shape), self.reg_covar)
         by_far = np.where(far[:, None], by, 0.0) if far.any() else None
         return Gaussians(means, covariances, factors, extremes, by=by_far)
 
@@ -194,19 +203,8 @@ class Gaussian(Component):
         if self.shape.per_component and not self.bounded and empty.any():
             covariances[empty] = before.covariances[empty]
         rounding = rounding_of(means - points, self.shape)
-        new = self._resolved(self.theta(means=means, covariances=covariances), rounding)
+        new = resolved(self, self.theta(means=means, covariances=covariances), rounding)
         return mended(self, new, stats, sum_w) if theta is None else new
-
-    def _resolved(self, theta: Gaussians, rounding: Array) -> Gaussians:
-        """Variances that moments about distant points cannot tell from 0 grow by their rounding; the next pass has nearer points."""
-        lost = far_apart(theta.means - self.shift, theta.eigenvalues[:, 0], self.reg_covar)
-        lost &= ~(theta.eigenvalues[:, 0] > rounding) & np.isfinite(theta.eigenvalues[:, 1])
-        if lost.any():
-            more = np.where(lost, rounding, 0.0) if self.shape.per_component else rounding[:1]
-            unit_ = identity(self.shape, self.n_components, self.n_features)
-            covariances = theta.covariances + more.reshape((-1,) + (1,) * (unit_.ndim - 1)) * unit_
-            theta = self.theta(means=theta.means, covariances=covariances)
-        return replace(theta, rounding=rounding)
 
     def _with_prior(self, stats: GaussianStats, sum_w: Array) -> tuple[Array, Array, Array]:
         """Zeroth, first and second moments with the pseudo-rows of the prior."""
