@@ -67,9 +67,9 @@ def test_translation_moves_only_means(covariance_type, problem, data):
 
 
 @examples(100)
-@given(problem=kmeans_problems(), data=st.data())
+@given(problem=kmeans_problems(generic=True), data=st.data())
 def test_translation_moves_only_centres(problem, data):
-    """K-means a million deviations away gives the same labels and inertia."""
+    """K-means a million deviations away gives the same labels and inertia, where no row ties."""
     offset = data.draw(offsets(problem["d"]))
     x = np.round(problem["x"] * 2**20) / 2**20
     centers = np.round(problem["centers"] * 2**20) / 2**20
@@ -77,7 +77,7 @@ def test_translation_moves_only_centres(problem, data):
     moved, moved_params = kmeans({**problem, "x": x + offset, "centers": centers + offset})
     here, _ = fit(model, params, chunks_of(x), 4)
     there, _ = fit(moved, moved_params, chunks_of(x + offset), 4)
-    close(-there.objective, -here.objective, 1e-8)
+    assert abs(there.objective - here.objective) <= 1e-8 * abs(here.objective) + 1e-28 * (x**2).sum()
     assert np.abs(there.params.centers - offset - here.params.centers).max() <= 1e-8
 
 
