@@ -14,8 +14,10 @@ from pipeline.numerics import NUMERICS
 _HOMES = {
     "Config": "pipeline.jobconfig",
     "GaussianMixture": "pipeline.estimators",
+    "HiddenMarkovModel": "pipeline.estimators",
     "JaxModel": "pipeline.models.autodiff.declare",
     "KMeans": "pipeline.estimators",
+    "LatentDirichletAllocation": "pipeline.estimators",
     "MultinomialMixture": "pipeline.estimators",
     "Parameter": "pipeline.models.autodiff.declare",
     "check_model": "pipeline.estimators.model_check",
@@ -36,8 +38,10 @@ __all__ = [
     "NUMERICS",
     "Config",
     "GaussianMixture",
+    "HiddenMarkovModel",
     "JaxModel",
     "KMeans",
+    "LatentDirichletAllocation",
     "MultinomialMixture",
     "Parameter",
     "check_model",
@@ -56,7 +60,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pipeline.estimators import GaussianMixture, KMeans, MultinomialMixture, estimator_of
+    from pipeline.estimators import (
+        GaussianMixture,
+        HiddenMarkovModel,
+        KMeans,
+        LatentDirichletAllocation,
+        MultinomialMixture,
+        estimator_of,
+    )
     from pipeline.estimators.model_check import check_model
     from pipeline.estimators.models import fit
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx

@@ -74,7 +74,7 @@ def test_modules_are_read_in_one_sitting():
 
 # Files that are a family's own: what it is made of, and its class in Python.
 FAMILIES_OWN = ("models/families/*", "models/lloyd.py", "models/covariance.py", "models/moments.py", "kernels/*", "estimators/gaussian.py",
-                "estimators/kmeans.py", "estimators/multinomial.py", "__init__.py", "estimators/__init__.py")  # fmt: skip
+                "estimators/hmm.py", "estimators/kmeans.py", "estimators/lda.py", "estimators/multinomial.py", "__init__.py", "estimators/__init__.py")  # fmt: skip
 NAMED_ELSEWHERE = 10
 ORDINARY = {"factor", "columns"}  # families whose names are words of other things too: only read as a module's
 

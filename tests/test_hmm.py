@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -256,3 +257,30 @@ def test_what_does_not_fit_is_refused(sequences: dict[str, Any], tmp_path: Path)
     np.save(tmp_path / "x.npy", np.tile(x, (40, 1)))
     np.save(tmp_path / "units.npy", np.zeros(40 * len(x)))
     assert "split the longest unit" in said(select={}, model={**model, "n_components": 100}, engine={"memory": "64MiB"})
+
+
+def test_the_python_class_takes_sequences_by_their_lengths() -> None:
+    """As fits of chunks of whole sequences: the paths are Viterbi's, probabilities are those given the sequence, lengths must fit."""
+    _, _, x, starts = drawn("gaussian", n_units=30)
+    lengths = np.diff(starts, append=len(x))
+    found = pipeline.HiddenMarkovModel(K, emission={"family": "gaussian", "covariance_type": "diag"}, random_state=0)
+    found = found.set_params(max_iter=20, tol=1e-3).fit(x, lengths)
+    assert (np.diff(found.lower_bounds_) > -1e-9).all() and found.transitions_.shape == (K, K)
+    log_density = found.model_.component.log_joint(found._model()[1].theta, np.zeros(K), x, KERNELS)
+    chain_of = found.start_probabilities_, found.transitions_
+    np.testing.assert_array_equal(found.predict(x, lengths), KERNELS.best_path(log_density, starts, *chain_of))
+    passed = KERNELS.chain_pass(log_density.copy(), starts, np.ones(len(starts)), *chain_of)
+    np.testing.assert_allclose(found.predict_proba(x, lengths), passed.share, atol=1e-6)
+    assert found.score(x, lengths) == pytest.approx(passed.log_norm.mean(), rel=1e-12)
+    assert found.score(x, lengths) * len(x) == pytest.approx(found.lower_bound_ * len(x), rel=1e-9)
+    assert found.score(x) != pytest.approx(found.score(x, lengths), rel=1e-9)  # one sequence
+    assert found.bic(x, lengths) > found.aic(x, lengths)
+    assert x.min() < 0
+    with pytest.raises(ValueError, match="Negative values"):
+        pipeline.HiddenMarkovModel(K, emission="poisson").fit(x, lengths)
+    more = found.partial_fit(x[: starts[10]], lengths[:10])
+    assert more.statistics_ is not None and len(more.sample(5)[0]) == 5
+    with pytest.raises(ValueError, match=r"lengths: got .*expected whole numbers above 0 with the sum"):
+        found.fit(x, lengths[:-1])
+    with pytest.raises(ValueError, match="a model of sequences needs rows in memory"):
+        found.fit(da.from_array(x), lengths)

@@ -167,3 +167,20 @@ def test_what_does_not_fit_is_refused(store: Any, tmp_path: Path) -> None:
         params = fitted.params(alpha=np.ones(2), log_prob=np.log([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
     with pytest.raises(pipeline.errors.InputError, match="row 11: log-density -inf"):
         fitted.e_step(params, Rows(sp.csr_array([[1, 1, 0], [0, 1, 2]]), start=10), KERNELS)
+
+
+def test_the_python_class_has_the_names_of_scikit_learn() -> None:
+    """Shares by `transform`, probabilities of words, and a perplexity from the bounds of documents; sparse rows give the same."""
+    x, _, _ = drawn(60, 12, 3)
+    found = pipeline.LatentDirichletAllocation(3, doc_topic_prior=0.5, random_state=0, max_iter=30, tol=1e-2)
+    shares = found.fit_transform(sp.csr_matrix(x))
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0)
+    np.testing.assert_allclose(found.components_.sum(axis=1), 1.0)
+    np.testing.assert_array_equal(shares, found.predict_proba(x))
+    few, total = x[:8], 0.0
+    for document, share in zip(few, shares[:8], strict=True):
+        gamma, _, bound = slow(document, found.alpha_, found.log_prob_, 0.5 + share * document.sum())
+        total += bound
+        np.testing.assert_allclose(share, gamma / gamma.sum(), atol=1e-3)
+    assert found.perplexity(few) == pytest.approx(np.exp(-total / few.sum()), rel=1e-6)
+    assert isinstance(pipeline.LdaMixture(2), pipeline.LatentDirichletAllocation)  # the name of the class that was made

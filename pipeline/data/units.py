@@ -46,6 +46,23 @@ def unit_starts(column: Column, n_rows: int) -> np.ndarray:
     return found
 
 
+def starts_of(lengths: Any, n_rows: int) -> np.ndarray:
+    """Return the first row of each unit, shape (n_units,), int64, from how many rows each has; None: all rows are one unit.
+
+    Raises
+    ------
+    InputError
+        If they are not whole numbers above 0 with the sum n_rows.
+    """
+    found = np.asarray([n_rows] if lengths is None else lengths)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or (found < 1).any() or found.sum() != n_rows:
+        raise InputError(
+            f"lengths: got {found.tolist()!s:.60} with the sum {found.sum()}, expected whole numbers above 0 with the sum {n_rows}, the "
+            "number of rows. Give one for each sequence."
+        )
+    return np.concatenate([[0], np.cumsum(found[:-1])]).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class UnitSource(Source):
     """Rows of a source with units, of which no chunk holds a part where they are whole.

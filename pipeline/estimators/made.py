@@ -21,7 +21,7 @@ def estimator_of(family: str) -> Any:
     """
     from pipeline.estimators import OWN
 
-    return OWN.get(family) or _made(family)
+    return OWN.get(family) or made_class(family)
 
 
 def mixture_class(name: str) -> type[MixtureEstimator] | None:
@@ -35,7 +35,8 @@ def _class_name(family: str) -> str:
 
 
 @cache
-def _made(family: str) -> type[MixtureEstimator]:
+def made_class(family: str) -> Any:
+    """Return the class that is made from the config section of a family."""
     section = FAMILIES[family]
     own = [name for name in section.model_fields if name not in ("family", "path")]
     defaults = {name: _default(section, name) for name in own} | dict(FIT_OPTIONS)

@@ -19,6 +19,7 @@ from pipeline.data.checked import checked_errors, unmasked
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
 from pipeline.data.earlier import Earlier, Statistics
+from pipeline.data.units import UnitSource, starts_of
 from pipeline.estimators.cells import is_xarray, on_dimensions
 from pipeline.estimators.fit import Progress, Start, fitted, seed_of, value_errors
 from pipeline.estimators.rows import InputRows, column_of, input_rows, mean_of
@@ -255,8 +256,9 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         statistics: Statistics | None = None,
         noise: Any = None,
         features: Any = None,
+        lengths: Any = None,
     ) -> InputRows:
-        """Fit. statistics : of earlier rows, which count beside these.  noise : errors of the rows."""
+        """Fit. statistics : of earlier rows, which count beside these.  noise : errors of the rows.  lengths : of sequences."""
         table = self._table(X, statistics is None, 1 if statistics else 2, features)
         with value_errors():
             labels, column = _labels(y, table), column_of(sample_weight, table)
@@ -269,7 +271,12 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             config = self._config(as_peer, "missing" if self._missing else table.bad_rows)
             config.model.refuse_features(getattr(self, "feature_names_in_", None), table.x.shape[1])
             errors = None if noise is None else MemoryColumn(checked_errors(np.asarray(noise), 0, table.x.shape))
-            chunks = Chunks(table.source(), column, labels=labels, missing=self._missing, noise=errors)
+            source = table.source()
+            if self.section.by_unit:
+                source = UnitSource(
+                    source, starts_of(lengths, table.in_memory("a model of sequences").shape[0]), whole=True
+                )
+            chunks = Chunks(source, column, labels=labels, missing=self._missing, noise=errors)
             k = config.model.largest
             if k > chunks.n_rows and statistics is None:
                 raise ValueError(
@@ -322,16 +329,21 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         peers = [KMeans(self.n_components, n_init=1, random_state=rng) for _ in range(self.n_init)]
         return Start(arrays, [np.asarray(peer.fit(table.x, sample_weight=weight).labels_) for peer in peers])
 
+    def _takes(self) -> Any:
+        """The section that says which rows are taken: its class, unless that differs by option."""
+        return self.section
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = self.section.sparse
-        tags.input_tags.positive_only = self.section.counts
+        section = self._takes()
+        tags.input_tags.sparse = section.sparse
+        tags.input_tags.positive_only = section.counts
         return tags
 
     def _table(self, X: Any, reset: bool = False, least: int = 1, features: Any = None) -> InputRows:
         if not reset:
             check_is_fitted(self)
-        counts, missing = self.section.counts, self._missing
+        counts, missing = self._takes().counts, self._missing
         return input_rows(self, X, reset, least, dense=False, counts=counts, missing=missing, features=features)
 
     def _predicted(self, table: InputRows, what: str) -> Any:

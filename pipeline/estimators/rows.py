@@ -116,6 +116,12 @@ class InputRows:
         """Return the rows as a source."""
         return DaskSource(self.x) if self.lazy else MemorySource(self.x, self.dense)
 
+    def in_memory(self, what: str) -> Any:
+        """Return the rows, an array or CSR, (n, d). Raises ValueError for a Dask array. what : what needs them."""
+        if self.lazy:
+            raise ValueError(f"X: got a Dask array, but {what} needs rows in memory. Use X.compute(), or a job.")
+        return self.x
+
     def map(self, function: Callable[[Any], np.ndarray], columns: int | None, dtype: Any, name: str) -> Any:
         """Return function(block of rows) for all rows, in the kind of X, shape (n,) or (n, columns).
 
