@@ -175,10 +175,11 @@ def test_epochs_end_and_the_certificate_is_that_of_all_rows(family, data):
     model, params, chunks, how = data.draw(blocked_cases(family))
     assume(len(chunks) > 1)
     run, events = fit(model, params, chunks, 400, 1e-2, how)
+    # Where components collapse, reg_covar = 0 leaves the likelihood without a bound.
+    assume(not any(isinstance(event, ResetEvent) for event in events))
     phases = [entry.phase for entry in run.history]
     assert phases[0] == "incremental" and phases[-1] == "squarem" and phases == sorted(phases)
     assert run.stop_reason.startswith("converged") and 0.5 * run.history[-1].fisher_norm ** 2 < 1e-2
-    assume(not any(isinstance(event, ResetEvent) for event in events))
     blockwise = [entry for entry in run.history if entry.phase == "incremental"]
     assert all(np.isnan(entry.log_likelihood) for entry in blockwise[1:])
     rejected = {event.iteration for event in events}  # what was read in vain counts
