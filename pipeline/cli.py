@@ -191,7 +191,7 @@ def predict_command(
 
     _with_progress(
         run if output is None else output,
-        lambda listener: workflow.predict(run, changes, output, [listener], _BEGAN.get(), form),
+        lambda listener: workflow.predict(run, changes, output, [listener], _BEGAN.get(), form=form),
     )
     if output is not None:
         _say(f"report: {shown_path(Path(output) / 'report.html')}")

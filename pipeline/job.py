@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import provenance
 from pipeline.data.chunks import Chunks
+from pipeline.data.units import UnitSource
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
@@ -59,6 +60,9 @@ def write_labels_of(job: Job, model: LatentModel, params: Any) -> None:
     began = time.perf_counter()
     progress: Callable[[int], None] = lambda rows: job.log("labelled", rows=rows, of=job.chunks.n_rows)  # noqa: E731
     top_k = min(job.config.output.top_k, model.sizes.get("component", 0))
-    task = LabelBlock(job.chunks, model, params, top_k, job.config.data.bad_rows != "error")
-    write_labels(job.directory.labels, task, job.engine, progress)
-    job.log("labels", rows=job.chunks.n_rows, seconds=time.perf_counter() - began)
+    config, source = job.config, job.chunks.source
+    task = LabelBlock(job.chunks, model, params, top_k, config.data.bad_rows != "error", config.output.silhouette)
+    truth = config.data.open_column("labels_true", source.inner if isinstance(source, UnitSource) else source)
+    found = write_labels(job.directory.labels, task, job.engine, progress, truth)
+    said = {name: value for name, value in found.items() if isinstance(value, float)}
+    job.log("labels", rows=job.chunks.n_rows, seconds=time.perf_counter() - began, **said)

@@ -88,6 +88,14 @@ class Config(Section):
                 raise ValueError("output.standard_errors: are those of soft assignment; set it to false")
             if {"weights", "means"} <= set(model.fixed_parts):
                 raise ValueError("output.standard_errors: weights and means are both fixed; set it to false")
+        if self.output.silhouette and not (model.has_silhouette and self.data.labels is None and self.output.labels):
+            names = ", ".join(name for name in FAMILIES if name != OUTSIDE and FAMILIES[name].has_silhouette)
+            raise ValueError(
+                f"output.silhouette: is for family {names}, with output.labels and without data.labels; got family {family}; set it to "
+                "false, or correct these"
+            )
+        if self.data.labels_true is not None and not self.output.labels:
+            raise ValueError("data.labels_true: is compared with labels; set output.labels to true, or leave it out")
         if self.data.labels is not None and not model.takes_labels:
             raise ValueError(f"data.labels: rows of family {family} do not belong to one component; leave it out")
         if self.data.units is not None and not (model.by_unit or self.select.heldout):

@@ -133,6 +133,11 @@ class Output(Section):
     path: LocalPath = Field("runs/run", validate_default=True, description="the run directory")
     labels: bool = Field(True, description="write labels.zarr")
     top_k: int = Field(0, ge=0, description="responsibilities stored per row in labels.zarr")
+    silhouette: bool = Field(
+        False,
+        description="store the simplified silhouette of each row, (b - a) / b for the distances a and b to the nearest and the next centre, "
+        "and report its mean; only for some families; true | false",
+    )
     standard_errors: bool | Literal["given-covariances"] = Field(
         False,
         description="weights_se and means_se in model.zarr, for one more read of the data; given-covariances: as if "

@@ -31,6 +31,11 @@ class DataSection(Variant):
     source: str = Field("bundled", description="what kind of data this is")
     weights: AnyPath | None = Field(None, description="path of a .npy or .zarr with one non-negative weight a row")
     labels: AnyPath | None = Field(None, description="path of a .npy or .zarr with one integer a row; -1: unknown")
+    labels_true: AnyPath | None = Field(
+        None,
+        description="path of a .npy or .zarr with the class of each row, -1: unknown; not used in the fit: the report says how well the "
+        "labels agree with it",
+    )
     units: AnyPath | None = Field(
         None,
         description="path of a .npy or .zarr with one number a row, the same for consecutive rows that belong together, such as "
@@ -57,7 +62,7 @@ class DataSection(Variant):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Self:
-        beside = any(path is not None for path in (self.weights, self.labels, self.units, self.noise))
+        beside = any(path is not None for path in (self.weights, self.labels, self.labels_true, self.units, self.noise))
         if self.storage_options and not (self.reads_files or beside):
             raise ValueError(
                 f"storage_options: source {self.source} reads no files without weights, labels, units or noise; leave it out"
@@ -95,6 +100,7 @@ class DataSection(Variant):
         """
         source = self.open()
         weights, labels, units = (self.open_column(what, source) for what in ("weights", "labels", "units"))
+        self.open_column("labels_true", source)  # refused now, not after the fit
         noise = self.open_errors(source)
         starts = source.units() if units is None else unit_starts(units, source.n_rows)
         if by_unit and starts is None:
@@ -110,7 +116,7 @@ class DataSection(Variant):
 
         Parameters
         ----------
-        what : {"weights", "labels", "units"}
+        what : {"weights", "labels", "labels_true", "units"}
         source : Source
             The rows, as `open` returned them.
 

@@ -51,8 +51,8 @@ class FamilySection(Variant):
         Whether entries of rows may be missing (`data.bad_rows: missing`).
     takes_errors : bool
         Whether rows may have known errors (`data.noise`).
-    can_prune, has_standard_errors : bool
-        Whether `select.pruning` and `output.standard_errors` are for it.
+    can_prune, has_standard_errors, has_silhouette : bool
+        Whether `select.pruning`, `output.standard_errors` and `output.silhouette` are for it.
     template : dict
         What the commented YAML sets beside the defaults: sections of a job that can be run as it is.
     template_help : str
@@ -79,6 +79,7 @@ class FamilySection(Variant):
     takes_errors: ClassVar[bool] = False
     can_prune: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False
+    has_silhouette: ClassVar[bool] = False
     template: ClassVar[dict[str, Any]] = {"data": {"path": "digits"}}
     template_help: ClassVar[str] = "Set data.source and data.path to your data."
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.spatial.distance import cdist
 
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
@@ -266,6 +267,17 @@ class Lloyd(ClusterModel):
             farther[rows] = score[each, second[rows]].astype(np.float64) - nearest_score
         cost = np.bincount(label, farther if weight is None else weight * farther, minlength=k)
         return Removal.of(cost, label, second, weight)
+
+    def silhouette(self, params: Centers, x: Matrix) -> Array:
+        """Return (b - a) / b of rows for the distances a and b to the nearest and the next centre, (n,), float32; 0 where b is 0, or there is none."""
+        found = np.zeros(x.shape[0], np.float32)
+        if self.k < 2:
+            return found
+        for rows in tiles(x.shape[0], tile_height(self.n_features, self.k)):
+            square = cdist(np.asarray(x[rows], np.float64), params.centers, "sqeuclidean")
+            a, b = np.sqrt(np.partition(square, 1, axis=1)[:, :2]).T
+            found[rows] = np.divide(b - a, b, out=np.zeros_like(b), where=b > 0)
+        return found
 
     def responsibilities(self, params: Centers, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
         label, _ = kernels.nearest(x, params.centers, self.shift)

@@ -24,10 +24,12 @@ from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
 from pipeline.arrays.stores import guarded, open_group
 from pipeline.data.chunks import Chunks
+from pipeline.data.column import Column
 from pipeline.data.grid import Block, Grid
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError
 from pipeline.models.base import LatentModel, RowArray
+from pipeline.outputs.measures import measures
 from pipeline.outputs.run_directory import publish, remove
 
 BLOCK_ROWS = 2**18
@@ -38,7 +40,7 @@ class LabelBlock:
     """Task: predictions for rows start:stop, reading only the chunks with them.
 
     top_k : responsibilities stored per row, at most n_components.  drop : whether rows with NaN or inf get fill values, such
-    as label -1, or are an error.
+    as label -1, or are an error.  silhouette : whether the simplified silhouette of each row is stored.
     """
 
     chunks: Chunks
@@ -46,6 +48,12 @@ class LabelBlock:
     params: Any
     top_k: int
     drop: bool
+    silhouette: bool = False
+
+    def arrays(self) -> dict[str, RowArray]:
+        """Return the arrays by name."""
+        more = {"silhouette": RowArray("float32", np.nan)} if self.silhouette else {}
+        return self.model.row_arrays(self.top_k) | more
 
     def __call__(self, start: int, stop: int, kernels: Any) -> dict[str, Array]:
         bounds = self.chunks.source.bounds
@@ -68,11 +76,13 @@ class LabelBlock:
             part = replace(chunk, weight=None)
             whole = self.model.predict(self.params, part, self.top_k, kernels)
             block = {name: value[rows] for name, value in whole.items()}
+        if self.silhouette:
+            block["silhouette"] = self.model.silhouette(self.params, part.x)  # type: ignore[attr-defined]  # the config has seen to it
         if chunk.bad is not None and (bad := chunk.bad[rows]).any():
             if not self.drop:
                 row = chunk.start + rows.start + int(bad.argmax())
                 raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows: drop.")
-            for name, array in self.model.row_arrays(self.top_k).items():
+            for name, array in self.arrays().items():
                 block[name][bad] = array.fill
         return block
 
@@ -96,10 +106,15 @@ def _stored(path: Path) -> int:
         return -1
 
 
-def write_labels(path: Path, task: LabelBlock, engine: Engine, progress: Callable[[int], None]) -> None:
-    """Write the predictions for all rows to `path`, which appears complete. progress : called with the rows done."""
+def write_labels(
+    path: Path, task: LabelBlock, engine: Engine, progress: Callable[[int], None], truth: Column | None = None
+) -> dict[str, Any]:
+    """Write the predictions for all rows to `path`, which appears complete, and return their measures.
+
+    progress : called with the rows done.  truth : the classes of rows, which labels are compared with.
+    """
     temporary, sums = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.sums")
-    specs, (grid, coordinates) = task.model.row_arrays(task.top_k), task.chunks.source.rows_on()
+    specs, (grid, coordinates) = task.arrays(), task.chunks.source.rows_on()
     shape = grid.block_shape(BLOCK_ROWS)
     attributes: dict[str, Any] = {"family": task.model.family, "n_rows": grid.n_rows, "top_k": task.top_k}
     try:
@@ -116,8 +131,8 @@ def write_labels(path: Path, task: LabelBlock, engine: Engine, progress: Callabl
         arrays = {name: _array(group, name, grid, shape, task.top_k, spec) for name, spec in specs.items()}
         files = {name: temporary / name / "c" for name in arrays}
         left = [block for block in grid.blocks(shape) if not begun.is_whole(block, files)]
-        found = engine.map_in_order(task, ((block.start, block.stop) for block in left))
-        for block, values in zip(left, found, strict=True):
+        done = engine.map_in_order(task, ((block.start, block.stop) for block in left))
+        for block, values in zip(left, done, strict=True):
             for name, array in arrays.items():
                 array[block.box] = values[name].reshape(
                     *(s.stop - s.start for s in block.box), *array.shape[len(shape) :]
@@ -127,8 +142,15 @@ def write_labels(path: Path, task: LabelBlock, engine: Engine, progress: Callabl
         _write_pictures(group, task.chunks)
         if coordinates is not None:
             coordinates.to_zarr(guarded(temporary, read_only=False), mode="a", zarr_format=3, consolidated=False)
+        # A row with a known label may have another centre than the nearest, whose distance is stored.
+        by_distance = task.model.words.score == "squared_distance" and task.chunks.labels is None
+        centers = task.params.centers if by_distance else None
+        found = measures(group, centers, truth)
+        if found:
+            group.attrs["measures"] = found
         publish(temporary, path)
         remove(sums)
+        return found
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error}). Make room, then `resume`.") from error
 

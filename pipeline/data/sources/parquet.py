@@ -62,8 +62,9 @@ class ParquetSection(FileSection):
         None,
         description="one integer a row; -1, and null in a column: unknown; a column by its name, else the path of a .npy or .zarr",
     )
+    labels_true: str | None = Field(None, description="the class of each row, for the report: as labels")
 
-    @field_validator("weights", "labels")
+    @field_validator("weights", "labels", "labels_true")
     @classmethod
     def _absolute_where_it_looks_like_a_path(cls, name: str | None) -> str | None:
         is_path = name is not None and (name.endswith((".npy", ".zarr")) or name.startswith(("~", "${", "./", "../")))
@@ -87,14 +88,11 @@ class ParquetSection(FileSection):
         paths = _files(self.path, self.storage_options)
         tables = [_ParquetFile.open(path, self.storage_options) for path in paths]
         first = tables[0]
-        beside = [name for name in (self.weights, self.labels, self.index) if name in first.columns]
-        if self.index is not None and self.index not in (*first.columns, *first.index):
+        beside = [name for name in (self.weights, self.labels, self.labels_true, self.index) if name in first.columns]
+        if self.index is not None and self.index not in {*first.columns, *first.index} - set(self.columns or ()):
             near = did_you_mean(self.index, first.columns) or f", expected one of {', '.join(first.columns)}."
-            raise InputError(f"data.index: got {self.index!r}, which is no column of {self.path}{near}")
-        if self.index in (self.columns or ()):
-            raise InputError(
-                f"data.index: {self.index!r} is one of data.columns, expected another. Leave it out of one."
-            )
+            said = near if self.index not in first.columns else ", or one of data.columns. Leave it out of one."
+            raise InputError(f"data.index: got {self.index!r}, which is no column of {self.path}{said}")
         names = self.columns or [name for name in first.columns if name not in beside]
         coded = self.categories or {}
         first.refuse_absent_or_text(names, self.columns is None, coded)
@@ -113,7 +111,7 @@ class ParquetSection(FileSection):
         first = _ParquetFile.open(source.groups.paths[0], self.storage_options)
         if name in first.columns:
             first.refuse_absent_or_text([name], False, {})
-            return ParquetColumn(source.groups, name, -1 if what == "labels" else None)
+            return ParquetColumn(source.groups, name, -1 if what.startswith("labels") else None)
         if not is_url(name) and not os.path.lexists(name):
             names = ", ".join(first.columns)
             near = did_you_mean(name, first.columns) or "."

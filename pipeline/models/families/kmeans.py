@@ -25,6 +25,7 @@ class KMeansSection(ClusterSection):
     assignments: ClassVar[tuple[str, ...]] = ("hard",)
     methods: ClassVar[tuple[str, ...]] = ("auto", "em")
     criteria: ClassVar[tuple[str, ...]] = ()
+    has_silhouette: ClassVar[bool] = True
     template: ClassVar[dict[str, Any]] = {
         "data": {"source": "bundled", "path": "digits"},
         "model": {"family": "kmeans", "n_components": 10},

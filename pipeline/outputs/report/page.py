@@ -161,7 +161,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "curves": figures.convergence(record, curve) if curve is not None and len(curve.objective) > 1 else [],
         "numbers": figures.numbers(curve) if curve is not None else ([], 0),
         "components": _components(record) if record.k else None,
-        "parameters": tables.others(record),
+        "parameters": [*filter(None, [tables.confusion(record)]), *tables.others(record)],
         "outliers": outliers.outliers(record),
         "sharing": sharing.sharing(record),
         "replay": replay(record, curve) if record.k else None,

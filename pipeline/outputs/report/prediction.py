@@ -16,10 +16,11 @@ from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError, StorageError
 from pipeline.models.clusters import NOISE
 from pipeline.outputs.checkpoint import sums
+from pipeline.outputs.measures import measures_of
 from pipeline.outputs.report import svg
 from pipeline.outputs.report.formatting import NONE, number, percent, plural
 from pipeline.outputs.report.record import Record, read_record
-from pipeline.outputs.report.summary import Fact
+from pipeline.outputs.report.summary import Fact, measured
 from pipeline.outputs.report.svg import Chart, Plot
 
 LISTED = 20  # rows that fit worst
@@ -183,6 +184,7 @@ def _facts(made: Prediction, low: float | None) -> Iterator[Fact]:
     if of.noise is not None:
         share = labels.noise / max(labels.total, 1)
         yield Fact("Noise", percent(share), f"of the {of.row[1]}", f"label -2; in training {percent(of.noise)}")
+    yield from measured(measures_of(made.path))
     if labels.unlabelled:
         yield Fact("Without a label", number(labels.unlabelled), of.row[1], "missing or infinite values")
 

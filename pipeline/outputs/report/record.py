@@ -25,6 +25,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.models.families import words_of
 from pipeline.models.words import Words
 from pipeline.outputs.events import read_events
+from pipeline.outputs.measures import measures_of
 from pipeline.outputs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class Record:
     def title(self) -> str:
         """What was fitted: `A mixture of 200 Gaussians`."""
         return self.words.entitle(self.k, **{str(dim): size for dim, size in self.model.sizes.items()})
+
+    @cached_property
+    def measures(self) -> dict[str, Any]:
+        """Measures of the labels of the run's own rows."""
+        return measures_of(self.run)
 
     @property
     def data(self) -> dict[str, Any]:

@@ -26,6 +26,16 @@ _FIRST = (
     "rejected",
 )  # where there are too many, later ones make room, and others first
 
+_KNOWN = "with the classes of data.labels_true; 1 is equal"
+_MEASURES = {  # of labels.zarr, and what is good
+    "silhouette": ("Silhouette", "simplified: by centres; from -1 to 1, higher is better"),
+    "davies_bouldin": ("Davies-Bouldin", "lower is better"),
+    "calinski_harabasz": ("Calinski-Harabasz", "higher is better"),
+    "adjusted_rand": ("Adjusted Rand index", _KNOWN),
+    "normalized_mutual_information": ("Mutual information", f"normalized, {_KNOWN}"),
+    "purity": ("Purity", f"of the labels {_KNOWN}"),
+}
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -154,6 +164,7 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
         if value is not None:
             care = "; overlapping patches are not independent" if criterion == "bic" and overlap(record) else ""
             facts.append(Fact(criterion.upper(), number(round(float(value))), note=f"lower is better{care}"))
+    facts += measured(record.measures)
     if spent.peak_pss:
         facts.append(Fact("Peak memory", size(spent.peak_pss), note="driver and workers together"))
     if record.collapsed:
@@ -167,6 +178,13 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
             Fact(f"Largest {words.component}", percent(float(record.weights.max())), f"of the {record.row[1]}")
         )
     return facts
+
+
+def measured(measures: dict[str, Any]) -> list[Fact]:
+    """Return the measures of labels. measures : as `measures_of` returned them."""
+    return [
+        Fact(title, number(measures[name]), note=note) for name, (title, note) in _MEASURES.items() if name in measures
+    ]
 
 
 def search(record: Record) -> list[dict[str, str]]:

@@ -35,6 +35,23 @@ class Table:
     sheet: pictures.Picture | None = None
 
 
+def confusion(record: Record) -> Table | None:
+    """Return rows by label and known class, where these were compared; labels stand in the order of their classes."""
+    found = record.measures.get("confusion")
+    if not found:
+        return None
+    matched, n = record.measures["matched"], record.measures["rows_with_class"]
+    lines = [
+        [Cell(str(label)), *(Cell(number(rows)) for rows in line)]
+        for label, line in zip(found["labels"], found["rows"], strict=True)
+    ]
+    note = (
+        f"How many {record.row[1]} have each label and each class of data.labels_true, of {number(n)} whose class is known. If each label "
+        f"stands for one class, in the order of the lines, {percent(matched)} agree."
+    )
+    return Table("Labels and classes", note, [record.words.component, *map(str, found["classes"])], lines[:LINES])
+
+
 @dataclass(frozen=True)
 class Locations:
     """Locations in the units of the data, a line for each component, in the features in which these differ most.

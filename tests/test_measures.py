@@ -1,0 +1,122 @@
+"""How good labels are: scikit-learn's figures where it has them, from labels.zarr alone, and in the report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from scipy.spatial.distance import cdist
+from sklearn import metrics
+
+from pipeline.data.column import MemoryColumn
+from pipeline.errors import InputError
+from pipeline.jobconfig import validate
+from pipeline.outputs import measures as measures_module
+from pipeline.outputs.measures import agreement, measures
+from pipeline.workflow import predict, run
+
+RNG = np.random.default_rng(3)
+CENTERS = RNG.normal(size=(4, 3)) * 4
+CLASSES = RNG.integers(0, 4, 400)
+X = CENTERS[CLASSES] + RNG.normal(size=(400, 3))
+KNOWN = np.where(np.arange(400) % 5 == 0, -1, CLASSES * 10)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished K-means of a table whose column `kind` has the classes of most rows."""
+    folder = tmp_path_factory.mktemp("made")
+    frame = pd.DataFrame(X, columns=["a", "b", "c"]).assign(kind=KNOWN)
+    frame.to_parquet(folder / "x.parquet", index=False)
+    config = {
+        "data": {"source": "parquet", "path": str(folder / "x.parquet"), "labels_true": "kind"},
+        "model": {"family": "kmeans", "n_components": 4},
+        "fit": {"tol": 0},
+        "output": {"path": str(folder / "run"), "silhouette": True},
+    }
+    return run(validate(config))
+
+
+def test_measures_are_those_of_scikit_learn(made, monkeypatch):
+    """The indices of the whole labels; the simplified silhouette by hand; agreement over rows whose class is known."""
+    group = zarr.open_group(made / "labels.zarr", mode="r")
+    label, found = group["label"][:], group.attrs["measures"]
+    assert found["davies_bouldin"] == pytest.approx(metrics.davies_bouldin_score(X, label), rel=1e-9)
+    assert found["calinski_harabasz"] == pytest.approx(metrics.calinski_harabasz_score(X, label), rel=1e-9)
+    centers = np.array([X[label == k].mean(axis=0) for k in range(4)])
+    a, b = np.sort(cdist(X, centers), axis=1)[:, :2].T
+    np.testing.assert_allclose(group["silhouette"][:], (b - a) / b, rtol=1e-5, atol=1e-6)
+    assert found["silhouette"] == pytest.approx(((b - a) / b).mean(), rel=1e-6)
+    seen = KNOWN >= 0
+    assert found["adjusted_rand"] == pytest.approx(metrics.adjusted_rand_score(KNOWN[seen], label[seen]))
+    mutual = metrics.normalized_mutual_info_score(KNOWN[seen], label[seen])
+    assert found["normalized_mutual_information"] == pytest.approx(mutual)
+    table = metrics.cluster.contingency_matrix(label[seen], KNOWN[seen])
+    assert found["purity"] == table.max(axis=1).sum() / seen.sum() and found["rows_with_class"] == seen.sum()
+    confusion = found["confusion"]
+    assert confusion["classes"] == [0, 10, 20, 30]
+    np.testing.assert_array_equal(np.array(confusion["rows"]), table[confusion["labels"]])
+    assert found["matched"] == np.trace(np.array(confusion["rows"])) / seen.sum()
+    monkeypatch.setattr(measures_module, "_ROWS", 64)  # of labels at a time
+    again = zarr.open_group(predict(made), mode="r").attrs["measures"]
+    assert again["confusion"] == confusion
+    assert {name: again[name] for name in found if name != "confusion"} == pytest.approx(
+        {name: found[name] for name in found if name != "confusion"}
+    )
+
+
+def test_the_report_has_them(made):
+    """Facts of the first screen, and the table."""
+    text = (made / "report.html").read_text()
+    for said in ("Silhouette", "Davies-Bouldin", "Calinski-Harabasz", "Adjusted Rand index", "Labels and classes"):
+        assert said in text, said
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_agreement_of_any_labels(case):
+    """Of random labels, of one class, of one label, and of equal ones."""
+    rng = np.random.default_rng(case)
+    n = int(rng.integers(2, 40))
+    label, known = rng.integers(0, rng.integers(1, 6), n), rng.integers(0, rng.integers(1, 6), n)
+    known = label if case % 7 == 0 else known
+    rows, columns = np.unique(label), np.unique(known)
+    found = agreement(rows, columns, metrics.cluster.contingency_matrix(label, known))
+    assert found["adjusted_rand"] == pytest.approx(metrics.adjusted_rand_score(known, label), abs=1e-12)
+    expected = metrics.normalized_mutual_info_score(known, label)
+    assert found["normalized_mutual_information"] == pytest.approx(expected, abs=1e-9)
+    assert found["matched"] <= found["purity"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "said"),
+    [
+        ({"labels_true": "kinds"}, {}, "data.labels_true: got 'kinds', expected a column (a, b, c, kind) or a path"),
+        ({}, {"model": {"family": "gaussian"}}, "output.silhouette: is for family kmeans"),
+        (
+            {"labels_true": "kind"},
+            {"output": {"labels": False}},
+            "data.labels_true: is compared with labels; set output.labels",
+        ),
+        ({"labels": "kind"}, {}, "with output.labels and without data.labels"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(made, data, more, said):
+    """Before the fit."""
+    config = {
+        "data": {"source": "parquet", "path": str(made.parent / "x.parquet"), **data},
+        "model": {"family": "kmeans"},
+        "output": {"silhouette": True},
+    } | more
+    with pytest.raises(InputError) as error:
+        validate(config).open_chunks()
+    assert said in str(error.value)
+
+
+def test_classes_are_whole_numbers(made):
+    """A class of 1.5 is named by its row."""
+    group = zarr.open_group(made / "labels.zarr", mode="r")
+    for wrong in (1.5, -2, np.nan):
+        values = np.where(np.arange(400) == 7, wrong, 1.0)
+        with pytest.raises(InputError, match=r"data.labels_true: row 7 has .*, expected a whole number from 0"):
+            measures(group, None, MemoryColumn(values))
