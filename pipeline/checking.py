@@ -22,7 +22,7 @@ from pipeline.data.user_start import UserStart
 from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.pruning import STEPS
 from pipeline.em.run import Run
-from pipeline.em.search import CENTERS_ROWS, most_reads
+from pipeline.em.search import CENTERS_ROWS, EFFORT, FOR_ANOTHER, most_reads
 from pipeline.engine.memory import Plan
 from pipeline.engine.passes import ChunkFunction, Engine
 from pipeline.engine.reading import WORTH_BYTES
@@ -368,18 +368,17 @@ def _starts(
 
 def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
     """The search for a start. one : seconds of a pass of one fit over all rows, with the same arithmetic."""
-    config, in_memory = plan.config, max(plan.search_rows)
-    moves = config.fit.moves == "auto"
-
-    rows = 0.0
+    config, in_memory, rows = plan.config, max(plan.search_rows), 0.0
+    moves, effort = config.fit.moves == "auto", EFFORT[config.fit.effort]
     for model in models:
         assert isinstance(model, ClusterModel)
-        rows += most_reads(model, in_memory, moves)
+        rows += most_reads(model, in_memory, plan.n_rows, moves, effort)
         if not model.of_centers and not plan.sparse and config.fit.init.startswith("k-means"):
             centers = Lloyd(model.n_components, model.shift)
             # One product with the centres, where an E-step and its moments take two with about all parameters.
             share = centers.n_free_parameters() / (2 * model.n_free_parameters())
-            rows += share * most_reads(centers, min(in_memory, CENTERS_ROWS), moves)
+            some = min(in_memory, CENTERS_ROWS)
+            rows += share * most_reads(centers, some, plan.n_rows, moves, FOR_ANOTHER * effort)
         if config.select.pruning:  # with fewer components a pass costs less: on average half
             rows += in_memory * STEPS * model.n_components / 2
     return Phase("search", 0, rows / plan.n_rows * one, f"for a start, on {in_memory} rows in memory")

@@ -82,6 +82,11 @@ class Fit(Section):
     moves: Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)] = Field(
         "auto", description="moves of components during the search for a start; method em has no search"
     )
+    effort: Literal["low", "medium", "high"] = Field(
+        "medium",
+        description="how much the search for a start may cost: of candidate starts a half, two to three or ten fits, about; the same share of the "
+        "moves",
+    )
     random_state: int = Field(0, ge=0, description="the seed; every draw is keyed by it and the row's number")
 
     @model_validator(mode="after")

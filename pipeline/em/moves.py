@@ -34,7 +34,7 @@ T = TypeVar("T")
 ACCELERATED = Method(accelerated=True)
 MOST_SPLITS = 8  # in one round, or a 16th of the components; halved when a round fails
 SPLIT_SHARE = 16
-SPLITS_TRIED = 8  # times the splits of a round: centres for which two are fitted
+SPLITS_TRIED = 2  # times the splits of a round: centres for which two are fitted
 PATIENCE = 4  # single splits of a mixture, in the order of their gains, that fail before moves end
 HOPE = 0.5  # of the cost of having a component less: what such a split must gain, by its lower bound
 ROUNDING = 1e-9  # of the objective: a smaller gain is none
@@ -257,7 +257,7 @@ def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
     params = one.m_step(one.label_statistics(x, np.zeros(rows.n, dtype=np.int64), weight), None)
     before = one.objective(EStep(one, params)(rows, kernels).totals, params)
     two = model.with_components(2)
-    halves = _halves(unit(x) if model.unit_rows else x, weight)
+    halves = _halves(unit(x) if model.unit_rows else x, weight)[: 1 if model.of_centers else 2]
     best = Split(-1, -np.inf, None, rows.n * (2 + len(halves) * (SPLIT_STEPS + 2)))
     for labels in halves:
         params = two.m_step(two.label_statistics(x, labels.astype(np.int64), weight), None)

@@ -29,10 +29,16 @@ from pipeline.models.starts import ONE_BY_ONE, HardStart, from_hard, hard_start,
 GROWTH = 4  # of a level over the one below
 ROWS_PER_COMPONENT = 64  # of the lowest level, at least
 LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
+EFFORT = {"low": 0.25, "medium": 1.0, "high": 4.0}  # fit.effort: parts of what follows
+START_PASSES = 96  # over all rows, as two or three fits take: candidate starts are refined and merged in so many, about
 PASSES = 24  # over all rows in memory: so many rows may be read on one level before the last round of moves begins
-FEW_ROWS = 2**16  # rows in memory that are fewer count as so many: they are soon read
+FOR_ANOTHER = 0.25  # of the effort, for K-means that only starts another family
+FEW_ROWS, FEW_PAIRS = (
+    2**16,
+    2**22,
+)  # fewer rows count as so many: they are soon read; of starts pairs of rows and components
 MERGING = 6  # passes that it takes to choose among the components of two runs, about
-FIRST_STEPS, STEPS = 20, 12  # of EM on a level, and after each round of moves
+STEPS = 12  # of EM after each round of moves
 DRAWN = 16  # rows of each of many centres, among which k-means++ draws them
 PRINCIPAL = 64  # components that K-means is refined in, of twice as many features and more
 CENTERS_ROWS = 2**15  # that K-means is refined on where it only starts another family
@@ -71,6 +77,8 @@ class Search:
         Number of all rows.
     progress : callable
         Called after each level.
+    effort : float
+        Parts of the budget: 1 for fit.effort: medium.
     """
 
     init: str
@@ -80,6 +88,7 @@ class Search:
     rows: SearchRows
     of: int
     progress: Callable[[Level], None]
+    effort: float = 1.0
 
     def __call__(self, model: ClusterModel) -> Any:
         """Return parameters to start the fit from."""
@@ -90,7 +99,7 @@ class Search:
             starts = self._starts(model, self.rows, self.summary)
         else:
             lloyd = Lloyd(model.n_components, model.shift, float(np.mean(self.summary.variance)))
-            whole = self._without_gaps(model)
+            whole = replace(self._without_gaps(model), effort=FOR_ANOTHER * self.effort)
             centers = whole._centers(lloyd, whole.rows.head(max(lowest.n_rows, CENTERS_ROWS))).centers
             starts = from_hard(model, lowest.sum_over([hard_start(model, centers)]))
         return self._refine(model, starts, self.rows)
@@ -120,7 +129,7 @@ class Search:
     def _starts(self, model: ClusterModel, rows: SearchRows, summary: DataSummary) -> list[Any]:
         """Candidate starts for the lowest level."""
         sizes = levels(model, rows.n_rows)
-        many, lowest = candidate_starts(model, len(sizes))[0], rows.head(sizes[0])
+        many, lowest = candidate_starts(model, sizes, self.of, self.effort)[0], rows.head(sizes[0])
         some_known, init, k = len(rows.known) > 0, self.init, model.n_components
         if init == "k-means||" and k > ONE_BY_ONE and model.of_centers:  # whose rounds take 30 passes over all rows
             init, few = "k-means++", rows.head(min(rows.n_rows, DRAWN * k)).x
@@ -133,21 +142,22 @@ class Search:
 
     def _refine(self, model: ClusterModel, starts: Sequence[Any], rows: SearchRows) -> Any:
         """Refine the starts on each level, merge them until few enough are left, and move components of the last."""
-        tol = model.search.tol
+        tol, first, merged = model.search.tol, model.search.first, model.search.merged
         sizes = levels(model, rows.n_rows)
-        for size, left in zip(sizes, candidate_starts(model, len(sizes))[1:], strict=True):
+        budget = self.effort * PASSES * max(rows.n_rows, FEW_ROWS)
+        for size, left in zip(sizes, candidate_starts(model, sizes, self.of, self.effort)[1:], strict=True):
             if size == self.of and len(starts) == 1 and not self.moves:
                 break  # the fit itself does the same
             level, before = rows.head(size), rows.read[0]
             runs = [Run(i, model, params) for i, params in enumerate(starts)]
-            runs = refine_all(runs, level, Limits(FIRST_STEPS, tol))
+            runs = refine_all(runs, level, Limits(first, tol))
             if not self.moves:
                 runs = [max(runs, key=lambda run: run.objective)]
             while len(runs) > left:
-                runs = merge_runs(runs, level, Limits(STEPS, tol))
+                runs = merge_runs(runs, level, Limits(merged, tol))
             moved: list[int] = []
             if self.moves and len(runs) == 1:
-                best, moved = improve(runs[0], level, Limits(STEPS, tol), PASSES * max(rows.n_rows, FEW_ROWS))
+                best, moved = improve(runs[0], level, Limits(STEPS, tol), budget)
                 runs = [best]
             read, objective = rows.read[0] - before, runs[0].objective / size
             self.progress(Level(model.family, size, read, len(starts), moved, objective, model.n_features))
@@ -155,14 +165,32 @@ class Search:
         return starts[0]
 
 
-def candidate_starts(model: ClusterModel, n_levels: int) -> list[int]:
+def candidate_starts(model: ClusterModel, sizes: Sequence[int], of: int, effort: float = 1.0) -> list[int]:
     """Return the number of runs on each level, and after the last: each level costs as much as the highest.
 
-    >>> candidate_starts(Lloyd(10, np.zeros(2)), 3)
-    [256, 64, 16, 1]
+    As many as the budget allows, START_PASSES times all rows, and at most those of the model's search.
+
+    >>> (
+    ...     candidate_starts(Lloyd(10, np.zeros(2)), [5000], of=5000),
+    ...     candidate_starts(Lloyd(100, np.zeros(2)), [100_000], of=100_000),
+    ... )
+    ([32, 1], [4, 1])
     """
-    many = [model.search.finalists * GROWTH**above for above in reversed(range(n_levels))]
-    return [max(model.search.starts, many[0]), *many[1:], 1]
+    starts, finalists = model.search.starts, model.search.finalists
+    allowed = effort * START_PASSES * max(of, min(FEW_ROWS, FEW_PAIRS // model.n_components))
+    while True:
+        many = [finalists * GROWTH**above for above in reversed(range(len(sizes)))]
+        many = [max(starts, many[0]), *many[1:], 1]
+        if starts == 1 or _start_reads(model, sizes, many) <= allowed:
+            return many
+        starts, finalists = starts // 2, max(1, finalists // 2)
+
+
+def _start_reads(model: ClusterModel, sizes: Sequence[int], many: Sequence[int]) -> int:
+    """Rows read to refine and merge so many runs on levels of these sizes, about."""
+    first, merged = model.search.first, model.search.merged + MERGING
+    levels_ = zip(sizes, many, many[1:], strict=False)
+    return sum(size * (first * here + merged * (here - left)) for size, here, left in levels_)
 
 
 def levels(model: ClusterModel, n_rows: int) -> list[int]:
@@ -179,11 +207,9 @@ def levels(model: ClusterModel, n_rows: int) -> list[int]:
     return sizes[::-1]
 
 
-def most_reads(model: ClusterModel, n_rows: int, moves: bool) -> int:
-    """Return an estimate of the rows that the search of one run reads at most."""
-    sizes, reads = levels(model, n_rows), 0
-    many = candidate_starts(model, len(sizes))
-    for size, here, left in zip(sizes, many, many[1:], strict=False):
-        reads += size * (FIRST_STEPS * here + (STEPS + MERGING) * (here - left))
-        reads += PASSES * max(n_rows, FEW_ROWS) if moves and left == 1 else 0
-    return reads
+def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: float = 1.0) -> float:
+    """Return an estimate of the rows that the search of one run reads at most. n_rows : in memory, of `of`."""
+    sizes = levels(model, n_rows)
+    many = candidate_starts(model, sizes, of, effort)
+    moved = many[1:].count(1) * effort * PASSES * max(n_rows, FEW_ROWS) if moves else 0.0
+    return _start_reads(model, sizes, many) + moved

@@ -26,7 +26,7 @@ from pipeline.em.heldout import HeldOutRows, SumJobs, Units, without
 from pipeline.em.loop import Event, em
 from pipeline.em.pruning import pruned
 from pipeline.em.run import Run
-from pipeline.em.search import Level, Search
+from pipeline.em.search import EFFORT, Level, Search
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory import cores
 from pipeline.engine.memory_rows import MemoryRows
@@ -174,7 +174,7 @@ class Driver:
         # Fixed weights belong to their places. Where components are pruned, the highest likelihood of the largest number is not wanted.
         moves = fit.moves == "auto" and "weights" not in model.fixed and not self.config.select.pruning
         own = self._own(summary, run.candidate)
-        search = Search(fit.init, moves, seed, own, rows, self.chunks.n_rows, progress)
+        search = Search(fit.init, moves, seed, own, rows, self.chunks.n_rows, progress, EFFORT[fit.effort])
         run = replace(run, params=search(model), levels=tuple(levels))
         return self._pruned(run, rows, summary.total) if self.config.select.pruning else run
 

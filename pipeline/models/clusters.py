@@ -105,7 +105,8 @@ class SearchEffort(NamedTuple):
     """How a search for a start treats a model.
 
     level_rows : least rows of the lowest level; fewer rows have other local optima.
-    starts : least candidate starts.  finalists : candidate starts on the highest level.
+    starts : candidate starts on the lowest level, at least.  finalists : on the highest.  A budget may allow only fewer.
+    first, merged : iterations of each candidate start on a level, and after a merge of two.
     tol : nats per row, of the refinement on each level.
     principal : whether rows of many features are searched in the space of their leading principal components.
     """
@@ -115,6 +116,8 @@ class SearchEffort(NamedTuple):
     finalists: int = 1
     tol: float = 1e-4
     principal: bool = False
+    first: int = 20
+    merged: int = 12
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Lloyd(ClusterModel):
     location: ClassVar[str] = "centers"
     of_centers: ClassVar[bool] = True
     has_bound: ClassVar[bool] = False
-    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, principal=True)
+    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, principal=True, first=8, merged=6)
     words: ClassVar[Words] = Words(
         name="K-means",
         title="K-means with {k} clusters",

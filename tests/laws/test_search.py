@@ -16,7 +16,7 @@ from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.data.sample import SampleRows
 from pipeline.em.moves import improve, merge_runs, near_empty, refine
 from pipeline.em.principal import leading
-from pipeline.em.search import Search, most_reads
+from pipeline.em.search import EFFORT, Search, candidate_starts, levels, most_reads
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory_rows import BLOCK_ROWS, MemoryRows
 from pipeline.kernels.cpu import KERNELS
@@ -254,7 +254,7 @@ def test_a_search_goes_through_the_levels_and_reads_no_more_than_is_said(k, n, m
     assert sizes[-1] == len(x) or not moves  # one start on all rows is what the fit itself does
     assert min(sizes) >= min(128, len(x)) and min(sizes) >= min(64 * k, len(x))
     assert sizes[0] < 4 * max(128, 64 * k) and starts[0] >= 4
-    assert sum(level.read for level in seen) == rows.read[0] <= most_reads(model, len(x), moves)
+    assert sum(level.read for level in seen) == rows.read[0] <= most_reads(model, len(x), len(x), moves)
 
 
 @pytest.mark.parametrize("init", ["random", "near-mean", "k-means++", "k-means||"])
@@ -323,3 +323,17 @@ def test_many_centers_are_drawn_in_batches_that_spread_like_one_by_one():
     assert inertia["ours"] <= 1.05 * inertia["theirs"]
     few = np.repeat(x[:50], 30, axis=0)
     assert len(np.unique(few[_in_batches(few, np.ones(1500), 1200, rng, KERNELS)], axis=0)) == 50
+
+
+@pytest.mark.parametrize("effort", EFFORT)
+def test_the_effort_is_the_budget_of_the_search(effort):
+    """More starts for a larger one, never more rows read than it allows; the search does what it plans."""
+    share, model, n = EFFORT[effort], Lloyd(40, np.zeros(2)), 40_000
+    many = {name: candidate_starts(model, [n], n, each)[0] for name, each in EFFORT.items()}
+    assert many["low"] < many["medium"] < many["high"]
+    least = candidate_starts(model, [n], n, 0.0)
+    assert least == [1, 1]
+    x, seen = np.random.default_rng(0).normal(size=(3000, 2)), []
+    small = Lloyd(300, x.mean(axis=0), x.var())
+    Search("random", False, 0, known_of(x), in_memory(x), len(x), seen.append, share)(small)
+    assert seen[0].starts == candidate_starts(small, levels(small, 3000), 3000, share)[0]

@@ -37,7 +37,7 @@ class SphericalKMeans(Lloyd):
 
     family: ClassVar[str] = "spherical-kmeans"
     unit_rows: ClassVar[bool] = True
-    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0)
+    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, first=8, merged=6)
     words: ClassVar = Lloyd.words._replace(
         name="spherical K-means",
         title="Spherical K-means with {k} clusters",
