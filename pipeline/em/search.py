@@ -121,8 +121,9 @@ class Search:
         x = project(self.summary.sample.x)
         sample = replace(self.summary.sample, x=x)
         summary = replace(self.summary, mean=origin, covariance=x.var(axis=0), sample=sample)
-        starts = self._starts(few, flat, summary)
-        centers = project.back(self._refine(few, starts, flat).centers)
+        search = replace(self, effort=self.effort * model.n_features / PRINCIPAL)  # a pass costs so much less
+        starts = search._starts(few, flat, summary)
+        centers = project.back(search._refine(few, starts, flat).centers)
         found = from_hard(model, rows.sum_over([HardStart(model, centers)]))[0]
         return found
 
