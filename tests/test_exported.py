@@ -83,7 +83,7 @@ def test_patches_are_named_by_picture_and_place(tmp_path):
     ("source", "options", "said"),
     [
         ("parquet", {"index": "ident"}, "data.index: got 'ident', which is no column of "),
-        ("parquet", {"index": "id", "columns": ["a", "id"]}, ", or one of data.columns. Leave it out of one."),
+        ("parquet", {"index": "id", "columns": ["a", "id"]}, ", or one of data.columns. Correct it."),
         ("csv", {"index": "ids"}, "data.index: got 'ids', which is no column of "),
         ("csv", {"index": "a", "columns": ["a"]}, "data.index: 'a' is one of data.columns"),
         ("csv", {"index": 9, "header": False}, "data.index: got 9, which is no column of "),

@@ -142,7 +142,7 @@ class RowColumn:
             shapes = " or ".join(str((n_rows, *tail)) for tail in of_each)
             raise InputError(
                 f"{place or path}: got dtype {dtype} and shape {shape} as {what}, expected {each} for each of the "
-                f"{n_rows} rows of the data, shape {shapes}."
+                f"{n_rows} rows of the data, shape {shapes}. Give those of these rows."
             )
         chunk = 0 if place is None else math.prod(node.shards or node.chunks) * dtype.itemsize
         return cls(n_rows, place, path, options, chunk, shape[1:])

@@ -81,9 +81,10 @@ class DatasetPlace:
             raise
         except Exception as error:  # every engine has its own kinds
             kinds = "zarr, netcdf4, h5netcdf, scipy (netCDF 3) and cfgrib (GRIB)"
+            said = str(error).split("\n")[0].rstrip(":. ")
             raise InputError(
-                f"{self}: xarray cannot open it ({type(error).__name__}: {error}). Check data.path, data.group and data.concat; set "
-                f"data.engine to one of {kinds}; engines for netCDF 4 come with pip install 'em-pipeline[netcdf]'."
+                f"{self}: xarray cannot open it ({type(error).__name__}: {said}). Check data.path, data.group and data.concat; set "
+                f"data.engine to one of {kinds}; install the engine where it is absent: pip install 'em-pipeline[netcdf]' for netCDF 4, pip install cfgrib for GRIB."
             ) from error
 
     def open(self) -> xr.Dataset:
@@ -149,7 +150,11 @@ def feature_variables(
     for name in names:
         if name not in dataset.variables:
             near = did_you_mean(name, [str(each) for each in dataset.data_vars]) or "."
-            raise InputError(f"{of}variables: {where} has no {name!r}{near} {content(dataset)}")
+            raise InputError(f"{of}variables: {where} has no {name!r}{near} {content(dataset)} Name one of these.")
+        if not dataset[name].ndim:
+            raise InputError(
+                f"{of}variables: {name} is one number, without dimensions, expected one for each row. Leave it out."
+            )
         kind = dataset[name].dtype
         if kind.kind not in "biuf" or kind.itemsize > 8:
             said = "times" if kind.kind in "mM" else f"dtype {kind}"
@@ -179,12 +184,12 @@ def refuse_unknown(
     for dim in dims:
         if dim not in known:
             near = did_you_mean(str(dim), known) or "."
-            raise InputError(f"{of}: {where} has no {what} {str(dim)!r}{near} The variables have {', '.join(known)}.")
+            raise InputError(f"{of}: {where} has no {what} {str(dim)!r}{near} Name one of {', '.join(known)}.")
 
 
 def selected(dataset: xr.Dataset, names: Sequence[str], select: Mapping[str, Any], where: str) -> xr.Dataset:
     """The entries of data.select."""
-    refuse_unknown(dataset, names, list(select), where, "dimension to select from")
+    refuse_unknown(dataset, names, list(select), where, "dimension", "data.select")
     dataset = dataset.assign({f"{ENTRY}{dim}": (dim, np.arange(size)) for dim, size in dataset.sizes.items()})
     for dim, wanted in select.items():
         found = dataset.indexes.get(dim)
@@ -210,9 +215,11 @@ def selected(dataset: xr.Dataset, names: Sequence[str], select: Mapping[str, Any
                 dataset = dataset.isel({dim: np.unique(np.concatenate(places))})
         except (KeyError, IndexError, ValueError, TypeError) as error:
             values = _values(found, dataset.sizes[dim])
-            raise InputError(f"data.select: {dim} has no {wanted!r}. Its entries are {values}.") from error
+            raise InputError(f"data.select: {dim} has no {wanted!r}. Select some of its entries: {values}.") from error
         if not dataset.sizes[dim]:
-            raise InputError(f"data.select: no {dim} lies in {wanted!r}. Its entries are {_values(found, 0)}.")
+            raise InputError(
+                f"data.select: no {dim} lies in {wanted!r}. Select some of its entries: {_values(found, 0)}."
+            )
     return dataset
 
 

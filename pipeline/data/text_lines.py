@@ -111,7 +111,7 @@ def layout_of(stream: IO[bytes], path: str, asked: CsvSection) -> tuple[Layout, 
     """What a line is, and what should be known of it."""
     if asked.delimiter is not None and (len(asked.delimiter) != 1 or asked.delimiter in '#+-.\r\n"' + string.digits):
         raise InputError(
-            f"data.delimiter: got {asked.delimiter!r}, expected one character that is in no number. Blanks are ' ', a tab \"\\t\"."
+            f"data.delimiter: got {asked.delimiter!r}, expected one character that is in no number. Set one: blanks are ' ', a tab is \"\\t\"."
         )
     lines = iter(lambda: stream.readline(LINE_BYTES + 1), b"")
     texts = (refuse_long(line, path).decode("utf-8-sig", errors="replace") for line in lines)

@@ -91,8 +91,8 @@ class ParquetSection(FileSection):
         beside = [name for name in (self.weights, self.labels, self.labels_true, self.index) if name in first.columns]
         if self.index is not None and self.index not in {*first.columns, *first.index} - set(self.columns or ()):
             near = did_you_mean(self.index, first.columns) or f", expected one of {', '.join(first.columns)}."
-            said = near if self.index not in first.columns else ", or one of data.columns. Leave it out of one."
-            raise InputError(f"data.index: got {self.index!r}, which is no column of {self.path}{said}")
+            said = near if self.index not in first.columns else ", or one of data.columns."
+            raise InputError(f"data.index: got {self.index!r}, which is no column of {self.path}{said} Correct it.")
         names = self.columns or [name for name in first.columns if name not in beside]
         coded = self.categories or {}
         first.refuse_absent_or_text(names, self.columns is None, coded)
@@ -115,7 +115,9 @@ class ParquetSection(FileSection):
         if not is_url(name) and not os.path.lexists(name):
             names = ", ".join(first.columns)
             near = did_you_mean(name, first.columns) or "."
-            raise InputError(f"data.{what}: got {name!r}, expected a column ({names}) or a path that exists{near}")
+            raise InputError(
+                f"data.{what}: got {name!r}, expected a column ({names}) or a path that exists{near} Correct it."
+            )
         return super().open_column(what, source)
 
 
@@ -158,7 +160,7 @@ class _ParquetFile:
         for name in names:
             if name not in self.columns:
                 near = did_you_mean(name, self.columns) or f", expected one of {', '.join(self.columns)}."
-                raise InputError(f"data.columns: got {name!r}, which is no column of {self.path}{near}")
+                raise InputError(f"data.columns: got {name!r}, which is no column of {self.path}{near} Correct it.")
         if twice := [name for name, n in Counter(names).items() if n > 1]:
             raise InputError(f"data.columns: got {twice[0]!r} twice, expected each name once. Remove one.")
         other = [name for name in names if name not in coded and not _is_number(self.columns[name])]
@@ -166,7 +168,7 @@ class _ParquetFile:
             numbers = [name for name in self.columns if _is_number(self.columns[name])]
             advice = (
                 f"or name the columns to use, such as data.columns: [{', '.join(numbers)}]"
-                if chosen_by_default
+                if chosen_by_default and numbers
                 else "or leave it out"
             )
             raise InputError(

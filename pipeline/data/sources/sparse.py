@@ -87,14 +87,15 @@ class SparseSection(ConvertedSection):
 def _copied(archive: zipfile.ZipFile, group: Any, path: str) -> Sizes:
     """Copy the arrays of scipy.sparse.save_npz, a block at a time."""
     wanted = {f"{name}.npy" for name in ("format", "shape", "data", "indices", "indptr")}
-    if missing := sorted(wanted - set(archive.namelist())):
-        raise InputError(
-            f"{path}: has no {missing[0]}, expected a file of scipy.sparse.save_npz. Write it by that, as a csr_array."
-        )
-    kind = _small(archive, "format", path).astype(str).item()
-    if kind != "csr":
+    missing = sorted(wanted - set(archive.namelist()))
+    kind = None if "format.npy" in missing else _small(archive, "format", path).astype(str).item()
+    if kind not in (None, "csr"):
         raise InputError(
             f"{path}: is a {kind} matrix, expected csr, by rows. Write it again: save_npz(path, matrix.tocsr())."
+        )
+    if missing:
+        raise InputError(
+            f"{path}: has no {missing[0]}, expected a file of scipy.sparse.save_npz. Write it by that, as a csr_array."
         )
     shape = tuple(int(size) for size in _small(archive, "shape", path).reshape(-1))
     entries = 0

@@ -75,6 +75,7 @@ class XarraySection(FileSection):
     )
 
     reads_stores: ClassVar[bool] = True
+    also_called: ClassVar[tuple[str, ...]] = ("netcdf", "nc", "grib", "hdf5")
 
     @field_validator("weights")
     @classmethod
@@ -159,7 +160,7 @@ class XarraySource(Source):
             of_rows.sort(key=lambda dim: parts[dim] == 1)
         elif sorted(section.samples) != sorted(of_rows):
             raise InputError(
-                f"data.samples: got {listed(section.samples)}, expected the dimensions that are not features, {listed(of_rows)}, in any order."
+                f"data.samples: got {listed(section.samples)}, expected the dimensions that are not features, {listed(of_rows)}, in any order. Name these."
             )
         else:
             of_rows = list(section.samples)
@@ -258,7 +259,7 @@ class XarraySource(Source):
             near = did_you_mean(wanted, [str(each) for each in dataset.variables]) or "."
             raise InputError(
                 f"data.weights: got {name!r}, expected cos(COORDINATE), a variable, or a path that ends in .npy or .zarr; there is no "
-                f"{wanted!r}{near} {content(dataset)}"
+                f"{wanted!r}{near} {content(dataset)} Name a coordinate or one of these."
             )
         array = dataset[wanted]
         if array.dtype.kind not in "biuf" or not array.ndim or set(array.dims) - set(self.grid.dims):
@@ -268,7 +269,7 @@ class XarraySource(Source):
             )
         if cosine and not (np.abs(array.values) <= 90 + 1e-6).all():
             raise InputError(
-                f"data.weights: {name}: {wanted} reaches {np.abs(array.values).max():g}, expected degrees from -90 to 90."
+                f"data.weights: {name}: {wanted} reaches {np.abs(array.values).max():g}, expected degrees from -90 to 90. Name another."
             )
         return _GridColumn(self, wanted, cosine is not None)
 

@@ -65,7 +65,7 @@ class ZarrSection(FileSection):
         except ValueError:  # zarr refuses a name with .. in it
             found = False
         if not found:
-            raise InputError(f"{place}: there is no such array. {listing(node)}")
+            raise InputError(f"{place}: there is no such array. Set data.variable to one that is. {listing(node)}")
         return place, place.open_first()
 
 
