@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import Field as Option
 
-from pipeline.arrays.dtypes import Array, Matrix
+from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Rows, unit
 from pipeline.arrays.tiles import tile_height, tiles
@@ -28,6 +28,8 @@ from pipeline.models.families.kmeans import KMeansSection
 from pipeline.models.families.vmf import ADVICE, is_zero
 from pipeline.models.lloyd import Centers, Lloyd, LloydStats
 from pipeline.models.schema import UNIT, Field, Fields
+
+TILE = 2048  # rows that are scaled while they are in the cache
 
 
 @stored
@@ -55,6 +57,13 @@ class SphericalKMeans(Lloyd):
         zero = np.flatnonzero(is_zero(rows.x) & (weight > 0))
         if len(zero):
             raise InputError(f"row {rows.start + zero[0]}: {ADVICE}")
+        if not sp.issparse(rows.x):  # |x - c|² = 2 (1 - cosine)
+            x = np.empty(rows.x.shape, compute_dtype(rows.x.dtype))
+            for tile in tiles(rows.n, TILE):
+                x[tile] = unit(rows.x[tile])
+            found = super().e_step(params, replace(rows, x=x), kernels)
+            stats = replace(found.stats, inertia=0.5 * found.stats.inertia)
+            return found._replace(stats=stats, score=0.5 * found.score)
         label, distance = np.empty(rows.n, np.int32), np.empty(rows.n)
         for tile, cosine in self._cosines(params, rows.x):
             label[tile] = cosine.argmax(axis=1)
