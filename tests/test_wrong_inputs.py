@@ -32,7 +32,6 @@ def desk(tmp_path_factory) -> Path:
     )
     ds.to_zarr(folder / "ds.zarr", consolidated=False)
     xr.Dataset({"t": ("time", ds.time.values)}).to_netcdf(folder / "times.nc", engine="scipy")
-    (folder / "cut.nc").write_bytes((folder / "ds.nc").read_bytes()[:300])
     (folder / "no.nc").write_text("nothing")
     torn = ds.copy(deep=True)
     torn["u"][1, 0, 2, 3] = np.nan
@@ -173,10 +172,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "another engine's file": (
         XR | {"path": "no.nc"},
         "set data.engine to one of zarr, netcdf4, h5netcdf, scipy (netCDF 3) and cfgrib (GRIB); install the engine",
-    ),
-    "a file that is cut short": (
-        XR | {"path": "cut.nc"},
-        "Check data.path, data.group and data.concat; set data.engine to one of",
     ),
     "a group that is not there": (
         XR | {"path": "ds.zarr", "group": "summer"},
