@@ -170,6 +170,9 @@ PROBLEMS = {
     "poisson-missing": Problem({"family": "poisson", "concentration": 1.5}, lambda rng, n=N: gaps(rng, counts(rng, n))),
     "hmm": Problem({"family": "hmm", "emission": {"family": "gaussian", "reg_covar": 0.0}}, walks, unit=8),
     "hmm-poisson": Problem({"family": "hmm", "emission": "poisson"}, counts, unit=8, slow=True),
+    "hmm-missing": Problem(
+        {"family": "hmm", "emission": "poisson"}, lambda rng, n=N: gaps(rng, counts(rng, n)), unit=8, slow=True
+    ),
     "bernoulli-missing": Problem({"family": "bernoulli"}, lambda rng, n=N: gaps(rng, answers(rng, n)), slow=True),
     "categorical-missing": Problem({"family": "categorical"}, lambda rng, n=N: gaps(rng, codes(rng, n)), slow=True),
     "gaussian-diag-missing": Problem(

@@ -295,8 +295,14 @@ def test_what_cannot_be_is_refused(tmp_path):
     """Families of whole rows, steps that mix features, noise, standard errors; inf; a feature that is never there."""
     missing = {"source": "npy", "path": "x.npy", "bad_rows": "missing"}
     for model in ("kmeans", "student-t", "vmf"):
-        with pytest.raises(InputError, match=r"needs whole rows.*bernoulli, categorical, columns, gaussian, poisson"):
+        with pytest.raises(
+            InputError, match=r"needs whole rows.*bernoulli, categorical, columns, gaussian, hmm, poisson"
+        ):
             validate({"data": missing, "model": {"family": model}})
+    units = {**missing, "units": "units.npy"}
+    with pytest.raises(InputError, match="family hmm needs whole rows"):  # of Gaussian emissions
+        validate({"data": units, "model": {"family": "hmm"}})
+    assert validate({"data": units, "model": {"family": "hmm", "emission": "poisson"}}).model.takes_missing
     with pytest.raises(InputError, match="pca and zca mix the features"):
         validate({"data": missing, "preprocess": [{"kind": "pca"}]})
     with pytest.raises(InputError, match=r"model\.noise needs whole rows"):

@@ -73,6 +73,7 @@ class OfRowsWithErrors(Component):
 
     shape: Any  # Gaussian's
     incomplete: ClassVar[bool] = True
+    has_own_latents: ClassVar[bool] = True
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "errors": True}

@@ -95,6 +95,7 @@ class OfIncompleteRows(Component):
     """What Gaussian components of such rows have in place of their own: a mixin before `Gaussian`."""
 
     incomplete: ClassVar[bool] = True
+    has_own_latents: ClassVar[bool] = True
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "missing": True}

@@ -136,11 +136,9 @@ class HiddenMarkov(Mixture):
             entropy += float(weight @ np.where(weight > 0, part.log_norm, 0.0))
             entropy -= float(resp[possible] @ part.log_density[possible])
         assert total is not None, "a chunk has at least one unit"
-        if rows.weight is None:
-            log_likelihood = float(score.sum())
-        else:
-            unit_weight = self._unit_weights(rows, live)
-            each = np.repeat(unit_weight, np.diff(self._starts(rows), append=rows.n))
+        log_likelihood = float(score.sum())
+        if rows.weight is not None:
+            each = np.repeat(self._unit_weights(rows, live), np.diff(self._starts(rows), append=rows.n))
             log_likelihood = float(each @ np.where(each > 0, score, 0.0))
             score = np.where(each * live > 0, score, np.inf)
         if not np.isfinite(log_likelihood):
@@ -197,9 +195,8 @@ class HiddenMarkov(Mixture):
         weights, starts = self._unit_weights(rows, live), self._starts(rows)
         for part, units in self._batches(rows):
             log_density = self._log_densities(params, rows, part, kernels)
-            own, weight = starts[units] - part.start, weights[units]
-            chain = params.start_probabilities, params.transitions
-            found = kernels.chain_pass(log_density.copy(), own, weight, *chain)
+            own, weight, first = starts[units] - part.start, weights[units], params.start_probabilities
+            found = kernels.chain_pass(log_density.copy(), own, weight, first, params.transitions)
             yield Posterior(part, own, weight, log_density, *found)
 
     def m_step(self, stats: ChainStats, params: Chain | None) -> Chain:  # type: ignore[override]
@@ -272,8 +269,7 @@ class HiddenMarkov(Mixture):
     ) -> tuple[Chain, list[Reset]]:
         """As of a mixture: to the rows that fit worst; a state that was reset begins, comes and goes with probability 1/K."""
         weights: Any = MixtureParams(new.weights, new.theta)
-        chain, sums = cast(Any, old), cast(Any, stats)
-        moved, happened = super().reset(weights, chain, sums, attached, resets)
+        moved, happened = super().reset(weights, cast(Any, old), cast(Any, stats), attached, resets)
         places = np.array([reset.component for reset in happened if reset.done], dtype=int)
         if not len(places):
             return (new if not happened else replace(new, theta=moved.theta)), happened
@@ -299,8 +295,7 @@ class HiddenMarkov(Mixture):
         rows = replace(rows, weight=None)
         parts: dict[str, list[Array]] = {name: [] for name in self.row_arrays(top_k)}
         for part in self._posteriors(params, rows, kernels):
-            chain = params.start_probabilities, params.transitions
-            path = kernels.best_path(part.log_density, part.starts, *chain)
+            path = kernels.best_path(part.log_density, part.starts, params.start_probabilities, params.transitions)
             with np.errstate(divide="ignore"):
                 ranked = top_ranked(np.log(part.share), top_k)
             for name, value in {self.words.score: part.log_norm, "label": path, **ranked}.items():
@@ -317,8 +312,7 @@ class HiddenMarkov(Mixture):
         return self.component.sample(params.theta, states, rng), states
 
     def statistics_bytes(self) -> int:
-        k = self.n_components
-        return super().statistics_bytes() + 8 * k * (1 + k)
+        return super().statistics_bytes() + 8 * self.n_components * (1 + self.n_components)
 
     def unit_bytes(self) -> int:
         return 8 * 6 * self.n_components
@@ -396,14 +390,18 @@ class HmmSection(ClusterSection):
         return self.of_rows.sparse
 
     @property
+    def takes_missing(self) -> bool:  # type: ignore[override]  # not where missing entries are latent variables
+        mixture: Any = self.of_rows.of_no_rows(1)
+        return self.of_rows.takes_missing and not mixture.for_rows("missing").component.has_own_latents
+
+    @property
     def second_moments(self) -> Literal["matrix", "variances", "none"]:  # type: ignore[override]
         return self.of_rows.second_moments
 
     def build(self, summary: Summary, assignment: str) -> HiddenMarkov:
-        mixture = self.of_rows.build(summary, assignment)
-        assert isinstance(mixture, Mixture)
-        concentration = mixture.weight_concentration
-        return HiddenMarkov(mixture.component, weight_concentration=concentration, fixed_chain=tuple(self.fixed))
+        mixture: Any = self.of_rows.build(summary, assignment)
+        prior = mixture.weight_concentration
+        return HiddenMarkov(mixture.component, weight_concentration=prior, fixed_chain=tuple(self.fixed))
 
     def for_few_rows(self) -> HmmSection:
         few = self.of_rows.for_few_rows().model_dump(exclude={"n_components"})
