@@ -314,7 +314,7 @@ class Mixture(ClusterModel):
     def most_probable(self, params: MixtureParams, x: Matrix, kernels: Any) -> Array:
         """Return the component of highest responsibility of each row, (n,): as `assign`, without the other responsibilities."""
         labels = np.empty(x.shape[0], np.int32)
-        for rows in self._tiles(x):
+        for rows in tiles(x.shape[0], 2**13):  # large: what is prepared for each is much of the work
             near = self.component.near_log_joint(params.theta, self._log_weights(params), x[rows], 0, kernels)
             labels[rows] = near.argmax(axis=1)
         return labels
