@@ -24,12 +24,14 @@ _HOMES = {
     "denoise": "pipeline.workflow",
     "estimator_of": "pipeline.estimators",
     "fit": "pipeline.estimators.models",
+    "impute": "pipeline.workflow",
     "load_config": "pipeline.jobconfig",
     "open_estimator": "pipeline.estimators.runs",
     "open_run": "pipeline.workflow",
     "predict": "pipeline.workflow",
     "resume": "pipeline.workflow",
     "run": "pipeline.workflow",
+    "sample": "pipeline.workflow",
     "to_numpy": "pipeline.estimators.runs",
     "to_onnx": "pipeline.estimators.runs",
     "update": "pipeline.workflow",
@@ -48,12 +50,14 @@ __all__ = [
     "denoise",
     "estimator_of",
     "fit",
+    "impute",
     "load_config",
     "open_estimator",
     "open_run",
     "predict",
     "resume",
     "run",
+    "sample",
     "to_numpy",
     "to_onnx",
     "update",
@@ -73,7 +77,7 @@ if TYPE_CHECKING:
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.jobconfig import Config, load_config
     from pipeline.models.autodiff.declare import JaxModel, Parameter
-    from pipeline.workflow import denoise, open_run, predict, resume, run, update
+    from pipeline.workflow import denoise, impute, open_run, predict, resume, run, sample, update
 
 
 def __getattr__(name: str) -> Any:

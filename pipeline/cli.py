@@ -21,6 +21,7 @@ from pipeline.engine.blas import choose_kernels
 from pipeline.errors import InputError, PipelineError, Stopped, hidden, shown_path
 from pipeline.logs import LEVELS, forget, lenient_streams, logging_to
 from pipeline.signals import StopRequested, stopping
+from pipeline.uses import Address, EngineFile, File, Output, ProfileName, RunPath, Set, add_uses
 
 if TYPE_CHECKING:
     from pipeline.config import EngineSection
@@ -38,16 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, in place of the config's; repeatable")]
-Output = Annotated[str | None, typer.Option("--output", help="directory to write to")]
-Address = Annotated[str | None, typer.Option("--scheduler-address", help="a running dask scheduler, tcp://host:8786")]
-File = Annotated[Path | None, typer.Option("--scheduler-file", help="scheduler file of a running dask scheduler")]
-ProfileName = Annotated[str | None, typer.Option("--profile", help="a profile by name, such as local")]
-EngineFile = Annotated[
-    Path | None, typer.Option("--engine", help="a config of yours, whose section engine says where to compute")
-]
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; see `em-pipeline config`")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 
 
 _asked = {"quiet": False}  # of the command that this process runs
@@ -197,41 +189,15 @@ def predict_command(
         _say(f"report: {shown_path(Path(output) / 'report.html')}")
 
 
-@app.command("denoise")
-def denoise_command(
-    run: RunPath,
-    overrides: Set = None,
-    output: Output = None,
-    sigma: Annotated[
-        float | None,
-        typer.Option(
-            "--sigma", help="deviation of the noise, in grey levels of which white is 255; estimated if left out"
-        ),
-    ] = None,
-    clean: Annotated[
-        Path | None, typer.Option("--clean", help="folder of the pictures without noise, to compare with")
-    ] = None,
-    scheduler_address: Address = None,
-    scheduler_file: File = None,
-    profile: ProfileName = None,
-    engine: EngineFile = None,
-) -> None:
-    """Remove the noise of pictures, named by --set data.path=…, by the mixture of patches of RUN."""
-    changes = _changes(run, overrides, engine, scheduler_address, scheduler_file, profile)
-    from pipeline import workflow
-
-    _with_progress(
-        run if output is None else output,
-        lambda listener: workflow.denoise(run, changes, output, sigma, clean, [listener], _BEGAN.get()),
-    )
-
-
 @app.command("report")
 def report_command(run: RunPath) -> None:
     """Write RUN/report.html again."""
     from pipeline.outputs.report import write_report
 
     typer.echo(write_report(run))
+
+
+add_uses(app, lambda *given: _changes(*given), lambda *given: _with_progress(*given), _BEGAN.get)
 
 
 def _engine(address: str | None, file: Path | None, profile: str | None) -> list[str]:

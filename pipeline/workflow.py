@@ -17,7 +17,9 @@ import numpy as np
 from pipeline import provenance
 from pipeline.advice import advice
 from pipeline.applying.denoising import denoise, resume_denoising
+from pipeline.applying.imputing import impute, resume_imputing
 from pipeline.applying.prediction import predict, resume_prediction
+from pipeline.applying.sampling import sample
 from pipeline.checking import Cost, cost, from_shapes
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
@@ -45,10 +47,12 @@ from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
 from pipeline.updating import config_of_update, refuse_rows_of
 
-__all__ = ["check", "denoise", "open_run", "predict", "resume", "run", "update"]
+__all__ = ["check", "denoise", "impute", "open_run", "predict", "resume", "run", "sample", "update"]
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_RESUMED = {"predict": resume_prediction, "denoise": resume_denoising, "impute": resume_imputing}
 
 
 def run(
@@ -219,8 +223,7 @@ def resume(
     directory = RunDirectory(path)
     record = directory.read_config()
     if "prediction_of" in record:
-        again = resume_denoising if record.get("command") == "denoise" else resume_prediction
-        return again(path, overrides, listeners, began)
+        return _RESUMED[record.get("command", "predict")](path, overrides, listeners, began)
     name = str(directory.config)
     safe = trusted(record["config"], overrides, name)
     stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()

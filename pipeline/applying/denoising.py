@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import provenance
 from pipeline.applying import epll
 from pipeline.applying.epll import PatchPrior
-from pipeline.applying.rows import asked_of, begin, reopened
+from pipeline.applying.rows import asked_of, begin, output_of, reopened
 from pipeline.arrays.dtypes import Array
 from pipeline.config.variants import OUTSIDE
 from pipeline.data.sources.images import ImageSource, ImagesSection, patch_basis
@@ -70,8 +70,7 @@ def denoise(
     Zoran and Weiss (2011): from learning models of natural image patches to whole image restoration.
     """
     config = asked_of(path, overrides, "denoise")
-    if output is None:
-        raise InputError("denoise: got no output, expected a directory for the pictures. Give --output.")
+    target = output_of("denoise", output)
     if sigma is not None and not 0 < sigma < float("inf"):
         raise InputError(
             f"denoise: got sigma {sigma:g}, expected a number above 0, in grey levels of which white is 255. Correct it, or leave it "
@@ -79,7 +78,7 @@ def denoise(
         )
     clean = None if clean is None else str(Path(clean).absolute())
     options = {"command": "denoise", "sigma": sigma, "clean": clean}
-    return _denoise(RunDirectory(path), config, RunDirectory(output), options, listeners, began)
+    return _denoise(RunDirectory(path), config, target, options, listeners, began)
 
 
 def resume_denoising(

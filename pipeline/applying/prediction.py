@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import provenance
-from pipeline.applying.rows import asked_of, begin, reopened
+from pipeline.applying.rows import asked_of, begin, open_rows, reopened
 from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory
 from pipeline.engine.passes import unused_address
 from pipeline.errors import InputError
-from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config
-from pipeline.models.mixture import Mixture
-from pipeline.outputs import model_store
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.exported import export, refuse_format
 from pipeline.outputs.labels import has_labels
@@ -73,21 +69,10 @@ def _label_rows(
 ) -> Path:
     """Label rows with the model of a run directory. form : as of `predict`."""
     record = directory.read_config()
-    provenance.refuse_other_code(config, record, ("model.path",))
     began = time.perf_counter() if began is None else began
     with single_thread(), PeakMemory() as memory:
-        model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
-        if config.data.bad_rows == "missing" and isinstance(model, Mixture) and not model.incomplete:
-            model = model.for_rows("missing")
-        chunks = config.open_chunks()
-        n_raw = model.sizes.get("feature", chunks.n_features) if affine is None else len(affine.offset)
-        if chunks.n_features != n_raw:
-            raise InputError(
-                f"predict: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
-                "Give data.path rows made as the run's own were."
-            )
-        plan = plan_job(config, chunks, fits=False)
-        planned = memory_plan(plan, chunks)  # before a chunk is read
+        opened = open_rows(directory, config, "predict")
+        model, chunks, plan, planned = opened.model, opened.chunks, opened.plan, opened.memory
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
@@ -98,14 +83,14 @@ def _label_rows(
             log = EventLog(target.events, tuple(listeners))
             log.warn(unused_address(config.engine))
             chunks = as_read_before(chunks, directory.checkpoints, log.warn) if output is None else chunks
-            job = Job(plan, replace(chunks, affine=affine), engine, log, target, memory, began)
+            job = Job(plan, replace(chunks, affine=opened.affine), engine, log, target, memory, began)
             top_k = min(config.output.top_k, model.sizes.get("component", 0))
             # Of its own rows, a table is made of the labels that are there.
             missing = not has_labels(target.labels, top_k if output is None else 0) or (
                 output is None and form == "zarr"
             )
             if missing:
-                write_labels_of(job, model, params)
+                write_labels_of(job, model, opened.params)
             if output is not None and (missing or not target.report.exists()):
                 from pipeline.outputs.report import write_report
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipeline import provenance
 from pipeline.config.stored import refuse_unnamed_engine, trusted
+from pipeline.data.chunks import Chunks
+from pipeline.data.preprocess import Affine
+from pipeline.engine.blas import single_thread
+from pipeline.engine.memory import PeakMemory, Plan
+from pipeline.engine.passes import unused_address
 from pipeline.errors import InputError
+from pipeline.fitting.plan import JobPlan, memory_plan, plan_job
+from pipeline.job import engine_for
 from pipeline.jobconfig import Config, to_plain, validate
-from pipeline.outputs import checkpoint
+from pipeline.models.mixture import Mixture
+from pipeline.outputs import checkpoint, model_store
+from pipeline.outputs.events import EventLog, Listener
+from pipeline.outputs.labels import LabelBlock, write_labels
 from pipeline.outputs.run_directory import RunDirectory
 
 
@@ -34,6 +46,73 @@ def asked_of(path: str | Path, overrides: Sequence[str], command: str, more: tup
     config = validate(trusted(record["config"], overrides, name), list(overrides), name).resolved()
     refuse_unnamed_engine(record["config"], overrides, name)
     return config
+
+
+class OpenRows(NamedTuple):
+    """The model of a run and rows that it takes. affine : the preprocessing, which `chunks` do not apply.  memory : what was planned."""
+
+    model: Any
+    params: Any
+    affine: Affine | None
+    chunks: Chunks
+    plan: JobPlan
+    memory: Plan
+
+
+def open_rows(run: RunDirectory, config: Config, command: str) -> OpenRows:
+    """Open the model of a run, and the rows of a config. Raises InputError if they do not go together, or memory is too little."""
+    provenance.refuse_other_code(config, run.read_config(), ("model.path",))
+    model, params, affine = model_store.load_model(model_store.read_dataset(run.model))
+    if config.data.bad_rows == "missing" and isinstance(model, Mixture) and not model.incomplete:
+        model = model.for_rows("missing")
+    chunks = config.open_chunks()
+    n_raw = model.sizes.get("feature", chunks.n_features) if affine is None else len(affine.offset)
+    if chunks.n_features != n_raw:
+        raise InputError(
+            f"{command}: rows have {chunks.n_features} features, the model was fitted to {n_raw}. "
+            "Give data.path rows made as the run's own were."
+        )
+    plan = plan_job(config, chunks, fits=False)
+    return OpenRows(model, params, affine, chunks, plan, memory_plan(plan, chunks))  # before a chunk is read
+
+
+def write_rows(
+    run: RunDirectory,
+    config: Config,
+    target: RunDirectory,
+    options: Mapping[str, Any],
+    made: Callable[[OpenRows], tuple[Any, Chunks]],
+    listeners: Sequence[Listener],
+    began: float | None,
+) -> Path:
+    """Write a store with arrays over rows, out of core and resumable, as labels are; return it.
+
+    options : of the command; its `command` is also the name of the store.  made : returns what `LabelBlock` takes as a model, and
+    the chunks that it reads.
+    """
+    began = time.perf_counter() if began is None else began
+    store = target.path / f"{options['command']}.zarr"
+    with single_thread(), PeakMemory() as memory:
+        opened = open_rows(run, config, str(options["command"]))
+        what, chunks = made(opened)
+        fingerprint = opened.chunks.fingerprint()
+        with engine_for(config, opened.memory) as engine, target.lock():
+            begin(target, run, config, fingerprint, options)
+            log = EventLog(target.events, tuple(listeners))
+            log.warn(unused_address(config.engine))
+            engine.report_to(log)
+            if not store.exists():
+                task = LabelBlock(chunks, what, opened.params, 0, config.data.bad_rows != "error")
+                write_labels(store, task, engine, lambda rows: log("labelled", rows=rows, of=chunks.n_rows))
+                log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)
+    return store
+
+
+def output_of(command: str, output: str | Path | None) -> RunDirectory:
+    """Return the directory that a command writes. Raises InputError without one."""
+    if output is None:
+        raise InputError(f"{command}: got no output, expected a directory. Give --output.")
+    return RunDirectory(output)
 
 
 def begin(

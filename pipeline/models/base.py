@@ -136,11 +136,12 @@ class Reset(NamedTuple):
 
 
 class RowArray(NamedTuple):
-    """An array of labels.zarr. fill : value for dropped rows.  ranked : whether it has a second dimension, rank."""
+    """An array of labels.zarr. fill : value for dropped rows.  ranked : whether it has a second dimension, rank.  columns : size of another one, feature."""
 
     dtype: str
     fill: float
     ranked: bool = False
+    columns: int = 0
 
 
 class LatentModel(ABC):

@@ -22,6 +22,7 @@ from pipeline.kernels.cholesky import Moments
 from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.component import Component, Pass
 from pipeline.models.covariance import full_covariances
+from pipeline.models.weights import log_sum_exp
 
 LOG_2PI = float(np.log(2.0 * np.pi))
 BATCH_NUMBERS = 2**18  # of rows x components x features that are worked on at a time
@@ -45,6 +46,10 @@ class Expected(ABC):
     @abstractmethod
     def covariance(self, c: int, resp: Array) -> Array:
         """Return the sum of their covariances about these, in the form of `Moments.sum_xx`. resp : (n,) of component c."""
+
+    def deviations(self, c: int, normal: Array) -> Array:
+        """Return draws minus `row`, (n, d); only for missing entries. normal : (n, d), standard normal."""
+        raise NotImplementedError
 
 
 class OfOnePattern(Expected):
@@ -71,6 +76,11 @@ class OfOnePattern(Expected):
         full[np.ix_(~self.seen, ~self.seen)] = resp.sum() * (self.rest[c] - self.gain[c].T @ self.gain[c])
         return full
 
+    def deviations(self, c: int, normal: Array) -> Array:
+        values, vectors = np.linalg.eigh(self.covariance(c, np.ones(1)))
+        found: Array = normal @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        return found
+
 
 class OfVariances(Expected):
     """Rows under variances, where entries do not tell of each other. variances : (k, d).  one : whether they are one number."""
@@ -89,6 +99,9 @@ class OfVariances(Expected):
     def covariance(self, c: int, resp: Array) -> Array:
         found: Array = (resp @ self.missing) * self.variances[c]
         return found.sum() if self.one else found
+
+    def deviations(self, c: int, normal: Array) -> Array:
+        return np.where(self.missing, np.sqrt(self.variances[c]) * normal, 0.0)
 
 
 class OfIncompleteRows(Component):
@@ -129,6 +142,28 @@ class OfIncompleteRows(Component):
             log_norm[~partly] = whole.log_norm
             found = Pass(log_norm, *(a + b for a, b in zip(whole[1:], found[1:], strict=True)))
         return found._replace(log_norm=log_norm)
+
+    def imputed(self, theta: Any, log_weights: Array, x: Array, draw: tuple[Array, Array] | None = None) -> Array:
+        """Return rows with numbers in place of NaN: their conditional mean given the other entries, or a draw.
+
+        draw : uniform (n,) and standard normal (n, d) numbers; None for the mean, sum_k r_nk mu_m|o,k. [Ghahramani and Jordan 1994]
+        """
+        found, index = x.astype(np.float64), np.flatnonzero(np.isnan(x).any(axis=1))
+        for rows, expected in batches(self, theta, x[index]):
+            at = index[rows]
+            joint = log_weights + expected.log_density
+            resp = np.exp(joint - log_sum_exp(joint)[:, None])
+            if draw is None:
+                found[at] = sum(resp[:, c, None] * expected.row(c) for c in range(self.n_components))
+                continue
+            uniform, normal = draw[0][at], draw[1][at]
+            chosen = np.minimum((resp.cumsum(axis=1) < uniform[:, None]).sum(axis=1), self.n_components - 1)
+            for c in np.unique(chosen):
+                own = chosen == c
+                found[at[own]] = (expected.row(c) + expected.deviations(c, normal))[own]
+        return np.where(
+            np.isnan(x), found, x
+        )  # a weighted mean of equal numbers may differ from them in the last digit
 
     def scratch_bytes(self) -> int:
         """Sums of moments as matrices, twice, and of a batch."""

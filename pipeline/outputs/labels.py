@@ -28,23 +28,25 @@ from pipeline.data.column import Column
 from pipeline.data.grid import Block, Grid
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError
-from pipeline.models.base import LatentModel, RowArray
+from pipeline.models.base import RowArray
 from pipeline.outputs.measures import measures
 from pipeline.outputs.run_directory import publish, remove
 
 BLOCK_ROWS = 2**18
+BLOCK_BYTES = 2**24  # of a block with an array of many columns
 
 
 @dataclass(frozen=True)
 class LabelBlock:
     """Task: predictions for rows start:stop, reading only the chunks with them.
 
+    model : anything with `family`, `words`, `row_arrays` and `predict`, as those of `LatentModel`.
     top_k : responsibilities stored per row, at most n_components.  drop : whether rows with NaN or inf get fill values, such
     as label -1, or are an error.  silhouette : whether the simplified silhouette of each row is stored.
     """
 
     chunks: Chunks
-    model: LatentModel
+    model: Any
     params: Any
     top_k: int
     drop: bool
@@ -53,7 +55,8 @@ class LabelBlock:
     def arrays(self) -> dict[str, RowArray]:
         """Return the arrays by name."""
         more = {"silhouette": RowArray("float32", np.nan)} if self.silhouette else {}
-        return self.model.row_arrays(self.top_k) | more
+        found: dict[str, RowArray] = self.model.row_arrays(self.top_k) | more
+        return found
 
     def __call__(self, start: int, stop: int, kernels: Any) -> dict[str, Array]:
         bounds = self.chunks.source.bounds
@@ -77,7 +80,7 @@ class LabelBlock:
             whole = self.model.predict(self.params, part, self.top_k, kernels)
             block = {name: value[rows] for name, value in whole.items()}
         if self.silhouette:
-            block["silhouette"] = self.model.silhouette(self.params, part.x)  # type: ignore[attr-defined]  # the config has seen to it
+            block["silhouette"] = self.model.silhouette(self.params, part.x)  # the config has seen to it
         if chunk.bad is not None and (bad := chunk.bad[rows]).any():
             if not self.drop:
                 row = chunk.start + rows.start + int(bad.argmax())
@@ -87,10 +90,10 @@ class LabelBlock:
         return block
 
 
-def row_bytes(model: LatentModel, top_k: int) -> int:
+def row_bytes(model: Any, top_k: int) -> int:
     """Return the bytes of one row of labels.zarr."""
     arrays = model.row_arrays(top_k).values()
-    return sum(np.dtype(array.dtype).itemsize * (top_k if array.ranked else 1) for array in arrays)
+    return sum(np.dtype(array.dtype).itemsize * (top_k if array.ranked else array.columns or 1) for array in arrays)
 
 
 def has_labels(path: Path, top_k: int) -> bool:
@@ -115,7 +118,9 @@ def write_labels(
     """
     temporary, sums = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.sums")
     specs, (grid, coordinates) = task.arrays(), task.chunks.source.rows_on()
-    shape = grid.block_shape(BLOCK_ROWS)
+    wide = any(spec.columns for spec in specs.values())
+    most = BLOCK_BYTES // row_bytes(task.model, task.top_k) if wide else BLOCK_ROWS
+    shape = grid.block_shape(min(BLOCK_ROWS, max(1, most)))
     attributes: dict[str, Any] = {"family": task.model.family, "n_rows": grid.n_rows, "top_k": task.top_k}
     try:
         layout = [attributes, {name: str(spec) for name, spec in specs.items()}, grid.dims, grid.shape, shape]
@@ -206,13 +211,13 @@ def _digest(key: str, arrays: dict[str, Path]) -> str:
 
 
 def _array(group: Any, name: str, grid: Grid, chunk: tuple[int, ...], top_k: int, spec: RowArray) -> Any:
-    ranks = (top_k,) if spec.ranked else ()
+    ranks = (top_k,) if spec.ranked else (spec.columns,) if spec.columns else ()
     return group.create_array(
         name,
         shape=(*grid.shape, *ranks),
         dtype=spec.dtype,
         chunks=(*chunk, *ranks),
-        dimension_names=(*grid.dims, "rank") if ranks else grid.dims,
+        dimension_names=(*grid.dims, "rank" if spec.ranked else "feature") if ranks else grid.dims,
         fill_value=spec.fill,
         compressors=ZstdCodec(level=3, checksum=True),
         config={"write_empty_chunks": True},  # a missing chunk means work to do, never fill values

@@ -40,6 +40,8 @@ _OURS = (
     "labels.parquet",
     "labels.csv",
     "candidates.zarr",
+    "sample.zarr",
+    "impute.zarr",
     "pictures",
     "pictures.csv",
     "sheet.png",
@@ -86,6 +88,12 @@ class RunDirectory:
         return any(any(self.checkpoints.glob(kind)) for kind in ("gen-*", "partial-*"))
 
     @property
+    def has_results(self) -> bool:
+        """Whether what a command computes by the model of a run is here, complete."""
+        names = ("labels.zarr", "sample.zarr", "impute.zarr", "report.html")
+        return any((self.path / name).exists() for name in names)
+
+    @property
     def is_locked(self) -> bool:
         """Whether a process may be writing here. A lock whose process cannot be looked up counts until nobody has touched it for some minutes."""
         return is_locked(self.path / ".lock")
@@ -104,8 +112,9 @@ class RunDirectory:
             )
         if overwrite:
             return
-        if self.model.exists() or self.labels.exists():
-            what = "a finished run" if self.model.exists() else "the labels of other data"
+        if self.model.exists() or self.has_results:
+            beside = "the labels of other data" if self.labels.exists() else "the results of another command"
+            what = "a finished run" if self.model.exists() else beside
             raise InputError(f"output {self}: contains {what}. Use --overwrite, or choose another --output.")
         if self.has_checkpoint:
             raise InputError(

@@ -47,8 +47,8 @@ def _ended(directory: RunDirectory) -> str:
     """Why nothing more will happen; empty while a process has locked the run."""
     if directory.is_locked:
         return ""
-    whole = directory.report if directory.has_checkpoint or directory.model.exists() else directory.labels
-    return FINISHED if whole.exists() else "stopped"
+    of_fit = directory.has_checkpoint or directory.model.exists()
+    return FINISHED if (directory.report.exists() if of_fit else directory.has_results) else "stopped"
 
 
 def _advice(directory: RunDirectory, ended: str) -> str:

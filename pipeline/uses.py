@@ -1,0 +1,109 @@
+"""The commands that use a fitted model for more than labels: thin, and added to those of `pipeline.cli`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import shown_path
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, in place of the config's; repeatable")]
+Output = Annotated[str | None, typer.Option("--output", help="directory to write to")]
+Address = Annotated[str | None, typer.Option("--scheduler-address", help="a running dask scheduler, tcp://host:8786")]
+File = Annotated[Path | None, typer.Option("--scheduler-file", help="scheduler file of a running dask scheduler")]
+ProfileName = Annotated[str | None, typer.Option("--profile", help="a profile by name, such as local")]
+EngineFile = Annotated[
+    Path | None, typer.Option("--engine", help="a config of yours, whose section engine says where to compute")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
+Seed = Annotated[int, typer.Option("--seed", help="the same number, the same draws")]
+
+
+def add_uses(
+    app: typer.Typer,
+    changes_of: Callable[..., list[str]],
+    with_progress: Callable[..., None],
+    began: Callable[[], float | None],
+) -> None:
+    """Add the commands.
+
+    Parameters
+    ----------
+    app : typer.Typer
+    changes_of : callable
+        Returns overrides from a run, --set, --engine, --scheduler-address, --scheduler-file and --profile.
+    with_progress : callable
+        Runs something that takes a listener, and shows its progress; its first parameter is the directory.
+    began : callable
+        Returns when the user began to wait.
+    """
+
+    @app.command("denoise")
+    def denoise_command(
+        run: RunPath,
+        overrides: Set = None,
+        output: Output = None,
+        sigma: Annotated[
+            float | None,
+            typer.Option(
+                "--sigma", help="deviation of the noise, in grey levels of which white is 255; estimated if left out"
+            ),
+        ] = None,
+        clean: Annotated[
+            Path | None, typer.Option("--clean", help="folder of the pictures without noise, to compare with")
+        ] = None,
+        scheduler_address: Address = None,
+        scheduler_file: File = None,
+        profile: ProfileName = None,
+        engine: EngineFile = None,
+    ) -> None:
+        """Remove the noise of pictures, named by --set data.path=…, by the mixture of patches of RUN."""
+        changes = changes_of(run, overrides, engine, scheduler_address, scheduler_file, profile)
+        from pipeline import workflow
+
+        with_progress(
+            run if output is None else output,
+            lambda listener: workflow.denoise(run, changes, output, sigma, clean, [listener], began()),
+        )
+
+    @app.command("sample")
+    def sample_command(
+        run: RunPath,
+        rows: Annotated[int, typer.Option("--rows", help="how many to draw")] = 1000,
+        output: Output = None,
+        seed: Seed = 0,
+    ) -> None:
+        """Draw rows from the model of RUN; patches and pictures also onto a sheet."""
+        from pipeline.applying.sampling import sample
+
+        typer.echo(f"written: {shown_path(sample(run, rows, output, seed))}")
+
+    @app.command("impute")
+    def impute_command(
+        run: RunPath,
+        overrides: Set = None,
+        output: Output = None,
+        features: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--feature", help="a name or number from 0, computed from the others in every row; repeatable"
+            ),
+        ] = None,
+        draws: Annotated[bool, typer.Option("--draws", help="draw from the conditional distribution")] = False,
+        seed: Seed = 0,
+        scheduler_address: Address = None,
+        scheduler_file: File = None,
+        profile: ProfileName = None,
+        engine: EngineFile = None,
+    ) -> None:
+        """Put conditional means, or draws, in place of missing entries of rows, named by --set data.path=…, by the mixture of RUN."""
+        changes = changes_of(run, overrides, engine, scheduler_address, scheduler_file, profile)
+        from pipeline import workflow
+
+        with_progress(
+            run if output is None else output,
+            lambda listener: workflow.impute(run, changes, output, features or (), draws, seed, [listener], began()),
+        )
