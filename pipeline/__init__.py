@@ -28,6 +28,7 @@ _HOMES = {
     "load_config": "pipeline.jobconfig",
     "open_estimator": "pipeline.estimators.runs",
     "open_run": "pipeline.workflow",
+    "outliers": "pipeline.workflow",
     "predict": "pipeline.workflow",
     "resume": "pipeline.workflow",
     "run": "pipeline.workflow",
@@ -54,6 +55,7 @@ __all__ = [
     "load_config",
     "open_estimator",
     "open_run",
+    "outliers",
     "predict",
     "resume",
     "run",
@@ -77,7 +79,7 @@ if TYPE_CHECKING:
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.jobconfig import Config, load_config
     from pipeline.models.autodiff.declare import JaxModel, Parameter
-    from pipeline.workflow import denoise, impute, open_run, predict, resume, run, sample, update
+    from pipeline.workflow import denoise, impute, open_run, outliers, predict, resume, run, sample, update
 
 
 def __getattr__(name: str) -> Any:

@@ -107,3 +107,26 @@ def add_uses(
             run if output is None else output,
             lambda listener: workflow.impute(run, changes, output, features or (), draws, seed, [listener], began()),
         )
+
+    @app.command("outliers")
+    def outliers_command(
+        run: RunPath,
+        overrides: Set = None,
+        output: Output = None,
+        rate: Annotated[float, typer.Option("--rate", help="of false alarms, between 0 and 1")] = 0.01,
+        by_component: Annotated[
+            bool, typer.Option("--by-component", help="compare a row with the run's rows of its label, not with all")
+        ] = False,
+        scheduler_address: Address = None,
+        scheduler_file: File = None,
+        profile: ProfileName = None,
+        engine: EngineFile = None,
+    ) -> None:
+        """Flag rows, named by --set data.path=…, that fit worse than nearly all rows of RUN, with p-values and labels."""
+        changes = changes_of(run, overrides, engine, scheduler_address, scheduler_file, profile)
+        from pipeline import workflow
+
+        with_progress(
+            run if output is None else output,
+            lambda listener: workflow.outliers(run, changes, output, rate, by_component, [listener], began()),
+        )

@@ -18,6 +18,7 @@ from pipeline import provenance
 from pipeline.advice import advice
 from pipeline.applying.denoising import denoise, resume_denoising
 from pipeline.applying.imputing import impute, resume_imputing
+from pipeline.applying.outliers import outliers, resume_outliers
 from pipeline.applying.prediction import predict, resume_prediction
 from pipeline.applying.sampling import sample
 from pipeline.checking import Cost, cost, from_shapes
@@ -47,12 +48,17 @@ from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
 from pipeline.updating import config_of_update, refuse_rows_of
 
-__all__ = ["check", "denoise", "impute", "open_run", "predict", "resume", "run", "sample", "update"]
+__all__ = ["check", "denoise", "impute", "open_run", "outliers", "predict", "resume", "run", "sample", "update"]
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_RESUMED = {"predict": resume_prediction, "denoise": resume_denoising, "impute": resume_imputing}
+_RESUMED = {
+    "predict": resume_prediction,
+    "denoise": resume_denoising,
+    "impute": resume_imputing,
+    "outliers": resume_outliers,
+}
 
 
 def run(

@@ -42,6 +42,7 @@ _OURS = (
     "candidates.zarr",
     "sample.zarr",
     "impute.zarr",
+    "outliers.zarr",
     "pictures",
     "pictures.csv",
     "sheet.png",
@@ -90,7 +91,7 @@ class RunDirectory:
     @property
     def has_results(self) -> bool:
         """Whether what a command computes by the model of a run is here, complete."""
-        names = ("labels.zarr", "sample.zarr", "impute.zarr", "report.html")
+        names = ("labels.zarr", "sample.zarr", "impute.zarr", "outliers.zarr", "report.html")
         return any((self.path / name).exists() for name in names)
 
     @property

@@ -1,0 +1,161 @@
+"""Rows that are unlike those of a run, at a wanted rate of false alarms: `em-pipeline outliers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import keyed
+from pipeline.applying.rows import OpenRows, asked_of, output_of, reopened, write_rows
+from pipeline.arrays.dtypes import Array
+from pipeline.arrays.rows import Rows
+from pipeline.arrays.stores import open_group
+from pipeline.data.chunks import Chunks
+from pipeline.data.grid import FlatRows
+from pipeline.errors import InputError
+from pipeline.jobconfig import Config
+from pipeline.models.base import RowArray
+from pipeline.outputs.events import Listener
+from pipeline.outputs.run_directory import RunDirectory
+
+MOST = 1_000_000  # rows of the run that new ones are compared with; of more, a sample
+
+
+def outliers(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    rate: float = 0.01,
+    by_component: bool = False,
+    listeners: Sequence[Listener] = (),
+    began: float | None = None,
+) -> Path:
+    """Flag rows that fit worse than nearly all rows of the run; return the store, `outliers.zarr` in the output.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of a run with `labels.zarr`, whose log-densities calibrate the threshold.
+    overrides : sequence of str
+        ``data.path=…`` of the rows; engine may change too.
+    output : str or Path
+        The directory. Beside the arrays of labels.zarr, its store has `p_value`, the share of the run's rows that fit no better (0 by
+        component where none of them has the label), and
+        `outlier`: 1 where that is at most the rate, 0 where it is above, -1 for rows with NaN or inf.
+    rate : float
+        Of false alarms: the share of rows like those of the run that are flagged.
+    by_component : bool
+        Whether a row is compared with rows of the run that have its label; else with all.
+    listeners : sequence of callable
+        Called with each event.
+    began : float, optional
+        time.perf_counter() when the user began to wait. Now by default.
+
+    References
+    ----------
+    Vovk, Gammerman and Shafer (2005): conformal p-values; here of rows that the model was fitted to.
+    """
+    config = asked_of(path, overrides, "outliers")
+    if not 0 < rate < 1:
+        raise InputError(f"outliers: got rate {rate:g}, expected a number between 0 and 1, such as 0.01. Correct it.")
+    options = {"command": "outliers", "rate": rate, "by_component": by_component}
+    return _outliers(RunDirectory(path), config, output_of("outliers", output), options, listeners, began)
+
+
+def resume_outliers(
+    path: str | Path, overrides: Sequence[str], listeners: Sequence[Listener], began: float | None
+) -> Path:
+    """Finish the flags of a directory that `outliers` made. Raises what `reopened` does."""
+    run, config, record = reopened(path, overrides)
+    options = {name: record[name] for name in ("command", "rate", "by_component")}
+    target = RunDirectory(path)
+    _outliers(run, config, target, options, listeners, began)
+    return target.path
+
+
+def _outliers(
+    run: RunDirectory,
+    config: Config,
+    target: RunDirectory,
+    options: dict[str, Any],
+    listeners: Sequence[Listener],
+    began: float | None,
+) -> Path:
+    def made(opened: OpenRows) -> tuple[Judged, Chunks]:
+        words = opened.model.words
+        known = _calibration(run, words.score, words.sign, options["by_component"])
+        least = min(len(scores) for scores in known.values())
+        if options["rate"] * (least + 1) < 1:
+            of = "component" if options["by_component"] else "run"
+            raise InputError(
+                f"outliers: got rate {options['rate']:g}, but the {of} has {least} rows, of which none is so rare. Expected at least "
+                f"{1 / (least + 1):.2g}. Raise --rate."
+            )
+        return Judged(opened.model, known, options["rate"]), replace(opened.chunks, affine=opened.affine)
+
+    return write_rows(run, config, target, options, made, listeners, began)
+
+
+def _calibration(run: RunDirectory, score: str, sign: int, by_component: bool) -> dict[int, Array]:
+    """Ascending scores of rows of the run, higher where they fit better, by label; -1 for those of all rows."""
+    try:
+        group = open_group(run.labels)
+        scores, labels = FlatRows(group[score]), FlatRows(group["label"]) if "label" in group else None
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"outliers: {run} has no labels.zarr with {score} ({error}). Write it: em-pipeline predict {run}"
+        ) from error
+    if by_component and labels is None:
+        raise InputError("outliers: got --by-component, but the labels of the run have no components. Leave it out.")
+    share, found, own = MOST / max(MOST, scores.shape[0]), [], []
+    for rows in scores.parts():
+        chosen = keyed.uniform(0, 77, np.arange(rows.start, rows.stop)) <= share
+        value = sign * scores[rows]
+        chosen &= np.isfinite(value)
+        found.append(value[chosen])
+        own.append(labels[rows][chosen] if by_component and labels is not None else np.full(chosen.sum(), -1))
+    value, label = np.concatenate(found), np.concatenate(own)
+    if not len(value):
+        raise InputError(f"outliers: {run} has no rows with a {score}. Fit a model to some.")
+    return {int(one): np.sort(value[label == one]) for one in np.unique(label)}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labels with p-values and flags, as arrays of a store (see `LabelBlock`). known : as `_calibration` returns them."""
+
+    model: Any
+    known: dict[int, Array]
+    rate: float
+
+    @property
+    def family(self) -> str:
+        """That of the model."""
+        return str(self.model.family)
+
+    def row_arrays(self, top_k: int) -> dict[str, RowArray]:
+        """Those of labels, and two more."""
+        return {
+            **self.model.row_arrays(top_k),
+            "p_value": RowArray("float64", np.nan),
+            "outlier": RowArray("int8", -1),
+        }
+
+    def predict(self, params: Any, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
+        """Return the arrays of a chunk."""
+        arrays: dict[str, Array] = self.model.predict(params, rows, top_k, kernels)
+        value = self.model.words.sign * arrays[self.model.words.score]
+        label = np.full(len(value), -1) if set(self.known) == {-1} else arrays["label"]
+        p = np.full(len(value), np.nan)
+        for one in np.unique(label):
+            own = label == one
+            scores = self.known.get(int(one))  # None: no row of the run has this label
+            if scores is None:
+                p[own] = 0.0
+            else:
+                p[own] = (1.0 + np.searchsorted(scores, value[own], side="right")) / (1.0 + len(scores))
+        return {**arrays, "p_value": p, "outlier": (p <= self.rate).astype(np.int8)}

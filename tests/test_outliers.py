@@ -1,0 +1,60 @@
+"""`outliers`: p-values against counts over the run's rows, the rate of false alarms, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+import pipeline
+from pipeline import workflow
+from pipeline.errors import InputError
+from tests.jobs import blobs, command, job
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on standardized rows, a K-means, and other rows: like its own, then far away, and one with NaN."""
+    folder = tmp_path_factory.mktemp("made")
+    rows = np.random.default_rng(1).permutation(blobs(4000))
+    np.save(folder / "x.npy", rows[:3000])
+    np.save(folder / "new.npy", np.concatenate([rows[3000:], rows[:20] + 30.0, np.full((1, 3), np.nan)]))
+    for name, model in (("run", {}), ("kmeans", {"family": "kmeans"})):
+        workflow.run(job(folder / "x.npy", model=model, preprocess=[{"kind": "standardize"}]), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "score", "sign"), [("run", "log_density", 1), ("kmeans", "squared_distance", -1)])
+@pytest.mark.parametrize("by_component", [False, True])
+def test_p_values_are_counts_over_the_rows_of_the_run(made, tmp_path, name, score, sign, by_component):
+    """Of all rows, or of those with the same label; far rows have the least, rows like the run's are flagged at the rate."""
+    options = ["--by-component"] if by_component else []
+    rows = ["--set", f"data.path={made / 'new.npy'}", "--rate", "0.05"]
+    assert command("outliers", made / name, *rows, *options, "--output", tmp_path / "out").code == 0
+    found = zarr.open_group(tmp_path / "out" / "outliers.zarr", mode="r")
+    own = zarr.open_group(made / name / "labels.zarr", mode="r")
+    known, labels = sign * own[score][:], own["label"][:]
+    for i in (0, 1, 500, 1001):
+        alike = known[labels == found["label"][i]] if by_component else known
+        expected = (1 + (alike <= sign * found[score][i]).sum()) / (1 + len(alike))
+        assert found["p_value"][i] == pytest.approx(expected, rel=1e-12)
+    flags = found["outlier"][:]
+    assert (flags[1000:1020] == 1).all() and flags[1020] == -1 and np.isnan(found["p_value"][1020])
+    assert 0.03 < flags[:1000].mean() < 0.07
+    assert (flags[:1020] == (found["p_value"][:1020] <= 0.05)).all()
+    assert workflow.resume(tmp_path / "out") == tmp_path / "out"
+
+
+def test_what_cannot_be_calibrated_is_refused(made, tmp_path):
+    """Each refusal says what was found; nothing is written."""
+    rows = [f"data.path={made / 'new.npy'}"]
+    for rate, said in ((0.0, "got rate 0"), (1e-4, "none is so rare")):
+        with pytest.raises(InputError, match=said):
+            pipeline.outliers(made / "run", rows, tmp_path / "no", rate)
+    (made / "run" / "labels.zarr").rename(made / "aside")
+    with pytest.raises(InputError, match=r"no labels\.zarr .*em-pipeline predict"):
+        pipeline.outliers(made / "run", rows, tmp_path / "no")
+    (made / "aside").rename(made / "run" / "labels.zarr")
+    assert not (tmp_path / "no").exists()
