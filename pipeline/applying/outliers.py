@@ -19,6 +19,7 @@ from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
 from pipeline.models.base import RowArray
+from pipeline.models.words import Words
 from pipeline.outputs.events import Listener
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -136,6 +137,11 @@ class Judged:
     def family(self) -> str:
         """That of the model."""
         return str(self.model.family)
+
+    @property
+    def words(self) -> Words:
+        """Those of the model."""
+        return Words(*self.model.words)
 
     def row_arrays(self, top_k: int) -> dict[str, RowArray]:
         """Those of labels, and two more."""
