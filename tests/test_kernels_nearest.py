@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from pipeline import keyed
+from pipeline.kernels import nearest
 from pipeline.kernels.blocks import BLOCK
 from pipeline.kernels.cpu import KERNELS
 from pipeline.kernels.nearest import TILE, add_residuals
+from pipeline.kernels.nearest_bounds import nearest_by_bounds
 
 SIZES = [
     (n, d, k)
@@ -119,3 +121,43 @@ def test_residuals_of_given_labels():
         assert np.allclose(sum_x[k], weight[own] @ (x[own].astype(np.float64) - centers[k]))
     assert (np.isinf(score) == (weight == 0)).all()
     assert np.isclose(total, -(weight[weight > 0] @ score[weight > 0]))
+
+
+def clustered(seed, dtype, n=700, d=128, k=256):
+    """Rows near a few points in a space of 128 features, and centres among the rows, of which two are the same and two nearly."""
+    rng = np.random.default_rng(seed)
+    x = (10.0 * rng.normal(size=(40, d))[rng.integers(40, size=n)] + rng.normal(size=(n, d)) + 3.0).astype(dtype)
+    centers = x[rng.choice(n, k, replace=False)].astype(np.float64) + 0.1 * rng.normal(size=(k, d))
+    centers[5], centers[7] = centers[200], centers[100] * (1 + 1e-7)
+    return x, centers, x.mean(axis=0, dtype=np.float64)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bounds_leave_labels_and_sums_as_they_are(monkeypatch, dtype):
+    """The bits of a pass that computes all distances, ties and near ties included; most rows are certain, and those that tie are not."""
+    x, centers, shift = clustered(0, dtype)
+    weight = np.where(np.arange(len(x)) % 7 == 0, 0.0, 1.5)
+    seen, bounded = [], nearest.nearest_by_bounds
+    monkeypatch.setattr(nearest, "nearest_by_bounds", lambda *given: seen.append(bounded(*given)) or seen[-1])
+    found = KERNELS.lloyd_pass(x, weight, centers, shift, first=9)
+    monkeypatch.setattr(nearest, "nearest_by_bounds", lambda *given: None)
+    every = KERNELS.lloyd_pass(x, weight, centers, shift, first=9)
+    for ours, theirs in zip(found, every, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    label, certain = seen[0]
+    assert certain.mean() > 0.9 and (label[certain] == every.label[certain]).all()
+    assert not certain[np.isin(every.label, [5, 200])].any() and (every.label == 5).any()
+
+
+def test_bounds_give_way_where_they_rule_out_little():
+    """Rows without structure, whose bounds are near one another; rows with NaN are left to the pass that computes all."""
+    rng = np.random.default_rng(0)
+    x, centers = rng.normal(size=(700, 128)).astype(np.float32), rng.normal(size=(256, 128))
+    square = (centers**2).sum(axis=1).astype(np.float32)
+    given = np.zeros(128, np.float32), centers.astype(np.float32), square, centers
+    assert nearest_by_bounds(x, *given) is None
+    rows, centers, _ = clustered(1, np.float32)
+    rows[-1, 3] = np.nan
+    square = (centers**2).sum(axis=1).astype(np.float32)
+    _, certain = nearest_by_bounds(rows, np.zeros(128, np.float32), centers.astype(np.float32), square, centers)
+    assert not certain[-1] and certain[:-1].mean() > 0.9

@@ -64,7 +64,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     copy_x : bool
         Has no effect: X is never written to.
     algorithm : {"lloyd", "elkan"}
-        Has no effect on the result; distances that bounds exclude are skipped with either.
+        Has no effect on the result; distances that bounds exclude are skipped with either, where there are many of them.
     method : {"em", "auto"}
         "em" is Lloyd's algorithm from `init`; "auto", the command's default, searches for a better start.
 

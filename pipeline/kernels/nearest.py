@@ -17,6 +17,7 @@ from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels.base import LloydSums
 from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, transpose_square, update_nearest
 from pipeline.kernels.compiling import exact_kernel, kernel
+from pipeline.kernels.nearest_bounds import nearest_by_bounds
 
 DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
@@ -32,17 +33,22 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     blocks = -(-k // BLOCK)
     coefficients, square = np.zeros((blocks * BLOCK, d), x.dtype), np.full(blocks * BLOCK, np.inf, x.dtype)
     coefficients[:k], square[:k] = -2.0 * points, np.einsum("kd,kd->k", points, points)
-    coefficients = np.ascontiguousarray(coefficients.reshape(blocks, BLOCK, d).swapaxes(1, 2))
     label, score = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
     weights = np.empty(0) if weight is None else weight
-    inertia, key = _pass(
-        x, weights, first, centers, reference, coefficients, square.reshape(blocks, BLOCK), label, score, sum_w, sum_x
-    )
+    found = nearest_by_bounds(x, reference, coefficients[:k] / -2.0, square[:k], centers)
+    coefficients = np.ascontiguousarray(coefficients.reshape(blocks, BLOCK, d).swapaxes(1, 2))
+    search = centers, reference, coefficients, square.reshape(blocks, BLOCK)
+    if found is not None:
+        label, rest = found[0], np.flatnonzero(~found[1])
+        left, none = np.empty(len(rest), np.int32), np.empty(0)
+        _pass(x[rest], none, 0, *search, False, left, np.empty(len(rest)), np.zeros(k), np.zeros((k, d)))
+        label[rest] = left
+    inertia, key = _pass(x, weights, first, *search, found is not None, label, score, sum_w, sum_x)
     apart = _are_told_apart(square[:k]) if x.itemsize == 8 else np.zeros(k, np.bool_)
     if not apart.all() and _corrected(x, weights, centers, shift, reference, label, score, apart):
         sum_w[:], sum_x[:] = 0.0, 0.0
-        inertia, key = _sums_of(x, weights, first, centers, label, score, sum_w, sum_x)
+        inertia, key = _pass(x, weights, first, *search, True, label, score, sum_w, sum_x)
     return LloydSums(label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key)
 
 
@@ -101,11 +107,13 @@ def _pass(
     reference: np.ndarray,
     coefficients: np.ndarray,
     square: np.ndarray,
+    known: bool,
     label: np.ndarray,
     score: np.ndarray,
     sum_w: np.ndarray,
     sum_x: np.ndarray,
 ) -> tuple[float, np.uint64]:
+    """Write labels (unless they are known) and scores of rows, and add to the sums; return inertia and the key of labels."""
     n, d = x.shape
     lanes = VECTOR_BYTES // x.itemsize
     rows = np.empty((TILE // lanes, d, lanes), x.dtype)
@@ -116,41 +124,18 @@ def _pass(
     inertia, key = 0.0, np.uint64(0)
     for start in range(0, n, TILE):
         m = min(TILE, n - start)
-        if m < TILE:
-            tail[:m] = x[start:]
-        _load(x[start : start + TILE] if m == TILE else tail, reference, rows)
-        best[:] = np.inf
-        chosen[:] = 0
-        for b in range(len(coefficients)):
-            for g in range(len(rows)):
-                update_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
         own, stop = label[start : start + m], start + m
-        for t in range(m):
-            own[t] = np.int32(chosen[t])
-            if weight.size:
-                w[t] = weight[start + t]
-        inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
-        key += label_key(own, w, first + start, len(centers))
-    return inertia, key
-
-
-@exact_kernel
-def _sums_of(
-    x: np.ndarray,
-    weight: np.ndarray,
-    first: int,
-    centers: np.ndarray,
-    label: np.ndarray,
-    score: np.ndarray,
-    sum_w: np.ndarray,
-    sum_x: np.ndarray,
-) -> tuple[float, np.uint64]:
-    """What _pass writes and returns, for labels that are known."""
-    n, w = len(x), np.ones(TILE)
-    inertia, key = 0.0, np.uint64(0)
-    for start in range(0, n, TILE):
-        stop = min(start + TILE, n)
-        own, m = label[start:stop], stop - start
+        if not known:
+            if m < TILE:
+                tail[:m] = x[start:]
+            _load(x[start : start + TILE] if m == TILE else tail, reference, rows)
+            best[:] = np.inf
+            chosen[:] = 0
+            for b in range(len(coefficients)):
+                for g in range(-(-m // lanes)):
+                    update_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
+            for t in range(m):
+                own[t] = np.int32(chosen[t])
         if weight.size:
             w[:m] = weight[start:stop]
         inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
