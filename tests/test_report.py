@@ -298,8 +298,8 @@ def test_overlap_counts_responsibilities(real: Path) -> None:
         expected = np.stack([resp[label == k].sum(axis=0) for k in range(3)])
         again = _counts_of_labels(record)
         assert again is not None
-        np.testing.assert_allclose(again[0], expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(again[0].toarray(), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[0].toarray(), expected, rtol=1e-5, atol=1e-5)
     shared = sharing(record)
     assert shared is not None and shared.chart is None
     assert all(pair.first < pair.second for pair in shared.pairs)
