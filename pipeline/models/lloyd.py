@@ -257,8 +257,12 @@ class Lloyd(ClusterModel):
         label, second, farther = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n)
         centers = (params.centers - self.shift).astype(compute_dtype(x.dtype))
         square = np.einsum("kd,kd->k", centers, centers)
-        for rows in tiles(x.shape[0], tile_height(self.n_features, k)):
-            score = square - 2.0 * (np.subtract(x[rows], self.shift, dtype=centers.dtype) @ centers.T)
+        height, factors = tile_height(self.n_features, k), -2.0 * centers.T
+        scores = np.empty((min(height, n), k), centers.dtype)  # once: new pages would take longer than the product
+        for rows in tiles(n, height):
+            y = np.subtract(x[rows], self.shift, dtype=centers.dtype)
+            score = np.matmul(y, factors, out=scores[: len(y)])
+            score += square
             each = np.arange(len(score))
             label[rows] = score.argmin(axis=1)
             nearest_score = score[each, label[rows]]
