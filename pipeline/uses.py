@@ -117,6 +117,12 @@ def add_uses(
         by_component: Annotated[
             bool, typer.Option("--by-component", help="compare a row with the run's rows of its label, not with all")
         ] = False,
+        calibration: Annotated[
+            Path | None,
+            typer.Option(
+                "--calibration", help="a prediction of RUN for other rows, to compare with in place of its own"
+            ),
+        ] = None,
         scheduler_address: Address = None,
         scheduler_file: File = None,
         profile: ProfileName = None,
@@ -128,5 +134,7 @@ def add_uses(
 
         with_progress(
             run if output is None else output,
-            lambda listener: workflow.outliers(run, changes, output, rate, by_component, [listener], began()),
+            lambda listener: workflow.outliers(
+                run, changes, output, rate, by_component, [listener], began(), calibration
+            ),
         )

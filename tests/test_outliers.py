@@ -58,3 +58,17 @@ def test_what_cannot_be_calibrated_is_refused(made, tmp_path):
         pipeline.outliers(made / "run", rows, tmp_path / "no")
     (made / "aside").rename(made / "run" / "labels.zarr")
     assert not (tmp_path / "no").exists()
+
+
+def test_rows_of_a_prediction_calibrate_in_place_of_the_run_s(made, tmp_path):
+    """p-values count over the predicted rows; a prediction by another model is refused."""
+    rows, like = [f"data.path={made / 'new.npy'}", "data.bad_rows=drop"], [f"data.path={made / 'x.npy'}"]
+    shifted = np.load(made / "x.npy")[:500] + 3.0
+    np.save(tmp_path / "shifted.npy", shifted)
+    workflow.predict(made / "run", [f"data.path={tmp_path / 'shifted.npy'}"], tmp_path / "labels")
+    store = pipeline.outliers(made / "run", rows, tmp_path / "out", 0.05, calibration=tmp_path / "labels")
+    found, own = zarr.open_group(store, mode="r"), zarr.open_group(tmp_path / "labels" / "labels.zarr", mode="r")
+    expected = (1 + (own["log_density"][:] <= found["log_density"][0]).sum()) / 501
+    assert found["p_value"][0] == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(InputError, match="holds no labels by the model"):
+        pipeline.outliers(made / "kmeans", like, tmp_path / "no", calibration=tmp_path / "labels")

@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.jobconfig import Config
 from pipeline.models.base import RowArray
 from pipeline.models.words import Words
+from pipeline.outputs import checkpoint
 from pipeline.outputs.events import Listener
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -34,6 +35,7 @@ def outliers(
     by_component: bool = False,
     listeners: Sequence[Listener] = (),
     began: float | None = None,
+    calibration: str | Path | None = None,
 ) -> Path:
     """Flag rows that fit worse than nearly all rows of the run; return the store, `outliers.zarr` in the output.
 
@@ -55,15 +57,19 @@ def outliers(
         Called with each event.
     began : float, optional
         time.perf_counter() when the user began to wait. Now by default.
+    calibration : str or Path, optional
+        Directory of a prediction by the same run, of rows that the model was not fitted to: these are then compared with, not those of
+        the run.
 
     References
     ----------
-    Vovk, Gammerman and Shafer (2005): conformal p-values; here of rows that the model was fitted to.
+    Vovk, Gammerman and Shafer (2005): conformal p-values, which are exact for calibration rows that the model was not fitted to.
     """
     config = asked_of(path, overrides, "outliers")
     if not 0 < rate < 1:
         raise InputError(f"outliers: got rate {rate:g}, expected a number between 0 and 1, such as 0.01. Correct it.")
-    options = {"command": "outliers", "rate": rate, "by_component": by_component}
+    calibration = None if calibration is None else str(Path(calibration).absolute())
+    options = {"command": "outliers", "rate": rate, "by_component": by_component, "calibration": calibration}
     return _outliers(RunDirectory(path), config, output_of("outliers", output), options, listeners, began)
 
 
@@ -72,7 +78,7 @@ def resume_outliers(
 ) -> Path:
     """Finish the flags of a directory that `outliers` made. Raises what `reopened` does."""
     run, config, record = reopened(path, overrides)
-    options = {name: record[name] for name in ("command", "rate", "by_component")}
+    options = {name: record[name] for name in ("command", "rate", "by_component", "calibration")}
     target = RunDirectory(path)
     _outliers(run, config, target, options, listeners, began)
     return target.path
@@ -88,7 +94,8 @@ def _outliers(
 ) -> Path:
     def made(opened: OpenRows) -> tuple[Judged, Chunks]:
         words = opened.model.words
-        known = _calibration(run, words.score, words.sign, options["by_component"])
+        labelled = run if options["calibration"] is None else _prediction_of(run, options["calibration"])
+        known = _calibration(labelled, words.score, words.sign, options["by_component"])
         least = min(len(scores) for scores in known.values())
         if options["rate"] * (least + 1) < 1:
             of = "component" if options["by_component"] else "run"
@@ -99,6 +106,16 @@ def _outliers(
         return Judged(opened.model, known, options["rate"]), replace(opened.chunks, affine=opened.affine)
 
     return write_rows(run, config, target, options, made, listeners, began)
+
+
+def _prediction_of(run: RunDirectory, path: str) -> RunDirectory:
+    """The directory of a prediction. Raises InputError if it is by another model."""
+    found = RunDirectory(path)
+    if found.read_config().get("model") != checkpoint.sums(run.model):
+        raise InputError(
+            f"--calibration {path}: holds no labels by the model of {run}. Make them: em-pipeline predict {run}"
+        )
+    return found
 
 
 def _calibration(run: RunDirectory, score: str, sign: int, by_component: bool) -> dict[int, Array]:
