@@ -19,6 +19,7 @@ from tests.laws.common import (
     e_step,
     examples,
     fit,
+    follow,
     gaussian,
     method,
     never_falls,
@@ -31,11 +32,11 @@ MIXTURES = [*TYPES, "multinomial"]
 
 
 def accelerated(family, data, n_iter=25):
-    """A run that extrapolates, on a random problem with reg_covar = 0."""
+    """The runs after each pass of one that extrapolates, on a random problem with reg_covar = 0."""
     options = {"concentration": st.sampled_from([1.0, 1.1, 2.0])} if family == "multinomial" else {"reg_covar": 0.0}
     model, params, x, weight, _ = data.draw(cases(family, **options))
     chunks = chunks_of(x, None, weight if data.draw(st.booleans(), label="weighted") else None)
-    return fit(model, params, chunks, n_iter, 0.0, method("auto", chunks))
+    return follow(model, params, chunks, n_iter, 0.0, method("auto", chunks))
 
 
 @pytest.mark.parametrize("family", MIXTURES)
