@@ -18,7 +18,9 @@ from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.errors import InputError
 
 # How pandas, polars, Arrow and NumPy call types of numbers.
-_NUMBERS = re.compile(r"(Sparse\[)?(u?int|float|double|half|bool|decimal)", re.IGNORECASE)
+_NUMBERS = re.compile(
+    r"(Sparse\[)?(u?int|float|double|half|bool|decimal|[<>][iuf]\d)", re.IGNORECASE
+)  # <f8 and >i2: NumPy's, in foreign byte order
 _TIMES = re.compile(r"(date|time|duration|period|interval)", re.IGNORECASE)
 
 
