@@ -360,7 +360,12 @@ def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, data, share):
 
 
 @pytest.mark.parametrize(
-    ("event", "nth"), [("pass", 2), pytest.param("candidate", 2, marks=pytest.mark.slow), ("checkpoint", 5)]
+    ("event", "nth"),
+    [
+        ("pass", 2),
+        pytest.param("candidate", 2, marks=pytest.mark.slow),
+        pytest.param("checkpoint", 5, marks=pytest.mark.slow),
+    ],
 )
 def test_a_choice_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, monkeypatch, event, nth):
     """In the fits, at the choice or in the refit: resume ends with every byte of the run that nothing disturbed."""
@@ -374,7 +379,10 @@ def test_a_choice_stopped_anywhere_is_resumed_to_the_same_bytes(tmp_path, data, 
     assert everything(tmp_path / "run") == everything(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("heldout", "when"), [(0.0, "finished"), (0.2, "finished"), (0.2, "refitting")])
+@pytest.mark.parametrize(
+    ("heldout", "when"),
+    [(0.0, "finished"), *(pytest.param(0.2, when, marks=pytest.mark.slow) for when in ("finished", "refitting"))],
+)
 def test_a_higher_max_iter_chooses_again(tmp_path, data, heldout, when):
     """Raised after the choice, max_iter gives what a job with that max_iter gives, the choice included."""
     changes: dict[str, Any] = {"model": {"n_components": [2, 3]}, "select": {"heldout": heldout}, "output": NO_LABELS}

@@ -204,7 +204,7 @@ def sequences(tmp_path: Path) -> dict[str, Any]:
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_through_every_command(sequences: dict[str, Any], tmp_path: Path) -> None:
     """check, run, a stop, resume with the same bytes, labels that are Viterbi's, prediction of new sequences, the report."""
     path = tmp_path / "job.yaml"

@@ -222,7 +222,7 @@ def test_columns_without_width_far_away_keep_their_digits():
         np.testing.assert_allclose(run.params.theta.parts["gaussian"].covariances[k], np.nanvar(own, axis=0), rtol=1e-6)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_job_with_missing_entries(tmp_path: Path):
     """check, run, a stop, resume with the same bytes, predict, report; a row of nothing has no label; the search finds the clusters."""
     x = rows(600, 0.25)

@@ -112,7 +112,7 @@ def test_both_go_through_every_command(desk: Path) -> None:
     assert command("report", "run").code == 0
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_worker_processes_import_the_same_files(desk: Path) -> None:
     """What they are sent of such a class is found by the file's path; the bits are those of threads."""
     Path("c.yaml").write_text(yaml.safe_dump(plain()))

@@ -62,6 +62,7 @@ def test_statistics_add_and_the_posterior_is_of_both_variables(example: Any) -> 
         assert (np.diff(trace) >= -1e-11 * np.abs(trace).max()).all()
 
 
+@pytest.mark.slow
 def test_the_example_finds_the_truth_through_the_commands(example: Any, tmp_path: Path) -> None:
     """A stop and resume give the same bytes; lines, noises and both labels of rows are those that the rows were drawn with."""
     _, _, truth = example

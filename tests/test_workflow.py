@@ -82,8 +82,12 @@ LAST_THINGS = [("init", 1), ("pass", 2), ("checkpoint", 1), ("checkpoint", 3), (
     ("fit", "event", "nth"),
     [({"init": "k-means||"}, *last) for last in LAST_THINGS]
     + [({"init": "random", "n_init": 3}, "checkpoint", 3), ({"init": "near-mean", "tol": 1e-9}, "checkpoint", 3)]
-    + [({"method": "auto", "init": "k-means||"}, *last) for last in IN_THE_SEARCH]
-    + [({"method": "incremental", "max_iter": 2}, "checkpoint", 3)]
+    + [({"method": "auto", "init": "k-means||"}, *IN_THE_SEARCH[-1])]
+    + [
+        pytest.param({"method": "auto", "init": "k-means||"}, *each, marks=pytest.mark.slow)
+        for each in IN_THE_SEARCH[:-1]
+    ]
+    + [pytest.param({"method": "incremental", "max_iter": 2}, "checkpoint", 3, marks=pytest.mark.slow)]
     + [pytest.param({"method": "incremental", "max_iter": 2}, "checkpoint", 8, marks=pytest.mark.slow)]
     + [pytest.param({"method": "incremental", "n_init": 2, "max_iter": 2}, "pass", 8, marks=pytest.mark.slow)],
 )
@@ -207,7 +211,10 @@ def test_standard_errors_that_cannot_be_had_are_said_to_be_missing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
+MODELS = [{}, pytest.param({"family": "multinomial", "covariance_type": "full"}, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_a_run_stopped_during_an_extrapolated_epoch_is_resumed_to_the_same_bytes(tmp_path, data, monkeypatch, model):
     """What it was extrapolated from, and the blocks' statistics, come back from the checkpoint; the step rejected or not."""
     monkeypatch.setattr(driver, "method_of", partial(method_of, n_blocks=3))
@@ -229,7 +236,7 @@ def test_a_run_stopped_during_an_extrapolated_epoch_is_resumed_to_the_same_bytes
 
 
 @pytest.mark.parametrize("method", ["auto", "incremental"])
-@pytest.mark.parametrize("model", [{}, {"family": "multinomial", "covariance_type": "full"}])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_method_gives_the_same_bytes_on_any_workers_and_through_a_resume(
     tmp_path, data, monkeypatch, method, model
 ):
@@ -515,7 +522,8 @@ def test_a_damaged_model_or_config_is_an_error_of_storage(tmp_path, data):
 # --- room
 
 
-@pytest.mark.parametrize("method", ["auto", pytest.param("em", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["auto", "em"])
 def test_parameters_of_chosen_iterations_are_kept(tmp_path, data, often, method):
     """They are those of a run that ends there, of every restart, and the same bytes through a resume."""
     fit = {"method": method, "n_init": 2, "init": "random"}
@@ -541,7 +549,9 @@ def test_parameters_of_chosen_iterations_are_kept(tmp_path, data, often, method)
     ("model", "more"),
     [
         ({"n_components": [5, 9], "covariance_type": "full"}, {"fit": {"n_init": 3}}),
-        ({"n_components": 4}, {"fit": {"method": "incremental"}, "select": {"heldout": 0.3}}),
+        pytest.param(
+            {"n_components": 4}, {"fit": {"method": "incremental"}, "select": {"heldout": 0.3}}, marks=pytest.mark.slow
+        ),
         ({"family": "kmeans", "n_components": 40}, {"preprocess": [{"kind": "pca", "n_components": 3}]}),
     ],
 )
