@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import stored
@@ -22,8 +23,9 @@ class Statistics:
     model : LatentModel
         With the reference point and the prior that the statistics belong to.
     totals : Totals
-        Of the rows, under the final parameters. Their log-likelihood is left out: it is known of these parameters only, while their
-        bound, the expected log joint plus the entropy, is known of all.
+        Of the rows, their latent variables as the final parameters have them. Their log-likelihood is left out: it is known of these
+        parameters only, while their bound, the expected log joint plus the entropy, is known of all. For K-means, that is minus their
+        inertia with fixed labels, which here is the one about the means of these.
     order : array of int, shape (k,), or None
         Components of the model in the order in which they are stored and shown.
     """
@@ -33,15 +35,16 @@ class Statistics:
     order: Array | None = None
 
     @classmethod
-    def of(cls, model: LatentModel, totals: Totals, order: Array | None = None) -> Statistics:
-        """Return the statistics, without the log-likelihood."""
+    def of(cls, model: LatentModel, params: Any, totals: Totals, order: Array | None = None) -> Statistics:
+        """Return the statistics, without the log-likelihood. params : under which the totals were found, in the model's order."""
         found = totals.evidence
         evidence = Evidence(found.weight, found.entropy, None, found.label_entropy)
-        return cls(model, replace(totals, evidence=evidence), order)
+        return cls(model, Totals(model.restated(totals.stats, params, None), evidence), order)
 
-    def with_rows(self, partial: Partial) -> Partial:
-        """Return the E-step of new rows with the earlier rows in its sums; what it attached is of the new rows alone."""
-        return Partial(partial.stats + self.totals.stats, partial.evidence + self.totals.evidence, partial.attached)
+    def with_rows(self, partial: Partial, params: Any) -> Partial:
+        """Return the E-step of new rows under `params` with the earlier rows in its sums; what it attached is of the new rows alone."""
+        stats = partial.stats + self.model.restated(self.totals.stats, None, params)
+        return Partial(stats, partial.evidence + self.totals.evidence, partial.attached)
 
     def unordered(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Return stored parameters with components in the model's order."""

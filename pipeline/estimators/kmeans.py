@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunks
+from pipeline.data.earlier import Earlier, Statistics
 from pipeline.em.run import Run
 from pipeline.estimators.cells import on_dimensions
 from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
@@ -136,25 +137,44 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ValueError
             For parameters or rows that cannot be used.
         """
-        table = input_rows(self, X, reset=True, features=features)
+        return self._fit(X, sample_weight, None, features)
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, features: Any = None) -> Self:
+        """Fit to the rows of X and, by their sums, to those of earlier calls, which are not read again.
+
+        The first call is `fit`. In a later one the rows of earlier calls stay in their clusters, whose centres move; `labels_` is of
+        the rows of X, and `inertia_` of all rows. Parameters and errors are those of `fit`. [MacQueen 1967]
+        """
+        return self._fit(X, sample_weight, getattr(self, "statistics_", None), features)
+
+    def _fit(self, X: Any, sample_weight: Any, statistics: Statistics | None, features: Any) -> Self:
+        """Fit. statistics : of earlier rows, which count beside these."""
+        table = input_rows(self, X, reset=statistics is None, features=features)
         with value_errors():
             column = column_of(sample_weight, table)
             chunks = Chunks(table.source(), column)
-            if self.n_clusters > chunks.n_rows:
+            if self.n_clusters > chunks.n_rows and statistics is None:
                 raise ValueError(f"n_samples={chunks.n_rows} should be >= n_clusters={self.n_clusters}.")
-            run = self._best(chunks, table, None if column is None else column.values)
+            run = self._best(chunks, table, None if column is None else column.values, statistics)
         assert run.final is not None
-        self.cluster_centers_ = run.params.centers.astype(table.x.dtype, copy=False)
+        order = np.arange(self.n_clusters) if statistics is None or statistics.order is None else statistics.order
+        centers = run.params.centers[order]
+        self.statistics_ = Statistics.of(run.model, run.params, run.final.totals, order)
+        self.cluster_centers_ = centers.astype(table.x.dtype, copy=False)
         self.inertia_ = float(run.final.stats.inertia)
         self.n_iter_ = len(run.history)
         self.stop_reason_ = run.stop_reason
-        self.labels_ = self._labels(table, run.params.centers)
-        if not table.lazy and (found := len(np.unique(table.one_each("labels_", self.labels_)))) < self.n_clusters:
+        self.labels_ = self._labels(table, centers)
+        if (
+            not table.lazy
+            and statistics is None
+            and (found := len(np.unique(table.one_each("labels_", self.labels_)))) < self.n_clusters
+        ):
             warnings.warn(
                 f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). "
                 "Possibly due to duplicate points in X.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return self
 
@@ -217,13 +237,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Columns of `transform`."""
         return int(self.cluster_centers_.shape[0])
 
-    def _best(self, chunks: Chunks, table: InputRows, weight: Array | None) -> Run:
+    def _best(self, chunks: Chunks, table: InputRows, weight: Array | None, statistics: Statistics | None) -> Run:
         k, named = self.n_clusters, isinstance(self.init, str)
         if self.algorithm not in ("lloyd", "elkan"):
             raise ValueError(f"algorithm: got {self.algorithm!r}, expected lloyd or elkan.")
-        self._n_init = self._restarts()
+        self._n_init = 1 if statistics else self._restarts()
         fit = {"method": self.method, "max_iter": self.max_iter, "tol": self.tol, "n_init": self._n_init}
-        if named and (table.lazy or self.method != "em" or self.init not in ("k-means++", "random")):
+        earlier = None
+        if statistics is not None:
+            earlier = Earlier(statistics.unordered(self._stored()), None, statistics)
+            fit["init"], start = "random", Start([earlier.arrays])
+        elif named and (table.lazy or self.method != "em" or self.init not in ("k-means++", "random")):
             fit |= {"init": self.init, "random_state": seed_of(self.random_state)}
             start = Start()
         else:
@@ -231,7 +255,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             start = Start([{"centers": centers} for centers in self._centers(table, weight)])
         model, data = {"family": "kmeans", "n_components": k}, {"bad_rows": table.bad_rows}
         config = validate({"data": data, "model": model, "fit": fit}, name="KMeans").resolved()
-        return fitted(config, chunks, start, True, _print if self.verbose else _silent)
+        return fitted(config, chunks, start, True, _print if self.verbose else _silent, earlier)
 
     def _restarts(self) -> int:
         """Return n_init; as in scikit-learn, auto is 1 for k-means++ and user-supplied centres, 10 for others."""
@@ -241,7 +265,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
                     "Explicit initial center position passed: performing only one init in KMeans instead of "
                     f"n_init={self.n_init}.",
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             return 1
         if isinstance(self.n_init, str) and self.n_init == "auto":

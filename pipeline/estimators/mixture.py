@@ -121,12 +121,13 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         Raises
         ------
         ValueError
-            As `fit`, and for a family without a likelihood.
+            As `fit`, and for a model of your own without `statistics`.
         """
         earlier: Statistics | None = getattr(self, "statistics_", None)
-        if earlier is not None and not earlier.model.has_bound:
+        if earlier is not None and not earlier.model.knows_bound:
             raise ValueError(
-                f"partial_fit: a {earlier.model.words.name} has no likelihood, which it needs. Use fit, with all rows."
+                f"partial_fit: the statistics of a {earlier.model.words.name} do not say what other parameters would cost "
+                "its rows. Use fit, with all rows."
             )
         self._fit(X, y, sample_weight, earlier, features=features)
         return self
@@ -297,7 +298,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         if order is not None:  # that of the run that it was opened from
             params = run.model.params(**selected(run.model.fields, run.model.arrays(params), order))
         self._take(run.model, params)
-        self.statistics_ = None if run.final is None else Statistics.of(run.model, run.final.totals, order)
+        self.statistics_ = None if run.final is None else Statistics.of(run.model, run.params, run.final.totals, order)
         total = 1.0 if run.final is None else run.final.evidence.weight
         self.lower_bounds_ = [entry.objective / total for entry in run.history]
         self.lower_bound_ = run.objective / total

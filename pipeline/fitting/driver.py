@@ -229,7 +229,9 @@ class Driver:
         def evaluate(jobs: Sequence[EStep], block: int | None = None) -> list[Any]:
             counter[0] += summary.n_rows if block is None else method.block_rows[block]
             found = sums(jobs, None if block is None else method.blocks[block])
-            return found if summary.statistics is None else [summary.statistics.with_rows(each) for each in found]
+            if summary.statistics is None:
+                return found
+            return [summary.statistics.with_rows(each, job.params) for each, job in zip(found, jobs, strict=True)]
 
         final: list[Attachment] = []
         if self.sink.listens:

@@ -214,8 +214,12 @@ class LatentModel(ABC):
 
     @property
     def knows_bound(self) -> bool:
-        """Whether `expected_log_joint` of sums is known at all parameters."""
+        """Whether `expected_log_joint` of sums is known at all parameters, once these are `restated`."""
         return self.has_bound
+
+    def restated(self, stats: Any, before: Any, after: Any) -> Any:
+        """Return the statistics under `before` as those under `after`, for the same latent variables. None: of the M-step, unprojected."""
+        return stats
 
     @property
     def ascent(self) -> Ascent | None:
@@ -358,13 +362,7 @@ class LatentModel(ABC):
         return {name: getattr(params, name) for name in self.fields}
 
     def params_from_arrays(self, arrays: Mapping[str, Array]) -> Any:
-        """Return parameters from arrays of a user or a file.
-
-        Raises
-        ------
-        InputError
-            If an array is missing or does not fit the schema.
-        """
+        """Return parameters from arrays of a user or a file. Raises InputError if one is missing or does not fit the schema."""
         return self.params(**schema.checked(self.fields, self.sizes, arrays))
 
     def statistics_bytes(self) -> int:

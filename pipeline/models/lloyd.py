@@ -83,6 +83,8 @@ class Lloyd(ClusterModel):
     location: ClassVar[str] = "centers"
     of_centers: ClassVar[bool] = True
     has_bound: ClassVar[bool] = False
+    knows_bound: ClassVar[bool] = True
+    share: ClassVar[float] = 1.0  # of a squared distance, in the inertia
     search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, principal=True, first=8, merged=6)
     words: ClassVar[Words] = Words(
         name="K-means",
@@ -167,6 +169,16 @@ class Lloyd(ClusterModel):
 
     def expected_log_joint(self, stats: LloydStats, params: Centers) -> float:
         return -stats.inertia
+
+    def restated(self, stats: LloydStats, before: Centers | None, after: Centers | None) -> LloydStats:
+        """Rows with fixed labels cost sum_k N_k |c_k - m_k|² more under centres c than under their means m. None: the means."""
+        live = stats.sum_w > 0
+        means = self.shift + stats.sum_x[live] / stats.sum_w[live, None]
+        more = [
+            0.0 if each is None else float(stats.sum_w[live] @ ((each.centers[live] - means) ** 2).sum(axis=1))
+            for each in (before, after)
+        ]
+        return replace(stats, inertia=stats.inertia + self.share * (more[1] - more[0]))
 
     def objective(self, totals: Totals, params: Centers) -> float:
         """Minus the inertia."""

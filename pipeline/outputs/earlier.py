@@ -112,7 +112,8 @@ def _refuse_other_model(
         )
     mine, old = to_plain(config)["model"], chosen(plain.get("model") or {}, attrs)
     found = {f"model.{key}": (value, mine.get(key)) for key, value in old.items() if key != "path"}
-    found["fit.assignment"] = (attrs.get("assignment"), config.resolved().fit.assignment)
+    assignment = config.resolved().fit.assignment
+    found["fit.assignment"] = (attrs.get("assignment", assignment), assignment)  # K-means has one
     for key, (was, now) in found.items():
         if was != now:
             raise InputError(

@@ -325,7 +325,10 @@ def load_statistics(dataset: xr.Dataset) -> Statistics:
             "model.zarr: has no statistics: an earlier version of em-pipeline wrote it. Run the job again, or start from its "
             "parameters: fit.init: run."
         )
-    model, totals = load_model(dataset)[0], unpack(attrs["statistics"], arrays)
+    (model, params, _), totals = load_model(dataset), unpack(attrs["statistics"], arrays)
     if not isinstance(totals, Totals):
         raise InputError(f"model.zarr: its statistics are {str(totals)[:40]}. Run the job again.")
-    return Statistics.of(model, totals, np.array(attrs["order"], np.int64) if attrs.get("order") else None)
+    order = np.array(attrs["order"], np.int64) if attrs.get("order") else None
+    if order is not None:
+        params = model.params(**schema.selected(model.fields, model.arrays(params), order.argsort()))
+    return Statistics.of(model, params, totals, order)

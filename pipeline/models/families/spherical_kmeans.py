@@ -39,6 +39,7 @@ class SphericalKMeans(Lloyd):
 
     family: ClassVar[str] = "spherical-kmeans"
     unit_rows: ClassVar[bool] = True
+    share: ClassVar[float] = 0.5  # |x - c|² = 2 (1 - cosine)
     search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, first=8, merged=6)
     words: ClassVar = Lloyd.words._replace(
         name="spherical K-means",
@@ -57,13 +58,13 @@ class SphericalKMeans(Lloyd):
         zero = np.flatnonzero(is_zero(rows.x) & (weight > 0))
         if len(zero):
             raise InputError(f"row {rows.start + zero[0]}: {ADVICE}")
-        if not sp.issparse(rows.x):  # |x - c|² = 2 (1 - cosine)
+        if not sp.issparse(rows.x):
             x = np.empty(rows.x.shape, compute_dtype(rows.x.dtype))
             for tile in tiles(rows.n, TILE):
                 x[tile] = unit(rows.x[tile])
             found = super().e_step(params, replace(rows, x=x), kernels)
-            stats = replace(found.stats, inertia=0.5 * found.stats.inertia)
-            return found._replace(stats=stats, score=0.5 * found.score)
+            stats = replace(found.stats, inertia=self.share * found.stats.inertia)
+            return found._replace(stats=stats, score=self.share * found.score)
         label, distance = np.empty(rows.n, np.int32), np.empty(rows.n)
         for tile, cosine in self._cosines(params, rows.x):
             label[tile] = cosine.argmax(axis=1)

@@ -134,7 +134,7 @@ def _preparation(record: Record) -> str:
         done.append(f"total weight {number(float(weight))}")
     if record.attrs.get("earlier_weight"):
         done.append(
-            f"of it {number(float(record.attrs['earlier_weight']))} by the statistics of an earlier run, so that the {record.words.objective} is a lower bound"
+            f"of it {number(float(record.attrs['earlier_weight']))} by the statistics of an earlier run, so that the {record.words.objective} is {'an upper' if record.words.sign < 0 else 'a lower'} bound"
         )
     return ", ".join(done)
 
