@@ -186,6 +186,19 @@ PROBLEMS = {
         3,
         slow=True,
     ),
+    "student-t-missing": Problem(
+        {"family": "student-t", "prior": "auto"}, lambda rng, n=N: gaps(rng, blobs(rng, n)), slow=True
+    ),
+    "student-t-diag-missing": Problem(
+        {"family": "student-t", "covariance_type": "diag", "reg_covar": 0.0},
+        lambda rng, n=N: gaps(rng, blobs(rng, n)),
+        slow=True,
+    ),
+    "student-t-tied-missing": Problem(
+        {"family": "student-t", "covariance_type": "tied", "reg_covar": 0.0},
+        lambda rng, n=N: gaps(rng, blobs(rng, n)),
+        slow=True,
+    ),
     "student-t-noise": Problem({"family": "student-t", "reg_covar": 0.0, "noise": "uniform"}, blobs, slow=True),
 }
 FIRST = {problem.model["family"]: name for name, problem in reversed(PROBLEMS.items())}  # the first line of each family

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import yaml
 import zarr
-from scipy.special import gammaln, logsumexp
-from scipy.stats import multivariate_normal
+from scipy.optimize import brentq
+from scipy.special import digamma, gammaln, logsumexp
+from scipy.stats import multivariate_normal, multivariate_t
 
 import pipeline
 from pipeline.arrays.packing import pack
@@ -22,7 +23,7 @@ from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families import FAMILIES
 from tests.jobs import Interrupt, command, results
-from tests.laws.common import TYPES, chunks_of, e_step, fit, sum_over
+from tests.laws.common import TYPES, assigned, chunks_of, e_step, fit, gaussian_mixture, sum_over
 from tests.reference import full_covariances, of_type
 
 
@@ -45,7 +46,7 @@ def with_gaps(x: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarr
 def started(x: np.ndarray, k: int = 2, **options):
     """The model of a config section for rows with missing entries, and its start from labels."""
     options = {"n_components": k, **options}
-    if options["family"] == "gaussian":
+    if options["family"] in ("gaussian", "student-t"):
         options.setdefault("reg_covar", 0.0)
     section = FAMILIES[options["family"]].model_validate(options)
     profile = sum_over(chunks_of(x, [0, 50, len(x)]), [ProfileJob(section.second_moments, 50, 0)])[0]
@@ -53,45 +54,62 @@ def started(x: np.ndarray, k: int = 2, **options):
     return model, model.m_step(model.label_statistics(model.plain(x), np.arange(len(x)) % k), None)
 
 
-def slow_em(x, weights, means, covariances, covariance_type, n_iter, weight):
-    """Little and Rubin's EM, a row and a component at a time. covariances : (k, d, d)."""
+def slow_em(x, weights, means, covariances, covariance_type, n_iter, weight, df=None):
+    """Little and Rubin's EM, a row and a component at a time; with df (k,), Liu and Rubin's of t distributions. covariances : (k, d, d)."""
     (n, d), k, history = x.shape, len(weights), []
     for _ in range(n_iter):
-        sums, firsts, seconds, total = np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d)), 0.0
         expected = np.empty((n, k, d)), np.zeros((n, k, d, d))
-        joint = np.empty((n, k))
+        joint, u, log_u = np.empty((n, k)), np.ones((n, k)), np.zeros((n, k))
         for i in range(n):
             o, m = np.flatnonzero(~np.isnan(x[i])), np.flatnonzero(np.isnan(x[i]))
             for j in range(k):
                 s, mean = covariances[j], means[j]
-                joint[i, j] = np.log(weights[j]) + multivariate_normal(mean[o], s[np.ix_(o, o)]).logpdf(x[i, o])
-                slope = s[np.ix_(m, o)] @ np.linalg.inv(s[np.ix_(o, o)])
+                of = s[np.ix_(o, o)]
+                own = multivariate_normal(mean[o], of) if df is None else multivariate_t(mean[o], of, df[j])
+                joint[i, j] = np.log(weights[j]) + own.logpdf(x[i, o])
+                if df is not None:
+                    delta = (x[i, o] - mean[o]) @ np.linalg.solve(of, x[i, o] - mean[o])
+                    u[i, j] = (df[j] + len(o)) / (df[j] + delta)
+                    log_u[i, j] = digamma((df[j] + len(o)) / 2) - np.log((df[j] + delta) / 2)
+                slope = s[np.ix_(m, o)] @ np.linalg.inv(of)
                 expected[0][i, j, o], expected[0][i, j, m] = x[i, o], mean[m] + slope @ (x[i, o] - mean[o])
                 expected[1][i, j][np.ix_(m, m)] = s[np.ix_(m, m)] - slope @ s[np.ix_(o, m)]
-        total = weight @ logsumexp(joint, axis=1)
+        history.append(weight @ logsumexp(joint, axis=1))
         resp = np.exp(joint - logsumexp(joint, axis=1)[:, None]) * weight[:, None]
-        sums, firsts = resp.sum(axis=0), np.einsum("nk,nkd->kd", resp, expected[0])
-        history.append(total)
-        weights, means = sums / sums.sum(), firsts / sums[:, None]
+        sums, counts = resp.sum(axis=0), resp * u
+        weights, means = sums / sums.sum(), np.einsum("nk,nkd->kd", counts, expected[0]) / counts.sum(axis=0)[:, None]
         diff = expected[0] - means
-        seconds = np.einsum("nk,nkij->kij", resp, expected[1]) + np.einsum("nk,nki,nkj->kij", resp, diff, diff)
+        seconds = np.einsum("nk,nkij->kij", resp, expected[1]) + np.einsum("nk,nki,nkj->kij", counts, diff, diff)
         covariances = of_type(seconds, sums, covariance_type)
-    return weights, means, covariances, history
+        if df is not None:
+            gaps = (resp * (log_u - u)).sum(axis=0) / sums
+            df = np.array([brentq(lambda v, g=g: np.log(v / 2) - digamma(v / 2) + 1 + g, 0.1, 1e6) for g in gaps])
+    return *((weights, means, covariances) if df is None else (weights, means, covariances, df)), history
 
 
-@pytest.mark.parametrize("covariance_type", TYPES)
-def test_gaussians_equal_a_slow_reference(covariance_type):
+@pytest.mark.parametrize(
+    ("family", "covariance_type"),
+    [
+        *(("gaussian", each) for each in TYPES),
+        ("student-t", "full"),
+        *(pytest.param("student-t", each, marks=pytest.mark.slow) for each in TYPES if each != "full"),
+    ],
+)
+def test_moments_equal_a_slow_reference(family, covariance_type):
     """Four iterations of weighted rows in ragged chunks: parameters and log-likelihoods agree to 1e-10; the bound is tight and rises."""
     x = rows()
+    if family == "student-t":
+        x /= np.sqrt(np.random.default_rng(2).gamma(1.5, 1 / 1.5, len(x)))[:, None]
     weight = np.random.default_rng(1).uniform(0.5, 2.0, len(x))
-    model, params = started(x, family="gaussian", covariance_type=covariance_type)
+    model, params = started(x, family=family, covariance_type=covariance_type)
     wide = full_covariances(params.theta.covariances, covariance_type, 2, 3)
-    *expected, history = slow_em(x, params.weights, params.theta.means, wide, covariance_type, 4, weight)
+    start = x, params.weights, params.theta.means, wide, covariance_type, 4, weight
+    *expected, history = slow_em(*start, getattr(params.theta, "df", None))
     run, events = fit(model, params, chunks_of(x, [0, 50, len(x)], weight), 4)
     assert not events
     theta = run.params.theta
     found = run.params.weights, theta.means, full_covariances(theta.covariances, covariance_type, 2, 3)
-    for value, reference in zip(found, expected, strict=True):
+    for value, reference in zip((*found, *([theta.df] if family == "student-t" else [])), expected, strict=True):
         np.testing.assert_allclose(value, reference, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose([entry.log_likelihood for entry in run.history], history, rtol=1e-10)
     totals = run.final.totals
@@ -178,16 +196,17 @@ def test_a_component_without_any_entry_of_a_feature_has_lengths(family):
     assert change_squares(x) == pytest.approx(others + of_the_feature, rel=1e-12)
 
 
-@pytest.mark.parametrize("family", ["gaussian", "poisson", "bernoulli", "categorical", "columns"])
+@pytest.mark.parametrize("family", ["gaussian", "student-t", "poisson", "bernoulli", "categorical", "columns"])
 def test_the_same_bits_where_nothing_is_missing(family):
     """Statistics, parameters and labels of the model for missing entries are those of the model without."""
     x = (np.random.default_rng(0).random((300, 3)) < 0.4).astype(float)
     options = {
         "gaussian": {"reg_covar": 0.0},
+        "student-t": {"reg_covar": 0.0},
         "columns": {"columns": {"0": "gaussian", "1": "bernoulli", "2": "poisson"}, "reg_covar": 0.01},
     }.get(family, {})
-    if family in ("gaussian", "columns"):
-        x[:, : 3 if family == "gaussian" else 1] += np.random.default_rng(1).normal(size=(300, 1))
+    if options:
+        x[:, : 1 if family == "columns" else 3] += np.random.default_rng(1).normal(size=(300, 1))
     model, params = started(x, family=family, **options)
     plain = FAMILIES[family].model_validate({"family": family, "n_components": 2, **options})
     plain = plain.build(summary_of(sum_over(chunks_of(x, [0, 50, 300]), [ProfileJob("matrix", 50, 0)])[0], []), "soft")
@@ -198,6 +217,18 @@ def test_the_same_bits_where_nothing_is_missing(family):
     (_, here), *_ = model.assign(one.params, x, KERNELS)
     (_, there), *_ = plain.assign(other.params, x, KERNELS)
     assert here.score.tobytes() == there.score.tobytes()
+
+
+def test_labels_of_many_components_are_those_of_highest_density():
+    """Where most pairs of whole rows and components are left out, rows with missing entries have all of theirs."""
+    rng = np.random.default_rng(0)
+    means, label = 5.0 * rng.normal(size=(64, 48)), rng.integers(64, size=1000)
+    x = means[label] + rng.normal(size=(1000, 48))
+    x[::50, 0] = np.nan
+    model = gaussian_mixture(64, np.zeros(48)).for_rows("missing")
+    params = model.params(weights=np.full(64, 1 / 64), means=means, covariances=np.tile(np.eye(48), (64, 1, 1)))
+    np.testing.assert_array_equal(assigned(model, params, x).label, label)
+    np.testing.assert_array_equal(model.most_probable(params, x, KERNELS), label)
 
 
 def test_the_profile_is_of_the_entries_that_are_there():
@@ -294,9 +325,9 @@ def test_the_python_classes_take_missing_entries():
 def test_what_cannot_be_is_refused(tmp_path):
     """Families of whole rows, steps that mix features, noise, standard errors; inf; a feature that is never there."""
     missing = {"source": "npy", "path": "x.npy", "bad_rows": "missing"}
-    for model in ("kmeans", "student-t", "vmf"):
+    for model in ("kmeans", "lda", "vmf"):
         with pytest.raises(
-            InputError, match=r"needs whole rows.*bernoulli, categorical, columns, gaussian, hmm, poisson"
+            InputError, match=r"needs whole rows.*bernoulli, categorical, columns, gaussian, hmm, poisson, student-t"
         ):
             validate({"data": missing, "model": {"family": model}})
     units = {**missing, "units": "units.npy"}

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from scipy.stats import kstest, multivariate_t, t
 
 import pipeline
 from pipeline import workflow
 from pipeline.errors import InputError
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families.gaussian import Gaussian
+from pipeline.models.families.student_t import StudentT
 from pipeline.models.mixture import Mixture
 from pipeline.outputs.model_store import load_model, read_dataset
 from tests.jobs import blobs, command, job
@@ -76,6 +78,32 @@ def test_conditional_means_and_draws_are_those_of_the_mixture(covariance_type):
     scale = np.sqrt(np.diag(covariance))
     assert (np.abs(drawn[:, [1, 3]].mean(axis=0) - mean) < 5 * scale / np.sqrt(n)).all()
     assert (np.abs(np.cov(drawn[:, [1, 3]].T) - covariance) < 0.06 * np.outer(scale, scale)).all()
+
+
+def test_under_student_ts_the_mean_is_theirs_and_draws_have_their_tails():
+    """By responsibilities of t densities; a draw given one entry is a t of one more degree of freedom, wider the farther out that is."""
+    rng, df = np.random.default_rng(0), np.array([2.0, 30.0])
+    a = rng.normal(size=(2, 3, 3))
+    scales, means = a @ a.swapaxes(1, 2) + 0.3 * np.eye(3), rng.normal(size=(2, 3))
+    component = StudentT(2, np.zeros(3)).with_missing()
+    theta = component.theta(means=means, scales=scales, df=df)
+    x = rng.normal(size=(20, 3))
+    x[:, 1:] = np.where(rng.random((20, 2)) < 0.5, np.nan, x[:, 1:])
+    found = component.imputed(theta, np.log([0.6, 0.4]), x)
+    for row, filled in zip(x, found, strict=True):
+        m = np.isnan(row)
+        joint, centres = np.log([0.6, 0.4]), np.zeros((2, m.sum()))
+        for c in range(2):
+            oo = scales[c][np.ix_(~m, ~m)]
+            joint[c] += multivariate_t(means[c][~m], oo, df[c]).logpdf(row[~m])
+            centres[c] = means[c][m] + scales[c][np.ix_(m, ~m)] @ np.linalg.solve(oo, row[~m] - means[c][~m])
+        np.testing.assert_allclose(filled[m], np.exp(joint - np.logaddexp.reduce(joint)) @ centres, atol=1e-12)
+    one = StudentT(1, np.zeros(2)).with_missing()
+    theta = one.theta(means=np.zeros((1, 2)), scales=np.array([[[1.0, 0.6], [0.6, 1.0]]]), df=np.array([3.0]))
+    draw = rng.random(4000), rng.normal(size=(4000, one.n_normal))
+    drawn = one.imputed(theta, np.zeros(1), np.tile([4.0, np.nan], (4000, 1)), draw)[:, 1]
+    expected = t(4.0, loc=0.6 * 4.0, scale=np.sqrt((3.0 + 16.0) / 4.0 * (1.0 - 0.36)))
+    assert kstest(drawn, expected.cdf).pvalue > 0.01
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def impute(
     Parameters
     ----------
     path : str or Path
-        Of a run of a Gaussian mixture, fitted to whole rows or to rows with missing entries.
+        Of a run of a Gaussian or Student-t mixture, fitted to whole rows or to rows with missing entries.
     overrides : sequence of str
         ``data.path=…`` of the rows, NaN where an entry is missing; engine may change too.
     output : str or Path
@@ -140,16 +140,16 @@ class Imputed:
         x = rows.x.astype(np.float64)
         x[:, self.features] = np.nan
         mapped = x if self.affine is None else (x - self.affine.offset) * self.affine.matrix
-        draw = None if self.seed is None else self._random(self.seed, rows.start, x.shape)
+        draw = None if self.seed is None else self._random(self.seed, rows.start, len(x))
         weights = self.model._log_weights(params)
         found = self.model.component.imputed(params.theta, weights, mapped, draw)
         if self.affine is not None:
             found = found / self.affine.matrix + self.affine.offset
         return {"x": np.where(np.isnan(x), found, x)}
 
-    @staticmethod
-    def _random(seed: int, start: int, shape: tuple[int, int]) -> tuple[Array, Array]:
-        """One uniform and d standard normal numbers of each row."""
-        at = np.arange(start, start + shape[0])
-        normal = np.stack([ndtri(keyed.uniform(seed, 1 + j, at)) for j in range(shape[1])], axis=1)
+    def _random(self, seed: int, start: int, n: int) -> tuple[Array, Array]:
+        """One uniform and `n_normal` standard normal numbers of each row."""
+        at = np.arange(start, start + n)
+        columns = range(self.model.component.n_normal)
+        normal = np.stack([ndtri(keyed.uniform(seed, 1 + j, at)) for j in columns], axis=1)
         return keyed.uniform(seed, 0, at), normal

@@ -21,7 +21,7 @@ from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.models.component import Component, Pass
 from pipeline.models.covariance import full_covariances, identity
-from pipeline.models.incomplete import BATCH_NUMBERS, LOG_2PI, Expected, expected_pass
+from pipeline.models.incomplete import BATCH_NUMBERS, LOG_2PI, Expected, ExpectedMoments, expected_pass
 
 
 class UnderVariances(Expected):
@@ -94,7 +94,7 @@ class OfRowsWithErrors(Component):
         if x.shape[1] == self.n_features:
             return super().e_step(theta, log_weights, x, weight, hard, kernels)
         w = np.ones(len(x)) if weight is None else weight
-        return expected_pass(self, theta, log_weights, batches(self, theta, x), w, hard)
+        return expected_pass(ExpectedMoments(self, theta), log_weights, batches(self, theta, x), w, hard)
 
     def blurred(self, theta: Any, variance: float) -> Any:
         """Return theta of rows with errors of one variance in all directions, T_k = V_k + variance I."""
@@ -125,7 +125,7 @@ class OfRowsWithErrors(Component):
         return 8 * (3 * self.n_components * d * d + 6 * max(BATCH_NUMBERS, self.n_components * d * d))
 
 
-def batches(component: Any, theta: Any, x: Array) -> Iterator[tuple[slice, Expected]]:
+def batches(component: Any, theta: Any, x: Array) -> Iterator[tuple[slice, UnderVariances | UnderCovariances]]:
     """Yield batches of rows and what is expected of them. x : (n, d + d) or (n, d + d d)."""
     k, d, shape = component.n_components, component.n_features, component.shape
     form = theta.covariances.ndim - shape.per_component

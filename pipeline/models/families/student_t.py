@@ -6,18 +6,18 @@ Given the label k, u is Gamma(alpha, beta) with alpha = (nu_k + d) / 2 and beta 
 form but for nu_k, the root of log(nu/2) - psi(nu/2) + 1 + sum r (E log u - E u) / N_k = 0.
 [Liu and Rubin 1995; Peel and McLachlan 2000, sec. 4; Minka 2002 for the root]
 
-With a = nu/2, only differences of large terms are computed, so that nothing is lost as nu grows and the model becomes Gaussian.
+Functions of nu are in models/degrees.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field as Option
-from scipy.special import gammaln, polygamma, psi
+from scipy.special import gammaincinv, ndtr
 
 from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
 from pipeline.arrays.packing import stored
@@ -28,15 +28,15 @@ from pipeline.kernels.cholesky import Moments
 from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component, Pass
+from pipeline.models.degrees import LEAST, MOST, log_less_psi, log_scale, root, slope, stirling
 from pipeline.models.families.gaussian import LOG_2PI, Gaussian, GaussianSection
+from pipeline.models.incomplete import Expected, ExpectedMoments, OfDistances, OfIncompleteRows
 from pipeline.models.mixture import Mixture
 from pipeline.models.moments import Frame, Gaussians, GaussianStats
 from pipeline.models.schema import POSITIVE, Field, Fields
 from pipeline.models.words import Words
 
 START = 10.0  # degrees of freedom that are learned begin here
-LEAST, MOST = 0.1, 1e6  # at most these are learned: a Gaussian is the limit, which no likelihood reaches
-SERIES = 16.0  # from here on Stirling's series is exact to the last digit
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class StudentT(Gaussian):
     def log_joint(self, theta: Gaussians, log_weights: Array, x: Matrix, kernels: Any) -> Array:
         assert isinstance(theta, StudentTs)
         self._refuse_singular(theta)
-        return log_weights + self._log_density(theta, _log_ratio(theta, self._squared(theta, x, kernels)))
+        return log_weights + self._log_density(theta, np.log1p(self._squared(theta, x, kernels) / theta.df))
 
     def _squared(self, theta: Gaussians, x: Array, kernels: Any) -> Array:
         """(n, k) delta."""
@@ -105,9 +105,8 @@ class StudentT(Gaussian):
     def _log_density(self, theta: StudentTs, log_ratio: Array) -> Array:
         """(n, k) log p(x | k), nats, from log(1 + delta / nu)."""
         a, b = 0.5 * theta.df, 0.5 * self.n_features
-        scale = (a + b - 0.5) * np.log1p(b / a) - b + _stirling(a + b) - _stirling(a)
         log_det = self.shape.log_det(theta.factors, self.n_features)
-        density: Array = (scale + log_det - b * LOG_2PI) - (a + b) * log_ratio
+        density: Array = (log_scale(a, b) + log_det - b * LOG_2PI) - (a + b) * log_ratio
         return density
 
     def e_step(
@@ -126,18 +125,16 @@ class StudentT(Gaussian):
         for rows in tiles(len(x), tile_height(d, k)):
             tile = np.asarray(x[rows], compute_dtype(x.dtype))
             squared = self._squared(theta, tile, kernels)
-            log_ratio = _log_ratio(theta, squared)
+            log_ratio = np.log1p(squared / theta.df)
             buffer = np.empty((len(tile), padded(k, 8)))
             buffer[:, :k] = log_weights + self._log_density(theta, log_ratio)
             w = np.ones(len(tile)) if weight is None else weight[rows]
             entropy += softmax_rows(buffer, k, w, hard, log_norm[rows])
             resp = buffer[:, :k]
-            with np.errstate(invalid="ignore"):  # inf / inf, where a row cannot belong
-                excess = (d - squared) / (theta.df + squared)  # E u - 1
+            excess = _excess(theta.df, squared, d)
             sum_w += resp.sum(axis=0)
             sums += [_column_sums(resp, log_ratio), _column_sums(resp, excess)]
-            with np.errstate(invalid="ignore"):
-                resp = np.where(resp > 0, resp + resp * excess, 0.0)
+            resp = _counts(resp, excess)
             if shared is None:
                 for one, own in zip(moments, resp.T, strict=True):
                     one.add(tile, own)
@@ -181,15 +178,13 @@ class StudentT(Gaussian):
         log_ratio, excess = sums
         a, b = 0.5 * theta.df, 0.5 * self.n_features
         alpha, sum_u = a + b, sum_w + excess
-        gap = sum_w * (np.log1p(b / a) - _log_less_psi(alpha)) - log_ratio - excess
+        gap = sum_w * (np.log1p(b / a) - log_less_psi(alpha)) - log_ratio - excess
         by = self._points(theta.by) - theta.means
         if shared is None:
             sum_x, sum_xx = self.shape.moved(sum_u, first, second, by)
         else:
             sum_x, sum_xx = first - sum_u[:, None] * by, shared.sum_xx
-        own = (
-            np.log1p(b / a) + 0.5 * (LOG_2PI - np.log(alpha)) + _stirling(alpha) + (alpha - 1.0) * _log_less_psi(alpha)
-        )
+        own = np.log1p(b / a) + 0.5 * (LOG_2PI - np.log(alpha)) + stirling(alpha) + (alpha - 1.0) * log_less_psi(alpha)
         frame = Frame.at(theta.by, sum_u, self.covariance_type)
         return StudentTStats(sum_x, sum_xx, sum_u, gap, frame=frame), float(np.sum(sum_w * own - log_ratio))
 
@@ -228,14 +223,14 @@ class StudentT(Gaussian):
             return replace(new, df=theta.df)
         counts, gap = self._by_df(sum_w), self._by_df(stats.gap)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = 2.0 * _root(-gap / counts)
+            found = 2.0 * root(-gap / counts)
         return replace(new, df=np.where(counts > 0, found, theta.df))
 
     def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: Any) -> float:
         assert isinstance(theta, StudentTs)
         a, b = 0.5 * theta.df, 0.5 * self.n_features
         sum_log_u = stats.gap + stats.sum_u - sum_w
-        of_u = sum_w * (0.5 * (np.log(a) - LOG_2PI) - _stirling(a)) + a * stats.gap + (b - 1.0) * sum_log_u
+        of_u = sum_w * (0.5 * (np.log(a) - LOG_2PI) - stirling(a)) + a * stats.gap + (b - 1.0) * sum_log_u
         return super().expected_log_joint(theta, weights, sum_w, stats) + float(of_u.sum())
 
     def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
@@ -250,12 +245,12 @@ class StudentT(Gaussian):
         if not self._learns_df:
             return squares
         a = 0.5 * theta.df
-        moved = (self._by_df(change.gap) + self._by_df(change_w) * _log_less_psi(a)) / (self._by_df(sum_w) * _slope(a))
+        moved = (self._by_df(change.gap) + self._by_df(change_w) * log_less_psi(a)) / (self._by_df(sum_w) * slope(a))
         inside = (theta.df > LEAST) & (theta.df < MOST)
         return (*squares, self._df_square(sum_w, theta, np.where(inside, moved, 0.0)))
 
     def _df_square(self, sum_w: Array, theta: StudentTs, by: Array) -> float:
-        return float(np.sum(sum_w / sum_w.sum() * _slope(0.5 * theta.df) * by**2))
+        return float(np.sum(sum_w / sum_w.sum() * slope(0.5 * theta.df) * by**2))
 
     def feasible(self, stats: Any, known: Any) -> StudentTStats:
         """What a component's rows count stays as it is where it would be negative."""
@@ -300,11 +295,90 @@ class StudentT(Gaussian):
         drawn: Array = means + around / np.sqrt(rng.gamma(0.5 * df, 2.0 / df))[:, None]
         return drawn
 
+    def with_missing(self) -> StudentT:
+        return IncompleteStudentT(**vars(self))
 
-def _log_ratio(theta: StudentTs, squared: Array) -> Array:
-    """(n, k) log(1 + delta / nu)."""
-    ratio: Array = np.log1p(squared / theta.df)
-    return ratio
+
+class WithTails(Expected):
+    """Rows under Student-t components, as those under Gaussians but for u. df : nu, (k,) or ().
+
+    The observed entries are a t too: with p of them, u is Gamma((nu + p) / 2, (nu + delta) / 2). E u x xᵀ = E u x̂ x̂ᵀ + S_m|o.
+    [Liu and Rubin 1995, sec. 4; Lin, Lee and Ho 2006, sec. 3]
+    """
+
+    def __init__(self, own: OfDistances, df: Array) -> None:
+        a, b, self.own, self.df = 0.5 * df, 0.5 * own.n_seen, own, df
+        self.log_density = log_scale(a, b) + own.log_scale - (a + b) * np.log1p(own.squared / df)
+
+    @property
+    def excess(self) -> Array:
+        """(n, k) E u - 1."""
+        return _excess(self.df, self.own.squared, self.own.n_seen)
+
+    @property
+    def gap(self) -> Array:
+        """(n, k) E log u - E u + 1."""
+        a, b = 0.5 * self.df, 0.5 * self.own.n_seen
+        gap: Array = np.log1p(b / a) - log_less_psi(a + b) - np.log1p(self.own.squared / self.df) - self.excess
+        return gap
+
+    def counts(self, resp: Array) -> Array:
+        return _counts(resp, self.excess)
+
+    def row(self, c: int) -> Array:
+        return self.own.row(c)
+
+    def covariance(self, c: int, resp: Array) -> Array:
+        return self.own.covariance(c, resp)
+
+    def deviations(self, c: int, normal: Array) -> Array:
+        df, squared = np.broadcast_to(self.df, self.own.squared.shape)[:, c], self.own.squared[:, c]
+        u = 2.0 * gammaincinv(0.5 * (df + np.ravel(self.own.n_seen)), ndtr(normal[:, -1])) / (df + squared)
+        return self.own.deviations(c, normal[:, :-1]) / np.sqrt(u)[:, None]
+
+
+class MomentsWithTails(ExpectedMoments):
+    """Sums of `StudentTStats`."""
+
+    def __init__(self, component: Any, theta: StudentTs) -> None:
+        super().__init__(component, theta)
+        self.sum_u, self.gap = np.zeros((2, component.n_components))
+
+    def add(self, expected: WithTails, resp: Array) -> None:
+        super().add(expected, resp)
+        self.sum_u += expected.counts(resp).sum(axis=0)
+        self.gap += _column_sums(resp, expected.gap)
+
+    def stats(self, sum_w: Array) -> StudentTStats:
+        return StudentTStats(**vars(self.moved(self.sum_u)), sum_u=self.sum_u, gap=self.gap)
+
+
+@stored
+@dataclass(frozen=True)
+class IncompleteStudentT(OfIncompleteRows, StudentT):
+    """Student-t components of rows with missing entries."""
+
+    @property
+    def n_normal(self) -> int:
+        return self.n_features + 1
+
+    def batches(self, theta: Any, x: Array) -> Iterator[tuple[Array | slice, WithTails]]:
+        return ((rows, WithTails(own, theta.df)) for rows, own in super().batches(theta, x))
+
+    def sums(self, theta: Any) -> MomentsWithTails:
+        return MomentsWithTails(self, theta)
+
+
+def _excess(df: Array, squared: Array, d: Array | int) -> Array:
+    """(n, k) E u - 1."""
+    with np.errstate(invalid="ignore"):  # inf / inf, where a row cannot belong
+        return np.asarray((d - squared) / (df + squared))
+
+
+def _counts(resp: Array, excess: Array) -> Array:
+    """(n, k) r E u."""
+    with np.errstate(invalid="ignore"):
+        return np.where(resp > 0, resp + resp * excess, 0.0)
 
 
 def _column_sums(resp: Array, values: Array) -> Array:
@@ -312,39 +386,6 @@ def _column_sums(resp: Array, values: Array) -> Array:
     with np.errstate(invalid="ignore"):  # 0 x inf
         total: Array = np.einsum("nk,nk->k", resp, values)
         return total if np.isfinite(total).all() else np.where(resp > 0, resp * values, 0.0).sum(axis=0)
-
-
-def _stirling(a: Array | float) -> Array:
-    """log Γ(a) - (a - 1/2) log a + a - log(2 pi) / 2."""
-    with np.errstate(over="ignore"):
-        y = 1.0 / np.square(a)
-    series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * 691 / 360360))))) / a
-    return np.where(np.asarray(a) >= SERIES, series, gammaln(a) - (a - 0.5) * np.log(a) + a - 0.5 * LOG_2PI)
-
-
-def _log_less_psi(a: Array | float) -> Array:
-    """log a - psi(a), above 0, falling to 1/(2a)."""
-    y = 1.0 / np.square(a)
-    series = 0.5 / a + y * (1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y / 132))))
-    return np.where(np.asarray(a) >= SERIES, series, np.log(a) - psi(a))
-
-
-def _slope(a: Array | float) -> Array:
-    """psi'(a) - 1/a, above 0, falling to 1/(2a²)."""
-    y = 1.0 / np.square(a)
-    series = y * (0.5 + (1 / 6 - y * (1 / 30 - y * (1 / 42 - y * (1 / 30 - y * 5 / 66)))) / a)
-    return np.where(np.asarray(a) >= SERIES, series, polygamma(1, a) - 1.0 / a)
-
-
-def _root(value: Array) -> Array:
-    """The a for which log a - psi(a) is the value, between LEAST / 2 and MOST / 2; by Newton's method in 1/a."""
-    low, high = 2.0 / MOST, 2.0 / LEAST
-    s = np.clip(np.nan_to_num(value), _log_less_psi(MOST / 2), _log_less_psi(LEAST / 2))
-    inverse = 12.0 * s / (3.0 - s + np.sqrt((s - 3.0) ** 2 + 24.0 * s))
-    for _ in range(6):  # from Minka's approximation, off by 2 % at most: four are enough
-        a = 1.0 / np.clip(inverse, low, high)
-        inverse = 1.0 / a - (_log_less_psi(a) - s) / (a * a * _slope(a))
-    return 1.0 / np.clip(inverse, low, high)
 
 
 class StudentTSection(GaussianSection):
@@ -359,7 +400,6 @@ class StudentTSection(GaussianSection):
 
     also_called: ClassVar[tuple[str, ...]] = ("t", "student", "student_t", "tmm")
     words: ClassVar[Words] = StudentT.words
-    takes_missing: ClassVar[bool] = False
     takes_errors: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False
 
