@@ -1,7 +1,8 @@
-"""The three models of docs/models/own.md: against SciPy, by every method, and a large fit out of core on two processes.
+#!/usr/bin/env python3
+"""The three models of docs/models/own.md: by every method and by SciPy, statsmodels and lifelines (extra bench), and a large fit out of core on two processes.
 
-    python scripts/experiments/user_models.py compare            likelihoods, passes and CPU seconds of each method
-    python scripts/experiments/user_models.py large [ROWS]       the zero-inflated Poisson model by each method, 10^7 rows in a scratch folder
+    scripts/experiments/user_models.py compare            likelihoods, passes and CPU seconds of each; 1 where maxima differ
+    scripts/experiments/user_models.py large [ROWS]       the zero-inflated Poisson model by each method, 10^7 rows in a scratch folder
 
 Rows and starts are the same for all methods. CPU seconds are of all processes of a fit, with compilation in the first fit of each method.
 """
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -25,7 +26,6 @@ import pipeline
 from pipeline.config import outside
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models" / "own.md"
-METHODS = ("em", "auto", "newton", "gradient")
 
 
 def counts(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -46,19 +46,38 @@ def lifetimes(n: int, rng: np.random.Generator) -> np.ndarray:
     return np.column_stack([np.minimum(time_, 2.5), time_ < 2.5])
 
 
-def of_counts(x: np.ndarray) -> float:
-    """SciPy's maximum of the log-likelihood."""
+class Fit(NamedTuple):
+    """What a peer has found. steps : iterations, or evaluations where it counts these."""
+
+    log_likelihood: float
+    parameters: dict[str, Any]
+    steps: int
+
+
+def counts_by_scipy(x: np.ndarray) -> Fit:
+    """Nelder and Mead's method on the log-likelihood."""
     y = x[:, 0]
 
     def lost(u: np.ndarray) -> float:
         share = 1 / (1 + np.exp(-u[0]))
         return -np.log(share * (y == 0) + (1 - share) * scipy.stats.poisson.pmf(y, np.exp(u[1]))).sum()
 
-    return -minimize(lost, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-10}).fun
+    found = minimize(lost, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-10})
+    return Fit(-found.fun, {"share": 1 / (1 + np.exp(-found.x[0])), "mean": np.exp(found.x[1])}, found.nfev)
 
 
-def of_lines(x: np.ndarray) -> float:
-    """SciPy's maximum of the log-likelihood, from the start that all have."""
+def counts_by_statsmodels(x: np.ndarray) -> Fit:
+    """Of a constant rate, and a constant logit of the share."""
+    from statsmodels.discrete.count_model import ZeroInflatedPoisson
+
+    model = ZeroInflatedPoisson(x[:, 0], np.ones(len(x)))
+    found = model.fit(method="bfgs", maxiter=1000, gtol=1e-9, disp=False)
+    logit, log_mean = found.params
+    return Fit(found.llf, {"share": 1 / (1 + np.exp(-logit)), "mean": np.exp(log_mean)}, found.mle_retvals["fcalls"])
+
+
+def lines_by_scipy(x: np.ndarray) -> Fit:
+    """BFGS with differences on the log-likelihood, from the start that all have."""
     design = np.column_stack([np.ones(len(x)), x[:, 1:]])
 
     def lost(u: np.ndarray) -> float:
@@ -67,15 +86,27 @@ def of_lines(x: np.ndarray) -> float:
         return -np.logaddexp(each[:, 0], each[:, 1]).sum()
 
     start = np.concatenate([[0.0], STARTS["Regressions"]["coefficients"].ravel(), np.zeros(2)])
-    return -minimize(lost, start, tol=1e-10).fun
+    found = minimize(lost, start, tol=1e-10)
+    share = 1 / (1 + np.exp(-found.x[0]))
+    named = {"weights": [share, 1 - share], "coefficients": found.x[1:7].reshape(2, 3), "scale": np.exp(found.x[7:])}
+    return Fit(-found.fun, named, found.nfev)
 
 
-def of_lifetimes(x: np.ndarray) -> float:
-    """The log-likelihood at the fit of `scipy.stats.weibull_min`."""
+def lifetimes_by_scipy(x: np.ndarray) -> Fit:
+    """The fit of `scipy.stats.weibull_min`, which counts no steps."""
     data = scipy.stats.CensoredData(uncensored=x[x[:, 1] == 1, 0], right=x[x[:, 1] == 0, 0])
     shape, _, scale = scipy.stats.weibull_min.fit(data, floc=0)
     law = scipy.stats.weibull_min(shape, scale=scale)
-    return float(law.logpdf(x[x[:, 1] == 1, 0]).sum() + law.logsf(x[x[:, 1] == 0, 0]).sum())
+    total = law.logpdf(x[x[:, 1] == 1, 0]).sum() + law.logsf(x[x[:, 1] == 0, 0]).sum()
+    return Fit(float(total), {"shape": shape, "scale": scale}, 0)
+
+
+def lifetimes_by_lifelines(x: np.ndarray) -> Fit:
+    """WeibullFitter, which counts no steps."""
+    from lifelines import WeibullFitter
+
+    found = WeibullFitter().fit(x[:, 0], x[:, 1])
+    return Fit(float(found.log_likelihood_), {"shape": found.rho_, "scale": found.lambda_}, 0)
 
 
 STARTS: dict[str, dict[str, Any]] = {
@@ -88,9 +119,13 @@ STARTS: dict[str, dict[str, Any]] = {
     "Lifetimes": {"shape": 1.0, "scale": 1.0},
 }
 MODELS = {
-    "ZeroInflatedPoisson": ("zero_inflated.py", counts, of_counts),
-    "Regressions": ("regressions.py", lines, of_lines),
-    "Lifetimes": ("lifetimes.py", lifetimes, of_lifetimes),
+    "ZeroInflatedPoisson": (
+        "zero_inflated.py",
+        counts,
+        {"SciPy": counts_by_scipy, "statsmodels": counts_by_statsmodels},
+    ),
+    "Regressions": ("regressions.py", lines, {"SciPy": lines_by_scipy}),
+    "Lifetimes": ("lifetimes.py", lifetimes, {"SciPy": lifetimes_by_scipy, "lifelines": lifetimes_by_lifelines}),
 }
 
 
@@ -100,25 +135,39 @@ def write_files() -> None:
         Path(text.split("\n")[0][2:]).write_text(text, encoding="utf-8")
 
 
-def compare(n: int = 20_000) -> None:
-    """Print a row for each model and method."""
+def compare(n: int = 20_000) -> bool:
+    """Print a row for each model and method, ours and peers', beside Newton's method; return whether all end at its maximum."""
+    same = True
+    print(f"{n:,} rows; CPU seconds of a first and a second fit")
     print(
-        f"{'model':20} {'method':9} {'log-likelihood':>20} {'less SciPy':>11} {'passes':>6} {'CPU s':>6} {'again':>6}"
+        f"{'model':20} {'method':11} {'log-likelihood':>20} {'less Newton':>11} {'parameters':>10} {'steps':>6} {'CPU s':>6} {'again':>6}"
     )
-    for name, (file, draw, reference) in MODELS.items():
+    for name, (file, draw, peers) in MODELS.items():
         model, x = outside.load(f"{file}:{name}", "model.path").found(), draw(n, np.random.default_rng(1))
-        best = reference(x)
-        for method in METHODS:
+
+        def ours(method: str, model: Any = model, x: np.ndarray = x, name: str = name) -> Fit:
+            found = pipeline.fit(model, x, start=STARTS[name], method=method, tol=1e-14, max_iter=5000)
+            return Fit(found.log_likelihood, dict(found.parameters), found.n_passes)
+
+        best = None
+        for method in ("newton", "em", "auto", "gradient", *peers):
             seconds = []
             for _ in range(2):
                 began = time.process_time()
-                found = pipeline.fit(model, x, start=STARTS[name], method=method, tol=1e-14, max_iter=5000)
+                found = peers[method](x) if method in peers else ours(method)
                 seconds.append(time.process_time() - began)
-            value = found.log_likelihood
+            best = best or found
+            apart = max(
+                float(np.max(np.abs(np.asarray(found.parameters[key]) / value - 1.0)))
+                for key, value in best.parameters.items()
+            )
             print(
-                f"{name:20} {method:9} {value:20.10f} {value - best:11.1e} {found.n_passes:6} {seconds[0]:6.2f} {seconds[1]:6.2f}",
+                f"{name:20} {method:11} {found.log_likelihood:20.10f} {found.log_likelihood - best.log_likelihood:11.1e} {apart:10.1e} "
+                f"{found.steps or '':>6} {seconds[0]:6.2f} {seconds[1]:6.2f}",
                 flush=True,
             )
+            same &= apart < 1e-4 and abs(found.log_likelihood / best.log_likelihood - 1.0) < 1e-8
+    return same
 
 
 def large(n: int = 10**7) -> None:
@@ -160,6 +209,7 @@ def _cpu() -> float:
 if __name__ == "__main__":
     text = re.search(r"```yaml\n(# zero_inflated\.yaml\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert text is not None
+    done = True
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         write_files()
@@ -167,5 +217,6 @@ if __name__ == "__main__":
         if sys.argv[1:2] == ["large"]:
             large(*map(int, sys.argv[2:]))
         else:
-            compare()
+            done = compare()
         os.chdir("/")
+    sys.exit(int(not done))
