@@ -13,7 +13,7 @@ import pipeline
 from pipeline import workflow
 from pipeline.applying import denoising, epll
 from pipeline.applying.epll import PatchPrior
-from pipeline.data.sources.images import patch_basis
+from pipeline.data.patch import patch_basis
 from pipeline.errors import InputError
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS

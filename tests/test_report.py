@@ -93,7 +93,7 @@ def test_many_patches_stay_small(tmp_path: Path) -> None:
 
 def test_patches_map_back_to_pixels(tmp_path: Path) -> None:
     """A mean-free component, seen through a preprocess, is the picture that it was made from, and so is its covariance."""
-    from pipeline.data.sources.images import patch_basis
+    from pipeline.data.patch import patch_basis
     from pipeline.outputs.report.pictures import pixel_map
     from pipeline.outputs.report.record import read_record
 

@@ -20,9 +20,9 @@ from sklearn.feature_extraction.image import extract_patches_2d
 
 from pipeline.data import files, source, stores, text_lines
 from pipeline.data.column import RowColumn
+from pipeline.data.patch import patch_basis
 from pipeline.data.source import Source, even_bounds
 from pipeline.data.sources import docword, images
-from pipeline.data.sources.images import patch_basis
 from pipeline.errors import InputError, StorageError
 from pipeline.jobconfig import validate
 

@@ -17,7 +17,8 @@ from pipeline.applying.epll import PatchPrior
 from pipeline.applying.rows import asked_of, begin, output_of, reopened
 from pipeline.arrays.dtypes import Array
 from pipeline.config.variants import OUTSIDE
-from pipeline.data.sources.images import ImageSource, ImagesSection, patch_basis
+from pipeline.data.patch import patch_basis
+from pipeline.data.sources.images import ImageSource, ImagesSection
 from pipeline.engine.blas import single_thread
 from pipeline.engine.cluster import open_engine, uses_processes
 from pipeline.engine.memory import MIB, PeakMemory, Plan, plan
@@ -138,7 +139,9 @@ def _prior(run: RunDirectory, config: Config) -> PatchPrior:
             f"denoise: got data.source {data.source}, expected images. Fit a mixture to patches of pictures first."
         )
     patch = data.patch.model_dump(mode="json")
-    changed = [name for name in ("size", "remove_mean", "contrast") if patch[name] != stored["patch"].get(name)]
+    changed = [
+        name for name in ("size", "channels", "remove_mean", "contrast") if patch[name] != stored["patch"].get(name)
+    ]
     if changed:
         raise InputError(
             f"denoise: got another data.patch.{changed[0]} than that of {run}, which settles it. Leave it out."
@@ -149,12 +152,14 @@ def _prior(run: RunDirectory, config: Config) -> PatchPrior:
         "model.noise": config.model.needs_box,
         "preprocess": affine is not None,
         "data.patch.contrast": data.patch.contrast is not None,
+        f"data.patch.channels {data.patch.channels}": data.patch.channels != "grey",
     }
     names = " or ".join(name for name in FAMILIES if name != OUTSIDE and FAMILIES[name].takes_errors)
     for what, is_so in refused.items():
         if is_so:
             raise InputError(
-                f"denoise: got a run with {what}, expected family {names} on patches in the pixels' own scale. Fit one without it."
+                f"denoise: got a run with {what}, expected family {names} on grey patches in the pixels' own scale; each channel of "
+                "a picture in colour is denoised by them. Fit one without it."
             )
     assert isinstance(model, Mixture)
     basis = patch_basis(data.patch.size) if data.patch.remove_mean else None

@@ -25,9 +25,10 @@ from benchmarks.common import (
 from benchmarks.gaussian import per_row, scikit_learn
 from pipeline.config import Preprocess
 from pipeline.data.chunks import Chunks
+from pipeline.data.patch import Patch
 from pipeline.data.profile import DataSummary, ProfileJob, summary_of
 from pipeline.data.section import DataSection
-from pipeline.data.sources.images import ImagesSection, Patch
+from pipeline.data.sources.images import ImagesSection
 from pipeline.engine.blas import single_thread
 from pipeline.engine.passes import Engine
 from pipeline.kernels.cpu import KERNELS

@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor
 
 import pipeline
-from pipeline.data.sources.images import patch_basis
+from pipeline.data.patch import patch_basis
 from pipeline.jobconfig import validate
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -27,8 +27,9 @@ from benchmarks.gaussian import scikit_learn
 from benchmarks.mixtures import draw, random_mixture
 
 from pipeline.arrays.rows import Rows
+from pipeline.data.patch import Patch
 from pipeline.data.profile import ProfileJob, summary_of
-from pipeline.data.sources.images import ImagesSection, Patch
+from pipeline.data.sources.images import ImagesSection
 from pipeline.engine.blas import single_thread
 from pipeline.engine.passes import Engine
 from pipeline.kernels import gaussian, pruned

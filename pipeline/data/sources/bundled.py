@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from pipeline.data.patch import Patch
 from pipeline.data.section import DataSection
 from pipeline.data.source import Source
-from pipeline.data.sources.images import Patch, open_patches
+from pipeline.data.sources.images import open_patches
 from pipeline.errors import InputError, did_you_mean
 
 _NAMES = ("digits", "photographs")

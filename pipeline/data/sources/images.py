@@ -12,48 +12,23 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from pipeline.config import AnyPath, Section
+from pipeline.config import AnyPath
 from pipeline.config.paths import is_url
 from pipeline.data.files import opening, reading, stored_size
+from pipeline.data.patch import Patch, patch_basis
 from pipeline.data.pictures import SUFFIXES, Header, decode, read_header
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
 from pipeline.errors import InputError, printable
 
-_TOPS = {8: 255, 16: 65535}  # the highest values of containers; those of 32 bits say nothing of what they hold
 _NOTHING: tuple[int, Any] = (-1, None)  # of pictures, is cached
 _DARK = 4  # a container of 16 bits of which less than this part is filled deserves a word
 _LOOK, _LOOK_PIXELS = 4, 2**24  # pictures, and pixels of each, that are looked at for that
-
-
-class Patch(Section):
-    """How pictures are cut into rows."""
-
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
-        (8, 8), description="height and width of a patch, in pixels"
-    )
-    stride: int = Field(1, ge=1, description="pixels from one patch to the next")
-    remove_mean: bool = Field(
-        True, description="drop each patch's mean: size-1 features in an orthonormal basis without the constant"
-    )
-    contrast: float | None = Field(
-        None, gt=0, description="divide each patch by its deviation, floored at this value (pixels are 0 to 1)"
-    )
-    range: Literal["container"] | dict[Literal[8, 16, 32], Annotated[float, Field(gt=0)]] | None = Field(
-        None,
-        description="which value becomes 1; null: 255 of 8 bits and 65535 of 16, all pictures having as many; container: the same, "
-        "some having 8 and some 16; or by bits, such as {8: 255, 16: 4095, 32: 1.0}",
-    )
-
-    def top(self, bits: int) -> float | None:
-        """Return the value that becomes 1 in pictures of so many bits; None where that is not known."""
-        own = self.range.get(bits) if isinstance(self.range, dict) else None  # type: ignore[call-overload]  # 8, 16 or 32
-        return own or _TOPS.get(bits)
 
 
 class ImagesSection(FileSection):
@@ -75,30 +50,8 @@ class ImagesSection(FileSection):
         return open_patches(None if self.path == "photographs" else self.path, self.storage_options, self.patch)
 
 
-def patch_basis(size: tuple[int, int]) -> np.ndarray:
-    """Return an orthonormal basis of the mean-free p x q patches, shape (p*q, p*q - 1), float64.
-
-    The two-dimensional DCT-II without its constant vector, lowest vertical frequency first, so that
-    `features = pixels @ basis` and `pixels - mean = features @ basis.T`. Any orthonormal basis without the
-    constant gives the same mixture; this one is closed-form, hence the same everywhere, and each feature is a
-    spatial frequency. [Ahmed, Natarajan, Rao 1974]
-
-    >>> basis = patch_basis((4, 4))
-    >>> bool(np.allclose(basis.T @ basis, np.eye(15)) and np.allclose(basis.sum(axis=0), 0))
-    True
-    """
-    return np.kron(_dct(size[0]), _dct(size[1])).T[:, 1:].copy()
-
-
-def _dct(n: int) -> np.ndarray:
-    """The orthonormal DCT-II, (frequency, position)."""
-    cosines: np.ndarray = np.sqrt(2 / n) * np.cos(np.pi / n * np.outer(np.arange(n), np.arange(n) + 0.5))
-    cosines[0] = np.sqrt(1 / n)
-    return cosines
-
-
 class ImageSource(Source):
-    """Patches of grey pictures: pictures by name, then patch positions row by row.
+    """Patches of pictures: pictures by name, then patch positions row by row. Channels vary fastest in a row.
 
     Pixels are float32 from 0 to 1, as `Patch.range` says.
 
@@ -127,7 +80,8 @@ class ImageSource(Source):
         self._headers = np.array(headers, np.int64)
         sizes = self._headers[:, :2]
         self.dtype = np.dtype(np.float32)
-        self.n_features = p * q - int(patch.remove_mean)
+        self._channels = {"grey": 1, "rgb": 3}.get(patch.channels) or headers[0].channels
+        self.n_features = self._channels * (p * q - int(patch.remove_mean))
         self._grid = (sizes - [p, q]) // patch.stride + 1  # patch positions down and across, per picture
         self._start = np.append(0, np.cumsum(self._grid.prod(axis=1))).astype(np.int64)
         self.bounds = _picture_bounds(self._grid, rows_per_target(self.n_features, 4))
@@ -144,7 +98,8 @@ class ImageSource(Source):
     def read(self, i: int) -> np.ndarray:
         """Read chunk i. Its bits depend on the number of BLAS threads: read with one."""
         start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
-        basis = patch_basis(self._patch.size).astype(np.float32) if self._patch.remove_mean else None
+        mean_free = self._patch.remove_mean
+        basis = patch_basis(self._patch.size, self._channels).astype(np.float32) if mean_free else None
         x = np.empty((stop - start, self.n_features), np.float32)
         picture = int(np.searchsorted(self._start, start, side="right")) - 1
         while start < stop:
@@ -152,14 +107,17 @@ class ImageSource(Source):
             across = int(self._grid[picture, 1])
             first, last = ((row - int(self._start[picture])) // across for row in (start, end))
             strip = self._strip(picture, first, last)
-            pixels = np.lib.stride_tricks.sliding_window_view(strip, self._patch.size)
-            pixels = pixels[:: self._patch.stride, :: self._patch.stride].reshape(end - start, -1)
+            windows = np.lib.stride_tricks.sliding_window_view(strip, self._patch.size, axis=(0, 1))
+            windows = windows[:: self._patch.stride, :: self._patch.stride]
+            if strip.ndim == 3:  # (down, across, channel, p, q)
+                windows = np.moveaxis(windows, 2, -1)
+            pixels = windows.reshape(end - start, -1)
             self._features(pixels, basis, out=x[start - int(self.bounds[i]) : end - int(self.bounds[i])])
             start, picture = end, picture + 1
         return x
 
     def _features(self, pixels: np.ndarray, basis: np.ndarray | None, out: np.ndarray) -> None:
-        """Features of patches of pixels, (n, p*q) -> (n, n_features), both float32."""
+        """Features of patches of pixels, (n, p * q * channels) -> (n, n_features), both float32."""
         if basis is None:
             out[:] = pixels
         else:
@@ -170,9 +128,12 @@ class ImageSource(Source):
             out /= np.maximum(np.sqrt(squares), np.float32(self._patch.contrast))[:, None]
 
     def _strip(self, picture: int, first: int, last: int) -> np.ndarray:
-        """The pixels under rows first:last of patch positions, (height, width) float32 from 0 to 1."""
+        """The pixels under rows first:last of patch positions, (height, width) or (height, width, channels) float32 from 0 to 1."""
         step, height = self._patch.stride, self._patch.size[0]
-        return self._scaled(picture, self._grey(picture)[first * step : (last - 1) * step + height])
+        pixels = self._scaled(picture, self._decoded(picture)[first * step : (last - 1) * step + height])
+        if self._channels > 1 and pixels.ndim == 2:  # grey among colours
+            pixels = np.broadcast_to(pixels[:, :, None], (*pixels.shape, self._channels))
+        return pixels
 
     def _scaled(self, picture: int, pixels: np.ndarray) -> np.ndarray:
         """Values of a file as float32 from 0 to 1."""
@@ -191,17 +152,19 @@ class ImageSource(Source):
         header = self._header(picture)
         return header, float(self._patch.top(header.bits) or 1.0)
 
-    def _grey(self, picture: int) -> np.ndarray:
-        """The decoded picture, (height, width).
+    def _decoded(self, picture: int) -> np.ndarray:
+        """The decoded picture, (height, width) or (height, width, channels).
 
         The last one that spans chunks is cached for all threads of a process, which want strips of it at about the same time.
         """
+        header = self._header(picture)
+        name, colour = self._path(picture), self._channels > 1
         if not self._spans_chunks(picture):
-            return decode(self._path(picture), self._options, self._header(picture))
+            return decode(name, self._options, header, colour)
         with self._lock:
             if self._cached[0] != picture:
                 self._cached = _NOTHING  # or both would be in memory
-                self._cached = (picture, decode(self._path(picture), self._options, self._header(picture)))
+                self._cached = (picture, decode(name, self._options, header, colour))
             return self._cached[1]
 
     def _header(self, picture: int) -> Header:
@@ -214,7 +177,8 @@ class ImageSource(Source):
         rows = (
             -(-int(np.diff(self.bounds).max()) // self._grid[:, 1]) * stride + p
         )  # of pixels, under the rows of a chunk
-        needed = height * width * decoded + 8 * width * np.minimum(rows, height)
+        decoded = decoded + self._headers[:, 2] // 8 * (self._channels - 1)  # as grey, in the header
+        needed = height * width * decoded + 8 * self._channels * width * np.minimum(rows, height)
         most = int(needed.argmax())
         picture = f"{self._path(most)}, of {height[most]} x {width[most]} pixels"
         return int(needed[most]), f"cut {picture}, into smaller pictures"
@@ -229,7 +193,7 @@ class ImageSource(Source):
             return
         bits = self._header(int(deep[0])).bits
         some = np.unique(deep[np.linspace(0, len(deep) - 1, _LOOK).round().astype(int)]).tolist()
-        ends = [(grey.min(), grey.max()) for grey in (self._grey(i) for i in some if self._header(i).bits == bits)]
+        ends = [(grey.min(), grey.max()) for grey in (self._decoded(i) for i in some if self._header(i).bits == bits)]
         low, high, top = min(low for low, _ in ends), max(high for _, high in ends), self._patch.top(bits)
         text = f"pictures of {bits} bits hold values from {low:g} to {high:g} in {len(ends)} that were looked at, and {top:g} becomes 1"
         if top is not None and not (high > top / _DARK and low >= 0 and high <= top):
@@ -257,7 +221,7 @@ class ImageSource(Source):
     def describe(self) -> dict[str, Any]:
         """Return how rows are cut, so that reports can map them back to pixels with `patch_basis`."""
         patch = self._patch.model_dump(include={"remove_mean", "contrast"})
-        return {"kind": "patch", "size": list(self._patch.size), "channels": 1, **patch}
+        return {"kind": "patch", "size": list(self._patch.size), "channels": self._channels, **patch}
 
     def object_sizes(self) -> list[int]:
         with reading(str(self._folder or "scikit-learn's photographs")):
@@ -302,7 +266,8 @@ def open_patches(path: str | None, options: Mapping[str, Any], patch: Patch) -> 
             f"{path}: has no pictures ({', '.join(sorted(SUFFIXES))}). Give data.path their folder, a glob such as "
             "photos/**/*.png for those in folders below it, or set data.source to what it is."
         )
-    headers = [read_header(f"{folder}/{name}", options) for name in names]
+    stored = patch.channels == "all"
+    headers = [read_header(f"{folder}/{name}", options, stored) for name in names]
     for name, header in zip(names, headers, strict=True):
         if header.height < patch.size[0] or header.width < patch.size[1]:
             raise InputError(
@@ -312,11 +277,14 @@ def open_patches(path: str | None, options: Mapping[str, Any], patch: Patch) -> 
     _refuse_unknown_ranges(names, headers, patch)
     if path is None:
         return ImageSource(None, options, names, headers, patch, [])
-    grey = [name for name, header in zip(names, headers, strict=True) if not header.colour]
-    if 0 < len(grey) < len(names):
-        notes.append(
-            f"{folder}: {len(names) - len(grey)} of {len(names)} pictures are in colour, and are made grey as the others are"
-        )
+    _refuse_mixed_channels(folder, names, headers, patch)
+    n_grey = sum(header.channels == 1 for header in headers)
+    if 0 < n_grey < len(names):
+        n, became = len(names) - n_grey, "are made grey as the others are"
+        if patch.channels == "rgb":
+            n, became = n_grey, "have three equal channels"
+        kind = "grey" if patch.channels == "rgb" else "in colour"
+        notes.append(f"{folder}: {n} of {len(names)} pictures are {kind}, and {became}")
     return ImageSource(folder, options, names, headers, patch, notes)
 
 
@@ -334,6 +302,17 @@ def _refuse_unknown_ranges(names: list[str], headers: list[Header], patch: Patch
         raise InputError(
             f"data.patch.range: got pictures of {kinds}, expected one depth. Set it to container if 255 and 65535 are white, else by "
             "bits, such as {8: 255, 16: 4095} for 12 bits in 16."
+        )
+
+
+def _refuse_mixed_channels(folder: str, names: list[str], headers: list[Header], patch: Patch) -> None:
+    """Raise InputError where pictures have not one number of channels, and all of them are asked for."""
+    first = {header.channels: name for name, header in reversed(list(zip(names, headers, strict=True)))}
+    if patch.channels == "all" and len(first) > 1:
+        kinds = ", ".join(f"{channels} as {name}" for channels, name in sorted(first.items()))
+        raise InputError(
+            f"data.patch.channels: all: pictures of {folder} have different numbers of channels ({kinds}), expected one. Set it to "
+            "grey or rgb, or take some out of the folder."
         )
 
 

@@ -115,19 +115,15 @@ def pixel_map(record: Record) -> PixelMap | None:
         matrix, offset = record.array("preprocess_inverse"), record.array("preprocess_offset")
     mean_free = record.kind == "patch" and bool(record.data.get("remove_mean"))
     if mean_free:
-        basis = _mean_free_basis(height, width, channels)
+        from pipeline.data.patch import patch_basis
+
+        basis = patch_basis((height, width), channels)
         matrix = basis.T if matrix is None else matrix @ basis.T
         offset = None if offset is None else offset @ basis.T
     pixels = record.n_features if matrix is None else matrix.shape[1]
     if pixels != height * width * channels or channels not in (1, 3):
         return None
     return PixelMap((height, width, channels), matrix, offset, mean_free)
-
-
-def _mean_free_basis(height: int, width: int, channels: int) -> np.ndarray:
-    from pipeline.data.sources.images import patch_basis
-
-    return np.asarray(patch_basis((height, width)))
 
 
 def gallery(record: Record) -> Gallery | None:

@@ -1,0 +1,71 @@
+"""Patches of pictures: how they are cut into rows, and the basis of those without a mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.config import Section
+
+_TOPS = {8: 255, 16: 65535}  # the highest values of containers; those of 32 bits say nothing of what they hold
+
+
+class Patch(Section):
+    """How pictures are cut into rows."""
+
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        (8, 8), description="height and width of a patch, in pixels"
+    )
+    stride: int = Field(1, ge=1, description="pixels from one patch to the next")
+    channels: Literal["grey", "rgb", "all"] = Field(
+        "grey",
+        description="grey: the luma of colours; rgb: three features a pixel, which of grey pictures are equal; all: the channels and "
+        "values that are stored, of TIFF files any number",
+    )
+    remove_mean: bool = Field(
+        True,
+        description="drop each patch's mean, of each channel: size-1 features a channel in an orthonormal basis without the constant",
+    )
+    contrast: float | None = Field(
+        None, gt=0, description="divide each patch by its deviation, floored at this value (pixels are 0 to 1)"
+    )
+    range: Literal["container"] | dict[Literal[8, 16, 32], Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="which value becomes 1; null: 255 of 8 bits and 65535 of 16, all pictures having as many; container: the same, "
+        "some having 8 and some 16; or by bits, such as {8: 255, 16: 4095, 32: 1.0}",
+    )
+
+    def top(self, bits: int) -> float | None:
+        """Return the value that becomes 1 in pictures of so many bits; None where that is not known."""
+        own = self.range.get(bits) if isinstance(self.range, dict) else None  # type: ignore[call-overload]  # 8, 16 or 32
+        return own or _TOPS.get(bits)
+
+
+def patch_basis(size: tuple[int, int], channels: int = 1) -> np.ndarray:
+    """Return an orthonormal basis of p x q patches without the mean of each channel, float64.
+
+    The two-dimensional DCT-II without its constant vector, lowest vertical frequency first, so that
+    `features = pixels @ basis` and `pixels - mean = features @ basis.T`. Any orthonormal basis without the
+    constant gives the same mixture; this one is closed-form, hence the same everywhere, and each feature is a
+    spatial frequency. Channels vary fastest, in pixels and in features. [Ahmed, Natarajan, Rao 1974]
+
+    Returns
+    -------
+    array, shape (p * q * channels, (p * q - 1) * channels)
+
+    >>> basis = patch_basis((4, 4))
+    >>> bool(np.allclose(basis.T @ basis, np.eye(15)) and np.allclose(basis.sum(axis=0), 0))
+    True
+    >>> patch_basis((4, 4), channels=3).shape
+    (48, 45)
+    """
+    return np.kron(np.kron(_dct(size[0]), _dct(size[1])).T[:, 1:], np.eye(channels))
+
+
+def _dct(n: int) -> np.ndarray:
+    """The orthonormal DCT-II, (frequency, position)."""
+    cosines: np.ndarray = np.sqrt(2 / n) * np.cos(np.pi / n * np.outer(np.arange(n), np.arange(n) + 0.5))
+    cosines[0] = np.sqrt(1 / n)
+    return cosines
