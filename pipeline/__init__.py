@@ -13,6 +13,7 @@ from pipeline.numerics import NUMERICS
 
 _HOMES = {
     "Config": "pipeline.jobconfig",
+    "Encoder": "pipeline.estimators.encoder",
     "GaussianMixture": "pipeline.estimators",
     "HiddenMarkovModel": "pipeline.estimators",
     "JaxModel": "pipeline.models.autodiff.declare",
@@ -22,6 +23,7 @@ _HOMES = {
     "Parameter": "pipeline.models.autodiff.declare",
     "check_model": "pipeline.estimators.model_check",
     "denoise": "pipeline.workflow",
+    "encode": "pipeline.workflow",
     "estimator_of": "pipeline.estimators",
     "fit": "pipeline.estimators.models",
     "impute": "pipeline.workflow",
@@ -40,6 +42,7 @@ _HOMES = {
 __all__ = [
     "NUMERICS",
     "Config",
+    "Encoder",
     "GaussianMixture",
     "HiddenMarkovModel",
     "JaxModel",
@@ -49,6 +52,7 @@ __all__ = [
     "Parameter",
     "check_model",
     "denoise",
+    "encode",
     "estimator_of",
     "fit",
     "impute",
@@ -74,12 +78,13 @@ if TYPE_CHECKING:
         MultinomialMixture,
         estimator_of,
     )
+    from pipeline.estimators.encoder import Encoder
     from pipeline.estimators.model_check import check_model
     from pipeline.estimators.models import fit
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.jobconfig import Config, load_config
     from pipeline.models.autodiff.declare import JaxModel, Parameter
-    from pipeline.workflow import denoise, impute, open_run, outliers, predict, resume, run, sample, update
+    from pipeline.workflow import denoise, encode, impute, open_run, outliers, predict, resume, run, sample, update
 
 
 def __getattr__(name: str) -> Any:

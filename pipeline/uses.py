@@ -138,3 +138,39 @@ def add_uses(
                 run, changes, output, rate, by_component, [listener], began(), calibration
             ),
         )
+
+    @app.command("encode")
+    def encode_command(
+        run: RunPath,
+        code: Annotated[
+            str, typer.Option("--as", help="of rows: hard, soft, triangle, distances; of units: words, vlad, fisher")
+        ],
+        overrides: Set = None,
+        output: Output = None,
+        pool: Annotated[
+            str | None, typer.Option("--pool", help="sum, mean or max of a code of rows over each unit")
+        ] = None,
+        grid: Annotated[
+            list[int] | None,
+            typer.Option("--grid", help="cut pictures into so many cells down and across; repeatable, for a pyramid"),
+        ] = None,
+        units: Annotated[
+            str | None,
+            typer.Option("--units", help="a column with the number of each row's unit; pictures are units without it"),
+        ] = None,
+        form: Annotated[str, typer.Option("--format", help="zarr; parquet or csv: also a table")] = "zarr",
+        scheduler_address: Address = None,
+        scheduler_file: File = None,
+        profile: ProfileName = None,
+        engine: EngineFile = None,
+    ) -> None:
+        """Write rows, named by --set data.path=…, or units such as pictures, as features by the components of RUN."""
+        changes = changes_of(run, overrides, engine, scheduler_address, scheduler_file, profile)
+        from pipeline import workflow
+
+        with_progress(
+            run if output is None else output,
+            lambda listener: workflow.encode(
+                run, code, changes, output, pool, grid or (1,), units, form, [listener], began()
+            ),
+        )

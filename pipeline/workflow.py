@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import provenance
 from pipeline.advice import advice
 from pipeline.applying.denoising import denoise, resume_denoising
+from pipeline.applying.encoding import encode, resume_encoding
 from pipeline.applying.imputing import impute, resume_imputing
 from pipeline.applying.outliers import outliers, resume_outliers
 from pipeline.applying.prediction import predict, resume_prediction
@@ -48,7 +49,19 @@ from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
 from pipeline.updating import config_of_update, refuse_rows_of
 
-__all__ = ["check", "denoise", "impute", "open_run", "outliers", "predict", "resume", "run", "sample", "update"]
+__all__ = [
+    "check",
+    "denoise",
+    "encode",
+    "impute",
+    "open_run",
+    "outliers",
+    "predict",
+    "resume",
+    "run",
+    "sample",
+    "update",
+]
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -56,6 +69,7 @@ if TYPE_CHECKING:
 _RESUMED = {
     "predict": resume_prediction,
     "denoise": resume_denoising,
+    "encode": resume_encoding,
     "impute": resume_imputing,
     "outliers": resume_outliers,
 }

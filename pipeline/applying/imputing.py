@@ -14,7 +14,6 @@ from pipeline import keyed
 from pipeline.applying.rows import OpenRows, asked_of, output_of, reopened, write_rows
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
-from pipeline.data.chunks import Chunks
 from pipeline.data.preprocess import Affine
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
@@ -22,6 +21,7 @@ from pipeline.models.base import RowArray
 from pipeline.models.mixture import Mixture
 from pipeline.models.words import Words
 from pipeline.outputs.events import Listener
+from pipeline.outputs.labels import LabelBlock
 from pipeline.outputs.run_directory import RunDirectory
 
 
@@ -86,7 +86,7 @@ def _impute(
     listeners: Sequence[Listener],
     began: float | None,
 ) -> Path:
-    def made(opened: OpenRows) -> tuple[Imputed, Chunks]:
+    def made(opened: OpenRows) -> LabelBlock:
         names = opened.chunks.source.describe().get("features")
         chosen = tuple(_number(each, names, opened.chunks.n_features) for each in options["features"])
         if len(set(chosen)) == opened.chunks.n_features:
@@ -96,7 +96,7 @@ def _impute(
                 f"impute: got a run of a {opened.model.words.name}, which has no conditional means. Fit another family."
             )
         seed = options["seed"] if options["draws"] else None
-        return Imputed(opened.model, opened.affine, chosen, seed), opened.chunks
+        return opened.block(Imputed(opened.model, opened.affine, chosen, seed), opened.chunks)
 
     return write_rows(run, config, target, options, made, listeners, began)
 

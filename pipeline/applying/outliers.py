@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from pipeline.applying.rows import OpenRows, asked_of, output_of, reopened, writ
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
 from pipeline.arrays.stores import open_group
-from pipeline.data.chunks import Chunks
 from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
@@ -22,6 +21,7 @@ from pipeline.models.base import RowArray
 from pipeline.models.words import Words
 from pipeline.outputs import checkpoint
 from pipeline.outputs.events import Listener
+from pipeline.outputs.labels import LabelBlock
 from pipeline.outputs.run_directory import RunDirectory
 
 MOST = 1_000_000  # rows of the run that new ones are compared with; of more, a sample
@@ -92,7 +92,7 @@ def _outliers(
     listeners: Sequence[Listener],
     began: float | None,
 ) -> Path:
-    def made(opened: OpenRows) -> tuple[Judged, Chunks]:
+    def made(opened: OpenRows) -> LabelBlock:
         words = opened.model.words
         labelled = run if options["calibration"] is None else _prediction_of(run, options["calibration"])
         known = _calibration(labelled, words.score, words.sign, options["by_component"])
@@ -103,7 +103,7 @@ def _outliers(
                 f"outliers: got rate {options['rate']:g}, but the {of} has {least} rows, of which none is so rare. Expected at least "
                 f"{1 / (least + 1):.2g}. Raise --rate."
             )
-        return Judged(opened.model, known, options["rate"]), replace(opened.chunks, affine=opened.affine)
+        return opened.block(Judged(opened.model, known, options["rate"]), opened.mapped)
 
     return write_rows(run, config, target, options, made, listeners, began)
 

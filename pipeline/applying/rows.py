@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.models.mixture import Mixture
 from pipeline.outputs import checkpoint, model_store
 from pipeline.outputs.events import EventLog, Listener
+from pipeline.outputs.exported import export
 from pipeline.outputs.labels import LabelBlock, write_labels
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -49,7 +51,10 @@ def asked_of(path: str | Path, overrides: Sequence[str], command: str, more: tup
 
 
 class OpenRows(NamedTuple):
-    """The model of a run and rows that it takes. affine : the preprocessing, which `chunks` do not apply.  memory : what was planned."""
+    """The model of a run and rows that it takes.
+
+    affine : the preprocessing, which `chunks` do not apply.  memory : what was planned.  drop : whether bad rows get fill values.
+    """
 
     model: Any
     params: Any
@@ -57,6 +62,16 @@ class OpenRows(NamedTuple):
     chunks: Chunks
     plan: JobPlan
     memory: Plan
+    drop: bool
+
+    @property
+    def mapped(self) -> Chunks:
+        """The rows with the preprocessing."""
+        return replace(self.chunks, affine=self.affine)
+
+    def block(self, what: Any, chunks: Chunks) -> LabelBlock:
+        """Return the task of arrays over rows. what : what `LabelBlock` takes as a model."""
+        return LabelBlock(chunks, what, self.params, 0, self.drop)
 
 
 def open_rows(run: RunDirectory, config: Config, command: str) -> OpenRows:
@@ -73,7 +88,8 @@ def open_rows(run: RunDirectory, config: Config, command: str) -> OpenRows:
             "Give data.path rows made as the run's own were."
         )
     plan = plan_job(config, chunks, fits=False)
-    return OpenRows(model, params, affine, chunks, plan, memory_plan(plan, chunks))  # before a chunk is read
+    planned = memory_plan(plan, chunks)  # before a chunk is read
+    return OpenRows(model, params, affine, chunks, plan, planned, config.data.bad_rows != "error")
 
 
 def write_rows(
@@ -81,20 +97,20 @@ def write_rows(
     config: Config,
     target: RunDirectory,
     options: Mapping[str, Any],
-    made: Callable[[OpenRows], tuple[Any, Chunks]],
+    made: Callable[[OpenRows], LabelBlock],
     listeners: Sequence[Listener],
     began: float | None,
+    form: str = "zarr",
 ) -> Path:
-    """Write a store with arrays over rows, out of core and resumable, as labels are; return it.
+    """Write a store with arrays over rows, out of core and resumable, as labels are; return it, or the table that is made of it.
 
-    options : of the command; its `command` is also the name of the store.  made : returns what `LabelBlock` takes as a model, and
-    the chunks that it reads.
+    options : of the command; its `command` is also the name of the store.  made : returns the task.  form : as of `predict`.
     """
     began = time.perf_counter() if began is None else began
     store = target.path / f"{options['command']}.zarr"
     with single_thread(), PeakMemory() as memory:
         opened = open_rows(run, config, str(options["command"]))
-        what, chunks = made(opened)
+        task = made(opened)
         fingerprint = opened.chunks.fingerprint()
         with engine_for(config, opened.memory) as engine, target.lock():
             begin(target, run, config, fingerprint, options)
@@ -102,10 +118,10 @@ def write_rows(
             log.warn(unused_address(config.engine))
             engine.report_to(log)
             if not store.exists():
-                task = LabelBlock(chunks, what, opened.params, 0, config.data.bad_rows != "error")
-                write_labels(store, task, engine, lambda rows: log("labelled", rows=rows, of=chunks.n_rows))
+                n = task.rows_on()[0].n_rows
+                write_labels(store, task, engine, lambda rows: log("labelled", rows=rows, of=n))
                 log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)
-    return store
+            return store if form == "zarr" else export(store, task, form)
 
 
 def output_of(command: str, output: str | Path | None) -> RunDirectory:

@@ -89,12 +89,12 @@ class FlatRows:
     Parameters
     ----------
     array : zarr.Array
-        Of the dimensions of the grid, and perhaps `rank`; in chunks of a shape from `Grid.block_shape`.
+        Of the dimensions of the grid, and perhaps `rank` or `column`; in chunks of a shape from `Grid.block_shape`.
     """
 
     def __init__(self, array: Any) -> None:
         names = tuple(array.metadata.dimension_names or ())
-        self._array, n = array, array.ndim - (names[-1:] == ("rank",))
+        self._array, n = array, array.ndim - (names[-1:] in (("rank",), ("column",)))
         self._grid = Grid(names[:n], array.shape[:n])
         self._chunk = self._grid.block_shape(math.prod(array.chunks[:n]))
         self.shape = (self._grid.n_rows, *array.shape[n:])

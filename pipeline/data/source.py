@@ -115,6 +115,10 @@ class Source(ABC):
         """Return what names rows start:stop beside their numbers and coordinates, by name, each (stop - start,)."""
         return {}
 
+    def places(self, start: int, stop: int) -> np.ndarray | None:
+        """Return where rows are in their unit, from 0 to 1 down and across, shape (stop - start, 2); None where they are nowhere."""
+        return None
+
     def vocabulary(self) -> list[str] | None:
         """Return the word of each feature, where there are words."""
         return None

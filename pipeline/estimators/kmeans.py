@@ -27,6 +27,7 @@ from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.clusters import ClusterModel
+from pipeline.models.lloyd import Centers, Lloyd
 
 FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
 
@@ -236,6 +237,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _n_features_out(self) -> int:
         """Columns of `transform`."""
         return int(self.cluster_centers_.shape[0])
+
+    def _model(self) -> tuple[Lloyd, Centers]:
+        """The model of the fitted centres, and its parameters."""
+        centers = np.asarray(self.cluster_centers_, np.float64)
+        return Lloyd(len(centers), centers.mean(axis=0)), Centers(centers)
 
     def _best(self, chunks: Chunks, table: InputRows, weight: Array | None, statistics: Statistics | None) -> Run:
         k, named = self.n_clusters, isinstance(self.init, str)

@@ -136,12 +136,13 @@ class Reset(NamedTuple):
 
 
 class RowArray(NamedTuple):
-    """An array of labels.zarr. fill : value for dropped rows.  ranked : whether it has a second dimension, rank.  columns : size of another one, feature."""
+    """An array of labels.zarr. fill : value for dropped rows.  ranked : whether it has a second dimension, rank.  columns : size of another one, called `along`."""
 
     dtype: str
     fill: float
     ranked: bool = False
     columns: int = 0
+    along: str = "feature"
 
 
 class LatentModel(ABC):
@@ -347,10 +348,7 @@ class LatentModel(ABC):
         return {}
 
     def converged(self, before: Any, after: Any, same_labels: bool, tol: float) -> str | None:
-        """Return why the iterations have converged by a rule of the model's own; None to use the objective.
-
-        before, after : parameters around an M-step.  same_labels : whether no hard label has changed.
-        """
+        """Return why it has converged by a rule of its own, or None. before, after : around an M-step.  same_labels : of hard ones."""
         return None
 
     def implementations(self, params: Any, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:

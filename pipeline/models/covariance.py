@@ -81,6 +81,11 @@ class Shape(NamedTuple):
         """The shape of the covariances array."""
         return self.field.shape({"component": k, "feature": d})
 
+    def whitened(self, diff: Array, factors: Array, k: int) -> Array:
+        """Return rows, (n, d) about the mean of component k, scaled and rotated so that its covariance is the identity."""
+        own = factors[k] if self.per_component else factors
+        return diff @ own if self.is_matrix else diff * own
+
     def precisions(self, factors: Array, k: int, d: int) -> Array:
         """Return the diagonals of the precisions, (k, d); NaN for a component without a factor."""
         own = np.square(factors).sum(axis=-1) if self.is_matrix else np.square(self.lane_factors(factors, k, d))

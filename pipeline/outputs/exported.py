@@ -14,13 +14,14 @@ from pipeline.data.grid import FlatRows
 from pipeline.data.source import Source
 from pipeline.data.sources.parquet import pyarrow_of
 from pipeline.errors import InputError, StorageError
+from pipeline.outputs.labels import LabelBlock
 from pipeline.outputs.run_directory import publish
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Format = Literal["zarr", "parquet", "csv"]
-TABLE_ROWS = 2**16  # at a time
+TABLE_ROWS, TABLE_NUMBERS = 2**16, 2**22  # at a time
 
 
 def refuse_format(name: str) -> None:
@@ -31,15 +32,15 @@ def refuse_format(name: str) -> None:
         pyarrow_of("--format: parquet")
 
 
-def export(labels: Path, source: Source, name: str) -> Path:
+def export(labels: Path, source: Source | LabelBlock, name: str) -> Path:
     """Write complete labels as a table beside them, and return its path.
 
     Parameters
     ----------
     labels : Path
-        A labels.zarr.
-    source : Source
-        Of the rows.
+        A labels.zarr, or another store of `write_labels`.
+    source : Source or LabelBlock
+        Of the rows, or the task that has written them.
     name : {"parquet", "csv"}
 
     Raises
@@ -61,15 +62,18 @@ def export(labels: Path, source: Source, name: str) -> Path:
     return path
 
 
-def _frames(labels: Path, source: Source) -> Iterator[pd.DataFrame]:
+def _frames(labels: Path, source: Source | LabelBlock) -> Iterator[pd.DataFrame]:
     """Consecutive rows: what names them, then the arrays of labels.zarr, one column for each rank."""
     import pandas as pd
 
     group, (grid, coordinates) = open_group(labels), source.rows_on()
     arrays = {name: FlatRows(array) for name, array in group.arrays() if FlatRows(array).shape[0] == grid.n_rows}
     arrays = {name: arrays[name] for name in sorted(arrays, key=lambda name: (name != "label", name))}
-    for start in range(0, grid.n_rows, TABLE_ROWS):
-        stop = min(start + TABLE_ROWS, grid.n_rows)
+    named = {} if coordinates is None else coordinates.coords
+    arrays = {name: array for name, array in arrays.items() if name not in named}
+    step = max(1, TABLE_NUMBERS // max(1, sum(array.shape[-1] for array in arrays.values() if len(array.shape) > 1)))
+    for start in range(0, grid.n_rows, step := min(step, TABLE_ROWS)):
+        stop = min(start + step, grid.n_rows)
         columns: dict[str, Any] = {"row": np.arange(start, stop)}
         if coordinates is not None:
             at = np.unravel_index(columns["row"], grid.shape)
@@ -80,9 +84,8 @@ def _frames(labels: Path, source: Source) -> Iterator[pd.DataFrame]:
         columns |= source.keys(start, stop)
         for name, array in arrays.items():
             values = array[start:stop]
-            ranks = (
-                {name: values} if values.ndim == 1 else {f"{name}_{i}": values[:, i] for i in range(values.shape[1])}
-            )
+            each = named["column"].values if "column" in named else [f"{name}_{i}" for i in range(values.shape[-1])]
+            ranks = {name: values} if values.ndim == 1 else dict(zip(each, values.T, strict=True))
             # A key that is called as an array of labels keeps its name.
             columns |= {each if each not in columns else f"{each}_of_model": value for each, value in ranks.items()}
         yield pd.DataFrame(columns)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -32,8 +32,12 @@ from pipeline.models.base import RowArray
 from pipeline.outputs.measures import measures
 from pipeline.outputs.run_directory import publish, remove
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 BLOCK_ROWS = 2**18
 BLOCK_BYTES = 2**24  # of a block with an array of many columns
+_NO_SPECIFICATION = ".*does not have a Zarr V3 specification"  # of text
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,23 @@ class LabelBlock:
         more = {"silhouette": RowArray("float32", np.nan)} if self.silhouette else {}
         found: dict[str, RowArray] = self.model.row_arrays(self.top_k) | more
         return found
+
+    def rows_on(self) -> tuple[Grid, xr.Dataset | None]:
+        """Return the grid of the arrays and its coordinates, as of `Source`."""
+        return self.chunks.source.rows_on()
+
+    def keys(self, start: int, stop: int) -> dict[str, Array]:
+        """Return what names rows start:stop beside that, as of `Source`."""
+        return self.chunks.source.keys(start, stop)
+
+    def pictures(self) -> tuple[list[str], Array] | None:
+        """Return names and first rows of pictures, as of `Source`."""
+        return self.chunks.source.pictures()
+
+    def block_rows(self) -> int:
+        """Return the rows of a block, at most."""
+        wide = any(array.columns for array in self.arrays().values())
+        return min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes(self.model, self.top_k))) if wide else BLOCK_ROWS
 
     def __call__(self, start: int, stop: int, kernels: Any) -> dict[str, Array]:
         bounds = self.chunks.source.bounds
@@ -82,12 +103,16 @@ class LabelBlock:
         if self.silhouette:
             block["silhouette"] = self.model.silhouette(self.params, part.x)  # the config has seen to it
         if chunk.bad is not None and (bad := chunk.bad[rows]).any():
-            if not self.drop:
-                row = chunk.start + rows.start + int(bad.argmax())
-                raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows: drop.")
+            self.refuse_bad(chunk, rows)
             for name, array in self.arrays().items():
                 block[name][bad] = array.fill
         return block
+
+    def refuse_bad(self, chunk: Rows, rows: slice) -> None:
+        """Raise InputError for bad rows of a chunk, unless they are dropped."""
+        if not self.drop and chunk.bad is not None and (bad := chunk.bad[rows]).any():
+            row = chunk.start + rows.start + int(bad.argmax())
+            raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows: drop.")
 
 
 def row_bytes(model: Any, top_k: int) -> int:
@@ -117,10 +142,8 @@ def write_labels(
     progress : called with the rows done.  truth : the classes of rows, which labels are compared with.
     """
     temporary, sums = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.sums")
-    specs, (grid, coordinates) = task.arrays(), task.chunks.source.rows_on()
-    wide = any(spec.columns for spec in specs.values())
-    most = BLOCK_BYTES // row_bytes(task.model, task.top_k) if wide else BLOCK_ROWS
-    shape = grid.block_shape(min(BLOCK_ROWS, max(1, most)))
+    specs, (grid, coordinates) = task.arrays(), task.rows_on()
+    shape = grid.block_shape(task.block_rows())
     attributes: dict[str, Any] = {"family": task.model.family, "n_rows": grid.n_rows, "top_k": task.top_k}
     try:
         layout = [attributes, {name: str(spec) for name, spec in specs.items()}, grid.dims, grid.shape, shape]
@@ -144,9 +167,11 @@ def write_labels(
                 )
             begun.add(block, files)
             progress(block.stop)
-        _write_pictures(group, task.chunks)
+        _write_pictures(group, task)
         if coordinates is not None:
-            coordinates.to_zarr(guarded(temporary, read_only=False), mode="a", zarr_format=3, consolidated=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=_NO_SPECIFICATION)
+                coordinates.to_zarr(guarded(temporary, read_only=False), mode="a", zarr_format=3, consolidated=False)
         # A row with a known label may have another centre than the nearest, whose distance is stored.
         by_distance = task.model.words.score == "squared_distance" and task.chunks.labels is None
         centers = task.params.centers if by_distance else None
@@ -217,20 +242,20 @@ def _array(group: Any, name: str, grid: Grid, chunk: tuple[int, ...], top_k: int
         shape=(*grid.shape, *ranks),
         dtype=spec.dtype,
         chunks=(*chunk, *ranks),
-        dimension_names=(*grid.dims, "rank" if spec.ranked else "feature") if ranks else grid.dims,
+        dimension_names=(*grid.dims, "rank" if spec.ranked else spec.along) if ranks else grid.dims,
         fill_value=spec.fill,
         compressors=ZstdCodec(level=3, checksum=True),
         config={"write_empty_chunks": True},  # a missing chunk means work to do, never fill values
     )
 
 
-def _write_pictures(group: Any, chunks: Chunks) -> None:
-    found = chunks.source.pictures()
+def _write_pictures(group: Any, task: LabelBlock) -> None:
+    found = task.pictures()
     if found is None:
         return
     names, start = found
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")
+        warnings.filterwarnings("ignore", message=_NO_SPECIFICATION)
         group.create_array(
             "picture", data=np.array(names, dtype=np.dtypes.StringDType()), dimension_names=("picture",), overwrite=True
         )

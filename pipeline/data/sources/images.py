@@ -212,11 +212,20 @@ class ImageSource(Source):
 
     def keys(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Return the picture of each row, and the top left pixel of its patch."""
-        row = np.arange(start, stop)
-        picture = np.searchsorted(self._start, row, side="right") - 1
-        down, across = np.divmod(row - self._start[picture], self._grid[picture, 1])
+        picture, down, across = self._at(start, stop)
         names = np.array([printable(name) for name in self._names], object)
         return {"picture": names[picture], "y": down * self._patch.stride, "x": across * self._patch.stride}
+
+    def places(self, start: int, stop: int) -> np.ndarray:
+        """Return the centre of each patch among the positions of patches, from 0 to 1."""
+        picture, *at = self._at(start, stop)
+        return (np.stack(at, axis=1) + 0.5) / self._grid[picture]
+
+    def _at(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The picture of each row, and which position of patches it is, down and across."""
+        row = np.arange(start, stop)
+        picture = np.searchsorted(self._start, row, side="right") - 1
+        return picture, *np.divmod(row - self._start[picture], self._grid[picture, 1])
 
     def describe(self) -> dict[str, Any]:
         """Return how rows are cut, so that reports can map them back to pixels with `patch_basis`."""
