@@ -235,11 +235,21 @@ class Config(Section):
 
     def models(self, summary: Summary) -> list[LatentModel]:
         """Return the model of each candidate. summary : statistics of the rows."""
+        missing = self.data.bad_rows == "missing" and summary.n_missing
         if summary.earlier is not None and summary.earlier.statistics is not None:
-            return [summary.earlier.statistics.model]
+            model = summary.earlier.statistics.model
+            if missing and isinstance(model, Mixture) and not model.incomplete:
+                model = model.for_rows("missing")
+                if (
+                    not model.component.has_own_latents
+                ):  # sums that the earlier rows lack: in how many an entry is there
+                    raise InputError(
+                        "got rows with missing entries, but the earlier ones were whole, and their statistics are of whole rows. Fit all rows "
+                        "together."
+                    )
+            return [model]
         assignment = self.fit.assignment or self.model.assignments[0]
         models = [each.build_for(summary, assignment, self.fit.method) for each in self.model.candidates()]
-        missing = self.data.bad_rows == "missing" and summary.n_missing
         errors = self.data.noise is not None or summary.sample.x.shape[1] > len(summary.mean)
         if missing or errors:
             return [

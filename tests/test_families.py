@@ -173,6 +173,12 @@ PROBLEMS = {
     "hmm-missing": Problem(
         {"family": "hmm", "emission": "poisson"}, lambda rng, n=N: gaps(rng, counts(rng, n)), unit=8, slow=True
     ),
+    "hmm-gaussian-missing": Problem(
+        {"family": "hmm", "emission": {"family": "gaussian", "reg_covar": 0.0}},
+        lambda rng, n=N: gaps(rng, walks(rng, n)),
+        unit=8,
+        slow=True,
+    ),
     "bernoulli-missing": Problem({"family": "bernoulli"}, lambda rng, n=N: gaps(rng, answers(rng, n)), slow=True),
     "categorical-missing": Problem({"family": "categorical"}, lambda rng, n=N: gaps(rng, codes(rng, n)), slow=True),
     "gaussian-diag-missing": Problem(
@@ -211,6 +217,7 @@ NOT_CLOSED = (
     "gaussian-errors",
     "gaussian-covariances-of",
     "gaussian-noise",
+    "hmm-gaussian-missing",
 )
 LABELLED = [name for name in PROBLEMS if FAMILIES[PROBLEMS[name].model["family"]].takes_labels]  # a row, a component
 DENSITIES = [name for name in LABELLED if FAMILIES[PROBLEMS[name].model["family"]].criteria]

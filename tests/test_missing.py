@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import dask.array as da
@@ -25,6 +26,7 @@ from pipeline.models.families import FAMILIES
 from tests.jobs import Interrupt, command, results
 from tests.laws.common import TYPES, assigned, chunks_of, e_step, fit, gaussian_mixture, sum_over
 from tests.reference import full_covariances, of_type
+from tests.test_hmm import all_paths
 
 
 def rows(n: int = 120, share: float = 0.3, seed: int = 0) -> np.ndarray:
@@ -54,35 +56,49 @@ def started(x: np.ndarray, k: int = 2, **options):
     return model, model.m_step(model.label_statistics(model.plain(x), np.arange(len(x)) % k), None)
 
 
+def expected(x, means, covariances, df=None):
+    """log p (n, k), rows (n, k, d), their covariances (n, k, d, d), E u and E log u (n, k), a row and a component at a time."""
+    (n, d), k = x.shape, len(means)
+    rows, spread, joint = np.empty((n, k, d)), np.zeros((n, k, d, d)), np.empty((n, k))
+    u, log_u = np.ones((n, k)), np.zeros((n, k))
+    for i in range(n):
+        o, m = np.flatnonzero(~np.isnan(x[i])), np.flatnonzero(np.isnan(x[i]))
+        for j in range(k):
+            s, mean = covariances[j], means[j]
+            of = s[np.ix_(o, o)]
+            own = multivariate_normal(mean[o], of) if df is None else multivariate_t(mean[o], of, df[j])
+            joint[i, j] = own.logpdf(x[i, o])
+            if df is not None:
+                delta = (x[i, o] - mean[o]) @ np.linalg.solve(of, x[i, o] - mean[o])
+                u[i, j] = (df[j] + len(o)) / (df[j] + delta)
+                log_u[i, j] = digamma((df[j] + len(o)) / 2) - np.log((df[j] + delta) / 2)
+            slope = s[np.ix_(m, o)] @ np.linalg.inv(of)
+            rows[i, j, o], rows[i, j, m] = x[i, o], mean[m] + slope @ (x[i, o] - mean[o])
+            spread[i, j][np.ix_(m, m)] = s[np.ix_(m, m)] - slope @ s[np.ix_(o, m)]
+    return joint, rows, spread, u, log_u
+
+
+def moments(resp, u, rows, spread, covariance_type):
+    """Means and covariances of components. resp, u : (n, k)."""
+    counts = resp * u
+    means = np.einsum("nk,nkd->kd", counts, rows) / counts.sum(axis=0)[:, None]
+    diff = rows - means
+    seconds = np.einsum("nk,nkij->kij", resp, spread) + np.einsum("nk,nki,nkj->kij", counts, diff, diff)
+    return means, of_type(seconds, resp.sum(axis=0), covariance_type)
+
+
 def slow_em(x, weights, means, covariances, covariance_type, n_iter, weight, df=None):
-    """Little and Rubin's EM, a row and a component at a time; with df (k,), Liu and Rubin's of t distributions. covariances : (k, d, d)."""
-    (n, d), k, history = x.shape, len(weights), []
+    """Little and Rubin's EM; with df (k,), Liu and Rubin's of t distributions. covariances : (k, d, d)."""
+    history = []
     for _ in range(n_iter):
-        expected = np.empty((n, k, d)), np.zeros((n, k, d, d))
-        joint, u, log_u = np.empty((n, k)), np.ones((n, k)), np.zeros((n, k))
-        for i in range(n):
-            o, m = np.flatnonzero(~np.isnan(x[i])), np.flatnonzero(np.isnan(x[i]))
-            for j in range(k):
-                s, mean = covariances[j], means[j]
-                of = s[np.ix_(o, o)]
-                own = multivariate_normal(mean[o], of) if df is None else multivariate_t(mean[o], of, df[j])
-                joint[i, j] = np.log(weights[j]) + own.logpdf(x[i, o])
-                if df is not None:
-                    delta = (x[i, o] - mean[o]) @ np.linalg.solve(of, x[i, o] - mean[o])
-                    u[i, j] = (df[j] + len(o)) / (df[j] + delta)
-                    log_u[i, j] = digamma((df[j] + len(o)) / 2) - np.log((df[j] + delta) / 2)
-                slope = s[np.ix_(m, o)] @ np.linalg.inv(of)
-                expected[0][i, j, o], expected[0][i, j, m] = x[i, o], mean[m] + slope @ (x[i, o] - mean[o])
-                expected[1][i, j][np.ix_(m, m)] = s[np.ix_(m, m)] - slope @ s[np.ix_(o, m)]
+        log_density, rows, spread, u, log_u = expected(x, means, covariances, df)
+        joint = np.log(weights) + log_density
         history.append(weight @ logsumexp(joint, axis=1))
         resp = np.exp(joint - logsumexp(joint, axis=1)[:, None]) * weight[:, None]
-        sums, counts = resp.sum(axis=0), resp * u
-        weights, means = sums / sums.sum(), np.einsum("nk,nkd->kd", counts, expected[0]) / counts.sum(axis=0)[:, None]
-        diff = expected[0] - means
-        seconds = np.einsum("nk,nkij->kij", resp, expected[1]) + np.einsum("nk,nki,nkj->kij", counts, diff, diff)
-        covariances = of_type(seconds, sums, covariance_type)
+        weights = resp.sum(axis=0) / resp.sum()
+        means, covariances = moments(resp, u, rows, spread, covariance_type)
         if df is not None:
-            gaps = (resp * (log_u - u)).sum(axis=0) / sums
+            gaps = (resp * (log_u - u)).sum(axis=0) / resp.sum(axis=0)
             df = np.array([brentq(lambda v, g=g: np.log(v / 2) - digamma(v / 2) + 1 + g, 0.1, 1e6) for g in gaps])
     return *((weights, means, covariances) if df is None else (weights, means, covariances, df)), history
 
@@ -104,17 +120,43 @@ def test_moments_equal_a_slow_reference(family, covariance_type):
     model, params = started(x, family=family, covariance_type=covariance_type)
     wide = full_covariances(params.theta.covariances, covariance_type, 2, 3)
     start = x, params.weights, params.theta.means, wide, covariance_type, 4, weight
-    *expected, history = slow_em(*start, getattr(params.theta, "df", None))
+    *right, history = slow_em(*start, getattr(params.theta, "df", None))
     run, events = fit(model, params, chunks_of(x, [0, 50, len(x)], weight), 4)
     assert not events
     theta = run.params.theta
     found = run.params.weights, theta.means, full_covariances(theta.covariances, covariance_type, 2, 3)
-    for value, reference in zip((*found, *([theta.df] if family == "student-t" else [])), expected, strict=True):
+    for value, reference in zip((*found, *([theta.df] if family == "student-t" else [])), right, strict=True):
         np.testing.assert_allclose(value, reference, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose([entry.log_likelihood for entry in run.history], history, rtol=1e-10)
     totals = run.final.totals
     assert model.bound(totals, run.params) == pytest.approx(totals.evidence.log_likelihood, rel=1e-11)
     assert model.bound(totals, model.m_step(totals.stats, run.params)) > totals.evidence.log_likelihood
+
+
+@pytest.mark.parametrize(
+    "covariance_type", ["full", *(pytest.param(each, marks=pytest.mark.slow) for each in TYPES if each != "full")]
+)
+def test_emissions_of_a_chain_equal_a_slow_reference(covariance_type):
+    """All paths of sequences of four rows, one by one: log-likelihood, transitions and moments to 1e-10; the bound is tight."""
+    x = rows(80)
+    emission = {"family": "gaussian", "covariance_type": covariance_type, "reg_covar": 0.0}
+    model, params = started(x, family="hmm", emission=emission)
+    initial, transitions = np.array([0.3, 0.7]), np.array([[0.8, 0.2], [0.4, 0.6]])
+    params = replace(params, start_probabilities=initial, transitions=transitions)
+    wide = full_covariances(params.theta.covariances, covariance_type, 2, 3)
+    log_density, each, spread, u, _ = expected(x, params.theta.means, wide)
+    paths = [all_paths(log_density[i : i + 4], initial, transitions) for i in range(0, 80, 4)]
+    found = e_step(model, params, x, [0, 12, 80], unit=4)
+    assert found.evidence.log_likelihood == pytest.approx(sum(path["log"] for path in paths), rel=1e-12)
+    assert model.bound(found.totals, params) == pytest.approx(found.evidence.log_likelihood, rel=1e-11)
+    after = model.m_step(found.stats, params)
+    resp = np.concatenate([path["states"] for path in paths])
+    means, covariances = moments(resp, u, each, spread, covariance_type)
+    np.testing.assert_allclose(after.theta.means, means, rtol=1e-10)
+    found = full_covariances(after.theta.covariances, covariance_type, 2, 3)
+    np.testing.assert_allclose(found, covariances, rtol=1e-10, atol=1e-10)
+    pairs = sum(path["pairs"] for path in paths)
+    np.testing.assert_allclose(after.transitions, pairs / pairs.sum(axis=1)[:, None], rtol=1e-10)
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "diag"])
@@ -320,6 +362,12 @@ def test_the_python_classes_take_missing_entries():
         pipeline.GaussianMixture(2, missing=m, init_params="k-means||", random_state=0) for m in (True, False)
     )
     assert one.fit(whole).means_.tobytes() == other.fit(whole).means_.tobytes()
+    assert np.isfinite(one.partial_fit(x).means_).all()  # more rows, with missing entries
+    with pytest.raises(ValueError, match="the earlier ones were whole"):
+        pipeline.PoissonMixture(1, missing=True).fit(np.nan_to_num(counts)).partial_fit(counts)
+    chain = pipeline.HiddenMarkovModel(2, missing=True, random_state=0).fit(whole)
+    right = chain.predict(x) == chain.predict(x)[0]
+    assert (right == (np.arange(400) % 2 == 0)).mean() > 0.95
 
 
 def test_what_cannot_be_is_refused(tmp_path):
@@ -331,9 +379,9 @@ def test_what_cannot_be_is_refused(tmp_path):
         ):
             validate({"data": missing, "model": {"family": model}})
     units = {**missing, "units": "units.npy"}
-    with pytest.raises(InputError, match="family hmm needs whole rows"):  # of Gaussian emissions
-        validate({"data": units, "model": {"family": "hmm"}})
-    assert validate({"data": units, "model": {"family": "hmm", "emission": "poisson"}}).model.takes_missing
+    with pytest.raises(InputError, match="family hmm needs whole rows"):
+        validate({"data": units, "model": {"family": "hmm", "emission": "vmf"}})
+    assert validate({"data": units, "model": {"family": "hmm"}}).model.takes_missing
     with pytest.raises(InputError, match="pca and zca mix the features"):
         validate({"data": missing, "preprocess": [{"kind": "pca"}]})
     with pytest.raises(InputError, match=r"model\.noise needs whole rows"):

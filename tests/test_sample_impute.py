@@ -200,6 +200,11 @@ def test_what_cannot_be_done_is_refused(made, tmp_path):
         pipeline.impute(made / "run", rows)
     with pytest.raises(InputError, match="got 0 rows"):
         pipeline.sample(made / "run", 0, tmp_path / "no")
+    np.save(tmp_path / "units.npy", np.zeros(len(np.load(made / "x.npy"))))
+    chain = {"model": {"family": "hmm"}, "data": {"units": str(tmp_path / "units.npy")}, "output": {"labels": False}}
+    workflow.run(job(made / "x.npy", **chain), tmp_path / "chain")
+    with pytest.raises(InputError, match="got a run of a hidden Markov model, which has no conditional means"):
+        pipeline.impute(tmp_path / "chain", rows, tmp_path / "no")
     assert not (tmp_path / "no").exists()
     pipeline.sample(made / "run", 5, tmp_path / "there")
     with pytest.raises(InputError, match="results of another command"):

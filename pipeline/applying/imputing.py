@@ -91,7 +91,8 @@ def _impute(
         chosen = tuple(_number(each, names, opened.chunks.n_features) for each in options["features"])
         if len(set(chosen)) == opened.chunks.n_features:
             raise InputError("impute: got all features to compute, expected some to compute them from. Leave one out.")
-        if not (isinstance(opened.model, Mixture) and hasattr(opened.model.component, "imputed")):
+        by_unit = config.model.by_unit  # there the mean depends on other rows
+        if by_unit or not (isinstance(opened.model, Mixture) and hasattr(opened.model.component, "imputed")):
             raise InputError(
                 f"impute: got a run of a {opened.model.words.name}, which has no conditional means. Fit another family."
             )

@@ -91,6 +91,6 @@ class HiddenMarkovModel(made_class("hmm")):  # type: ignore[misc]  # made from t
         with value_errors():
             x = self._table(X).in_memory("a model of sequences")
             rows = Rows(x, units=starts_of(lengths, x.shape[0]))
-        model, params = self._model()
+        model, params = self._model_of_rows()
         found: dict[str, Array] = model.predict(params, rows, top_k, KERNELS)
         return found

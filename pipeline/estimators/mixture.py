@@ -347,13 +347,17 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         counts, missing = self._takes().counts, self._missing
         return input_rows(self, X, reset, least, dense=False, counts=counts, missing=missing, features=features)
 
+    def _model_of_rows(self) -> tuple[LatentModel, Any]:
+        """The model for rows as they are taken, with missing entries or not, and its parameters."""
+        model, params = self._model()
+        if self._missing and isinstance(model, Mixture) and not model.incomplete:
+            model = model.for_rows("missing")
+        return model, params
+
     def _predicted(self, table: InputRows, what: str) -> Any:
         columns = self.n_components if what == "log_resp" else None
         with value_errors():
-            model, params = self._model()
-            if self._missing and isinstance(model, Mixture) and not model.incomplete:
-                model = model.for_rows("missing")
-            function = Predicted(model, params, what)
+            function = Predicted(*self._model_of_rows(), what)
         found = table.map(function, columns, np.int32 if what == "label" else np.float64, "component")
         return found.astype(np.int64) if what == "label" else found
 

@@ -145,7 +145,9 @@ class HiddenMarkov(Mixture):
             self._refuse_impossible(score, rows.start)
         entropy -= float(xlogy(total.initial, params.start_probabilities).sum())
         entropy -= float(xlogy(total.transitions, params.transitions).sum())
-        return Expectation(total, Evidence(rows.total_weight, entropy, log_likelihood, entropy), score)
+        own = self.component.has_own_latents  # missing entries, beside the states
+        of_all = log_likelihood - self.expected_log_joint(total, params) if own else entropy
+        return Expectation(total, Evidence(rows.total_weight, of_all, log_likelihood, entropy), score)
 
     def _starts(self, rows: Rows) -> Array:
         """First rows of the units."""
@@ -390,9 +392,8 @@ class HmmSection(ClusterSection):
         return self.of_rows.sparse
 
     @property
-    def takes_missing(self) -> bool:  # type: ignore[override]  # not where missing entries are latent variables
-        mixture: Any = self.of_rows.of_no_rows(1)
-        return self.of_rows.takes_missing and not mixture.for_rows("missing").component.has_own_latents
+    def takes_missing(self) -> bool:  # type: ignore[override]
+        return self.of_rows.takes_missing
 
     @property
     def second_moments(self) -> Literal["matrix", "variances", "none"]:  # type: ignore[override]
