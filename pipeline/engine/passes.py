@@ -18,6 +18,7 @@ from uuid import uuid4
 import dask
 from dask.callbacks import Callback
 from dask.delayed import delayed
+from dask.threaded import get as threads  # by its name Dask would import distributed to look for a client
 
 from pipeline.arrays.rows import Rows
 from pipeline.config import EngineSection
@@ -193,7 +194,7 @@ class Engine:
 
         try:
             with Callback(posttask=record) if finished is not None else nullcontext():
-                values = dask.compute(*roots, scheduler="threads", num_workers=self.workers)
+                values = dask.compute(*roots, scheduler=threads, num_workers=self.workers)
         except BaseException:
             if self._stop is not None:
                 self._stop.set()  # or Ctrl-C would wait for whole shards

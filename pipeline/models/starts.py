@@ -24,10 +24,11 @@ from pipeline.keyed import race
 from pipeline.models.base import EStep, LatentModel
 from pipeline.models.clusters import ClusterModel, Summary
 from pipeline.models.lloyd import Lloyd
+from pipeline.models.plus_plus import in_batches, one_by_one
 
 ROUNDS = 5  # of k-means||, each drawing 2K rows
 LLOYD_STEPS = 20  # of weighted Lloyd on the candidates
-ONE_BY_ONE, BATCHES = 1000, 8  # centres that k-means++ draws one by one; of more an eighth of those there are at once
+ONE_BY_ONE = 1000  # centres that k-means++ draws one by one; more are drawn many at a time
 FIRST_ROUND_STREAM = 16  # key streams of the rounds; those below are the profile's
 
 Jobs = list[Callable[[Rows, Any], Any]]
@@ -303,11 +304,10 @@ def _plus_plus(rows: Matrix, weight: Array, k: int, rng: np.random.Generator, ke
     dense = _dense(rows)
     about = dense.mean(axis=0)  # distances far from the origin would cancel
     if k > ONE_BY_ONE:
-        centers = dense[_in_batches(dense, weight, k, np.random.default_rng(seed), kernels)]
+        centers = dense[in_batches(dense, weight, k, np.random.default_rng(seed), kernels)]
     else:
-        from sklearn.cluster import kmeans_plusplus
-
-        centers = about + kmeans_plusplus(dense - about, k, sample_weight=weight, random_state=seed)[0]
+        moved = dense - about
+        centers = about + moved[one_by_one(moved, weight, k, seed)]
     model = Lloyd(k, about)
     params = model.params(centers=centers)
     before: Any = None
@@ -319,25 +319,6 @@ def _plus_plus(rows: Matrix, weight: Array, k: int, rng: np.random.Generator, ke
         before = hashed
         params, _ = model.reset(model.m_step(partial.stats, params), params, partial.stats, partial.attached, ())
     return params.centers
-
-
-def _in_batches(rows: Array, weight: Array, k: int, rng: np.random.Generator, kernels: Any) -> Array:
-    """Indices of k rows drawn by weight x D², each time as many as an eighth of those there are: (k,).
-
-    One by one, with the best of 2 + log k as scikit-learn draws them, takes a pass over all rows for each centre.
-    """
-    about, every, squared = rows.mean(axis=0), np.arange(len(rows)), np.full(len(rows), np.inf)
-    newest = rng.choice(every, 1, p=weight / weight.sum())
-    chosen = newest
-    while len(chosen) < k:
-        squared = np.minimum(squared, kernels.nearest(rows, rows[newest], about)[1])
-        squared[newest] = 0.0
-        share = weight * squared
-        share = share if share.any() else weight  # fewer distinct rows than centres
-        many = min(k - len(chosen), max(1, len(chosen) // BATCHES), int(np.count_nonzero(share)))
-        newest = rng.choice(every, many, replace=False, p=share / share.sum())
-        chosen = np.concatenate([chosen, newest])
-    return chosen
 
 
 def from_hard(model: ClusterModel, stats: Sequence[Any]) -> list[Any]:

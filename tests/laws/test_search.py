@@ -24,7 +24,7 @@ from pipeline.kernels.nearest import lloyd_pass
 from pipeline.models.clusters import SearchEffort
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.mixture import Mixture
-from pipeline.models.starts import _in_batches
+from pipeline.models.plus_plus import in_batches, one_by_one
 from tests.laws.common import examples, gaussian, gaussian_mixture, multinomial_mixture, same_bits
 from tests.problems import covariance_types, gaussian_problems, seeds
 from tests.reference import gaussian_log_joint
@@ -306,12 +306,12 @@ def test_starts_from_labels_do_not_lose_narrow_components_in_float32():
     np.testing.assert_allclose(params.theta.covariances[0], expected, rtol=1e-8, atol=1e-8)
 
 
-def test_many_centers_are_drawn_in_batches_that_spread_like_one_by_one():
+def test_many_centers_are_drawnin_batches_that_spread_like_one_by_one():
     """1,001 distinct rows of positive weight, whose D² is at most 1.05 times that of scikit-learn's; of fewer distinct rows, all."""
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(4000, 3)), np.ones(4000)
     weight[::4] = 0.0
-    chosen = _in_batches(x, weight, 1001, rng, KERNELS)
+    chosen = in_batches(x, weight, 1001, rng, KERNELS)
     assert len(np.unique(chosen)) == 1001 and weight[chosen].all()
     inertia = {
         name: lloyd_pass(x, weight, centers, np.zeros(3)).inertia
@@ -322,7 +322,17 @@ def test_many_centers_are_drawn_in_batches_that_spread_like_one_by_one():
     }
     assert inertia["ours"] <= 1.05 * inertia["theirs"]
     few = np.repeat(x[:50], 30, axis=0)
-    assert len(np.unique(few[_in_batches(few, np.ones(1500), 1200, rng, KERNELS)], axis=0)) == 50
+    assert len(np.unique(few[in_batches(few, np.ones(1500), 1200, rng, KERNELS)], axis=0)) == 50
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(60, 2, 5), (200, 16, 200), (7, 1, 1)])
+def test_centers_drawn_one_by_one_are_those_of_scikit_learn(n, d, k):
+    """The same rows in the same order, of random rows and of rows of which many are equal, with and without weights."""
+    rng = np.random.default_rng(0)
+    for x in (rng.normal(size=(n, d)), rng.integers(6, size=(n, d)).astype(float)):
+        for weight in (np.ones(n), rng.random(n)):
+            theirs = kmeans_plusplus(x, k, sample_weight=weight, random_state=3)[1]
+            np.testing.assert_array_equal(one_by_one(x, weight, k, 3), theirs)
 
 
 @pytest.mark.parametrize("effort", EFFORT)
