@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from pipeline.arrays.dtypes import Array
 from pipeline.models.mixture import Mixture, MixtureParams
@@ -107,6 +106,8 @@ def noise_level(pictures: list[Array], prior: PatchPrior, kernels: Any) -> float
     def loss(log_sigma: float) -> float:
         blurred = prior.model.blurred(prior.params, float(np.exp(2.0 * log_sigma)))
         return -float(prior.model.score_rows(blurred, x, kernels).mean())
+
+    from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(loss, bounds=np.log(LEVELS), method="bounded", options={"xatol": 0.005})
     return float(np.exp(found.x))

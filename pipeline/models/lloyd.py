@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.spatial.distance import cdist
 
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
@@ -289,6 +288,8 @@ class Lloyd(ClusterModel):
         found = np.zeros(x.shape[0], np.float32)
         if self.k < 2:
             return found
+        from scipy.spatial.distance import cdist
+
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.k)):
             square = cdist(np.asarray(x[rows], np.float64), params.centers, "sqeuclidean")
             a, b = np.sqrt(np.partition(square, 1, axis=1)[:, :2]).T

@@ -3,12 +3,16 @@
 A generation is written to a temporary directory, flushed, described by a manifest of SHA-256 sums, and renamed. Whenever
 the process ends, there are the old generations or the new one, never a part of it. Loading verifies every byte and
 falls back to the generation before.
+
+A state has dozens of small arrays; those of one dtype lie one behind another in one array of the store, `packed/<dtype>`: each
+array of its own would be three files or folders to make, flush and remove.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -26,6 +30,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.outputs.run_directory import remove, sync, sync_tree
 
 STORED = 3
+SMALL = 2**20  # bytes of an array that is packed with others
 _MANIFEST = "manifest.json"
 
 
@@ -56,9 +61,10 @@ def save(folder: Path, generation: int, state: State, keep: int | None = STORED)
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".gen-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        attributes: dict[str, Any] = {"facts": dict(state.facts), "arrays": list(state.arrays)}
+        alone, packed, places = _packed(state.arrays)
+        attributes: dict[str, Any] = {"facts": dict(state.facts), "arrays": list(alone), "packed": places}
         group = zarr.open_group(guarded(temporary, read_only=False), mode="w-", zarr_format=3, attributes=attributes)
-        for name, value in state.arrays.items():
+        for name, value in {**alone, **packed}.items():
             group.create_array(name, data=np.asarray(value, order="C"), compressors=ZstdCodec(level=1, checksum=True))
         (temporary / _MANIFEST).write_text(json.dumps(sums(temporary), indent=0, sort_keys=True), encoding="utf-8")
         sync_tree(temporary)
@@ -71,6 +77,20 @@ def save(folder: Path, generation: int, state: State, keep: int | None = STORED)
             f"checkpoint {final}: cannot be written ({error}). Earlier checkpoints are intact. Free some space, then `resume`."
         ) from error
     return final
+
+
+def _packed(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+    """Large arrays by name; the small ones of each dtype, packed; and where each of these is: dtype, first entry, shape."""
+    alone, parts, places = {}, dict[str, list[Array]](), dict[str, Any]()
+    for name, value in arrays.items():
+        array = np.asarray(value)
+        if array.nbytes > SMALL or array.dtype.kind not in "biuf":
+            alone[name] = array
+            continue
+        before = parts.setdefault(array.dtype.name, [])
+        places[name] = [array.dtype.name, sum(part.size for part in before), list(array.shape)]
+        before.append(array.ravel())
+    return alone, {f"packed/{dtype}": np.concatenate(each) for dtype, each in parts.items()}, places
 
 
 def _prune(folder: Path, newest: int, keep: int | None) -> None:
@@ -142,8 +162,13 @@ def read(path: Path) -> State:
         if json.loads((path / _MANIFEST).read_text(encoding="utf-8")) != sums(path):
             raise ValueError("its bytes do not match their checksums")
         group = zarr.open_group(open_whole(path), mode="r")
-        arrays = {name: np.asarray(group[name][...]) for name in group.attrs["arrays"]}  # type: ignore[index,union-attr]
-        return State(arrays, group.attrs["facts"])  # type: ignore[arg-type]
+        attributes: Mapping[str, Any] = group.attrs
+        arrays = {name: np.asarray(group[name][...]) for name in attributes["arrays"]}  # type: ignore[index]
+        places = attributes.get("packed", {})
+        packed = {kind: np.asarray(group[f"packed/{kind}"][...]) for kind in {at[0] for at in places.values()}}  # type: ignore[index]
+        for name, (kind, start, shape) in places.items():
+            arrays[name] = packed[kind][start : start + math.prod(shape)].reshape(shape).copy()
+        return State(arrays, attributes["facts"])
     except Exception as error:  # zarr and its codecs have their own kinds
         raise StorageError(f"checkpoint {path.name} is damaged ({error}).") from error
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.ndimage import correlate1d
 
 from pipeline.arrays.dtypes import Array
 from pipeline.errors import StorageError
@@ -187,6 +186,7 @@ def _bands(found: Array, clean: Array) -> Iterator[tuple[Array, Array, int]]:
 
 def _similarity(a: Array, b: Array) -> Array:
     """Of each whole window."""
+    from scipy.ndimage import correlate1d
 
     def local(values: Array) -> Array:
         inner = slice(REACH, -REACH)

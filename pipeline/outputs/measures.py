@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.stores import open_group
@@ -75,6 +73,8 @@ def _by_distance(group: Any, centers: Array) -> dict[str, float]:
     n, k = size.sum(), len(size)
     if k < 2 or n <= k:
         return {}
+    from scipy.spatial.distance import cdist
+
     between = float(size @ np.square(centers - size @ centers / n).sum(axis=1))
     mean, worst = apart / size, np.zeros(k)
     for first in range(0, k, 256):
@@ -148,6 +148,8 @@ def agreement(labels: Array, classes: Array, table: Array) -> dict[str, Any]:
     entropies = [-float((each / n) @ np.log(each / n)) for each in (rows, columns)]
     mean = sum(entropies) / 2
     single = len(labels) == len(classes) == 1
+    from scipy.optimize import linear_sum_assignment
+
     of_label, of_class = linear_sum_assignment(-table)
     order = [*of_label[np.argsort(of_class)], *(i for i in range(len(labels)) if i not in set(of_label.tolist()))]
     found: dict[str, Any] = {

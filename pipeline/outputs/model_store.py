@@ -79,7 +79,9 @@ def build_dataset(
         variables["sample"] = (("sample_row", "feature"), _plain(run.model, summary.sample.x[:size]))
     named = [field.names for field in run.model.fields.values() if field.names is not None]
     coordinates = {dim: np.array(names, dtype=object) for each in named for dim, names in each.items()}
-    return xr.Dataset(variables, coordinates, attrs=_attributes(run, runs, order, summary, source, final))
+    # fastpath: or xarray imports dask.array, to see whether an array is one of its own.
+    plain = {name: xr.Variable(dims, np.asarray(value), fastpath=True) for name, (dims, value) in variables.items()}
+    return xr.Dataset(plain, coordinates, attrs=_attributes(run, runs, order, summary, source, final))
 
 
 def _plain(model: LatentModel, x: Array) -> Array:
@@ -274,7 +276,7 @@ def read_dataset(path: Path) -> xr.Dataset:
     if not path.exists():
         raise InputError(f"{path}: there is no model yet. Finish the run first: `em-pipeline resume {path.parent}`.")
     try:
-        return xr.open_zarr(open_whole(path), consolidated=False).load()
+        return xr.open_zarr(open_whole(path), consolidated=False, chunks=None).load()
     except InputError:
         raise
     except Exception as error:  # zarr, its codecs and xarray have their own kinds
