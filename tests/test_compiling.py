@@ -1,5 +1,6 @@
 """Kernels give the same bits where they are compiled and where they come from the cache."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -50,3 +51,27 @@ def test_compiled_and_cached_kernels_give_the_same_bits(tmp_path):
         said.append(done.stdout)
     assert len(said[0]) > 10_000
     assert said[0] == said[1] == said[2]
+
+
+def assigns_arrays_to_slices(source: str) -> list[int]:
+    """Lines of compiled functions that assign what may be an array to a slice."""
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef) or not {"kernel", "exact_kernel"} & {
+            each.id for each in function.decorator_list if isinstance(each, ast.Name)
+        }:
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Constant | ast.UnaryOp | ast.Attribute):
+                found += [
+                    node.lineno for each in node.targets for part in ast.walk(each) if isinstance(part, ast.Slice)
+                ]
+    return found
+
+
+def test_kernels_copy_arrays_in_loops():
+    """No kernel assigns an array to a slice, for which numba compiles 5 s of error messages."""
+    copies = "@kernel\ndef f(a, b):\n    a[:] = 0.0\n    a[1:] = b[1:]\n"
+    assert assigns_arrays_to_slices(copies) == [4]
+    for path in (ROOT / "pipeline" / "kernels").glob("*.py"):
+        assert not assigns_arrays_to_slices(path.read_text()), path

@@ -4,6 +4,9 @@ numba looks only at the file of a function to see whether its cached code is sta
 file it would load old code. Our cache folder is therefore named by a hash of all kernel files. Only our functions use
 it: numba's own settings stay as they are. Where the folder cannot be written, nothing is cached.
 
+A kernel does not assign an array to a slice: numba compiles the message of an error into it, which takes 5 s, half of the time
+of a pass of K-means. It copies in a loop.
+
 fast-math is limited to what keeps infinities and NaN: a component of weight 0 has a log weight of -inf.
 """
 

@@ -127,7 +127,9 @@ def _pass(
         own, stop = label[start : start + m], start + m
         if not known:
             if m < TILE:
-                tail[:m] = x[start:]
+                for t in range(m):  # not tail[:m] = …: see compiling.py
+                    for i in range(d):
+                        tail[t, i] = x[start + t, i]
             _load(x[start : start + TILE] if m == TILE else tail, reference, rows)
             best[:] = np.inf
             chosen[:] = 0
@@ -137,7 +139,8 @@ def _pass(
             for t in range(m):
                 own[t] = np.int32(chosen[t])
         if weight.size:
-            w[:m] = weight[start:stop]
+            for t in range(m):
+                w[t] = weight[start + t]
         inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
         key += label_key(own, w, first + start, len(centers))
     return inertia, key
