@@ -13,6 +13,7 @@ import pipeline
 from pipeline.arrays.rows import Rows
 from pipeline.errors import InputError
 from pipeline.kernels.cpu import KERNELS
+from pipeline.kernels.nearest import scale_rows
 from pipeline.models.base import EStep
 from pipeline.models.clusters import NoRows
 from pipeline.models.families.spherical_kmeans import SphericalKMeans
@@ -120,6 +121,20 @@ def test_spherical_kmeans_equals_a_slow_reference(sparse):
         centers = unit(np.stack([rows[label == j].sum(axis=0) for j in range(3)]))
     np.testing.assert_allclose(run.params.centers, centers, atol=1e-12)
     np.testing.assert_array_equal(assigned(model, run.params, x).label, (rows @ centers.T).argmax(axis=1))
+
+
+def test_rows_are_scaled_in_float64():
+    """Of any length and layout, as NumPy does, to the last digit; of rows without direction the first of weight is named."""
+    x = directions(RNG(0), 60) * 1e-30
+    for rows in (x, np.asfortranarray(x), x.astype(np.float32)):
+        found = np.empty(x.shape, rows.dtype)
+        assert scale_rows(np.ascontiguousarray(rows), np.ones(60), found) == -1
+        np.testing.assert_allclose(found, unit(rows.astype(np.float64)), rtol=2 * np.finfo(rows.dtype).eps)
+    x[[11, 30, 40]], weight = 0.0, np.ones(60)
+    weight[11] = 0.0
+    model = SphericalKMeans(3, np.zeros(5), 1.0)
+    with pytest.raises(InputError, match="row 1030: It is all zeros"):
+        model.e_step(model.params(centers=unit(x[:3])), Rows(x, weight, 1000), KERNELS)
 
 
 def test_one_concentrated_hard_component_each_is_spherical_kmeans():

@@ -161,3 +161,17 @@ def test_bounds_give_way_where_they_rule_out_little():
     square = (centers**2).sum(axis=1).astype(np.float32)
     _, certain = nearest_by_bounds(rows, np.zeros(128, np.float32), centers.astype(np.float32), square, centers)
     assert not certain[-1] and certain[:-1].mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_that_are_not_read_are_not_doubtful(dtype):
+    """What the largest centre rules out is what each row's own distance to the reference would."""
+    rng, limit = np.random.default_rng(0), 1e-3
+    centers = rng.normal(size=(3, 5)).astype(dtype)
+    label, reference = rng.integers(3, size=3000), rng.normal(size=5).astype(dtype)
+    x = (centers[label] + rng.normal(size=(3000, 5)) * 10 ** rng.uniform(-4, 1, (3000, 1))).astype(dtype)
+    score = -np.square(x.astype(np.float64) - centers[label]).sum(axis=1)
+    largest = float(np.square(centers - reference).sum(axis=1).max())
+    found, read = (nearest._are_doubtful(x, reference, score, limit, each) for each in (largest, np.inf))
+    np.testing.assert_array_equal(found, read)
+    assert 100 < found.sum() < 2900

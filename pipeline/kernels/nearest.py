@@ -46,21 +46,31 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
         label[rest] = left
     inertia, key = _pass(x, weights, first, *search, found is not None, label, score, sum_w, sum_x)
     apart = _are_told_apart(square[:k]) if x.itemsize == 8 else np.zeros(k, np.bool_)
-    if not apart.all() and _corrected(x, weights, centers, shift, reference, label, score, apart):
+    largest = float(square[:k].max())
+    if not apart.all() and _corrected(x, weights, centers, shift, reference, label, score, apart, largest):
         sum_w[:], sum_x[:] = 0.0, 0.0
         inertia, key = _pass(x, weights, first, *search, True, label, score, sum_w, sum_x)
     return LloydSums(label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key)
 
 
 def _corrected(
-    x: Array, weight: Array, centers: Array, shift: Array, reference: Array, label: Array, score: Array, apart: Array
+    x: Array,
+    weight: Array,
+    centers: Array,
+    shift: Array,
+    reference: Array,
+    label: Array,
+    score: Array,
+    apart: Array,
+    largest: float,
 ) -> bool:
     """Look the rows up again whose nearest centre the dtype may not tell; return whether any label has changed.
 
     Their squared distance to it is below the rounding of their squared distance to the reference. Float32 is followed by
-    float64, and that by distances to all centres from differences.
+    float64, and that by distances to all centres from differences.  largest : of the centres' squared distances to the reference.
     """
-    doubtful = np.flatnonzero(_are_doubtful(x, reference, score, DOUBTFUL * np.finfo(x.dtype).eps))
+    limit = DOUBTFUL * float(np.finfo(x.dtype).eps)
+    doubtful = np.flatnonzero(_are_doubtful(x, reference, score, limit, largest))
     doubtful = doubtful[~apart[label[doubtful]]]
     if not len(doubtful):
         return False
@@ -163,10 +173,14 @@ def _by_differences(x: np.ndarray, centers: np.ndarray) -> np.ndarray:
 
 
 @kernel
-def _are_doubtful(x: np.ndarray, reference: np.ndarray, score: np.ndarray, limit: float) -> np.ndarray:
+def _are_doubtful(x: np.ndarray, reference: np.ndarray, score: np.ndarray, limit: float, largest: float) -> np.ndarray:
     """(n,) bool: whether minus the score is below the limit times the squared distance to the reference."""
     out = np.empty(len(x), np.bool_)
     for t in range(len(x)):
+        # That distance, squared, is at most 2 (largest - score): twice that, for rounding, saves most rows from being read.
+        if -score[t] >= 4.0 * limit * (largest - score[t]):
+            out[t] = False
+            continue
         square = np.float32(0.0)
         for i in range(x.shape[1]):
             apart = x[t, i] - reference[i]
@@ -189,6 +203,22 @@ def _load(tile: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> None:
         for t in range(lanes):
             for i in range(squares, d):
                 group[i, t] = tile[g * lanes + t, i] - reference[i]
+
+
+@kernel
+def scale_rows(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> int:
+    """out <- rows of length 1, computed in float64; return the first row of weight that has no direction, or -1."""
+    found = -1
+    for t in range(x.shape[0]):
+        square = 0.0
+        for i in range(x.shape[1]):
+            square += np.float64(x[t, i]) * np.float64(x[t, i])
+        if square == 0.0 and weight[t] > 0 and found < 0:
+            found = t
+        length = np.sqrt(square) if square != 0.0 else 1.0
+        for i in range(x.shape[1]):
+            out[t, i] = x[t, i] / length
+    return found
 
 
 @kernel

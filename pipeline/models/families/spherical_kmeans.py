@@ -21,15 +21,13 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Rows, unit
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
-from pipeline.kernels.nearest import label_key
+from pipeline.kernels.nearest import label_key, scale_rows
 from pipeline.models.base import Evidence, Expectation, Reset
 from pipeline.models.clusters import Labels, Removal, SearchEffort, Summary
 from pipeline.models.families.kmeans import KMeansSection
 from pipeline.models.families.vmf import ADVICE, is_zero
 from pipeline.models.lloyd import Centers, Lloyd, LloydStats
 from pipeline.models.schema import UNIT, Field, Fields
-
-TILE = 2048  # rows that are scaled while they are in the cache
 
 
 @stored
@@ -55,16 +53,17 @@ class SphericalKMeans(Lloyd):
 
     def e_step(self, params: Centers, rows: Rows, kernels: Any) -> Expectation:
         known, weight = self.checked_labels(rows), np.ones(rows.n) if rows.weight is None else rows.weight
-        zero = np.flatnonzero(is_zero(rows.x) & (weight > 0))
-        if len(zero):
-            raise InputError(f"row {rows.start + zero[0]}: {ADVICE}")
         if not sp.issparse(rows.x):
             x = np.empty(rows.x.shape, compute_dtype(rows.x.dtype))
-            for tile in tiles(rows.n, TILE):
-                x[tile] = unit(rows.x[tile])
+            first = scale_rows(np.ascontiguousarray(rows.x, x.dtype), weight, x)
+            if first >= 0:
+                raise InputError(f"row {rows.start + first}: {ADVICE}")
             found = super().e_step(params, replace(rows, x=x), kernels)
             stats = replace(found.stats, inertia=self.share * found.stats.inertia)
             return found._replace(stats=stats, score=self.share * found.score)
+        zero = np.flatnonzero(is_zero(rows.x) & (weight > 0))
+        if len(zero):
+            raise InputError(f"row {rows.start + zero[0]}: {ADVICE}")
         label, distance = np.empty(rows.n, np.int32), np.empty(rows.n)
         for tile, cosine in self._cosines(params, rows.x):
             label[tile] = cosine.argmax(axis=1)
