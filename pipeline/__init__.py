@@ -35,6 +35,7 @@ _HOMES = {
     "resume": "pipeline.workflow",
     "run": "pipeline.workflow",
     "sample": "pipeline.workflow",
+    "summarize": "pipeline.workflow",
     "to_numpy": "pipeline.estimators.runs",
     "to_onnx": "pipeline.estimators.runs",
     "update": "pipeline.workflow",
@@ -64,6 +65,7 @@ __all__ = [
     "resume",
     "run",
     "sample",
+    "summarize",
     "to_numpy",
     "to_onnx",
     "update",
@@ -84,7 +86,19 @@ if TYPE_CHECKING:
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.jobconfig import Config, load_config
     from pipeline.models.autodiff.declare import JaxModel, Parameter
-    from pipeline.workflow import denoise, encode, impute, open_run, outliers, predict, resume, run, sample, update
+    from pipeline.workflow import (
+        denoise,
+        encode,
+        impute,
+        open_run,
+        outliers,
+        predict,
+        resume,
+        run,
+        sample,
+        summarize,
+        update,
+    )
 
 
 def __getattr__(name: str) -> Any:

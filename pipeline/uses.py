@@ -174,3 +174,30 @@ def add_uses(
                 run, code, changes, output, pool, grid or (1,), units, form, [listener], began()
             ),
         )
+
+    @app.command("summarize")
+    def summarize_command(
+        run: RunPath,
+        output: Output = None,
+        per_cluster: Annotated[int, typer.Option("--per-cluster", help="rows of each label in the sample")] = 100,
+        nearest: Annotated[int, typer.Option("--nearest", help="rows that stand for each component")] = 5,
+        seed: Seed = 0,
+        overrides: Set = None,
+        form: Annotated[
+            str, typer.Option("--format", help="zarr; parquet or csv: also the sample as a table")
+        ] = "zarr",
+        scheduler_address: Address = None,
+        scheduler_file: File = None,
+        profile: ProfileName = None,
+        engine: EngineFile = None,
+    ) -> None:
+        """Write sizes, the rows nearest to each component of RUN, and as many rows of each, in one read of its rows."""
+        changes = changes_of(run, overrides, engine, scheduler_address, scheduler_file, profile)
+        from pipeline import workflow
+
+        with_progress(
+            run if output is None else output,
+            lambda listener: workflow.summarize(
+                run, output, per_cluster, nearest, seed, changes, form, [listener], began()
+            ),
+        )

@@ -22,6 +22,7 @@ from pipeline.applying.imputing import impute, resume_imputing
 from pipeline.applying.outliers import outliers, resume_outliers
 from pipeline.applying.prediction import predict, resume_prediction
 from pipeline.applying.sampling import sample
+from pipeline.applying.summarizing import resume_summary, summarize
 from pipeline.checking import Cost, cost, from_shapes
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
@@ -60,6 +61,7 @@ __all__ = [
     "resume",
     "run",
     "sample",
+    "summarize",
     "update",
 ]
 
@@ -72,6 +74,7 @@ _RESUMED = {
     "encode": resume_encoding,
     "impute": resume_imputing,
     "outliers": resume_outliers,
+    "summarize": resume_summary,
 }
 
 

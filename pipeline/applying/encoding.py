@@ -24,7 +24,7 @@ from pipeline.models.codes import Code
 from pipeline.models.words import Words
 from pipeline.outputs.events import Listener
 from pipeline.outputs.exported import refuse_format
-from pipeline.outputs.labels import BLOCK_BYTES, BLOCK_ROWS, LabelBlock
+from pipeline.outputs.labels import BLOCK_BYTES, BLOCK_ROWS, LabelBlock, refuse_bad
 from pipeline.outputs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -194,7 +194,8 @@ class UnitBlock(LabelBlock):
         for i in range(int(first), int(last) + 1):
             chunk = self.chunks.load(i)
             part = slice(max(low - chunk.start, 0), min(high - chunk.start, chunk.n))
-            self.refuse_bad(chunk, part)
+            if not self.drop:
+                refuse_bad(chunk, part)
             rows = np.arange(chunk.start + part.start, chunk.start + part.stop)
             own = np.searchsorted(self.starts, rows, side="right") - 1 - start
             place = source.places(int(rows[0]), int(rows[-1]) + 1) if max(code.grid) > 1 else None

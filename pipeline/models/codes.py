@@ -228,8 +228,8 @@ class Sums(NamedTuple):
 def _refuse_model(name: str, model: Any) -> None:
     """Raise InputError unless a model has a code."""
     title = model.words.name
-    if not isinstance(model, ClusterModel):
-        raise InputError(f"encode: a {title} has no labels of rows. Fit a mixture or K-means.")
+    if not isinstance(model, ClusterModel) or model.unit_bytes():
+        raise InputError(f"encode: a {title} has no labels of single rows. Fit a mixture or K-means.")
     needs = KINDS[name].needs
     if "soft" in needs and not isinstance(model, Mixture):
         raise InputError(f"encode: a {title} has no responsibilities, which {name} needs. Use hard, or fit a mixture.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,11 +48,15 @@ def export(labels: Path, source: Source | LabelBlock, name: str) -> Path:
     StorageError
         If it cannot be written.
     """
-    path = labels.with_suffix(f".{name}")
+    return write_table(labels.with_suffix(f".{name}"), _frames(labels, source))
+
+
+def write_table(path: Path, frames: Iterable[pd.DataFrame]) -> Path:
+    """Write consecutive rows as a table, in the format that its name ends with; return it. Raises StorageError if it cannot be written."""
     part = path.with_name(f".{path.name}.partial")
     try:
-        with closing(_WRITERS[name](part)) as writer:
-            for frame in _frames(labels, source):
+        with closing(_WRITERS[path.suffix[1:]](part)) as writer:
+            for frame in frames:
                 writer.write(frame)
         publish(part, path)
     except OSError as error:
@@ -60,6 +64,18 @@ def export(labels: Path, source: Source | LabelBlock, name: str) -> Path:
             f"{path}: cannot be written ({error}). Make room, then give the same command again."
         ) from error
     return path
+
+
+def named_rows(source: Source | LabelBlock, start: int, stop: int) -> dict[str, Any]:
+    """Return what names rows start:stop: numbers or coordinates, and what the source has beside, by name, (stop - start,) each."""
+    grid, coordinates = source.rows_on()
+    columns: dict[str, Any] = {"row": np.arange(start, stop)}
+    if coordinates is not None:
+        at = np.unravel_index(columns["row"], grid.shape)
+        columns = {
+            dim: coordinates[dim].values[i] if dim in coordinates else i for dim, i in zip(grid.dims, at, strict=True)
+        }
+    return columns | source.keys(start, stop)
 
 
 def _frames(labels: Path, source: Source | LabelBlock) -> Iterator[pd.DataFrame]:
@@ -74,14 +90,7 @@ def _frames(labels: Path, source: Source | LabelBlock) -> Iterator[pd.DataFrame]
     step = max(1, TABLE_NUMBERS // max(1, sum(array.shape[-1] for array in arrays.values() if len(array.shape) > 1)))
     for start in range(0, grid.n_rows, step := min(step, TABLE_ROWS)):
         stop = min(start + step, grid.n_rows)
-        columns: dict[str, Any] = {"row": np.arange(start, stop)}
-        if coordinates is not None:
-            at = np.unravel_index(columns["row"], grid.shape)
-            columns = {
-                dim: coordinates[dim].values[i] if dim in coordinates else i
-                for dim, i in zip(grid.dims, at, strict=True)
-            }
-        columns |= source.keys(start, stop)
+        columns = named_rows(source, start, stop)
         for name, array in arrays.items():
             values = array[start:stop]
             each = named["column"].values if "column" in named else [f"{name}_{i}" for i in range(values.shape[-1])]

@@ -103,16 +103,18 @@ class LabelBlock:
         if self.silhouette:
             block["silhouette"] = self.model.silhouette(self.params, part.x)  # the config has seen to it
         if chunk.bad is not None and (bad := chunk.bad[rows]).any():
-            self.refuse_bad(chunk, rows)
+            if not self.drop:
+                refuse_bad(chunk, rows)
             for name, array in self.arrays().items():
                 block[name][bad] = array.fill
         return block
 
-    def refuse_bad(self, chunk: Rows, rows: slice) -> None:
-        """Raise InputError for bad rows of a chunk, unless they are dropped."""
-        if not self.drop and chunk.bad is not None and (bad := chunk.bad[rows]).any():
-            row = chunk.start + rows.start + int(bad.argmax())
-            raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows: drop.")
+
+def refuse_bad(chunk: Rows, rows: slice) -> None:
+    """Raise InputError for bad rows among those of a chunk."""
+    if chunk.bad is not None and (bad := chunk.bad[rows]).any():
+        row = chunk.start + rows.start + int(bad.argmax())
+        raise InputError(f"row {row} holds NaN or inf. Clean the data, or set data.bad_rows: drop.")
 
 
 def row_bytes(model: Any, top_k: int) -> int:
