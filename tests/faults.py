@@ -1,9 +1,9 @@
 """Small chunks, and workers whose chunks are slow or deadly.
 
-`python -m tests.faults` is em-pipeline with chunks of some kilobytes. `dask worker --preload tests.faults` is a worker whose
-chunks are slow, or kill whoever reads them.
+`python -m tests.faults` is em-pipeline with chunks of some kilobytes. Its chunks, and those of a `dask worker --preload tests.faults`,
+are slow, or kill whoever reads them.
 
-In the folder that a worker was started in, a file `slow` holds the seconds that each chunk takes longer, and a file
+In the folder that the process was started in, a file `slow` holds the seconds that each chunk takes longer, and a file
 `deadly` the number of a chunk.
 """
 
@@ -44,4 +44,5 @@ if __name__ == "__main__":
     from pipeline.data import source
 
     source.TARGET_BYTES = CHUNK_BYTES
+    dask_setup(None)  # threads of its own read as workers do
     main()
