@@ -173,6 +173,12 @@ PROBLEMS = {
     "hmm-missing": Problem(
         {"family": "hmm", "emission": "poisson"}, lambda rng, n=N: gaps(rng, counts(rng, n)), unit=8, slow=True
     ),
+    "factor-missing": Problem({"family": "factor"}, lambda rng, n=N: gaps(rng, factors(rng, n)), slow=True),
+    "factor-spherical-missing": Problem(
+        {"family": "factor", "noise_type": "spherical", "shared_noise": True},
+        lambda rng, n=N: gaps(rng, factors(rng, n)),
+        slow=True,
+    ),
     "hmm-gaussian-missing": Problem(
         {"family": "hmm", "emission": {"family": "gaussian", "reg_covar": 0.0}},
         lambda rng, n=N: gaps(rng, walks(rng, n)),

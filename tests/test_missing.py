@@ -134,6 +134,70 @@ def test_moments_equal_a_slow_reference(family, covariance_type):
 
 
 @pytest.mark.parametrize(
+    ("noise_type", "shared_noise", "k"),
+    [
+        ("diag", False, 2),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("spherical", False, 2),
+                ("diag", True, 2),
+                ("spherical", True, 2),
+                ("diag", False, 1),
+                ("spherical", False, 1),
+            )
+        ),
+    ],
+)
+def test_factor_analysers_equal_a_slow_reference(noise_type, shared_noise, k):
+    """Rows beside their factors are Gaussian, of which the factors are never there: three regressions on these, and their noise, to 1e-10."""
+    rng = np.random.default_rng(0)
+    x = 3.0 * rng.normal(size=(2, 5))[np.arange(90) % 2] + rng.normal(size=(90, 2)) @ rng.normal(size=(2, 5))
+    x, weight = with_gaps(x + 0.5 * rng.normal(size=(90, 5)), 0.3, rng), rng.uniform(0.5, 2.0, 90)
+    model, params = started(x, k, family="factor", rank=2, noise_type=noise_type, shared_noise=shared_noise)
+    with_factors = np.concatenate([x, np.full((90, 2), np.nan)], axis=1)
+    for _ in range(3):
+        theta = params.theta
+        sigma = theta.loadings @ theta.loadings.swapaxes(1, 2) + theta.noise[:, :, None] * np.eye(5)
+        across = theta.loadings.swapaxes(1, 2)
+        wide = np.stack([np.block([[s, a.T], [a, np.eye(2)]]) for s, a in zip(sigma, across, strict=True)])
+        means = np.concatenate([theta.means, np.zeros((k, 2))], axis=1)
+        log_density, each, spread, _, _ = expected(with_factors, means, wide)
+        joint = np.log(params.weights) + log_density
+        resp = np.exp(joint - logsumexp(joint, axis=1)[:, None]) * weight[:, None]
+        found = e_step(model, params, x, [0, 40, 90], weight)
+        assert found.evidence.log_likelihood == pytest.approx(weight @ logsumexp(joint, axis=1), rel=1e-12)
+        bound = model.bound(found.totals, params)
+        assert bound == pytest.approx(found.evidence.log_likelihood, rel=1e-11)
+        after = model.m_step(found.stats, params)
+        left = np.empty((k, 5))
+        for c in range(k):
+            both = np.concatenate([each[:, c], np.ones((90, 1))], axis=1)
+            second = (both * resp[:, c, None]).T @ both
+            second[:7, :7] += np.einsum("n,nij->ij", resp[:, c], spread[:, c])
+            slopes = np.linalg.solve(second[5:, 5:], second[5:, :5]).T
+            np.testing.assert_allclose(after.theta.loadings[c], slopes[:, :2], rtol=1e-10, atol=1e-10)
+            np.testing.assert_allclose(after.theta.means[c], slopes[:, 2], rtol=1e-10, atol=1e-10)
+            left[c] = np.diagonal(second[:5, :5] - slopes @ second[5:, :5])
+        noise = left.sum(axis=0) / resp.sum() if shared_noise else left / resp.sum(axis=0)[:, None]
+        noise = noise.mean(axis=-1) if noise_type == "spherical" else noise
+        np.testing.assert_allclose(after.theta.noise_variances, noise, rtol=1e-10)
+        assert model.bound(found.totals, after) > bound
+        imputed = model.component.imputed(theta, np.log(params.weights), x)
+        right = np.einsum("nk,nkd->nd", resp / weight[:, None], each[:, :, :5])
+        np.testing.assert_allclose(imputed, right, rtol=1e-10, atol=1e-10)
+        params = after
+    component, row = model.component, np.tile(np.where(np.arange(5) < 2, np.nan, x[0]), (20_000, 1))
+    row[:, 2:] = np.nan_to_num(row[:, 2:])
+    draw = np.zeros(20_000), rng.normal(size=(20_000, component.n_normal))  # of the first component
+    drawn = component.imputed(theta, np.log(params.weights), row, draw)[:, :2]
+    _, each, spread, _, _ = expected(row[:1], theta.means, sigma)
+    scale = np.sqrt(np.diagonal(spread[0, 0])[:2])
+    assert (np.abs(drawn.mean(axis=0) - each[0, 0, :2]) < 5 * scale / np.sqrt(20_000)).all()
+    assert (np.abs(np.cov(drawn.T) - spread[0, 0][:2, :2]) < 0.06 * np.outer(scale, scale)).all()
+
+
+@pytest.mark.parametrize(
     "covariance_type", ["full", *(pytest.param(each, marks=pytest.mark.slow) for each in TYPES if each != "full")]
 )
 def test_emissions_of_a_chain_equal_a_slow_reference(covariance_type):
@@ -238,13 +302,16 @@ def test_a_component_without_any_entry_of_a_feature_has_lengths(family):
     assert change_squares(x) == pytest.approx(others + of_the_feature, rel=1e-12)
 
 
-@pytest.mark.parametrize("family", ["gaussian", "student-t", "poisson", "bernoulli", "categorical", "columns"])
+@pytest.mark.parametrize(
+    "family", ["gaussian", "student-t", "factor", "poisson", "bernoulli", "categorical", "columns"]
+)
 def test_the_same_bits_where_nothing_is_missing(family):
     """Statistics, parameters and labels of the model for missing entries are those of the model without."""
     x = (np.random.default_rng(0).random((300, 3)) < 0.4).astype(float)
     options = {
         "gaussian": {"reg_covar": 0.0},
         "student-t": {"reg_covar": 0.0},
+        "factor": {"rank": 1},
         "columns": {"columns": {"0": "gaussian", "1": "bernoulli", "2": "poisson"}, "reg_covar": 0.01},
     }.get(family, {})
     if options:
@@ -375,7 +442,8 @@ def test_what_cannot_be_is_refused(tmp_path):
     missing = {"source": "npy", "path": "x.npy", "bad_rows": "missing"}
     for model in ("kmeans", "lda", "vmf"):
         with pytest.raises(
-            InputError, match=r"needs whole rows.*bernoulli, categorical, columns, gaussian, hmm, poisson, student-t"
+            InputError,
+            match=r"needs whole rows.*bernoulli, categorical, columns, factor, gaussian, hmm, poisson, student-t",
         ):
             validate({"data": missing, "model": {"family": model}})
     units = {**missing, "units": "units.npy"}

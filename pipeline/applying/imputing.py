@@ -43,7 +43,7 @@ def impute(
     Parameters
     ----------
     path : str or Path
-        Of a run of a Gaussian or Student-t mixture, fitted to whole rows or to rows with missing entries.
+        Of a run of a mixture of Gaussians, Student-t distributions or factor analysers, fitted to whole rows or to rows with missing entries.
     overrides : sequence of str
         ``data.path=…`` of the rows, NaN where an entry is missing; engine may change too.
     output : str or Path

@@ -42,9 +42,9 @@ class Expected(ABC):
     def row(self, c: int) -> Array:
         """Return the expected rows given component c, (n, d)."""
 
-    @abstractmethod
     def covariance(self, c: int, resp: Array) -> Array:
         """Return the sum of their covariances about these, in the form of `Moments.sum_xx`. resp : (n,) of component c."""
+        raise NotImplementedError
 
     def deviations(self, c: int, normal: Array) -> Array:
         """Return draws minus `row`, (n, d); only for missing entries. normal : (n, n_normal) of the component, standard normal."""

@@ -11,7 +11,7 @@ LEAST_NOISE = 0.05  # share of a feature's variance that is noise at a start, at
 
 
 def common_loadings(summary: Summary, rank: int) -> Array:
-    """Loadings (d, q) of all rows from the sample: a sketch of its covariance by random combinations of rows.
+    """Loadings (d, q) of all rows from the sample: a sketch of its covariance by random combinations of rows, missing entries as means.
 
     Sums are in a fixed order, so that no bit depends on the number of threads.
     """
@@ -21,6 +21,7 @@ def common_loadings(summary: Summary, rank: int) -> Array:
     if len(x) <= rank:
         return 0.5 * np.sqrt(variance)[:, None] * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
     rows = (np.asarray(x, dtype=np.float64) - summary.mean) / deviation
+    rows[np.isnan(rows)] = 0.0
     directions = np.einsum("nd,nq->dq", rows, rng.standard_normal((len(rows), rank))) / len(rows) + 1e-3 * drawn
     z = np.einsum("nd,dq->nq", rows, directions)
     values, vectors = np.linalg.eigh(np.einsum("np,nq->pq", z, z) / len(rows))

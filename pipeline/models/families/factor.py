@@ -35,6 +35,7 @@ from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture
 from pipeline.models.schema import POSITIVE, Field, Fields, Support
 from pipeline.models.sketch import LEAST_NOISE, common_loadings
+from pipeline.models.unseen_factors import OfUnseenEntries
 from pipeline.models.words import Words
 
 LOG_2PI = float(np.log(2.0 * np.pi))
@@ -117,12 +118,8 @@ class Factor(Component):
         return {"factor": self.rank}
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "rank": self.rank,
-            "noise_type": self.noise_type,
-            "shared_noise": self.shared_noise,
-            "noise_floor": self.noise_floor,
-        }
+        names = ("rank", "noise_type", "shared_noise", "noise_floor")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def label(self) -> str:
@@ -344,12 +341,23 @@ class Factor(Component):
         noise = np.tile(self._pooled_noise(), (k, 1))
         return self._started(np.asarray(rows, dtype=np.float64), np.tile(self.common, (k, 1, 1)), noise, np.ones(k))
 
+    def with_missing(self) -> Factor:
+        return IncompleteFactor(**vars(self))
+
     def sample(self, theta: Analysers, labels: Array, rng: np.random.Generator) -> Matrix:
         z, noise = rng.standard_normal((len(labels), self.rank)), rng.standard_normal((len(labels), self.n_features))
         x = theta.means[labels] + noise * np.sqrt(theta.noise[labels])
         for k in range(self.n_components):
             x[labels == k] += z[labels == k] @ theta.loadings[k].T
         return np.asarray(x)
+
+
+@stored
+@dataclass(frozen=True)
+class IncompleteFactor(OfUnseenEntries, Factor):
+    """Factor analysers of rows with missing entries."""
+
+    stats_type: ClassVar[Any] = FactorStats
 
 
 def _left(slopes: Array, stats: FactorStats) -> Array:
@@ -380,6 +388,7 @@ class FactorSection(ClusterSection):
 
     also_called: ClassVar[tuple[str, ...]] = ("mfa", "factor-analysis", "factor_analysis", "ppca", "mppca")
     words: ClassVar[Words] = Factor.words
+    takes_missing: ClassVar[bool] = True
 
     def build(self, summary: Summary, assignment: str) -> Mixture:
         [k], [rank], [noise_type], d = self.n_components, self.rank, self.noise_type, len(summary.mean)
