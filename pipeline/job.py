@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import provenance
 from pipeline.data.chunks import Chunks
 from pipeline.data.units import UnitSource
+from pipeline.em.heldout import Units
 from pipeline.engine.cluster import open_engine
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import Engine
@@ -55,13 +56,17 @@ def engine_for(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
     return open_engine(config.engine, plan.workers, plan.ahead, plan.spare)
 
 
-def write_labels_of(job: Job, model: LatentModel, params: Any) -> None:
-    """Write labels.zarr of the rows of a job."""
+def write_labels_of(job: Job, model: LatentModel, params: Any, own: bool) -> None:
+    """Write labels.zarr of the rows of a job. own : whether they are those of the run."""
     began = time.perf_counter()
     progress: Callable[[int], None] = lambda rows: job.log("labelled", rows=rows, of=job.chunks.n_rows)  # noqa: E731
     top_k = min(job.config.output.top_k, model.sizes.get("component", 0))
     config, source = job.config, job.chunks.source
-    task = LabelBlock(job.chunks, model, params, top_k, config.data.bad_rows != "error", config.output.silhouette)
+    share = 0.0 if config.select.refit or not own else config.select.heldout
+    units = Units.of(source, share, config.fit.random_state)
+    task = LabelBlock(
+        job.chunks, model, params, top_k, config.data.bad_rows != "error", config.output.silhouette, units
+    )
     truth = config.data.open_column("labels_true", source.inner if isinstance(source, UnitSource) else source)
     found = write_labels(job.directory.labels, task, job.engine, progress, truth)
     said = {name: value for name, value in found.items() if isinstance(value, float)}

@@ -387,7 +387,7 @@ def _finish(job: Job) -> None:
         directory.discard("report.html")
     if _lacks_labels(directory, job.config):
         model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
-        write_labels_of(replace(job, chunks=replace(job.chunks, affine=affine)), model, params)
+        write_labels_of(replace(job, chunks=replace(job.chunks, affine=affine)), model, params, True)
         directory.discard("report.html")
     job.log("stored", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)  # the report has these
     _report(directory)

@@ -10,6 +10,7 @@ import zarr
 
 import pipeline
 from pipeline import workflow
+from pipeline.em.heldout import Units
 from pipeline.errors import InputError
 from tests.jobs import blobs, command, job
 
@@ -45,6 +46,28 @@ def test_p_values_are_counts_over_the_rows_of_the_run(made, tmp_path, name, scor
     assert 0.03 < flags[:1000].mean() < 0.07
     assert (flags[:1020] == (found["p_value"][:1020] <= 0.05)).all()
     assert workflow.resume(tmp_path / "out") == tmp_path / "out"
+
+
+@pytest.mark.full
+def test_held_out_rows_calibrate_where_the_model_was_not_refitted_to_them(made, tmp_path):
+    """The fit is that of the other rows alone, and p-values count over the held-out rows alone; with the refit over all rows."""
+    rows = [f"data.path={made / 'new.npy'}", "data.bad_rows=drop"]
+    for refit in (False, True):
+        run = workflow.run(job(made / "x.npy", select={"heldout": 0.3, "refit": refit}), tmp_path / f"run{refit}")
+        out = Units(0.3, 0).held_out(0, 3000)
+        own = zarr.open_group(run / "labels.zarr", mode="r")
+        assert ("held_out" in own) == (not refit) and (refit or (own["held_out"][:] == out).all())
+        known = own["log_density"][:] if refit else own["log_density"][:][out]
+        found = zarr.open_group(pipeline.outliers(run, rows, tmp_path / f"out{refit}", 0.05), mode="r")
+        expected = (1 + (known <= found["log_density"][3]).sum()) / (1 + len(known))
+        assert found["p_value"][3] == pytest.approx(expected, rel=1e-12)
+        weight = pipeline.open_run(run).attrs["total_weight"]
+        assert weight == (3000 if refit else 3000 - out.sum())
+    assert "held-out rows." in (tmp_path / "runFalse" / "report.html").read_text(encoding="utf-8")
+    others = zarr.open_group(workflow.predict(tmp_path / "runFalse", rows, tmp_path / "labels"), mode="r")
+    assert "held_out" not in others
+    with pytest.raises(InputError, match="refit: false needs heldout"):
+        job(made / "x.npy", select={"refit": False})
 
 
 def test_what_cannot_be_calibrated_is_refused(made, tmp_path):

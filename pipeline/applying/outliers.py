@@ -42,7 +42,8 @@ def outliers(
     Parameters
     ----------
     path : str or Path
-        Of a run with `labels.zarr`, whose log-densities calibrate the threshold.
+        Of a run with `labels.zarr`, whose log-densities calibrate the threshold: of held-out rows alone, where the chosen model was not
+        refitted to them (``select.refit: false``).
     overrides : sequence of str
         ``data.path=…`` of the rows; engine may change too.
     output : str or Path
@@ -123,6 +124,7 @@ def _calibration(run: RunDirectory, score: str, sign: int, by_component: bool) -
     try:
         group = open_group(run.labels)
         scores, labels = FlatRows(group[score]), FlatRows(group["label"]) if "label" in group else None
+        held_out = FlatRows(group["held_out"]) if "held_out" in group else None  # the model was not fitted to these
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"outliers: {run} has no labels.zarr with {score} ({error}). Write it: em-pipeline predict {run}"
@@ -134,6 +136,8 @@ def _calibration(run: RunDirectory, score: str, sign: int, by_component: bool) -
         chosen = keyed.uniform(0, 77, np.arange(rows.start, rows.stop)) <= share
         value = sign * scores[rows]
         chosen &= np.isfinite(value)
+        if held_out is not None:
+            chosen &= held_out[rows] == 1
         found.append(value[chosen])
         own.append(labels[rows][chosen] if by_component and labels is not None else np.full(chosen.sum(), -1))
     value, label = np.concatenate(found), np.concatenate(own)

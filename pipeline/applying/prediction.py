@@ -90,7 +90,7 @@ def _label_rows(
                 output is None and form == "zarr"
             )
             if missing:
-                write_labels_of(job, model, opened.params)
+                write_labels_of(job, model, opened.params, output is None)
             if output is not None and (missing or not target.report.exists()):
                 from pipeline.outputs.report import write_report
 

@@ -6,7 +6,7 @@ reference in docs are generated from them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -124,12 +124,23 @@ class Select(Section):
         lt=1,
         description="share of pictures, documents or rows that are held out of the fits; the chosen model is refitted to all rows",
     )
-
+    refit: bool = Field(
+        True,
+        description="false: the chosen model is not refitted, and held-out rows calibrate em-pipeline outliers; needs heldout; true | false",
+    )
     pruning: bool = Field(
         False,
         description="n_components is the largest number of components; those that too few rows support are pruned, to the number "
         "with the shortest message; only for some families; true | false",
     )
+
+    @model_validator(mode="after")
+    def _refit_of_held_out_rows(self) -> Self:
+        if not self.refit and self.heldout == 0:
+            raise ValueError(
+                "refit: false needs heldout above 0, the share of rows to hold out, such as 0.2; set one of them"
+            )
+        return self
 
 
 class Output(Section):

@@ -241,7 +241,7 @@ class Driver:
         return em(runs, evaluate, Limits(fit.max_iter or 0, fit.tol or 0.0), summary.n_rows, method, tuple(final))
 
     def finish(self, summary: DataSummary, runs: Sequence[Run]) -> tuple[Choice, list[Run], DataSummary]:
-        """Run all candidates to their ends, and fit the chosen one to all rows if some were held out.
+        """Run all candidates to their ends, and fit the chosen one to all rows if some were held out, unless that is not wanted.
 
         Returns
         -------
@@ -254,7 +254,7 @@ class Driver:
         for entry in choice.shown:
             self.sink.log("candidate", **entry)
         chosen = choice.restarts[choice.chosen]
-        if self.config.select.heldout:
+        if self.config.select.heldout and self.config.select.refit:
             chosen = self.advance(summary, refits or [choice.refit()], fits)
             summary = replace(summary, total=summary.total + choice.table[choice.chosen]["heldout_weight"])
         return choice, chosen, summary

@@ -26,6 +26,7 @@ from pipeline.arrays.stores import guarded, open_group
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import Column
 from pipeline.data.grid import Block, Grid
+from pipeline.em.heldout import Units
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError
 from pipeline.models.base import RowArray
@@ -46,7 +47,8 @@ class LabelBlock:
 
     model : anything with `family`, `words`, `row_arrays` and `predict`, as those of `LatentModel`.
     top_k : responsibilities stored per row, at most n_components.  drop : whether rows with NaN or inf get fill values, such
-    as label -1, or are an error.  silhouette : whether the simplified silhouette of each row is stored.
+    as label -1, or are an error.  silhouette : whether the simplified silhouette of each row is stored.  units : which rows the model was
+    not fitted to; None if to all.
     """
 
     chunks: Chunks
@@ -55,10 +57,12 @@ class LabelBlock:
     top_k: int
     drop: bool
     silhouette: bool = False
+    units: Units | None = None
 
     def arrays(self) -> dict[str, RowArray]:
         """Return the arrays by name."""
         more = {"silhouette": RowArray("float32", np.nan)} if self.silhouette else {}
+        more |= {} if self.units is None else {"held_out": RowArray("int8", -1)}
         found: dict[str, RowArray] = self.model.row_arrays(self.top_k) | more
         return found
 
@@ -102,6 +106,10 @@ class LabelBlock:
             block = {name: value[rows] for name, value in whole.items()}
         if self.silhouette:
             block["silhouette"] = self.model.silhouette(self.params, part.x)  # the config has seen to it
+        if self.units is not None:
+            block["held_out"] = self.units.held_out(chunk.start + first, chunk.start + min(last, chunk.n)).astype(
+                np.int8
+            )
         if chunk.bad is not None and (bad := chunk.bad[rows]).any():
             if not self.drop:
                 refuse_bad(chunk, rows)

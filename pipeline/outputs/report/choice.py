@@ -44,11 +44,20 @@ def choice(record: Record) -> dict[str, Any] | None:
         "collapsed": any(entry["collapsed"] for entry in table),
         "lines": [_line(entry, size or "name", options, record.words.series) for entry in table],
         "chart": _chart(table, size, options, title) if len(table) > 1 and size else None,
-        "refitted": f"These models were fitted without {number(table[0]['heldout_weight'])} held-out rows. The chosen one "
-        "was then fitted again to all rows, so its final figures differ from this table."
-        if held_out
-        else "",
+        "refitted": _of_held_out(table[0]["heldout_weight"], refitted(record)) if held_out else "",
     }
+
+
+def refitted(record: Record) -> bool:
+    """Whether the chosen model was fitted again to all rows where some were held out."""
+    return bool((record.config.get("select") or {}).get("refit", True))
+
+
+def _of_held_out(weight: float, refitted: bool) -> str:
+    text = f"These models were fitted without {number(weight)} held-out rows."
+    return text + (
+        " The chosen one was then fitted again to all rows, so its final figures differ from this table." * refitted
+    )
 
 
 def _options(table: list[dict[str, Any]]) -> list[str]:

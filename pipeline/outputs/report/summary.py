@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.models.families import words_of
+from pipeline.outputs.report.choice import refitted
 from pipeline.outputs.report.formatting import moment, number, percent, plural, rate, seconds, setting, size
 from pipeline.outputs.report.record import Record
 from pipeline.outputs.report.timing import Timing
@@ -267,7 +268,7 @@ def _reset(entry: dict[str, Any], record: Record) -> str:
     chosen = next((r.get("restart") for r in restarts if r.get("chosen")), 0)
     candidates = record.attrs.get("candidates") or [{"chosen": True}]
     of = candidates[entry.get("candidate", 0)]
-    before = any("heldout" in one for one in candidates) and not entry.get("refit")  # it was refitted since
+    before = any("heldout" in one for one in candidates) and not entry.get("refit") and refitted(record)
     if before or not of["chosen"]:
         where = f"candidate {of['name']}, {where}"
     elif entry.get("restart", chosen) != chosen:
