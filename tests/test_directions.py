@@ -8,6 +8,8 @@ import scipy.sparse as sp
 from scipy.optimize import brentq
 from scipy.special import iv, logsumexp
 from scipy.stats import vonmises_fisher
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 import pipeline
 from pipeline.arrays.rows import Rows
@@ -19,7 +21,7 @@ from pipeline.models.clusters import NoRows
 from pipeline.models.families.spherical_kmeans import SphericalKMeans
 from pipeline.models.families.vmf import MOST, VonMisesFisher, concentration_of, mean_cosine
 from pipeline.models.mixture import Mixture
-from tests.jobs import refused, write_config
+from tests.jobs import job, refused, write_config
 from tests.laws.common import assigned, chunks_of, e_step, fit
 from tests.test_families import directions, documents
 
@@ -197,6 +199,23 @@ def test_the_search_finds_directions_of_rows_of_any_length(family):
         estimator = pipeline.estimator_of(family)(3, random_state=0, method="auto").fit(rows)
         found = estimator.predict(rows)
         assert len({(a, b) for a, b in zip(found.tolist(), label.tolist(), strict=True)}) == 3
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["vmf", "spherical-kmeans"])
+@pytest.mark.parametrize("kind", ["center", "standardize", "pca"])
+def test_directions_of_preprocessed_rows(family, kind, tmp_path):
+    """A job of the rows that a step makes is one of these rows."""
+    x = directions(RNG(0), 100)
+    map_ = {"center": StandardScaler(with_std=False), "standardize": StandardScaler(), "pca": PCA()}[kind]
+    np.save(tmp_path / "raw.npy", x)
+    np.save(tmp_path / "made.npy", map_.fit_transform(x))
+    model, fit = {"family": family, "n_components": 2}, {"init": "k-means||", "method": "em"}
+    made = pipeline.run(job(tmp_path / "made.npy", model=model, fit=fit), tmp_path / "made")
+    raw = pipeline.run(job(tmp_path / "raw.npy", model=model, fit=fit, preprocess=[{"kind": kind}]), tmp_path / "raw")
+    found, expected = pipeline.open_run(raw), pipeline.open_run(made)
+    name = f"final_{'inertia' if family == 'spherical-kmeans' else 'log_likelihood'}"
+    assert found.attrs[name] == pytest.approx(expected.attrs[name], rel=1e-9)
 
 
 def test_a_job_refuses_rows_of_zeros(tmp_path):

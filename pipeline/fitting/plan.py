@@ -77,6 +77,8 @@ class JobPlan:
         """The job of the profiling pass."""
         full = any(step.kind in ("pca", "zca") for step in self.config.preprocess)
         moments = "none" if self.sparse else "matrix" if full else self.config.model.second_moments
+        if self.config.preprocess and moments == "none":
+            moments = "variances"
         return ProfileJob(moments, max(self.sample_rows), self.config.fit.random_state, self.leading)
 
     @property
