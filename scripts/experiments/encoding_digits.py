@@ -7,7 +7,7 @@
 The first --train digits of the training set train the classifier; all 10,000 of the test set, or the first --test, are classified. Two
 models of 200 components are fitted to the patches of 6 x 6 pixels of the training digits, one patch in 2 x 2, without labels: K-means of
 patches of equal contrast after ZCA, and a Gaussian mixture of variances after a PCA to 20 features. Codes are of all patches, pooled over
-quadrants. The classifier is scikit-learn's RidgeClassifierCV on standardized features, its penalty by leave-one-out.
+quadrants. The classifier is scikit-learn's RidgeClassifierCV on standardized features, its penalty by leave-one-out; pixels also as they are.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def encoded(work: Path, run: str, code: str, pool: str | None, grid: tuple[int, 
     return found
 
 
-def error(train: np.ndarray, test: np.ndarray, labels: list[np.ndarray]) -> float:
+def error(train: np.ndarray, test: np.ndarray, labels: list[np.ndarray], standardized: bool = True) -> float:
     """The share of the test that a linear classifier gets wrong."""
-    scaler = StandardScaler().fit(train)
+    scaler = StandardScaler(with_std=standardized).fit(train)
     classifier = RidgeClassifierCV(alphas=np.logspace(0, 5, 11)).fit(scaler.transform(train), labels[0])
     return float((classifier.predict(scaler.transform(test)) != labels[1]).mean())
 
@@ -92,23 +92,22 @@ def draw(work: Path, digits: np.ndarray, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     from pipeline.data.sources.images import patch_basis
-
-    model = pipeline.open_run(work / "kmeans")
-    order = np.argsort(-np.asarray(model["n_effective"][-1])) if "n_effective" in model else np.arange(200)
-    codes = xr.open_zarr(work / "kmeans-words-2-test" / "encode.zarr", consolidated=False)["code"].values
     from pipeline.outputs.model_store import load_model, read_dataset
 
+    codes = xr.open_zarr(work / "kmeans-words-2-test" / "encode.zarr", consolidated=False)["code"].values
     _, params, affine = load_model(read_dataset(work / "kmeans" / "model.zarr"))
     patches = (params.centers @ affine.inverse() + affine.offset) @ patch_basis((6, 6)).T
     patches = patches.reshape(-1, 6, 6) / np.abs(patches).max(axis=1)[:, None, None]
     sheet = np.full((10 * 7 + 1, 20 * 7 + 1), np.nan)
-    for i, k in enumerate(order):
-        sheet[i // 20 * 7 + 1 : i // 20 * 7 + 7, i % 20 * 7 + 1 : i % 20 * 7 + 7] = patches[k]
-    figure = plt.figure(figsize=(10, 8.4), dpi=80, layout="constrained")
+    for k in range(200):
+        sheet[k // 20 * 7 + 1 : k // 20 * 7 + 7, k % 20 * 7 + 1 : k % 20 * 7 + 7] = patches[k]
+    figure = plt.figure(figsize=(12, 8.4), dpi=72, layout="constrained")
     grid = figure.add_gridspec(3, 4, height_ratios=[4, 1.6, 1.2])
     top = figure.add_subplot(grid[0, :])
     top.imshow(sheet, cmap="gray", vmin=-1, vmax=1)
-    top.set_title("The 200 centres, by size")
+    top.set_title(
+        "200 centres of patches, by size; four digits, and how many patches of each quadrant are nearest to each centre"
+    )
     top.axis("off")
     for i in range(4):
         above, below = figure.add_subplot(grid[1, i]), figure.add_subplot(grid[2, i])
@@ -116,7 +115,7 @@ def draw(work: Path, digits: np.ndarray, path: Path) -> None:
         above.axhline(13.5, color="tab:blue", lw=1)
         above.axvline(13.5, color="tab:blue", lw=1)
         above.axis("off")
-        below.imshow(codes[i].reshape(4, 200)[:, order].reshape(4, 200), aspect="auto", cmap="gray_r")
+        below.imshow(codes[i].reshape(4, 200), aspect="auto", cmap="gray_r", vmax=6, interpolation="nearest")
         below.set_yticks(range(4), ["top left", "top right", "bottom left", "bottom right"] if i == 0 else [""] * 4)
         below.set_xlabel("centre")
     figure.savefig(path)
@@ -131,6 +130,7 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, help="a new folder for pictures, runs and codes; a temporary one by default"
     )
+    parser.add_argument("--pixels", action="store_true", help="only classify pixels, without a fit")
     parser.add_argument("--picture", type=Path, help="also draw centres and words")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -143,14 +143,17 @@ def main() -> int:
             idx(options.mnist, f"{part}-labels-idx1-ubyte")[: len(own)]
             for part, own in zip(("train", "t10k"), digits, strict=True)
         ]
+        print(f"{'features':28} {'columns':>8} {'test error':>11} {'CPU s of codes':>15}")
+        pixels = [own.reshape(len(own), -1).astype(np.float32) / 255 for own in digits]
+        for name, standardized in (("pixels, standardized", True), ("pixels, as they are", False)):
+            print(f"{name:28} {784:8} {error(*pixels, labels, standardized):10.2%} {0:15.0f}", flush=True)
+        if options.pixels:
+            return 0
         for part, own in zip(("train", "test"), digits, strict=True):
             write(own, work / part)
         for config in (KMEANS, GAUSSIAN):
             (work / "fit.yaml").write_text(config.format(work=work))
             pipeline.run(pipeline.load_config(work / "fit.yaml"))
-        print(f"{'features':28} {'columns':>8} {'test error':>11} {'CPU s of codes':>15}")
-        pixels = [own.reshape(len(own), -1).astype(np.float32) / 255 for own in digits]
-        print(f"{'pixels':28} {784:8} {error(*pixels, labels):10.2%} {0:15.0f}", flush=True)
         for run, code, pool, grid in CODES:
             began = time.process_time()
             found = encoded(work, run, code, pool, grid)
