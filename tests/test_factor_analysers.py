@@ -18,12 +18,13 @@ from sklearn.decomposition import PCA, FactorAnalysis
 
 import pipeline
 from pipeline.data.profile import ProfileJob, summary_of
+from pipeline.engine.blas import single_thread
 from pipeline.errors import InputError
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families.factor import FactorSection
 from pipeline.models.mixture import Mixture
 from tests.jobs import write_config
-from tests.laws.common import chunks_of, e_step, fit, gaussian_mixture, method, sum_over
+from tests.laws.common import chunks_of, e_step, fit, gaussian_mixture, method, same_bits, sum_over
 from tests.test_factor_analysis import drawn
 from tests.test_families import factors
 
@@ -44,6 +45,17 @@ def fitted(x: np.ndarray, k: int = 1, n_iter: int = 3000, tol: float = 1e-13, **
     """The model and its finished run."""
     model, params = started(x, k, **options)
     return model, fit(model, params, chunks_of(x), n_iter, tol, method("auto", chunks_of(x)))[0]
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_parameters_that_are_read_back_make_the_same_bits(rank: int) -> None:
+    """After an M-step: the next E-step of a fit that is resumed is that of one that goes on."""
+    x = factors(RNG(0))
+    model, params = started(x, 8, rank=rank)
+    params = model.m_step(e_step(model, params, x).stats, params)
+    again = model.params_from_arrays({name: np.array(value, order="C") for name, value in model.arrays(params).items()})
+    with single_thread():
+        same_bits(e_step(model, again, x).stats, e_step(model, params, x).stats)
 
 
 def slow_em(

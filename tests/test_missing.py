@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -363,7 +364,8 @@ def test_columns_without_width_far_away_keep_their_digits():
 
 
 @pytest.mark.slow
-def test_a_job_with_missing_entries(tmp_path: Path):
+@pytest.mark.parametrize("model", [{"family": "gaussian"}, {"family": "student-t"}, {"family": "factor", "rank": 1}])
+def test_a_job_with_missing_entries(model: dict[str, Any], tmp_path: Path):
     """check, run, a stop, resume with the same bytes, predict, report; a row of nothing has no label; the search finds the clusters."""
     x = rows(600, 0.25)
     x[7] = np.nan
@@ -371,7 +373,7 @@ def test_a_job_with_missing_entries(tmp_path: Path):
     config = {
         "data": {"source": "npy", "path": str(tmp_path / "x.npy"), "bad_rows": "missing"},
         "preprocess": [{"kind": "standardize"}],
-        "model": {"family": "gaussian", "n_components": [1, 2]},
+        "model": {**model, "n_components": [1, 2]},
         "fit": {"max_iter": 30, "tol": 1e-6},
         "select": {"heldout": 0.1},
         "output": {"path": str(tmp_path / "run")},
@@ -391,7 +393,11 @@ def test_a_job_with_missing_entries(tmp_path: Path):
     said = " ".join(event.get("message", "") for event in warnings)
     assert "entries are missing" in said and "nothing but missing entries" in said
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "A mixture of 2 Gaussians" in page and ">nan<" not in page.lower() and '"nan' not in page.lower()
+    assert (
+        FAMILIES[model["family"]].words.title.format(k=2) in page
+        and ">nan<" not in page.lower()
+        and '"nan' not in page.lower()
+    )
     assert command("predict", tmp_path / "run", "--output", tmp_path / "new").code == 0
     opened = pipeline.open_estimator(tmp_path / "run")
     np.testing.assert_array_equal(opened.predict(np.delete(x, 7, axis=0)), np.delete(label, 7))

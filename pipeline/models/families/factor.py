@@ -139,7 +139,8 @@ class Factor(Component):
         return least if self.noise_type == "diag" else np.asarray(least.mean())
 
     def theta(self, **arrays: Array) -> Analysers:
-        means, loadings, stored_noise = arrays["means"], arrays["loadings"], arrays["noise_variances"]
+        means, stored_noise = arrays["means"], arrays["noise_variances"]
+        loadings = np.ascontiguousarray(arrays["loadings"])  # as they are read back: sums over strides have other bits
         k, d, q = loadings.shape
         noise = np.array(np.broadcast_to(self._wide(stored_noise), (k, d)))
         slopes = np.concatenate([(means - self.shift)[:, :, None], loadings], axis=2)
