@@ -202,7 +202,7 @@ def tasks_of(n_chunks: int, workers: int, chunk_seconds: float) -> tuple[int, in
     """Return the tasks of a pass, and the chunks of each.
 
     >>> tasks_of(n_chunks=100, workers=2, chunk_seconds=0.1)
-    (25, 4)
+    (100, 1)
     """
     width = 1 << shard_level(n_chunks, workers, chunk_seconds)
     return -(-n_chunks // width), width

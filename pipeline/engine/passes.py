@@ -7,6 +7,7 @@ the shards. What all tasks need (chunks, functions, kernels) is the result of on
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -26,7 +27,7 @@ from pipeline.data.chunks import Chunks
 from pipeline.engine.blas import single_thread
 from pipeline.engine.reading import WORTH_BYTES, ChunkCache, in_turn
 from pipeline.engine.stored_sums import MOST_STORED, FinishedSums, SumStore, total
-from pipeline.engine.tree import Span, halves, shard_level, tree_sum, uncovered
+from pipeline.engine.tree import Span, below, shard_level, sum_of, tree_sum, uncovered
 from pipeline.errors import InputError, PipelineError, Stopped, StorageError
 from pipeline.kernels.base import Kernels
 from pipeline.kernels.cpu import KERNELS
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.engine.waiting import Cluster
 
 ChunkFunction = Callable[[Rows, Kernels], Any]  # what it returns for two chunks adds
+ADDED_BYTES, MOST_LEVELS = 2**26, 4  # of the sums that one task adds, and levels of the tree that it sums
 SLOWEST = 8e6  # bytes of rows a second that one core processes in costly passes: for the first pass, not timed yet
 OURS = "em-"  # what the keys of our tasks begin with, on a scheduler that others may use too
 
@@ -76,6 +78,7 @@ class Engine:
         self._cache = ChunkCache(cache_bytes) if cache_bytes else None
         self._check = check
         self._seconds: dict[tuple[type, ...], float] = {}  # of a chunk, by the types of the functions
+        self._bytes: dict[tuple[type, ...], int] = {}  # of what they return
         self._stop: Event | None = None
         self._seen: Any = None
 
@@ -134,10 +137,13 @@ class Engine:
             self._seen = chunks.source
         kind, whole = tuple(map(type, functions)), (0, len(wanted))
         seconds = self._seconds.get(kind, chunks.chunk_bytes / SLOWEST)
-        width = 1 if blocks is not None else 1 << shard_level(len(wanted), self.workers, seconds)
+        width = (
+            1 if blocks is not None else 1 << shard_level(len(wanted), self.workers, seconds, self._bytes.get(kind, 0))
+        )
         grain = len(wanted) if store is None else max(1, 2 * len(wanted) // MOST_STORED)
         stored = set() if store is None else store.spans()
-        tasks = _Tasks(self._shared(work), wanted, blocks, self._new_stop(), width, grain)
+        levels = min(MOST_LEVELS, max(1, (ADDED_BYTES // self._bytes.get(kind, ADDED_BYTES)).bit_length() - 1))
+        tasks = _Tasks(self._shared(work), wanted, blocks, self._new_stop(), width, grain, levels)
         roots = [tasks.subtree(span) for span in uncovered(whole, stored)]
         _log.debug("pass: %d chunks, %d tasks, %s", len(wanted), len(tasks.names), [one.__name__ for one in kind])
         before = sum(stop - start for start, stop in stored)
@@ -151,6 +157,8 @@ class Engine:
         took = time.perf_counter() - began
         if not stored:
             self._seconds[kind] = took * self.workers / len(wanted)
+        if self.cluster is not None and kind not in self._bytes:
+            self._bytes[kind] = _sent_bytes(value)
         _log.debug("pass: took %.3f s", took)
         return list(value)
 
@@ -235,6 +243,8 @@ class _Tasks:
         Chunks of a shard.
     grain : int
         Chunks of the smallest subtree that may be stored.
+    levels : int
+        Of the tree, that a task sums: 2^levels sums are in its worker's memory. Above the grain always 1.
 
     Attributes
     ----------
@@ -245,10 +255,17 @@ class _Tasks:
     """
 
     def __init__(
-        self, work: Any, ids: Sequence[int], blocks: Sequence[Any] | None, stop: _Opaque, width: int, grain: int
+        self,
+        work: Any,
+        ids: Sequence[int],
+        blocks: Sequence[Any] | None,
+        stop: _Opaque,
+        width: int,
+        grain: int,
+        levels: int,
     ) -> None:
         self._work, self._ids, self._blocks, self._stop = work, ids, blocks, stop
-        self._width, self._grain, self._token = width, grain, uuid4().hex
+        self._width, self._grain, self._levels, self._token = width, grain, levels, uuid4().hex
         self.storable: list[Any] = []
         self.spans: dict[Hashable, Span] = {}
         self.names: dict[Hashable, str] = {}
@@ -262,8 +279,10 @@ class _Tasks:
             block = None if self._blocks is None else self._blocks[ids[0]]
             task = delayed(_sum_shard)(self._work, _Opaque(ids), self._stop, block, dask_key_name=key)
         else:
-            parts = [self.subtree(half) for half in halves(span)]
-            task = delayed(_add_lists)(*parts, dask_key_name=(f"{OURS}add-{self._token}", start, stop))
+            inner = below(span, self._width, self._levels if stop - start <= self._grain else 1)
+            parts = [self.subtree(one) for one in inner]
+            key = (f"{OURS}add-{self._token}", start, stop)
+            task = delayed(_add_parts)(_Opaque((span, inner)), *parts, dask_key_name=key)
         if stop - start >= self._grain:
             self.storable.append(task)
             self.spans[task.key] = span
@@ -331,6 +350,19 @@ def _refuse_unwanted(ended: Event | None) -> None:
 
 def _add_lists(a: list[Any], b: list[Any]) -> list[Any]:
     return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def _add_parts(spans: _Opaque, *parts: list[Any]) -> list[Any]:
+    """The sum of a subtree from those of subtrees below it. spans : of the sum, and of each part."""
+    whole, inner = spans.value
+    return sum_of(whole, dict(zip(inner, parts, strict=True)), _add_lists)
+
+
+def _sent_bytes(value: Any) -> int:
+    """Bytes of a value that is sent to another process."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return len(head) + sum(buffer.raw().nbytes for buffer in buffers)
 
 
 def _add_in_place(a: list[Any], b: list[Any]) -> list[Any]:

@@ -9,10 +9,13 @@ any number of workers, and the total has the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+SHORT_SECONDS = 0.1  # of a task; a shorter one is worth it where a worker has few
+SENT_BYTES = 2e7  # of sums, for which a second of work is worth it
+HANDED_SECONDS = 0.004  # in which a scheduler hands out a task, with all that this takes
 Span = tuple[int, int]  # consecutive leaves from the first up to, not including, the second
 
 
@@ -69,22 +72,64 @@ def uncovered(span: Span, stored: Collection[Span]) -> Iterator[Span]:
         yield from uncovered(half, stored)
 
 
-def shard_level(n_chunks: int, workers: int, chunk_seconds: float, per_worker: int = 8, longest: float = 20.0) -> int:
+def below(span: Span, width: int, levels: int) -> list[Span]:
+    """Return the subtrees, at most 2^levels, whose sums the task of a subtree of more than `width` leaves adds, in order.
+
+    They have width · 2^(levels · j) leaves, or fewer at the end: in a large tree no task has few of them.
+
+    >>> below((0, 15), width=2, levels=2)
+    [(0, 8), (8, 15)]
+    >>> below((8, 15), width=2, levels=2)
+    [(8, 10), (10, 12), (12, 14), (14, 15)]
+    """
+    most = width
+    while most << levels < span[1] - span[0]:
+        most <<= levels
+    return list(_within(span, most))
+
+
+def _within(span: Span, most: int) -> Iterator[Span]:
+    """The largest subtrees of at most so many leaves."""
+    if span[1] - span[0] <= most:
+        yield span
+        return
+    for half in halves(span):
+        yield from _within(half, most)
+
+
+def sum_of(span: Span, parts: Mapping[Span, T], add: Callable[[T, T], T]) -> T:
+    """Return the sum of a subtree from those of subtrees below it that cover it."""
+    if span in parts:
+        return parts[span]
+    first, second = (sum_of(half, parts, add) for half in halves(span))
+    return add(first, second)
+
+
+def shard_level(n_chunks: int, workers: int, chunk_seconds: float, sum_bytes: int = 0, longest: float = 20.0) -> int:
     """Return the level j of a pass's shards, which are subtrees of 2^j chunks, one task each.
 
-    The largest with at least `per_worker` shards a worker, each of which takes at most about `longest` seconds: an empty
-    task takes 2 to 3.5 ms on worker processes, and a lost worker's shards are computed again.
+    They take at most about `longest` seconds, as a lost worker's are computed again. A worker gets 32 to 64, so that all workers end
+    at about the same time; 8 to 16 where these would take less than 0.1 s, 16 ms for each worker, or 30 times as long as to send and add
+    their sums; 4 to 8 where they would take less than 4 ms for each worker, as the one scheduler hands out all.
 
     Parameters
     ----------
     n_chunks, workers : int
     chunk_seconds : float
         Time of one chunk.
+    sum_bytes : int
+        Of the sums that a task returns; 0 where it is not known.
 
-    >>> shard_level(n_chunks=10_000, workers=2, chunk_seconds=0.0)
-    9
+    >>> [shard_level(n_chunks=10_000, workers=2, chunk_seconds=seconds) for seconds in (0.0, 1e-3, 1e-2)]
+    [10, 7, 7]
+    >>> shard_level(n_chunks=300_000, workers=1000, chunk_seconds=0.1)
+    6
     """
-    level = 0
-    while n_chunks / (2 << level) >= workers * per_worker and chunk_seconds * (2 << level) <= longest:
+    level, handed = 0, HANDED_SECONDS * workers
+    long = max(SHORT_SECONDS, 4 * handed, sum_bytes / SENT_BYTES)
+    while (takes := chunk_seconds * (1 << level)) * 2 <= longest:
+        least = 32 if takes >= long else 8 if takes >= handed else 4
+        if n_chunks / (2 << level) < workers * least:
+            break
         level += 1
     return level

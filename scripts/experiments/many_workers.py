@@ -1,20 +1,25 @@
 #!/usr/bin/env python3
 """What passes cost beside their arithmetic: tasks without rows on many simulated workers.
 
-    scripts/experiments/many_workers.py [--chunks 1000000] [--workers 10 100 1000] [--bytes 0 3400000] [--passes 1]
+    scripts/experiments/many_workers.py [--chunks 300000] [--workers 100 1000] [--bytes 0 3400000] [--passes 2]
 
-Workers are objects of distributed in this one process (LocalCluster(processes=False)), one thread each: their scheduler,
-their messages and their state machines are real, processes and network are not. A chunk holds nothing and takes no time
-to read; a shard's statistics have the number of bytes asked for. A chunk is said to take --seconds, so that shards are
-as large as in a pass in which it does. Printed are tasks, seconds, milliseconds of CPU a task (driver, scheduler and workers
-together, without the empty chunks), what workers sent one another, and how the memory of the process grew.
+The scheduler of distributed is a process of its own, with nothing but that to do: its CPU time is measured. Workers are objects in this
+process, one thread each: their messages and state machines are real, their processes and the network are not. A chunk holds nothing and takes no
+time to read, but is said to take --seconds, so that tasks are as many as in a pass in which it does. Printed are tasks,
+CPU seconds of the scheduler, and of driver and workers together, and what workers sent one another.
 """
 
 import argparse
-import statistics
+import asyncio
+import contextlib
+import json
+import logging
+import subprocess
 import sys
+import tempfile
+import threading
 import time
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +28,11 @@ import numpy as np
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from distributed import Client, LocalCluster
+from distributed import Client, Worker
 
 from pipeline.arrays.rows import Rows
 from pipeline.engine import waiting
-from pipeline.engine.passes import Engine
+from pipeline.engine.passes import SLOWEST, Engine
 from pipeline.engine.waiting import Cluster
 
 
@@ -45,13 +50,7 @@ class Nothing:
     """Chunks that hold nothing. seconds : what one is said to take."""
 
     def __init__(self, n_chunks: int, seconds: float) -> None:
-        self.n_chunks, self.seconds, self.source = n_chunks, seconds, NOWHERE
-
-    def chunk_bytes(self) -> int:
-        """So that a shard is as large as if chunks took the time."""
-        from pipeline.engine.passes import SLOWEST
-
-        return int(self.seconds * SLOWEST)
+        self.n_chunks, self.chunk_bytes, self.source = n_chunks, int(seconds * SLOWEST), NOWHERE
 
     def load(self, i: int) -> Rows:
         """No rows."""
@@ -69,11 +68,7 @@ class Statistics:
 
     def __call__(self, chunk: Any, kernels: Any) -> Any:
         """Zeros."""
-        return _zeros(self.size)
-
-
-def _zeros(size: int) -> Any:
-    return Zeros(np.zeros(max(1, size // 8)))
+        return Zeros(np.zeros(max(1, self.size // 8)))
 
 
 class Zeros:
@@ -92,73 +87,84 @@ class Zeros:
         return self
 
 
-def sent(dask_worker: Any) -> int:
-    """Bytes that a worker has sent to others so far."""
-    return int(dask_worker.transfer_outgoing_bytes_total)
+class Counting(Cluster):
+    """A cluster that says how many tasks a pass has."""
+
+    tasks = 0
+
+    def compute(self, roots: Any, *rest: Any) -> Any:
+        """As in passes."""
+        self.tasks = len({key for root in roots for key in root.dask})
+        return super().compute(roots, *rest)
+
+
+@contextlib.contextmanager
+def cluster(n_workers: int) -> Iterator[tuple[Client, psutil.Process, list[Worker]]]:
+    """Client, process of the scheduler, and workers."""
+    loop, workers = asyncio.new_event_loop(), list[Worker]()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "scheduler.json"
+        options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+        program = [sys.executable, "-m", "distributed.cli.dask_scheduler", *options]
+        scheduler = subprocess.Popen(program, stderr=subprocess.DEVNULL)
+        try:
+            while not file.exists() or not file.read_text().endswith("}"):
+                time.sleep(0.1)
+            address = json.loads(file.read_text())["address"]
+
+            async def start() -> None:
+                own = {"nthreads": 1, "dashboard": False, "memory_limit": 0, "local_directory": folder}
+                for first in range(0, n_workers, 50):
+                    more = [Worker(address, host="127.0.0.1", **own) for _ in range(first, min(first + 50, n_workers))]
+                    workers.extend(more)
+                    await asyncio.gather(*more)
+
+            threading.Thread(target=loop.run_forever, daemon=True).start()
+            asyncio.run_coroutine_threadsafe(start(), loop).result()
+            with Client(address) as client:
+                yield client, psutil.Process(scheduler.pid), workers
+        finally:
+            scheduler.terminate()
+            scheduler.wait()
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chunks", type=int, default=1_000_000, help="in a pass")
-    parser.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000], help="simulated, one thread each")
+    parser.add_argument("--chunks", type=int, default=300_000, help="in a pass")
+    parser.add_argument("--workers", type=int, nargs="+", default=[100, 1000], help="simulated, one thread each")
     parser.add_argument("--bytes", type=int, nargs="+", default=[0], help="of the statistics of a shard")
-    parser.add_argument("--passes", type=int, default=1, help="timed, after a short one that is not")
+    parser.add_argument(
+        "--passes", type=int, default=2, help="of which each is printed; sizes are known after the first"
+    )
     parser.add_argument("--seconds", type=float, default=0.1, help="that a chunk is said to take")
     options = parser.parse_args()
-    empty = seconds_of_an_empty_chunk()
-    print(f"an empty chunk: {1e6 * empty:.1f} µs of CPU\n")
-    warnings.simplefilter("ignore")
-    waiting.ANSWER = 600.0  # all of them in one process: it is slow to answer, and not dead
+    logging.disable(logging.ERROR)
     dask.config.set({"distributed.comm.timeouts.connect": "600s"})
-    print(
-        "| workers | bytes of statistics | tasks a pass | seconds a pass | CPU ms a task | MB sent a pass | MiB grown |"
-    )
-    print("|---|---|---|---|---|---|---|", flush=True)
-    for workers in options.workers:
-        chunks: Any = Nothing(options.chunks, options.seconds)
-        settings = {"n_workers": workers, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-        with LocalCluster(**settings, silence_logs=50, memory_limit=None) as cluster, Client(cluster) as client:
-            client.wait_for_workers(workers, timeout=300)
+    waiting.ANSWER = 600.0  # all workers in one process: they are slow to answer, and not dead
+    print("| workers | bytes of statistics | pass | tasks | scheduler CPU s | others CPU s | seconds | MB sent |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for n_workers in options.workers:
+        with cluster(n_workers) as (client, scheduler, workers):
             for size in options.bytes:
-                engine = Engine(Cluster(client), workers)
+                counting, chunks = Counting(client), Nothing(options.chunks, options.seconds)
+                engine = Engine(counting, n_workers, ahead=False)
                 engine._seen = chunks.source  # nothing to look at
-                process, seconds, cpu, moved = psutil.Process(), [], [], []
-                before = process.memory_info().rss
-                engine.sum_over(Nothing(1000, options.seconds), [Statistics(size)])  # type: ignore[arg-type]
-                for _ in range(options.passes):
+                for number in range(options.passes):
                     engine._seconds.clear()
-                    began, busy, out = time.perf_counter(), time.process_time(), sum(client.run(sent).values())
-                    engine.sum_over(chunks, [Statistics(size)])
-                    seconds.append(time.perf_counter() - began)
-                    cpu.append(time.process_time() - busy)
-                    moved.append(sum(client.run(sent).values()) - out)
-                tasks = 2 * shards_of(engine, chunks) + 1
-                took = statistics.median(seconds)
-                grown = (process.memory_info().rss - before) / 2**20
-                each = (statistics.median(cpu) - empty * options.chunks) / tasks
-                print(
-                    f"| {workers} | {size} | {tasks} | {took:.2f} | {1000 * each:.2f} | "
-                    f"{statistics.median(moved) / 1e6:.1f} | {grown:.0f} |",
-                    flush=True,
-                )
+                    before = measured(scheduler, workers)
+                    engine.sum_over(chunks, [Statistics(size)])  # type: ignore[arg-type]
+                    handed, others, took, sent = np.subtract(measured(scheduler, workers), before)
+                    said = f"{counting.tasks} | {handed:.1f} | {others:.1f} | {took:.0f} | {sent / 1e6:.1f}"
+                    print(f"| {n_workers} | {size} | {number} | {said} |", flush=True)
     return 0
 
 
-def seconds_of_an_empty_chunk(n: int = 100_000) -> float:
-    """CPU of one in a loop of many, in this thread: it is no part of what tasks cost."""
-    chunks: Any = Nothing(n, 1e-6)
-    began = time.process_time()
-    Engine().sum_over(chunks, [Statistics(0)])
-    return (time.process_time() - began) / n
-
-
-def shards_of(engine: Engine, chunks: Any) -> int:
-    """How many shards a pass has."""
-    from pipeline.engine.tree import shard_level
-
-    width = 1 << shard_level(chunks.n_chunks, engine.workers, chunks.seconds)
-    return -(-chunks.n_chunks // width)
+def measured(scheduler: psutil.Process, workers: list[Worker]) -> list[float]:
+    """CPU seconds of the scheduler and of this process, the time, and bytes that workers have sent one another."""
+    spent = scheduler.cpu_times()
+    sent = sum(worker.transfer_outgoing_bytes_total for worker in workers)
+    return [spent.user + spent.system, time.process_time(), time.perf_counter(), sent]
 
 
 if __name__ == "__main__":

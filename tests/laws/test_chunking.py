@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.chunks import Chunks
 from pipeline.engine.passes import Engine
-from pipeline.engine.tree import shard_level, tree_sum
+from pipeline.engine.tree import below, shard_level, sum_of, tree_sum
 from tests.laws.common import (
     FAMILIES,
     ArraySource,
@@ -65,6 +65,20 @@ def test_shard_levels_do_not_change_a_bit():
         for level in range(int(np.ceil(np.log2(n))) + 2):
             parts = [tree_sum(leaves[first:stop], add) for first, stop in shards((0, n), level)]
             assert tree_sum(parts, add) == plain
+
+
+def test_sums_of_several_levels_do_not_change_a_bit():
+    """For 1 to 300 chunks, tasks that each sum several levels of the tree give the plain tree, to the bit."""
+    values = np.random.default_rng(0).normal(size=300) * 10.0 ** np.random.default_rng(1).uniform(-8, 8, 300)
+
+    def total(span, width, levels):
+        if span[1] - span[0] <= width:
+            return tree_sum(values[slice(*span)].tolist(), add)
+        return sum_of(span, {one: total(one, width, levels) for one in below(span, width, levels)}, add)
+
+    for n in (*range(1, 40), 255, 256, 257, 300):
+        plain = tree_sum(values[:n].tolist(), add)
+        assert all(total((0, n), width, levels) == plain for width in (1, 4) for levels in (1, 2, 4))
 
 
 def test_tree_is_the_one_drawn():
