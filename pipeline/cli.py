@@ -174,7 +174,11 @@ def predict_command(
     profile: ProfileName = None,
     engine: EngineFile = None,
     form: Annotated[
-        str, typer.Option("--format", help="zarr; parquet or csv: also a table, with what names each row in the input")
+        str,
+        typer.Option(
+            "--format",
+            help="zarr; parquet or csv: also a table, with what names each row in the input; geotiff: also a raster",
+        ),
     ] = "zarr",
 ) -> None:
     """Label rows with the model of RUN: its own, or others, named by --set data.key=value, with --output."""

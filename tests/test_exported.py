@@ -99,5 +99,5 @@ def test_an_index_that_is_none_is_refused(made, source, options, said):
 
 def test_a_format_that_is_none_is_refused(made):
     """Before anything is computed."""
-    with pytest.raises(InputError, match="got 'xlsx', expected zarr, parquet or csv"):
+    with pytest.raises(InputError, match="got 'xlsx', expected zarr, parquet, csv or geotiff"):
         predict(made[0], form="xlsx")

@@ -163,15 +163,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an engine that is not installed": (
         XR | {"engine": "cfgrib"},
-        "install the engine where it is absent: pip install 'em-pipeline[netcdf]' for netCDF 4, pip install cfgrib for GRIB.",
+        "install the engine where it is absent: pip install 'em-pipeline[netcdf]' for netCDF 4, 'em-pipeline[raster]' for GeoTIFF, cfgrib for GRIB.",
     ),
     "an engine that is none": (
         XR | {"engine": "hdf4"},
-        "got 'hdf4', expected zarr, netcdf4, h5netcdf, scipy or cfgrib; did you mean netcdf4?",
+        "got 'hdf4', expected zarr, netcdf4, h5netcdf, scipy, cfgrib or rasterio; did you mean netcdf4?",
     ),
     "another engine's file": (
         XR | {"path": "no.nc"},
-        "set data.engine to one of zarr, netcdf4, h5netcdf, scipy (netCDF 3) and cfgrib (GRIB); install the engine",
+        "set data.engine to one of zarr, netcdf4, h5netcdf, scipy (netCDF 3), cfgrib (GRIB) and rasterio (GeoTIFF); install the engine",
     ),
     "a group that is not there": (
         XR | {"path": "ds.zarr", "group": "summer"},

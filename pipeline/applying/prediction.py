@@ -17,6 +17,7 @@ from pipeline.jobconfig import Config
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.exported import export, refuse_format
 from pipeline.outputs.labels import has_labels
+from pipeline.outputs.raster import spatial_dims, write_raster
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.state import as_read_before
 
@@ -42,10 +43,11 @@ def predict(
         Called with each event.
     began : float, optional
         time.perf_counter() when the user began to wait; the time of the job is counted from it. Now by default.
-    form : {"zarr", "parquet", "csv"}
-        parquet, csv: also write labels.parquet or labels.csv, a line a row, with what names the row in the input.
+    form : {"zarr", "parquet", "csv", "geotiff"}
+        parquet, csv: also write labels.parquet or labels.csv, a line a row, with what names the row in the input; geotiff: also
+        write labels.tif, with the coordinates of the data.
     """
-    refuse_format(form)
+    refuse_format(form, ("zarr", "parquet", "csv", "geotiff"))
     config = asked_of(path, overrides, "predict", ("output.top_k",))
     return _label_rows(RunDirectory(path), config, output, listeners, began, form)
 
@@ -73,6 +75,7 @@ def _label_rows(
     with single_thread(), PeakMemory() as memory:
         opened = open_rows(directory, config, "predict")
         model, chunks, plan, planned = opened.model, opened.chunks, opened.plan, opened.memory
+        dims = spatial_dims(chunks.source) if form == "geotiff" else None  # refused before rows are labelled
         fingerprint = chunks.fingerprint()
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
@@ -95,7 +98,10 @@ def _label_rows(
                 from pipeline.outputs.report import write_report
 
                 write_report(target.path)
-            made = target.labels if form == "zarr" else export(target.labels, chunks.source, form)
+            if dims is not None:
+                made = write_raster(target.labels, dims)
+            else:
+                made = target.labels if form == "zarr" else export(target.labels, chunks.source, form)
             if missing:
                 log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)
     return made

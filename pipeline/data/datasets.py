@@ -80,11 +80,11 @@ class DatasetPlace:
         except PipelineError:
             raise
         except Exception as error:  # every engine has its own kinds
-            kinds = "zarr, netcdf4, h5netcdf, scipy (netCDF 3) and cfgrib (GRIB)"
+            kinds = "zarr, netcdf4, h5netcdf, scipy (netCDF 3), cfgrib (GRIB) and rasterio (GeoTIFF)"
             said = str(error).split("\n")[0].rstrip(":. ")
             raise InputError(
                 f"{self}: xarray cannot open it ({type(error).__name__}: {said}). Check data.path, data.group and data.concat; set "
-                f"data.engine to one of {kinds}; install the engine where it is absent: pip install 'em-pipeline[netcdf]' for netCDF 4, pip install cfgrib for GRIB."
+                f"data.engine to one of {kinds}; install the engine where it is absent: pip install 'em-pipeline[netcdf]' for netCDF 4, 'em-pipeline[raster]' for GeoTIFF, cfgrib for GRIB."
             ) from error
 
     def open(self) -> xr.Dataset:

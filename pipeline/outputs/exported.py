@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -24,10 +24,10 @@ Format = Literal["zarr", "parquet", "csv"]
 TABLE_ROWS, TABLE_NUMBERS = 2**16, 2**22  # at a time
 
 
-def refuse_format(name: str) -> None:
-    """Raise InputError for a format that cannot be written here."""
-    if name not in ("zarr", "parquet", "csv"):
-        raise InputError(f"--format: got {name!r}, expected zarr, parquet or csv. Correct it.")
+def refuse_format(name: str, known: Sequence[str] = get_args(Format)) -> None:
+    """Raise InputError for a format that is not known, or cannot be written here."""
+    if name not in known:
+        raise InputError(f"--format: got {name!r}, expected {', '.join(known[:-1])} or {known[-1]}. Correct it.")
     if name == "parquet":
         pyarrow_of("--format: parquet")
 

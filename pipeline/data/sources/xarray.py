@@ -39,7 +39,9 @@ _COSINE = re.compile(r"cos\((\w+)\)")
 class XarraySection(FileSection):
     """What xarray opens: zarr, netCDF, HDF5, GRIB; variables and dimensions by name."""
 
-    source: Literal["xarray"] = Field("xarray", description="a dataset that xarray opens: zarr, netCDF, HDF5, GRIB")
+    source: Literal["xarray"] = Field(
+        "xarray", description="a dataset that xarray opens: zarr, netCDF, HDF5, GRIB, GeoTIFF"
+    )
     path: AnyPath = Field(description="a file or zarr store, a glob of files such as era/*.nc, or an fsspec URL")
     variables: list[str] | None = Field(
         None, min_length=1, description="which variables are features; null: all numeric ones of the most dimensions"
@@ -66,7 +68,7 @@ class XarraySection(FileSection):
         description="mask: leave out cells that are NaN in all features, and refuse those that are in some; drop: leave out both; "
         "error: refuse both; missing: NaN is an entry that is not known",
     )
-    engine: Literal["zarr", "netcdf4", "h5netcdf", "scipy", "cfgrib"] | None = Field(
+    engine: Literal["zarr", "netcdf4", "h5netcdf", "scipy", "cfgrib", "rasterio"] | None = Field(
         None, description="how xarray opens it; null: as it finds out"
     )
     group: str | None = Field(None, description="a group of the file or store; null: its root")
