@@ -178,16 +178,17 @@ def write_labels(
             begun.add(block, files)
             progress(block.stop)
         _write_pictures(group, task)
-        if coordinates is not None:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=_NO_SPECIFICATION)
-                coordinates.to_zarr(guarded(temporary, read_only=False), mode="a", zarr_format=3, consolidated=False)
         # A row with a known label may have another centre than the nearest, whose distance is stored.
         by_distance = task.model.words.score == "squared_distance" and task.chunks.labels is None
         centers = task.params.centers if by_distance else None
         found = measures(group, centers, truth)
         if found:
             group.attrs["measures"] = found
+        # Last: it adds names of coordinates to the attributes, and `group` would write back those that it knows.
+        if coordinates is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=_NO_SPECIFICATION)
+                coordinates.to_zarr(guarded(temporary, read_only=False), mode="a", zarr_format=3, consolidated=False)
         publish(temporary, path)
         remove(sums)
         return found
