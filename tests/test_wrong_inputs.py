@@ -359,7 +359,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     # pictures and the rest
     "a folder without pictures": (
         {"source": "images", "path": "bare"},
-        ".mpo, .pbm, .pgm, .png, .pnm, .ppm, .tif, .tiff, .webp). Give data.path their folder, a glob such as",
+        ".mpo, .pbm, .pgm, .png, .pnm, .ppm, .tf8, .tif, .tiff, .webp). Give data.path their folder, a glob such as",
     ),
     "patches larger than a picture": (
         {"source": "images", "path": "pictures", "patch": {"size": [9, 9]}},
