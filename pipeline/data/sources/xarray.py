@@ -39,9 +39,7 @@ _COSINE = re.compile(r"cos\((\w+)\)")
 class XarraySection(FileSection):
     """What xarray opens: zarr, netCDF, HDF5, GRIB; variables and dimensions by name."""
 
-    source: Literal["xarray"] = Field(
-        "xarray", description="a dataset that xarray opens: zarr, netCDF, HDF5, GRIB, GeoTIFF"
-    )
+    source: Literal["xarray"] = Field("xarray", description="what xarray opens: zarr, netCDF, HDF5, GRIB, GeoTIFF")
     path: AnyPath = Field(description="a file or zarr store, a glob of files such as era/*.nc, or an fsspec URL")
     variables: list[str] | None = Field(
         None, min_length=1, description="which variables are features; null: all numeric ones of the most dimensions"
