@@ -7,7 +7,6 @@ the shards. What all tasks need (chunks, functions, kernels) is the result of on
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -158,7 +157,7 @@ class Engine:
         if not stored:
             self._seconds[kind] = took * self.workers / len(wanted)
         if self.cluster is not None and kind not in self._bytes:
-            self._bytes[kind] = _sent_bytes(value)
+            self._bytes[kind] = self.cluster.sent_bytes(value)
         _log.debug("pass: took %.3f s", took)
         return list(value)
 
@@ -356,13 +355,6 @@ def _add_parts(spans: _Opaque, *parts: list[Any]) -> list[Any]:
     """The sum of a subtree from those of subtrees below it. spans : of the sum, and of each part."""
     whole, inner = spans.value
     return sum_of(whole, dict(zip(inner, parts, strict=True)), _add_lists)
-
-
-def _sent_bytes(value: Any) -> int:
-    """Bytes of a value that is sent to another process."""
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return len(head) + sum(buffer.raw().nbytes for buffer in buffers)
 
 
 def _add_in_place(a: list[Any], b: list[Any]) -> list[Any]:

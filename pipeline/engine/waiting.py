@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from pickle import PickleBuffer
 from typing import Any, NamedTuple, TypeVar
 
 from distributed import Client, futures_of, get_worker, wait
 from distributed.client import ClosedClientError, FutureCancelledError, FuturesCancelledError
 from distributed.comm import CommClosedError
 from distributed.core import Status
+from distributed.protocol.pickle import dumps  # also classes of no module, which plain pickle refuses
 from distributed.scheduler import KilledWorker, heartbeat_interval
 from distributed.worker import thread_state
 
@@ -168,6 +170,12 @@ class Cluster:
                 refuse_without_package(f"worker {at}", answer)
                 raise answer
         return answers
+
+    def sent_bytes(self, value: Any) -> int:
+        """Return the bytes of a value as it is sent."""
+        buffers: list[PickleBuffer] = []
+        head = dumps(value, buffer_callback=buffers.append)
+        return len(head) + sum(buffer.raw().nbytes for buffer in buffers)
 
     @contextmanager
     def _submitted(
