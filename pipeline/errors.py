@@ -25,8 +25,10 @@ _IN_QUERY = re.compile(
 )
 _AFTER_NAME = re.compile(rf"((?:{_NAMES})[\w.-]{{0,60}}['\"]?\s{{0,9}}[:=]\s{{0,9}}['\"]?)[^\s,'\"}}&]+", re.IGNORECASE)
 _OPTIONS = "storage_options"
+_SHORT = re.compile(r"[._](?:key|auth|pass|sig|username|user)$", re.IGNORECASE)  # options of it that hold one
 _PUBLIC = {"endpoint_url", "region_name", "region", "protocol", "anon", "mode", "compression"}  # of a storage's options
-_known_secrets: set[str] = set()  # what configs of this process hold; longer than a word that messages may have
+_LEAST = 8  # letters of an option of a storage that is taken for a credential whatever its name: others are words, such as auto
+_known_secrets: set[str] = set()  # what configs of this process hold
 
 
 def hidden(text: str) -> str:
@@ -61,8 +63,14 @@ def remember_secrets(raw: Any, name: str = "") -> None:
     elif isinstance(raw, (list, tuple)):
         for value in raw:
             remember_secrets(value, name)
-    elif isinstance(raw, str) and len(raw) > 3 and (name.startswith(_OPTIONS) or _SECRET_NAME.search(name)):
+    elif isinstance(raw, str) and len(raw) > 3 and _is_secret(raw, name):
         _known_secrets.add(raw)
+
+
+def _is_secret(value: str, name: str) -> bool:
+    if _SECRET_NAME.search(name):
+        return True
+    return name.startswith(_OPTIONS) and (len(value) >= _LEAST or bool(_SHORT.search(name)))
 
 
 class PipelineError(Exception):

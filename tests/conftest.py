@@ -72,6 +72,12 @@ def no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
 
 
+@pytest.fixture(autouse=True)
+def no_secrets_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the credentials that configs of other tests held: in this process they would be hidden wherever they occur."""
+    monkeypatch.setattr("pipeline.errors._known_secrets", set())
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data beside the repository; tests that need it skip where it is absent."""

@@ -322,7 +322,7 @@ def test_a_run_says_its_plan(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gaussian", "kmeans"])
 def test_the_plan_bounds_what_a_run_takes(tmp_path, family):
-    """Peak of a run in a process of its own, looked at from outside: at most the plan's, and not 30 % below it.
+    """Peak of a run in a process of its own, looked at from outside: at most the plan's, and not 35 % below it.
 
     Resident size, which is what PSS would be if nothing else on the machine mapped the same libraries.
     """
@@ -337,4 +337,4 @@ def test_the_plan_bounds_what_a_run_takes(tmp_path, family):
             with suppress(psutil.Error):
                 peak = max(peak, psutil.Process(run.pid).memory_info().rss)
             time.sleep(0.05)
-    assert run.returncode == 0 and 0.7 * planned <= peak <= planned
+    assert run.returncode == 0 and 0.65 * planned <= peak <= planned

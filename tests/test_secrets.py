@@ -84,3 +84,19 @@ def test_neither_files_of_a_run_nor_its_log_have_them(tmp_path: Path, caplog: py
     stored.write_text(stored.read_text().replace(f"path: {tmp_path}/x.npy", "path: https://…@h/x.npy"))
     assert "Give the URLs again: --set data.path=…" in refused("predict", tmp_path / "run")
     assert command("predict", tmp_path / "run", "--set", f"data.path={tmp_path}/x.npy").code == 0
+
+
+def test_a_word_of_a_storage_is_no_credential(tmp_path: Path) -> None:
+    """An option such as {addressing_style: auto} does not hide that word in the stored config, from which a run is resumed."""
+    np.save(tmp_path / "x.npy", blobs(60))
+    config = {
+        "data": {
+            "source": "npy",
+            "path": str(tmp_path / "x.npy"),
+            "storage_options": {"s3": {"addressing_style": "auto"}},
+        },
+        "model": {"n_components": 2},
+        "fit": {"max_iter": 2},
+    }
+    stored = pipeline.jobconfig.to_plain(pipeline.jobconfig.validate(config))
+    assert stored["fit"]["method"] == "auto" and "…" not in json.dumps(stored, ensure_ascii=False)

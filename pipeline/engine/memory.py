@@ -15,9 +15,9 @@ import psutil
 from pipeline.errors import InputError
 
 MIB = 2**20
-# This process without data: libraries 265 MiB, the report's 45, the compiler of the first job 95, scikit-learn's 35. Measured as
-# resident size, which is PSS where no other process maps the libraries; jobs on 0.1 MB of rows peak at 366 to 418 MiB.
-IMPORTS = 440 * MIB
+# This process without data. Measured as resident size, which is PSS where no other process maps the libraries: jobs on 0.1 MB of
+# rows peak at 302 to 309 MiB, and at 365 where kernels are compiled.
+IMPORTS = 370 * MIB
 UNRETURNED = 80 * MIB  # at most, of what searches and statistics have freed
 WORKER_IMPORTS = 230 * MIB  # of one local worker process
 SMALLER_CHUNKS = "store the data in smaller chunks"

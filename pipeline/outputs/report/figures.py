@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import StorageError
 from pipeline.outputs.report import svg
 from pipeline.outputs.report.formatting import number, percent, plural, rate, setting
 from pipeline.outputs.report.record import Record
@@ -51,17 +52,24 @@ class Curve:
         return None if self.bound is None else self.objective[1:] - self.bound
 
 
+def _series(record: Record, name: str) -> np.ndarray:
+    """An array of one number an iteration. Raises StorageError if it is absent, damaged or has other dimensions."""
+    if record.has(name) and (dims := record.model[name].dims) != ("iteration",):
+        raise StorageError(f"model.zarr: {name} has the dimensions {dims}, expected (iteration). Run the job again.")
+    return record.array(name)
+
+
 def read_curve(record: Record) -> Curve | None:
     """Return the history per row; None without one."""
     if not record.has(record.words.series):
         return None
     final = np.nan if record.final is None else record.final
-    history = np.append(record.array(record.words.series), final) / record.total_weight
-    bound = record.array("lower_bound") / record.total_weight if record.has("lower_bound") else None
+    history = np.append(_series(record, record.words.series), final) / record.total_weight
+    bound = _series(record, "lower_bound") / record.total_weight if record.has("lower_bound") else None
     if record.objective == record.words.objective:
         return Curve(history, bound)
     # With what is maximized besides: after an M-step it is that of the next E-step, whose parameters are the same.
-    penalty = np.append(record.array("objective") / record.total_weight - history[:-1], record.penalty)
+    penalty = np.append(_series(record, "objective") / record.total_weight - history[:-1], record.penalty)
     return Curve(history + penalty, None if bound is None else bound + penalty[1:])
 
 
@@ -236,7 +244,7 @@ def numbers(curve: Curve) -> tuple[list[list[str]], int]:
 
 
 def _entropy(record: Record) -> Chart:
-    entropy = record.array("entropy") / record.total_weight
+    entropy = _series(record, "entropy") / record.total_weight
     known = entropy[np.isfinite(entropy)]
     plot = Plot(
         "iteration", "entropy per row, nats", whole_x=True, low=0, high=1.15 * max(float(known.max(initial=0)), 1e-3)
