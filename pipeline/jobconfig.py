@@ -240,9 +240,8 @@ class Config(Section):
             model = summary.earlier.statistics.model
             if missing and isinstance(model, Mixture) and not model.incomplete:
                 model = model.for_rows("missing")
-                if (
-                    not model.component.has_own_latents
-                ):  # sums that the earlier rows lack: in how many an entry is there
+                # Others need sums that the earlier rows lack: in how many of them an entry is there.
+                if not model.component.has_own_latents:
                     raise InputError(
                         "got rows with missing entries, but the earlier ones were whole, and their statistics are of whole rows. Fit all rows "
                         "together."

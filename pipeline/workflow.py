@@ -16,13 +16,14 @@ import numpy as np
 
 from pipeline import provenance
 from pipeline.advice import advice
-from pipeline.applying.denoising import denoise, resume_denoising
-from pipeline.applying.encoding import encode, resume_encoding
-from pipeline.applying.imputing import impute, resume_imputing
-from pipeline.applying.outliers import outliers, resume_outliers
+from pipeline.applying.denoising import denoise, finish_denoising
+from pipeline.applying.encoding import encode, finish_encoding
+from pipeline.applying.imputing import finish_imputing, impute
+from pipeline.applying.outliers import finish_outliers, outliers
 from pipeline.applying.prediction import predict, resume_prediction
+from pipeline.applying.rows import resumed
 from pipeline.applying.sampling import sample
-from pipeline.applying.summarizing import resume_summary, summarize
+from pipeline.applying.summarizing import finish_summary, summarize
 from pipeline.checking import Cost, cost, from_shapes
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
@@ -68,13 +69,12 @@ __all__ = [
 if TYPE_CHECKING:
     import xarray as xr
 
-_RESUMED = {
-    "predict": resume_prediction,
-    "denoise": resume_denoising,
-    "encode": resume_encoding,
-    "impute": resume_imputing,
-    "outliers": resume_outliers,
-    "summarize": resume_summary,
+_FINISHED = {
+    "denoise": finish_denoising,
+    "encode": finish_encoding,
+    "impute": finish_imputing,
+    "outliers": finish_outliers,
+    "summarize": finish_summary,
 }
 
 
@@ -246,7 +246,14 @@ def resume(
     directory = RunDirectory(path)
     record = directory.read_config()
     if "prediction_of" in record:
-        return _RESUMED[record.get("command", "predict")](path, overrides, listeners, began)
+        if "command" not in record:
+            return resume_prediction(path, overrides, listeners, began)
+        command = str(record["command"])
+        if command not in _FINISHED:
+            raise InputError(
+                f"{directory.config}: got command {command!r}, expected one of {', '.join(_FINISHED)}. Restore it."
+            )
+        return resumed(_FINISHED[command], path, overrides, listeners, began)
     name = str(directory.config)
     safe = trusted(record["config"], overrides, name)
     stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()

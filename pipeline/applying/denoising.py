@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import provenance
 from pipeline.applying import epll
 from pipeline.applying.epll import PatchPrior
-from pipeline.applying.rows import asked_of, begin, output_of, reopened
+from pipeline.applying.rows import asked_of, begin, output_of
 from pipeline.arrays.dtypes import Array
 from pipeline.config.variants import OUTSIDE
 from pipeline.data.patch import patch_basis
@@ -79,19 +79,10 @@ def denoise(
         )
     clean = None if clean is None else str(Path(clean).absolute())
     options = {"command": "denoise", "sigma": sigma, "clean": clean}
-    return _denoise(RunDirectory(path), config, target, options, listeners, began)
+    return finish_denoising(RunDirectory(path), config, target, options, listeners, began)
 
 
-def resume_denoising(
-    path: str | Path, overrides: Sequence[str], listeners: Sequence[Listener], began: float | None
-) -> Path:
-    """Finish the pictures of a directory that `denoise` made. Raises what `reopened` does."""
-    run, config, record = reopened(path, overrides)
-    options = {name: record[name] for name in ("command", "sigma", "clean")}
-    return _denoise(run, config, RunDirectory(path), options, listeners, began)
-
-
-def _denoise(
+def finish_denoising(
     run: RunDirectory,
     config: Config,
     target: RunDirectory,
@@ -99,6 +90,7 @@ def _denoise(
     listeners: Sequence[Listener],
     began: float | None,
 ) -> Path:
+    """Compute the pictures that a directory lacks. options : of the command, by name."""
     record = run.read_config()
     provenance.refuse_other_code(config, record, ("model.path",))
     began = time.perf_counter() if began is None else began

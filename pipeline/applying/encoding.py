@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.applying.rows import OpenRows, asked_of, output_of, reopened, write_rows
+from pipeline.applying.rows import OpenRows, asked_of, output_of, write_rows
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
 from pipeline.config.paths import is_url
@@ -29,8 +29,6 @@ from pipeline.outputs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_OPTIONS = ("command", "code", "pool", "grid", "units", "format")
 
 
 def encode(
@@ -78,21 +76,11 @@ def encode(
     refuse_format(form)
     config, target = asked_of(path, overrides, "encode"), output_of("encode", output)
     at = None if units is None else str(units) if is_url(str(units)) else str(Path(units).absolute())
-    values = ("encode", code, pool, list(grid), at, form)
-    return _encode(RunDirectory(path), config, target, dict(zip(_OPTIONS, values, strict=True)), listeners, began)
+    options = {"command": "encode", "code": code, "pool": pool, "grid": list(grid), "units": at, "format": form}
+    return finish_encoding(RunDirectory(path), config, target, options, listeners, began)
 
 
-def resume_encoding(
-    path: str | Path, overrides: Sequence[str], listeners: Sequence[Listener], began: float | None
-) -> Path:
-    """Finish the codes of a directory that `encode` made. Raises what `reopened` does."""
-    run, config, record = reopened(path, overrides)
-    target = RunDirectory(path)
-    _encode(run, config, target, {name: record[name] for name in _OPTIONS}, listeners, began)
-    return target.path
-
-
-def _encode(
+def finish_encoding(
     run: RunDirectory,
     config: Config,
     target: RunDirectory,
@@ -100,6 +88,8 @@ def _encode(
     listeners: Sequence[Listener],
     began: float | None,
 ) -> Path:
+    """Compute the codes that a directory lacks. options : of the command, by name."""
+
     def made(opened: OpenRows) -> LabelBlock:
         if opened.chunks.noise is not None:
             raise InputError("encode: got data.noise, but codes are of rows without errors. Leave it out.")

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from pipeline import keyed
-from pipeline.applying.rows import OpenRows, asked_of, output_of, reopened, write_rows
+from pipeline.applying.rows import OpenRows, asked_of, output_of, write_rows
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
 from pipeline.data.preprocess import Affine
@@ -64,21 +64,10 @@ def impute(
     """
     config = asked_of(path, [*overrides, "data.bad_rows=missing"], "impute")
     options = {"command": "impute", "features": list(features), "draws": draws, "seed": seed}
-    return _impute(RunDirectory(path), config, output_of("impute", output), options, listeners, began)
+    return finish_imputing(RunDirectory(path), config, output_of("impute", output), options, listeners, began)
 
 
-def resume_imputing(
-    path: str | Path, overrides: Sequence[str], listeners: Sequence[Listener], began: float | None
-) -> Path:
-    """Finish the rows of a directory that `impute` made. Raises what `reopened` does."""
-    run, config, record = reopened(path, overrides)
-    options = {name: record[name] for name in ("command", "features", "draws", "seed")}
-    target = RunDirectory(path)
-    _impute(run, config, target, options, listeners, began)
-    return target.path
-
-
-def _impute(
+def finish_imputing(
     run: RunDirectory,
     config: Config,
     target: RunDirectory,
@@ -86,6 +75,8 @@ def _impute(
     listeners: Sequence[Listener],
     began: float | None,
 ) -> Path:
+    """Compute the rows that a directory lacks. options : of the command, by name."""
+
     def made(opened: OpenRows) -> LabelBlock:
         names = opened.chunks.source.describe().get("features")
         chosen = tuple(_number(each, names, opened.chunks.n_features) for each in options["features"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import keyed
-from pipeline.applying.rows import OpenRows, asked_of, output_of, reopened, write_rows
+from pipeline.applying.rows import OpenRows, asked_of, output_of, write_rows
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
 from pipeline.arrays.stores import open_group
@@ -71,21 +71,10 @@ def outliers(
         raise InputError(f"outliers: got rate {rate:g}, expected a number between 0 and 1, such as 0.01. Correct it.")
     calibration = None if calibration is None else str(Path(calibration).absolute())
     options = {"command": "outliers", "rate": rate, "by_component": by_component, "calibration": calibration}
-    return _outliers(RunDirectory(path), config, output_of("outliers", output), options, listeners, began)
+    return finish_outliers(RunDirectory(path), config, output_of("outliers", output), options, listeners, began)
 
 
-def resume_outliers(
-    path: str | Path, overrides: Sequence[str], listeners: Sequence[Listener], began: float | None
-) -> Path:
-    """Finish the flags of a directory that `outliers` made. Raises what `reopened` does."""
-    run, config, record = reopened(path, overrides)
-    options = {name: record[name] for name in ("command", "rate", "by_component", "calibration")}
-    target = RunDirectory(path)
-    _outliers(run, config, target, options, listeners, began)
-    return target.path
-
-
-def _outliers(
+def finish_outliers(
     run: RunDirectory,
     config: Config,
     target: RunDirectory,
@@ -93,6 +82,8 @@ def _outliers(
     listeners: Sequence[Listener],
     began: float | None,
 ) -> Path:
+    """Compute the flags that a directory lacks. options : of the command, by name."""
+
     def made(opened: OpenRows) -> LabelBlock:
         words = opened.model.words
         labelled = run if options["calibration"] is None else _prediction_of(run, options["calibration"])

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config
 from pipeline.outputs.events import EventLog, Listener
-from pipeline.outputs.exported import export, refuse_format
+from pipeline.outputs.exported import FORMATS, export, refuse_format
 from pipeline.outputs.labels import has_labels
 from pipeline.outputs.raster import spatial_dims, write_raster
 from pipeline.outputs.run_directory import RunDirectory
@@ -47,7 +47,7 @@ def predict(
         parquet, csv: also write labels.parquet or labels.csv, a line a row, with what names the row in the input; geotiff: also
         write labels.tif, with the coordinates of the data.
     """
-    refuse_format(form, ("zarr", "parquet", "csv", "geotiff"))
+    refuse_format(form, (*FORMATS, "geotiff"))
     config = asked_of(path, overrides, "predict", ("output.top_k",))
     return _label_rows(RunDirectory(path), config, output, listeners, began, form)
 

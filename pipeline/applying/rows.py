@@ -26,6 +26,8 @@ from pipeline.outputs.exported import export
 from pipeline.outputs.labels import LabelBlock, write_labels
 from pipeline.outputs.run_directory import RunDirectory
 
+_SETTLED = ("prediction_of", "model", "config", "fingerprint")  # what a record holds beside the options of a command
+
 
 def asked_of(path: str | Path, overrides: Sequence[str], command: str, more: tuple[str, ...] = ()) -> Config:
     """Return the config of a run with the changes of a command. more : what it takes beside data.…, engine.… and model.path.
@@ -154,6 +156,24 @@ def begin(
     if not (target.is_ours and target.read_config() == record):
         target.refuse_unless_free(overwrite=False)
         target.create(record)
+
+
+def resumed(
+    finish: Callable[..., Path],
+    path: str | Path,
+    overrides: Sequence[str],
+    listeners: Sequence[Listener],
+    began: float | None,
+) -> Path:
+    """Finish what a command began in a directory, and return the directory. Raises what `reopened` does.
+
+    finish : takes the run, the config, the directory, the command's options, listeners and `began`.
+    """
+    run, config, record = reopened(path, overrides)
+    target = RunDirectory(path)
+    options = {name: value for name, value in record.items() if name not in _SETTLED}
+    finish(run, config, target, options, listeners, began)
+    return target.path
 
 
 def reopened(path: str | Path, overrides: Sequence[str]) -> tuple[RunDirectory, Config, dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pipeline import keyed
-from pipeline.applying.rows import OpenRows, asked_of, begin, open_rows, output_of, reopened
+from pipeline.applying.rows import OpenRows, asked_of, begin, open_rows, output_of
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Rows, stack
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 STREAM = 78  # of the hashes that choose rows
-_OPTIONS = ("command", "per_cluster", "nearest", "seed", "format")
 
 
 def summarize(
@@ -84,21 +83,17 @@ def summarize(
         if value < 1:
             raise InputError(f"summarize: got {name} {value}, expected at least 1. Correct it.")
     config, target = asked_of(path, overrides, "summarize"), output_of("summarize", output)
-    values = ("summarize", per_cluster, nearest, seed, form)
-    return _summarize(RunDirectory(path), config, target, dict(zip(_OPTIONS, values, strict=True)), listeners, began)
+    options = {
+        "command": "summarize",
+        "per_cluster": per_cluster,
+        "nearest": nearest,
+        "seed": seed,
+        "format": form,
+    }
+    return finish_summary(RunDirectory(path), config, target, options, listeners, began)
 
 
-def resume_summary(
-    path: str | Path, overrides: Sequence[str], listeners: Sequence[Listener], began: float | None
-) -> Path:
-    """Finish what `summarize` began in a directory. Raises what `reopened` does."""
-    run, config, record = reopened(path, overrides)
-    target = RunDirectory(path)
-    _summarize(run, config, target, {name: record[name] for name in _OPTIONS}, listeners, began)
-    return target.path
-
-
-def _summarize(
+def finish_summary(
     run: RunDirectory,
     config: Config,
     target: RunDirectory,
@@ -106,6 +101,7 @@ def _summarize(
     listeners: Sequence[Listener],
     began: float | None,
 ) -> Path:
+    """Compute the summary that a directory lacks. options : of the command, by name."""
     began = time.perf_counter() if began is None else began
     store, form = target.path / "summarize.zarr", options["format"]
     with single_thread(), PeakMemory() as memory:
@@ -120,10 +116,10 @@ def _summarize(
             if not store.exists():
                 limits = options["per_cluster"], options["nearest"]
                 job = Choosing(opened.model, opened.params, opened.affine, *limits, options["seed"], opened.drop)
-                warn = lambda text: log("warning", message=text)  # noqa: E731
-                unfinished = partial.PartialPass(target.checkpoints, opened.chunks, [job], None, warn)
-                tell = lambda done, of: log("progress", chunks=done, of=of)  # noqa: E731
-                [found] = engine.sum_over(opened.chunks, [job], None, unfinished, tell)
+                unfinished = partial.PartialPass(target.checkpoints, opened.chunks, [job], None, log.warn)
+                [found] = engine.sum_over(
+                    opened.chunks, [job], None, unfinished, lambda done, of: log("progress", chunks=done, of=of)
+                )
                 write_dataset(store, _dataset(found, opened))
                 partial.forget(target.checkpoints)
                 log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)

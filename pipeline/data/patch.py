@@ -21,8 +21,8 @@ class Patch(Section):
     stride: int = Field(1, ge=1, description="pixels from one patch to the next")
     channels: Literal["grey", "rgb", "all"] = Field(
         "grey",
-        description="grey: the luma of colours; rgb: three features a pixel, which of grey pictures are equal; all: the channels and "
-        "values that are stored, of TIFF files any number",
+        description="grey: the luma of colours; rgb: three features a pixel, which of grey pictures are equal; all: the channels that "
+        "are stored, of TIFF files any number and in their own values",
     )
     remove_mean: bool = Field(
         True,

@@ -18,7 +18,7 @@ from pipeline.estimators.fit import value_errors
 from pipeline.estimators.rows import input_rows
 from pipeline.estimators.runs import open_estimator
 from pipeline.kernels.cpu import KERNELS
-from pipeline.models.codes import Code
+from pipeline.models.codes import OF_UNITS, Code
 
 
 class Encoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -106,7 +106,7 @@ class Encoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
     @property
     def _of_units(self) -> bool:
-        return self.pool is not None or self.code in ("words", "vlad", "fisher")
+        return self.pool is not None or self.code in OF_UNITS
 
     def _code(self) -> Code:
         last = self.model_.steps[-1][1] if isinstance(self.model_, Pipeline) else self.model_

@@ -348,7 +348,10 @@ class LatentModel(ABC):
         return {}
 
     def converged(self, before: Any, after: Any, same_labels: bool, tol: float) -> str | None:
-        """Return why it has converged by a rule of its own, or None. before, after : around an M-step.  same_labels : of hard ones."""
+        """Return why the iterations have converged by a rule of the model's own; None to use the objective.
+
+        before, after : parameters around an M-step.  same_labels : whether no hard label has changed.
+        """
         return None
 
     def implementations(self, params: Any, dtype: np.dtype[Any], kernels: Any) -> dict[str, list[int]]:

@@ -34,6 +34,7 @@ TILE_NUMBERS = 2**21  # of responsibilities; larger tiles than those of passes, 
 LEAST = 1e-14  # responsibilities below are left out of Fisher vectors: nearly all are
 CENTRES = ("centers", "means")  # locations that are points among the rows
 POOLS = ("sum", "mean", "max")
+OF_UNITS = ("words", "vlad", "fisher")  # codes of units alone; the others are of rows, or pooled
 
 
 class Kind(NamedTuple):
@@ -109,7 +110,7 @@ class Code:
     @property
     def pools(self) -> bool:
         """Whether `pool` says how rows become a unit."""
-        return self.kind.added is None and self.name != "words"
+        return self.name not in OF_UNITS
 
     @property
     def of_units(self) -> bool:

@@ -21,10 +21,10 @@ from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.models.component import Component, Pass
 from pipeline.models.covariance import full_covariances, identity
-from pipeline.models.incomplete import BATCH_NUMBERS, LOG_2PI, Expected, ExpectedMoments, expected_pass
+from pipeline.models.incomplete import BATCH_NUMBERS, LOG_2PI, ExpectedMoments, WithMoments, expected_pass
 
 
-class UnderVariances(Expected):
+class UnderVariances(WithMoments):
     """Rows (n, d) with variances of their errors (n, d), under variances (k, d). one : whether those of a component are one number."""
 
     def __init__(self, x: Array, noise: Array, means: Array, variances: Array, one: bool) -> None:
@@ -46,7 +46,7 @@ class UnderVariances(Expected):
         return found.sum() if self.one else found
 
 
-class UnderCovariances(Expected):
+class UnderCovariances(WithMoments):
     """Rows (n, d) with covariances of their errors (n, d, d), under covariances (k, d, d). form : of a sum of covariances for `Moments`."""
 
     def __init__(self, x: Array, noise: Array, means: Array, sigma: Array, form: int) -> None:

@@ -34,24 +34,32 @@ BATCH_NUMBERS = 2**18  # of rows x components x features that are worked on at a
 class Expected(ABC):
     """Some rows as each component expects them. log_density : (n, k), log p of what is observed, nats."""
 
+    @abstractmethod
+    def row(self, c: int) -> Array:
+        """Return the expected rows given component c, (n, d)."""
+
+
+class WithMoments(Expected):
+    """Rows that are added to moments."""
+
     def counts(self, resp: Array) -> Array:
         """Return how often rows count in the moments, (n, k). resp : (n, k)."""
         return resp
 
     @abstractmethod
-    def row(self, c: int) -> Array:
-        """Return the expected rows given component c, (n, d)."""
-
     def covariance(self, c: int, resp: Array) -> Array:
-        """Return the sum of their covariances about these, in the form of `Moments.sum_xx`. resp : (n,) of component c."""
-        raise NotImplementedError
+        """Return the sum of their covariances about `row`, in the form of `Moments.sum_xx`. resp : (n,) of component c."""
 
+
+class Drawn(Expected):
+    """Rows whose missing entries are drawn."""
+
+    @abstractmethod
     def deviations(self, c: int, normal: Array) -> Array:
-        """Return draws minus `row`, (n, d); only for missing entries. normal : (n, n_normal) of the component, standard normal."""
-        raise NotImplementedError
+        """Return draws minus `row`, (n, d). normal : (n, n_normal) of the component, standard normal."""
 
 
-class OfDistances(Expected):
+class OfDistances(WithMoments, Drawn):
     """Rows by the distances of their observed entries.
 
     n_seen : () or (n, 1), how many these are.  squared : (n, k), (x_o - mu_o)ᵀ S_oo⁻¹ (x_o - mu_o).
@@ -128,7 +136,7 @@ class ExpectedMoments:
         self.component, self.theta = component, theta
         self.moments = [Moments(component.shape, mean) for mean in theta.means]
 
-    def add(self, expected: Any, resp: Array) -> None:
+    def add(self, expected: WithMoments, resp: Array) -> None:
         """Add rows. resp : (n, k), times the weights."""
         counts = expected.counts(resp)
         for c, one in enumerate(self.moments):

@@ -17,10 +17,10 @@ import numpy as np
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.tiles import tiles
-from pipeline.models.incomplete import BATCH_NUMBERS, LOG_2PI, Expected, OfIncompleteRows
+from pipeline.models.incomplete import BATCH_NUMBERS, LOG_2PI, Drawn, OfIncompleteRows
 
 
-class OfFactors(Expected):
+class OfFactors(Drawn):
     """Rows under factor analysers. theta : Analysers.  x : (n, d) float64.  shift : (d,).
 
     gaps : (p, d) bool, patterns of missing entries.  which : (n,), the row's.  variance : (k, p, q, q), V_o.  y : (n, k, 1 + q), E y.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from pipeline.outputs.run_directory import publish
 if TYPE_CHECKING:
     import pandas as pd
 
-Format = Literal["zarr", "parquet", "csv"]
+FORMATS = ("zarr", "parquet", "csv")
 TABLE_ROWS, TABLE_NUMBERS = 2**16, 2**22  # at a time
 
 
-def refuse_format(name: str, known: Sequence[str] = get_args(Format)) -> None:
+def refuse_format(name: str, known: Sequence[str] = FORMATS) -> None:
     """Raise InputError for a format that is not known, or cannot be written here."""
     if name not in known:
         raise InputError(f"--format: got {name!r}, expected {', '.join(known[:-1])} or {known[-1]}. Correct it.")

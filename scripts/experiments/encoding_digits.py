@@ -91,7 +91,7 @@ def draw(work: Path, digits: np.ndarray, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from pipeline.data.sources.images import patch_basis
+    from pipeline.data.patch import patch_basis
     from pipeline.outputs.model_store import load_model, read_dataset
 
     codes = xr.open_zarr(work / "kmeans-words-2-test" / "encode.zarr", consolidated=False)["code"].values

@@ -289,11 +289,10 @@ def open_patches(path: str | None, options: Mapping[str, Any], patch: Patch) -> 
     _refuse_mixed_channels(folder, names, headers, patch)
     n_grey = sum(header.channels == 1 for header in headers)
     if 0 < n_grey < len(names):
-        n, became = len(names) - n_grey, "are made grey as the others are"
-        if patch.channels == "rgb":
-            n, became = n_grey, "have three equal channels"
-        kind = "grey" if patch.channels == "rgb" else "in colour"
-        notes.append(f"{folder}: {n} of {len(names)} pictures are {kind}, and {became}")
+        some = f"{n_grey} of {len(names)} pictures are grey, and have three equal channels"
+        if patch.channels == "grey":
+            some = f"{len(names) - n_grey} of {len(names)} pictures are in colour, and are made grey as the others are"
+        notes.append(f"{folder}: {some}")
     return ImageSource(folder, options, names, headers, patch, notes)
 
 

@@ -30,7 +30,7 @@ from pipeline.models.clusters import Summary
 from pipeline.models.component import Component, Pass
 from pipeline.models.degrees import LEAST, MOST, log_less_psi, log_scale, root, slope, stirling
 from pipeline.models.families.gaussian import LOG_2PI, Gaussian, GaussianSection
-from pipeline.models.incomplete import Expected, ExpectedMoments, OfDistances, OfIncompleteRows
+from pipeline.models.incomplete import Drawn, ExpectedMoments, OfDistances, OfIncompleteRows, WithMoments
 from pipeline.models.mixture import Mixture
 from pipeline.models.moments import Frame, Gaussians, GaussianStats
 from pipeline.models.schema import POSITIVE, Field, Fields
@@ -299,7 +299,7 @@ class StudentT(Gaussian):
         return IncompleteStudentT(**vars(self))
 
 
-class WithTails(Expected):
+class WithTails(WithMoments, Drawn):
     """Rows under Student-t components, as those under Gaussians but for u. df : nu, (k,) or ().
 
     The observed entries are a t too: with p of them, u is Gamma((nu + p) / 2, (nu + delta) / 2). E u x xᵀ = E u x̂ x̂ᵀ + S_m|o.
@@ -344,7 +344,7 @@ class MomentsWithTails(ExpectedMoments):
         super().__init__(component, theta)
         self.sum_u, self.gap = np.zeros((2, component.n_components))
 
-    def add(self, expected: WithTails, resp: Array) -> None:
+    def add(self, expected: Any, resp: Array) -> None:
         super().add(expected, resp)
         self.sum_u += expected.counts(resp).sum(axis=0)
         self.gap += _column_sums(resp, expected.gap)
