@@ -22,7 +22,7 @@ from pipeline.data.user_start import UserStart
 from pipeline.em.heldout import OnTheOthers, Units
 from pipeline.em.pruning import STEPS
 from pipeline.em.run import Run
-from pipeline.em.search import CENTERS_ROWS, EFFORT, FOR_ANOTHER, most_reads
+from pipeline.em.search import EFFORT, most_reads, searched
 from pipeline.engine.memory import Plan
 from pipeline.engine.passes import ChunkFunction, Engine
 from pipeline.engine.reading import WORTH_BYTES
@@ -33,7 +33,6 @@ from pipeline.fitting.sink import NoSink
 from pipeline.jobconfig import Config
 from pipeline.models.base import EStep, LatentModel
 from pipeline.models.clusters import BestRows, ClusterModel
-from pipeline.models.lloyd import Lloyd
 from pipeline.models.starts import hard_start, in_step
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
 from pipeline.outputs.plan import of_data, of_memory
@@ -372,13 +371,10 @@ def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
     moves, effort = config.fit.moves == "auto", EFFORT[config.fit.effort]
     for model in models:
         assert isinstance(model, ClusterModel)
-        rows += most_reads(model, in_memory, plan.n_rows, moves, effort)
-        if not model.of_centers and not plan.sparse and config.fit.init.startswith("k-means"):
-            centers = Lloyd(model.n_components, model.shift)
-            # One product with the centres, where an E-step and its moments take two with about all parameters.
-            share = centers.n_free_parameters() / (2 * model.n_free_parameters())
-            some = min(in_memory, CENTERS_ROWS)
-            rows += share * most_reads(centers, some, plan.n_rows, moves, FOR_ANOTHER * effort)
+        for each, some, part in searched(model, config.fit.init, plan.sparse, in_memory, effort):
+            # K-means has one product with the centres, where an E-step and its moments take two with about all parameters.
+            share = 1.0 if each is model else each.n_free_parameters() / (2 * model.n_free_parameters())
+            rows += share * most_reads(each, some, plan.n_rows, moves, part)
         if config.select.pruning:  # with fewer components a pass costs less: on average half
             rows += in_memory * STEPS * model.n_components / 2
     return Phase("search", 0, rows / plan.n_rows * one, f"for a start, on {in_memory} rows in memory")

@@ -17,6 +17,7 @@ from rich.console import Console
 from pipeline import workflow
 from pipeline.data import source
 from pipeline.engine import stored_sums
+from pipeline.fitting import driver
 from pipeline.outputs import checkpoint, run_directory
 from pipeline.outputs.display import JobDisplay
 from pipeline.outputs.events import EventLog, Tail, read_events
@@ -276,6 +277,24 @@ def test_a_long_pass_logs_its_progress_and_changes_no_bit(tmp_path, monkeypatch)
         elif event["event"] == "pass":
             each.append([])
     assert all(chunks == sorted(chunks) and chunks[-1] == 6 for chunks in each[1:-1]), each
+    assert results(tmp_path / "short") == results(tmp_path / "long")
+
+
+def test_a_long_search_logs_its_progress_and_changes_no_bit(tmp_path, monkeypatch):
+    """Rows read grow, to no more than was said at first, and are shown."""
+    for module in (checkpoint, run_directory):
+        monkeypatch.setattr(module, "sync", lambda path: None)
+    config = job(write_rows(tmp_path / "x.zarr", blobs()), fit={"method": "auto", "max_iter": 2})
+    workflow.run(config, tmp_path / "short")
+    assert "searching" not in (tmp_path / "short/events.jsonl").read_text()
+    monkeypatch.setattr(driver, "PROGRESS_SECONDS", -1.0)
+    workflow.run(config, tmp_path / "long")
+    events = list(read_events(tmp_path / "long/events.jsonl"))
+    told = [(event["rows"], event["of"]) for event in events if event["event"] == "searching"]
+    assert told == sorted(told) and len({of for _, of in told}) == 1 and told[-1][0] <= told[-1][1]
+    first = next(i for i, event in enumerate(events) if event["event"] == "searching")
+    assert f"search     {told[0][0]} rows read" in drawn(events[: first + 1])
+    assert "rows in memory read, of at most" in describe(events[first])
     assert results(tmp_path / "short") == results(tmp_path / "long")
 
 

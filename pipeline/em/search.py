@@ -95,13 +95,13 @@ class Search:
         if model.of_centers:
             return self._centers(model, self.rows)
         lowest = self.rows.head(levels(model, self.rows.n_rows)[0])
-        if model.unit_rows or sp.issparse(self.rows.x) or not self.init.startswith("k-means"):
-            starts = self._starts(model, self.rows, self.summary)
-        else:
+        if begins_from_centers(model, self.init, sp.issparse(self.rows.x)):
             lloyd = Lloyd(model.n_components, model.shift, float(np.mean(self.summary.variance)))
             whole = replace(self._without_gaps(model), effort=FOR_ANOTHER * self.effort)
-            centers = whole._centers(lloyd, whole.rows.head(max(lowest.n_rows, CENTERS_ROWS))).centers
+            centers = whole._centers(lloyd, whole.rows.head(centers_rows(model, self.rows.n_rows))).centers
             starts = from_hard(model, lowest.sum_over([hard_start(model, centers)]))
+        else:
+            starts = self._starts(model, self.rows, self.summary)
         return self._refine(model, starts, self.rows)
 
     def _without_gaps(self, model: ClusterModel) -> Search:
@@ -206,6 +206,27 @@ def levels(model: ClusterModel, n_rows: int) -> list[int]:
     while -(-sizes[-1] // GROWTH) >= least:
         sizes.append(-(-sizes[-1] // GROWTH))
     return sizes[::-1]
+
+
+def begins_from_centers(model: ClusterModel, init: str, sparse: bool) -> bool:
+    """Whether a search of a model begins with one of K-means."""
+    return init.startswith("k-means") and not (model.of_centers or model.unit_rows or sparse)
+
+
+def centers_rows(model: ClusterModel, n_rows: int) -> int:
+    """Return the number of rows on which that K-means is searched for."""
+    return min(n_rows, max(levels(model, n_rows)[0], CENTERS_ROWS))
+
+
+def searched(
+    model: ClusterModel, init: str, sparse: bool, n_rows: int, effort: float
+) -> list[tuple[ClusterModel, int, float]]:
+    """Return what one run searches for in turn, each with its number of rows and its effort: K-means, perhaps, and the model."""
+    own = [(model, n_rows, effort)]
+    if not begins_from_centers(model, init, sparse):
+        return own
+    lloyd = Lloyd(model.n_components, model.shift)
+    return [(lloyd, centers_rows(model, n_rows), FOR_ANOTHER * effort), *own]
 
 
 def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: float = 1.0) -> float:

@@ -38,6 +38,8 @@ class MemoryRows:
         Components with known rows, among all rows, ascending.
     read : list of one int
         Rows read so far; `head` and `mapped` share it.
+    after : callable
+        Called with this number after each pass.
     """
 
     x: Matrix
@@ -47,6 +49,7 @@ class MemoryRows:
     label: Array | None = None
     known: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     read: list[int] = field(default_factory=lambda: [0])
+    after: Callable[[int], None] = lambda read: None
 
     @property
     def n_rows(self) -> int:
@@ -64,9 +67,11 @@ class MemoryRows:
 
     def sum_over(self, functions: Sequence[ChunkFunction]) -> list[Any]:
         """Return, for each function, the sum of function(block) over blocks: the same bits on any number of threads."""
-        self.read[0] += self.n_rows
         parts = self.map(lambda block: on_chunk(block, functions, self.kernels), self._blocks())
-        return tree_sum(parts, lambda a, b: [x + y for x, y in zip(a, b, strict=True)])
+        total = tree_sum(parts, lambda a, b: [x + y for x, y in zip(a, b, strict=True)])
+        self.read[0] += self.n_rows
+        self.after(self.read[0])
+        return total
 
     def map(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
         """Return function(item) for each item, in order."""

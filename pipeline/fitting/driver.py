@@ -8,7 +8,7 @@ The command, the Python classes and `check` use the same steps, with different s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,11 +26,12 @@ from pipeline.em.heldout import HeldOutRows, SumJobs, Units, without
 from pipeline.em.loop import Event, em
 from pipeline.em.pruning import pruned
 from pipeline.em.run import Run
-from pipeline.em.search import EFFORT, Level, Search
+from pipeline.em.search import EFFORT, Level, Search, most_reads, searched
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory import cores
 from pipeline.engine.memory_rows import MemoryRows
 from pipeline.engine.passes import Engine
+from pipeline.engine.stored_sums import PROGRESS_SECONDS
 from pipeline.fitting.plan import JobPlan, refuse_negative, warnings_of
 from pipeline.fitting.sink import Sink
 from pipeline.jobconfig import Config
@@ -170,13 +171,29 @@ class Driver:
             of = {"candidate": run.candidate, "restart": run.restart, "of": self.chunks.n_rows}
             self.sink.log("level", **of, **level._asdict())
 
-        fit = self.config.fit
+        fit, effort = self.config.fit, EFFORT[self.config.fit.effort]
         # Fixed weights belong to their places. Where components are pruned, the highest likelihood of the largest number is not wanted.
         moves = fit.moves == "auto" and "weights" not in model.fixed and not self.config.select.pruning
         own = self._own(summary, run.candidate)
-        search = Search(fit.init, moves, seed, own, rows, self.chunks.n_rows, progress, EFFORT[fit.effort])
+        of = self.chunks.n_rows
+        parts = searched(model, fit.init, self.plan.sparse, rows.n_rows, effort)
+        most = sum(most_reads(each, some, of, moves, part) for each, some, part in parts)
+        rows = replace(rows, after=self._telling(rows.read[0], most))
+        search = Search(fit.init, moves, seed, own, rows, of, progress, effort)
         run = replace(run, params=search(model), levels=tuple(levels))
         return self._pruned(run, rows, summary.total) if self.config.select.pruning else run
+
+    def _telling(self, before: int, most: float) -> Callable[[int], None]:
+        """Return what reports, from time to time, the rows that a search has read, of at most so many, about."""
+        told = time.monotonic()
+
+        def tell(read: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                self.sink.log("searching", rows=read - before, of=max(most, read - before))
+
+        return tell
 
     def _pruned(self, run: Run, rows: MemoryRows, of: float) -> Run:
         """The run with the number of components that has the shortest message."""

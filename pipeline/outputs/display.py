@@ -29,7 +29,8 @@ CURVE = 40  # characters of the curve at most
 LABEL, FIGURE, NOTE = 10, 18, 20  # least characters of columns, which keep their places while figures change
 SILENT = 120.0  # seconds without an event after which that is said
 DRAWS_A_SECOND = 2
-QUIET = ("pass", "labelled", "checkpoint", "progress")  # events that the display shows, so they need no line
+PARTS = ("progress", "searching")  # events that say how much of a step is done
+QUIET = ("pass", "labelled", "checkpoint", *PARTS)  # events that the display shows, so they need no line
 _STYLES = {"warning": "yellow", "reset": "yellow", "worker_lost": "yellow"}
 
 PHASES = ("profile", "start", "fit", "labels", "report")
@@ -50,7 +51,7 @@ _COUNTS = ("iteration", "max_iter", "rows", "bytes_read", "workers", "restarts",
 
 @dataclass
 class _JobState:
-    """State of one session of a job, from its events. since : time of the last event but `progress`."""
+    """State of one session of a job, from its events. since : time of the last event but PARTS."""
 
     began: datetime | None = None
     since: datetime | None = None
@@ -59,6 +60,7 @@ class _JobState:
     facts: dict[str, Any] = field(default_factory=dict)  # of start or resume
     last: dict[str, Any] = field(default_factory=dict)  # pass
     progress: dict[str, Any] = field(default_factory=dict)
+    searched: dict[str, Any] = field(default_factory=dict)
     labelled: dict[str, Any] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)  # the objective per row, by iteration
     seconds: dict[int, float] = field(default_factory=dict)  # of passes, by iteration
@@ -139,7 +141,7 @@ class JobDisplay:
             if name in ("start", "resume") or state.began is None:
                 state.began = at
             state.latest = at
-            if name != "progress":
+            if name not in PARTS:
                 state.since, state.progress = at, {}
             state.phase = "labels" if event.get("final") else _NEXT.get(name, state.phase)
             handler = getattr(self, f"_on_{name}", None)
@@ -167,6 +169,9 @@ class JobDisplay:
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         self._state.progress = {"chunks": int(event["chunks"]), "of": int(event["of"]), "time": event["time"]}
+
+    def _on_searching(self, event: dict[str, Any]) -> None:
+        self._state.searched = {"rows": int(event["rows"]), "of": int(event["of"])}
 
     def _on_level(self, event: dict[str, Any]) -> None:
         self._state.levels += 1
@@ -291,6 +296,9 @@ class JobDisplay:
             return None
         note = f"{roughly(spent)} so far"
         if state.phase == "start" and not state.progress:
+            if searched := state.searched:
+                share = searched["rows"] / searched["of"]
+                return "search", f"{count(searched['rows'])} rows read", share, f"of at most {count(searched['of'])}"
             return "start", f"search, level {state.levels + 1}" if state.levels else "being found", 0.0, note
         label = "first read" if state.phase == "profile" else "this pass"
         if state.progress:

@@ -27,6 +27,7 @@ _LEVELS = {
     "worker_lost": logging.WARNING,
     "pass": logging.DEBUG,
     "progress": logging.DEBUG,
+    "searching": logging.DEBUG,
     "checkpoint": logging.DEBUG,
     "labelled": logging.DEBUG,
 }

@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.outputs.display import QUIET, JobDisplay
+from pipeline.outputs.display import PARTS, QUIET, JobDisplay
 from pipeline.outputs.progress import describe
 
 # Seconds without a line after which an event that brings little news gets one.
-_SECONDS = dict.fromkeys(QUIET, 5.0) | {"progress": 60.0}
+_SECONDS = dict.fromkeys(QUIET, 5.0) | dict.fromkeys(PARTS, 60.0)
 
 
 @contextmanager

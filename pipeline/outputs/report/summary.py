@@ -16,7 +16,7 @@ EVENTS_SHOWN = 100
 _FOR_EXPERTS = re.compile(r" \(Fisher norm [^()]*\)")  # model.zarr has them
 # Shown elsewhere in the report, or part of every run: not news.
 _ROUTINE = {
-    *("start", "profile", "level", "pruning", "init", "pass", "progress", "checkpoint", "candidate"),
+    *("start", "profile", "searching", "level", "pruning", "init", "pass", "progress", "checkpoint", "candidate"),
     *("standard_errors", "labelled", "labels", "stored", "finished"),
 }
 _FIRST = (
