@@ -94,6 +94,10 @@ class Config(Section):
                 f"output.silhouette: is for family {names}, with output.labels and without data.labels; got family {family}; set it to "
                 "false, or correct these"
             )
+        if self.output.write_back is not None and not (self.data.takes_labels_back and self.output.labels):
+            raise ValueError(
+                f"output.write_back: is for source anndata with output.labels; got source {self.data.source}; leave it out"
+            )
         if self.data.labels_true is not None and not self.output.labels:
             raise ValueError("data.labels_true: is compared with labels; set output.labels to true, or leave it out")
         if self.data.labels is not None and not model.takes_labels:

@@ -43,7 +43,7 @@ def config_of_update(path: str | Path, overrides: Sequence[str]) -> Config:
     fit = {**safe["fit"], "init": "run", "init_path": where, "init_statistics": True, "n_init": 1}
     fit["method"] = "em" if fit.get("method") == "em" else "auto"  # blocks have no part of the statistics
     model = chosen(safe["model"], read_dataset(directory.model).attrs)
-    output = {**safe.get("output", {}), "path": f"{where}-updated", "standard_errors": False}
+    output = {**safe.get("output", {}), "path": f"{where}-updated", "standard_errors": False, "write_back": None}
     config = validate({**safe, "model": model, "fit": fit, "select": {}, "output": output}, list(overrides), name)
     provenance.refuse_other_code(config, record, ("model.path",))
     return config

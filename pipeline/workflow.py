@@ -45,10 +45,11 @@ from pipeline.outputs.coordinates import on_coordinates
 from pipeline.outputs.disk import Disk, disk_plan, refuse_full
 from pipeline.outputs.earlier import start_of
 from pipeline.outputs.events import EventLog, Listener
-from pipeline.outputs.labels import has_labels
+from pipeline.outputs.labels import lacks_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
+from pipeline.outputs.written_back import lacks_column, refuse_write_back, write_back
 from pipeline.updating import config_of_update, refuse_rows_of
 
 __all__ = [
@@ -114,6 +115,7 @@ def run(
         plan = plan_job(config, chunks)
         plan.refuse_unreadable()
         user = start_of(config, chunks)
+        refuse_write_back(config)
         planned, disk = memory_plan(plan, chunks), _disk(plan, chunks)  # before a chunk is read
         refuse_full(directory, disk)
         record = provenance.record(config, chunks.fingerprint(), user.fingerprint(chunks))
@@ -204,6 +206,7 @@ def check(config: Config, tell: Callable[[str], None] = lambda text: None, began
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         plan.refuse_unreadable()
+        refuse_write_back(config)
         user, planned = start_of(config, chunks), memory_plan(plan, chunks)
         for text in from_shapes(chunks, planned):
             tell(text)
@@ -260,7 +263,8 @@ def resume(
     provenance.refuse_other_job(checkpoint.computed(directory.checkpoints), stored, config, record, accept_other_bits)
     whole = directory.model.exists() and not _goes_on(directory, config)
     whole = whole and not lacks_errors(directory.model, config.output)
-    if whole and not _lacks_labels(directory, config):
+    labels = directory.labels
+    if whole and not (lacks_labels(directory.model, labels, config.output) or lacks_column(config, labels)):
         with directory.lock():  # nothing to compute: the data are not needed
             _report(directory)
         return directory.path
@@ -271,6 +275,7 @@ def resume(
         plan = plan_job(config, chunks)
         planned = memory_plan(plan, chunks)  # before a chunk is read
         provenance.refuse_other_data(record, chunks.fingerprint())
+        refuse_write_back(config)
         refuse_full(directory, _disk(plan, chunks))
         with engine_for(config, planned) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
@@ -296,12 +301,6 @@ def _goes_on(directory: RunDirectory, config: Config) -> bool:
         r["stop_reason"].startswith("stopped") and r["n_iter"] < (config.fit.max_iter or 0) for r in restarts
     )
     return unfinished or (len(config.model.candidates()) > 1 and not directory.candidates.exists())
-
-
-@as_written("model.zarr")
-def _lacks_labels(directory: RunDirectory, config: Config) -> bool:
-    found = model_store.read_dataset(directory.model).attrs.get("n_components", 0) if config.output.labels else 0
-    return config.output.labels and not has_labels(directory.labels, min(config.output.top_k, found))
 
 
 def _fit(job: Job, driver: Driver, user: UserStart) -> None:
@@ -392,10 +391,12 @@ def _finish(job: Job) -> None:
     if lacks_errors(directory.model, job.config.output):
         write_errors(directory.model, job.config.output, job.chunks, job.engine, job.log)
         directory.discard("report.html")
-    if _lacks_labels(directory, job.config):
+    if lacks_labels(directory.model, directory.labels, job.config.output):
         model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
         write_labels_of(replace(job, chunks=replace(job.chunks, affine=affine)), model, params, True)
         directory.discard("report.html")
+    if lacks_column(job.config, directory.labels):
+        write_back(job.config, directory.labels)
     job.log("stored", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)  # the report has these
     _report(directory)
     job.log("finished", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)

@@ -20,6 +20,7 @@ from pipeline.outputs.labels import has_labels
 from pipeline.outputs.raster import spatial_dims, write_raster
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.state import as_read_before
+from pipeline.outputs.written_back import lacks_column, refuse_write_back, write_back
 
 
 def predict(
@@ -48,7 +49,9 @@ def predict(
         write labels.tif, with the coordinates of the data.
     """
     refuse_format(form, (*FORMATS, "geotiff"))
-    config = asked_of(path, overrides, "predict", ("output.top_k",))
+    config = asked_of(path, overrides, "predict", ("output.top_k", "output.write_back"))
+    if not any(override.startswith("output.write_back=") for override in overrides):  # the run's is for its own rows
+        config = config.model_copy(update={"output": config.output.model_copy(update={"write_back": None})})
     return _label_rows(RunDirectory(path), config, output, listeners, began, form)
 
 
@@ -80,6 +83,7 @@ def _label_rows(
         if output is None and fingerprint != record.get("fingerprint"):
             raise InputError("predict: the data are not those that the run read: give their labels an --output.")
         target = directory if output is None else RunDirectory(output)
+        refuse_write_back(config)
         with engine_for(config, planned) as engine, target.lock():
             if output is not None:
                 begin(target, directory, config, fingerprint)
@@ -94,6 +98,8 @@ def _label_rows(
             )
             if missing:
                 write_labels_of(job, model, opened.params, output is None)
+            if lacks_column(config, target.labels):
+                write_back(config, target.labels)
             if output is not None and (missing or not target.report.exists()):
                 from pipeline.outputs.report import write_report
 

@@ -4,7 +4,7 @@ The config of a job is composed in `pipeline.jobconfig`, of these sections and t
 """
 
 from pipeline.config.engine import ClusterProfile, EngineSection
-from pipeline.config.paths import AnyPath, LocalPath
+from pipeline.config.paths import AnyPath, ColumnOrPath, LocalPath
 from pipeline.config.section import OneOrMore, Section, parse_bytes
 from pipeline.config.sections import Fit, Output, Preprocess, Select
 from pipeline.config.variants import Variant, Variants
@@ -12,6 +12,7 @@ from pipeline.config.variants import Variant, Variants
 __all__ = [
     "AnyPath",
     "ClusterProfile",
+    "ColumnOrPath",
     "EngineSection",
     "Fit",
     "LocalPath",

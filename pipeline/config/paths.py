@@ -64,7 +64,14 @@ def absolute(path: str) -> str:
     return path if is_url(path) else local(path)
 
 
+def _absolute_where_it_looks_like_a_path(name: str) -> str:
+    is_path = name.endswith((".npy", ".zarr")) or name.startswith(("~", "${", "./", "../"))
+    return absolute(name) if is_path else name
+
+
 AnyPath = Annotated[str, AfterValidator(absolute)]
 """A local path or a URL."""
 LocalPath = Annotated[str, AfterValidator(local)]
 """A path on a file system of this machine."""
+ColumnOrPath = Annotated[str, AfterValidator(_absolute_where_it_looks_like_a_path)]
+"""The name of a column, else a path of a .npy or .zarr, or a URL."""

@@ -149,6 +149,11 @@ class Output(Section):
     path: LocalPath = Field("runs/run", validate_default=True, description="the run directory")
     labels: bool = Field(True, description="write labels.zarr")
     top_k: int = Field(0, ge=0, description="responsibilities stored per row in labels.zarr")
+    write_back: str | None = Field(
+        None,
+        min_length=1,
+        description="data.source: anndata: a new column of obs for the labels, in the file or store that is read; null: that is not changed",
+    )
     silhouette: bool = Field(
         False,
         description="store the simplified silhouette of each row, (b - a) / b for the distances a and b to the nearest and the next centre, "

@@ -12,6 +12,7 @@ import zarr
 
 from pipeline.data.encoded import refuse_encoded
 from pipeline.data.files import native, open_binary, opening, read_exactly, reading
+from pipeline.data.hdf import HdfPlace
 from pipeline.data.stores import ZarrPlace, listing
 from pipeline.data.table import npy_header, refuse_other_size
 from pipeline.errors import InputError
@@ -62,8 +63,8 @@ class RowColumn:
     Attributes
     ----------
     n_rows : int
-    place : ZarrPlace or None
-        Where the zarr array is; None for a `.npy` file at `path`.
+    place : ZarrPlace, HdfPlace or None
+        Where the array is; None for a `.npy` file at `path`.
     path : str
     options : dict
         Of its file system.
@@ -74,7 +75,7 @@ class RowColumn:
     """
 
     n_rows: int
-    place: ZarrPlace | None
+    place: ZarrPlace | HdfPlace | None
     path: str
     options: dict[str, Any]
     chunk_bytes: int = 0

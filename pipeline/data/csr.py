@@ -1,4 +1,4 @@
-"""Sparse rows in a zarr group: the arrays `data`, `indices` and `indptr` of a CSR matrix, in the layout of anndata."""
+"""Sparse rows in a group of zarr or HDF5: the arrays `data`, `indices` and `indptr` of a CSR matrix, in the layout of anndata."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pipeline.data import source
 from pipeline.data.checked import canonical
 from pipeline.data.encoded import refuse_encoded
 from pipeline.data.files import damaged, native, open_binary, reading
+from pipeline.data.hdf import HdfPlace
 from pipeline.data.source import Source, row_dtype
-from pipeline.data.stores import ZarrPlace, unprotected
+from pipeline.data.stores import ZarrPlace, stored_chunk, unprotected
 from pipeline.errors import InputError, PipelineError
 
 _POINTERS = 2**18  # read at a time
@@ -22,12 +23,12 @@ _WORD_BYTES, _MOST_WORD_BYTES = 80, 1024  # of a word in memory as a rule, and i
 
 
 class CsrSource(Source):
-    """Rows of a CSR matrix in a zarr group: `data`, `indices`, `indptr`, and `shape` in its attributes.
+    """Rows of a CSR matrix in a group of zarr or HDF5: `data`, `indices`, `indptr`, and `shape` in its attributes.
 
     Parameters
     ----------
-    place : ZarrPlace
-    group : zarr.Group
+    place : ZarrPlace or HdfPlace
+    group : zarr.Group or h5py.Group
         The opened group at `place`.
     vocabulary : str, optional
         Path of a text file with one word a line; it makes the rows documents.
@@ -41,7 +42,7 @@ class CsrSource(Source):
 
     def __init__(
         self,
-        place: ZarrPlace,
+        place: ZarrPlace | HdfPlace,
         group: Any,
         vocabulary: str | None = None,
         document: bool = False,
@@ -64,7 +65,7 @@ class CsrSource(Source):
         self.bounds, self._largest = _csr_bounds(
             place, place.child("indptr"), shape[0], int(sizes["data"][0]), itemsize
         )
-        self._stored_chunks = sum(int((each.shards or each.chunks)[0]) * each.dtype.itemsize for each in parts.values())
+        self._stored_chunks = sum(stored_chunk(each)[0] * each.dtype.itemsize for each in parts.values())
         self._place, self._document = place, document or vocabulary is not None
         codecs = {name: found for name, array in parts.items() if (found := unprotected(array)) is not None}
         self._unprotected = ", ".join(f"{place}/{name} (codecs: {found})" for name, found in codecs.items()) or None
@@ -122,7 +123,9 @@ class CsrSource(Source):
             raise InputError(f"data.vocabulary: {self._vocabulary} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _csr_bounds(place: ZarrPlace, indptr: ZarrPlace, n_rows: int, nnz: int, itemsize: int) -> tuple[np.ndarray, int]:
+def _csr_bounds(
+    place: ZarrPlace | HdfPlace, indptr: ZarrPlace | HdfPlace, n_rows: int, nnz: int, itemsize: int
+) -> tuple[np.ndarray, int]:
     """Bounds that cut the rows where their stored bytes pass the next multiple of source.TARGET_BYTES, (n_chunks + 1,).
 
     Also the bytes of the largest chunk: a row is not cut.

@@ -26,6 +26,8 @@ class DataSection(Variant):
         Whether rows are sparse counts, which are never made dense.
     reads_files, reads_stores : bool
         Whether rows come from files, or from zarr stores, beside weights and labels.
+    takes_labels_back : bool
+        Whether `output.write_back` can write labels beside the rows.
     """
 
     source: str = Field("bundled", description="what kind of data this is")
@@ -59,6 +61,7 @@ class DataSection(Variant):
     sparse: ClassVar[bool] = False
     reads_files: ClassVar[bool] = False
     reads_stores: ClassVar[bool] = False
+    takes_labels_back: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Self:

@@ -109,6 +109,13 @@ class ZarrPlace:
                 f"{self}: no zarr array or group can be opened here ({type(error).__name__}: {error}). {advice}."
             ) from error
 
+    @contextmanager
+    def node(self) -> Iterator[Any]:
+        """Context with the zarr Array or Group, opened for the first time. Raises InputError when there is none."""
+        node = self.open_first()
+        with self.opening():
+            yield node
+
     def read(self, start: int, stop: int, then: int = 0) -> np.ndarray:
         """Read entries start:stop along the first axis.
 
@@ -235,8 +242,15 @@ def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:
     return product(*ranges)
 
 
+def stored_chunk(array: Any) -> tuple[int, ...]:
+    """Return the shape of what is stored together of an array of zarr or h5py: a shard, a chunk, or a row."""
+    return tuple(getattr(array, "shards", None) or array.chunks or (1, *array.shape[1:]))
+
+
 def unprotected(array: Any) -> str | None:
-    """Return the codecs of an array if none of them would detect a flipped bit, else None."""
+    """Return the codecs of an array of zarr or h5py if none of them would detect a flipped bit, else None."""
+    if hasattr(array, "fletcher32"):
+        return None if array.fletcher32 or array.compression == "gzip" else str(array.compression).lower()
     found = [codec.get_config() if hasattr(codec, "get_config") else codec.to_dict() for codec in _codecs(array)]
     names = [str(codec.get("id") or codec.get("name")).removeprefix("numcodecs.") for codec in found]
     sums = [codec.get("checksum") or dict(codec.get("configuration") or {}).get("checksum") for codec in found]

@@ -23,14 +23,16 @@ from zarr.codecs import ZstdCodec
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
 from pipeline.arrays.stores import guarded, open_group
+from pipeline.config import Output
 from pipeline.data.chunks import Chunks
 from pipeline.data.column import Column
 from pipeline.data.grid import Block, Grid
 from pipeline.em.heldout import Units
 from pipeline.engine.passes import Engine
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, StorageError, as_written
 from pipeline.models.base import RowArray
 from pipeline.outputs.measures import measures
+from pipeline.outputs.model_store import read_dataset
 from pipeline.outputs.run_directory import publish, remove
 
 if TYPE_CHECKING:
@@ -134,6 +136,14 @@ def row_bytes(model: Any, top_k: int) -> int:
 def has_labels(path: Path, top_k: int) -> bool:
     """Whether there are complete labels with at least this many responsibilities per row."""
     return path.exists() and _stored(path) >= top_k
+
+
+@as_written("model.zarr")
+def lacks_labels(model: Path, labels: Path, output: Output) -> bool:
+    """Whether labels are asked for and not complete. model : a model.zarr."""
+    if not output.labels:
+        return False
+    return not has_labels(labels, min(output.top_k, read_dataset(model).attrs.get("n_components", 0)))
 
 
 def _stored(path: Path) -> int:

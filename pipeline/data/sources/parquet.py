@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pipeline.arrays.dtypes import compute_dtype
-from pipeline.config import AnyPath
-from pipeline.config.paths import absolute, is_url
+from pipeline.config import AnyPath, ColumnOrPath
+from pipeline.config.paths import is_url
 from pipeline.data import source as chunking
 from pipeline.data.categories import (
     CategoriesOption,
@@ -55,20 +55,14 @@ class ParquetSection(FileSection):
         description="the column that names a row, of any type: it is no feature, and stands in the table of predict --format",
     )
     categories: CategoriesOption = categories_field
-    weights: str | None = Field(
+    weights: ColumnOrPath | None = Field(
         None, description="one non-negative weight a row: a column by its name, else the path of a .npy or .zarr"
     )
-    labels: str | None = Field(
+    labels: ColumnOrPath | None = Field(
         None,
         description="one integer a row; -1, and null in a column: unknown; a column by its name, else the path of a .npy or .zarr",
     )
-    labels_true: str | None = Field(None, description="the class of each row, for the report: as labels")
-
-    @field_validator("weights", "labels", "labels_true")
-    @classmethod
-    def _absolute_where_it_looks_like_a_path(cls, name: str | None) -> str | None:
-        is_path = name is not None and (name.endswith((".npy", ".zarr")) or name.startswith(("~", "${", "./", "../")))
-        return absolute(name) if name is not None and is_path else name
+    labels_true: ColumnOrPath | None = Field(None, description="the class of each row, for the report: as labels")
 
     def with_columns(self, used: Mapping[str, bool]) -> Self:
         return with_columns(self, used)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import zarr
 from pydantic import Field
 
 from pipeline.config import AnyPath
+from pipeline.data.array import ArraySource
 from pipeline.data.csr import CsrSource
 from pipeline.data.encoded import dimension_names, refuse_encoded, refuse_exchanged
-from pipeline.data.files import native
 from pipeline.data.section import FileSection
-from pipeline.data.source import Source, even_bounds, row_dtype, rows_per_target
-from pipeline.data.stores import ZarrPlace, listing, unprotected
+from pipeline.data.source import Source
+from pipeline.data.stores import ZarrPlace, listing
 from pipeline.errors import InputError
 
 
@@ -49,7 +48,7 @@ class ZarrSection(FileSection):
             raise InputError(f"data.vocabulary: {place} is a dense array, expected a CSR matrix. Remove it.")
         refuse_encoded(str(place), node)
         refuse_exchanged(str(place), dimension_names(node))
-        return ZarrSource(place, node)
+        return ArraySource(place, node)
 
     def _node(self) -> tuple[ZarrPlace, Any]:
         """The array or group that the section names, and where it is."""
@@ -67,41 +66,3 @@ class ZarrSection(FileSection):
         if not found:
             raise InputError(f"{place}: there is no such array. Set data.variable to one that is. {listing(node)}")
         return place, place.open_first()
-
-
-class ZarrSource(Source):
-    """Rows of a two-dimensional zarr array: whole stored chunks (or shards) of rows at a time.
-
-    Parameters
-    ----------
-    place : ZarrPlace
-    array : zarr.Array
-        The opened array at `place`.
-    """
-
-    def __init__(self, place: ZarrPlace, array: Any) -> None:
-        self.dtype = row_dtype(str(place), array.shape, array.dtype)
-        self.n_features = int(array.shape[1])
-        self.stored_chunk: tuple[int, int] = tuple(array.shards or array.chunks)  # rows, features of an object
-        unit = int(self.stored_chunk[0])
-        self.bounds = even_bounds(int(array.shape[0]), rows_per_target(self.n_features, self.dtype.itemsize, unit))
-        self._place = place
-        codecs = unprotected(array)
-        self._unprotected = None if codecs is None else f"{place} (codecs: {codecs})"
-
-    def read(self, i: int) -> np.ndarray:
-        start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
-        return native(self._place.read(start, stop, then=stop - start), self.dtype)
-
-    def decoding(self) -> tuple[int, str]:
-        """Return what stored chunks hold beyond the array, encoded and decoded."""
-        beyond = np.prod(self.stored_chunk, dtype=object) - int(np.diff(self.bounds).max()) * self.n_features
-        return 2 * max(
-            0, int(beyond)
-        ) * self.dtype.itemsize, "store the data in chunks that are not larger than the array"
-
-    def object_sizes(self) -> list[int]:
-        return self._place.object_sizes()
-
-    def unprotected(self) -> str | None:
-        return self._unprotected
