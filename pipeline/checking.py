@@ -373,7 +373,7 @@ def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
         assert isinstance(model, ClusterModel)
         for each, some, part in searched(model, config.fit.init, plan.sparse, in_memory, effort):
             # K-means has one product with the centres, where an E-step and its moments take two with about all parameters.
-            share = 1.0 if each is model else each.n_free_parameters() / (2 * model.n_free_parameters())
+            share = 1.0 if each is model else each.row_operations() / (2 * model.row_operations())
             rows += share * most_reads(each, some, plan.n_rows, moves, part)
         if config.select.pruning:  # with fewer components a pass costs less: on average half
             rows += in_memory * STEPS * model.n_components / 2

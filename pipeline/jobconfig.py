@@ -101,7 +101,9 @@ class Config(Section):
         if self.data.labels_true is not None and not self.output.labels:
             raise ValueError("data.labels_true: is compared with labels; set output.labels to true, or leave it out")
         if self.data.labels is not None and not model.takes_labels:
-            raise ValueError(f"data.labels: rows of family {family} do not belong to one component; leave it out")
+            raise ValueError(
+                f"data.labels: rows of family {family} as configured do not belong to one component that could be known; leave it out"
+            )
         if self.data.units is not None and not (model.by_unit or self.select.heldout):
             raise ValueError(
                 "data.units: is for select.heldout above 0, and for families that model units; leave it out, or set one"

@@ -124,7 +124,7 @@ class TimedRows:
 
 def row_operations(model: LatentModel, chunks: Chunks) -> float:
     """Return about how many operations an E-step and its statistics take for a row."""
-    dense = 4.0 * model.n_free_parameters()
+    dense = model.row_operations() if isinstance(model, ClusterModel) else 4.0 * model.n_free_parameters()
     if not chunks.source.sparse:
         return dense
     entries = chunks.pass_bytes() / chunks.n_rows / 12  # of a row: a value and an index each

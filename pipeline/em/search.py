@@ -92,13 +92,16 @@ class Search:
 
     def __call__(self, model: ClusterModel) -> Any:
         """Return parameters to start the fit from."""
+        if model.above is not None:
+            rows, seed = self.rows, (self.seed, 0)
+            upper = self._few_centers(model.above, centers_rows(model.above, rows.n_rows)).centers
+            return model.start_below(upper, rows.x, rows.weight, seed, rows.kernels, rows.map)  # type: ignore[attr-defined]  # where there is a level above
         if model.of_centers:
             return self._centers(model, self.rows)
         lowest = self.rows.head(levels(model, self.rows.n_rows)[0])
         if begins_from_centers(model, self.init, sp.issparse(self.rows.x)):
             lloyd = Lloyd(model.n_components, model.shift, float(np.mean(self.summary.variance)))
-            whole = replace(self._without_gaps(model), effort=FOR_ANOTHER * self.effort)
-            centers = whole._centers(lloyd, whole.rows.head(centers_rows(model, self.rows.n_rows))).centers
+            centers = self._without_gaps(model)._few_centers(lloyd, centers_rows(model, self.rows.n_rows)).centers
             starts = from_hard(model, lowest.sum_over([hard_start(model, centers)]))
         else:
             starts = self._starts(model, self.rows, self.summary)
@@ -110,6 +113,10 @@ class Search:
             return self
         sample = replace(self.summary.sample, x=model.plain(self.summary.sample.x))
         return replace(self, rows=self.rows.mapped(model.plain), summary=replace(self.summary, sample=sample))
+
+    def _few_centers(self, lloyd: Lloyd, n_rows: int) -> Centers:
+        """K-means that only starts another model, on some of the rows."""
+        return replace(self, effort=FOR_ANOTHER * self.effort)._centers(lloyd, self.rows.head(n_rows))
 
     def _centers(self, model: ClusterModel, rows: SearchRows) -> Centers:
         """K-means on some rows; of many features, in the space of the leading principal components."""
@@ -222,6 +229,8 @@ def searched(
     model: ClusterModel, init: str, sparse: bool, n_rows: int, effort: float
 ) -> list[tuple[ClusterModel, int, float]]:
     """Return what one run searches for in turn, each with its number of rows and its effort: K-means, perhaps, and the model."""
+    if model.above is not None:
+        return [(model.above, centers_rows(model.above, n_rows), FOR_ANOTHER * effort)]
     own = [(model, n_rows, effort)]
     if not begins_from_centers(model, init, sparse):
         return own

@@ -27,8 +27,10 @@ from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.clusters import ClusterModel
+from pipeline.models.hierarchy import Grouped, Hierarchy
 from pipeline.models.lloyd import Centers, Lloyd
 
+N_CLUSTERS = 8  # if it is left out, as in scikit-learn
 FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_", "feature_names_in_")
 
 
@@ -36,12 +38,13 @@ FITTED = ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_"
 class Nearest:
     """A function of rows: their nearest centre (part 0), or the squared distance to it (part 1)."""
 
-    centers: Array
+    model: Lloyd
+    params: Centers
     part: int
 
     def __call__(self, x: Array) -> Array:
         """(n,). x : (n, d)."""
-        return KERNELS.nearest(x, self.centers, self.centers.mean(axis=0))[self.part]
+        return self.model.nearest(self.params, x, KERNELS)[self.part]
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         Has no effect on the result; distances that bounds exclude are skipped with either, where there are many of them.
     method : {"em", "auto"}
         "em" is Lloyd's algorithm from `init`; "auto", the command's default, searches for a better start.
+    levels : tuple of two int, optional
+        Hierarchical K-means: (1000, 100) has 100,000 centres in 1000 groups, and a row is compared with the centres of few groups.
+        `n_clusters` is then their product, or left out, and `init` a name.
 
     Attributes
     ----------
     cluster_centers_ : array, shape (k, d)
+    upper_centers_ : array, shape (levels[0], d)
+        With `levels`: the centres of the groups.
+    group_ : array, shape (k,)
+        With `levels`: the group of each centre.
     labels_ : array, shape (n,)
         Of the kind of X.
     inertia_ : float
@@ -86,7 +96,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def __init__(
         self,
-        n_clusters: int = 8,
+        n_clusters: int = N_CLUSTERS,
         *,
         init: Any = "k-means++",
         n_init: Any = "auto",
@@ -97,6 +107,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         copy_x: bool = True,
         algorithm: str = "lloyd",
         method: str = "em",
+        levels: Any = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -108,17 +119,25 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.copy_x = copy_x
         self.algorithm = algorithm
         self.method = method
+        self.levels = levels
 
     @classmethod
     def of_model(cls, model: ClusterModel, params: Any, attrs: Mapping[str, Any]) -> Self:
         """Return a fitted estimator. attrs : of model.zarr."""
         estimator = cls(model.n_components)
         estimator.cluster_centers_, estimator.inertia_ = params.centers, attrs["final_inertia"]
+        if isinstance(params, Grouped):
+            groups = len(params.upper_centers)
+            estimator.levels, estimator.group_ = (groups, model.n_components // groups), params.group
+            estimator.upper_centers_ = params.upper_centers
         return estimator
 
     def _stored(self) -> dict[str, Array]:
         """Fitted attributes by the names of the schema."""
-        return {"centers": np.asarray(self.cluster_centers_)}
+        centers = {"centers": np.asarray(self.cluster_centers_)}
+        return (
+            centers if self.levels is None else {**centers, "group": self.group_, "upper_centers": self.upper_centers_}
+        )
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, features: Any = None) -> Self:
         """Fit to all rows of X.
@@ -154,14 +173,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         with value_errors():
             column = column_of(sample_weight, table)
             chunks = Chunks(table.source(), column)
-            if self.n_clusters > chunks.n_rows and statistics is None:
-                raise ValueError(f"n_samples={chunks.n_rows} should be >= n_clusters={self.n_clusters}.")
+            k = self._n_centers()
+            if k > chunks.n_rows and statistics is None:
+                raise ValueError(f"n_samples={chunks.n_rows} should be >= n_clusters={k}.")
             run = self._best(chunks, table, None if column is None else column.values, statistics)
         assert run.final is not None
-        order = np.arange(self.n_clusters) if statistics is None or statistics.order is None else statistics.order
+        order = np.arange(k) if statistics is None or statistics.order is None else statistics.order
         centers = run.params.centers[order]
         self.statistics_ = Statistics.of(run.model, run.params, run.final.totals, order)
         self.cluster_centers_ = centers.astype(table.x.dtype, copy=False)
+        if isinstance(run.params, Grouped):
+            self.group_, self.upper_centers_ = run.params.group[order], run.params.upper_centers
         self.inertia_ = float(run.final.stats.inertia)
         self.n_iter_ = len(run.history)
         self.stop_reason_ = run.stop_reason
@@ -169,10 +191,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if (
             not table.lazy
             and statistics is None
-            and (found := len(np.unique(table.one_each("labels_", self.labels_)))) < self.n_clusters
+            and (found := len(np.unique(table.one_each("labels_", self.labels_)))) < k
         ):
             warnings.warn(
-                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). "
+                f"Number of distinct clusters ({found}) found smaller than n_clusters ({k}). "
                 "Possibly due to duplicate points in X.",
                 ConvergenceWarning,
                 stacklevel=3,
@@ -218,8 +240,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return on_dimensions(centers, getattr(self, "feature_index_", None), "center")
 
     def to_sklearn(self) -> Peer:
-        """Return scikit-learn's estimator, fitted if this one is."""
-        asked = {name: value for name, value in self.get_params().items() if name != "method"}
+        """Return scikit-learn's estimator, fitted if this one is. It compares rows with all centres, also where there are `levels`."""
+        asked = {name: value for name, value in self.get_params().items() if name not in ("method", "levels")}
+        asked["n_clusters"] = self._n_centers()
         peer = Peer(
             **{**asked, "init": "k-means++" if isinstance(self.init, str) and self.init == "k-means||" else self.init}
         )
@@ -238,13 +261,29 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Columns of `transform`."""
         return int(self.cluster_centers_.shape[0])
 
-    def _model(self) -> tuple[Lloyd, Centers]:
-        """The model of the fitted centres, and its parameters."""
-        centers = np.asarray(self.cluster_centers_, np.float64)
-        return Lloyd(len(centers), centers.mean(axis=0)), Centers(centers)
+    def _model(self, centers: Array | None = None) -> tuple[Lloyd, Centers]:
+        """The model of the fitted centres, or of these, and its parameters."""
+        centers = np.asarray(self.cluster_centers_ if centers is None else centers, np.float64)
+        k, shift = len(centers), centers.mean(axis=0)
+        if self.levels is None:
+            return Lloyd(k, shift), Centers(centers)
+        return Hierarchy(k, shift, groups=len(self.upper_centers_)), Grouped.of(
+            centers, self.group_, self.upper_centers_
+        )
+
+    def _n_centers(self) -> int:
+        """Number of centres: the product of the levels, where there are any."""
+        if self.levels is None:
+            return int(self.n_clusters)
+        k = int(np.prod(self.levels))
+        if self.n_clusters not in (N_CLUSTERS, k):
+            raise ValueError(
+                f"n_clusters: got {self.n_clusters}, but levels {self.levels} make {k}. Leave n_clusters out."
+            )
+        return k
 
     def _best(self, chunks: Chunks, table: InputRows, weight: Array | None, statistics: Statistics | None) -> Run:
-        k, named = self.n_clusters, isinstance(self.init, str)
+        k, named = self._n_centers(), isinstance(self.init, str)
         if self.algorithm not in ("lloyd", "elkan"):
             raise ValueError(f"algorithm: got {self.algorithm!r}, expected lloyd or elkan.")
         self._n_init = 1 if statistics else self._restarts()
@@ -253,13 +292,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if statistics is not None:
             earlier = Earlier(statistics.unordered(self._stored()), None, statistics)
             fit["init"], start = "random", Start([earlier.arrays])
-        elif named and (table.lazy or self.method != "em" or self.init not in ("k-means++", "random")):
+        elif self.levels is not None and not named:
+            raise ValueError(
+                "init: got centres or a callable, expected a name with levels: k-means++, k-means|| or random."
+            )
+        elif named and (table.lazy or self.levels or self.method != "em" or self.init not in ("k-means++", "random")):
             fit |= {"init": self.init, "random_state": seed_of(self.random_state)}
             start = Start()
         else:
             fit["init"] = "random"
             start = Start([{"centers": centers} for centers in self._centers(table, weight)])
-        model, data = {"family": "kmeans", "n_components": k}, {"bad_rows": table.bad_rows}
+        model, data = {"family": "kmeans", "n_components": k, "levels": self.levels}, {"bad_rows": table.bad_rows}
         config = validate({"data": data, "model": model, "fit": fit}, name="KMeans").resolved()
         return fitted(config, chunks, start, True, _print if self.verbose else _silent, earlier)
 
@@ -280,7 +323,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def _centers(self, table: InputRows, weight: Array | None) -> list[Array]:
         """Initial centres of each restart, (k, d): user-supplied, or drawn as scikit-learn draws them."""
-        rng, k, x = check_random_state(self.random_state), self.n_clusters, table.x
+        rng, k, x = check_random_state(self.random_state), self._n_centers(), table.x
         found = []
         for _ in range(self._n_init):
             if callable(self.init):
@@ -305,7 +348,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return input_rows(self, X, reset=False)
 
     def _nearest(self, centers: Array, part: int) -> Nearest:
-        return Nearest(np.asarray(centers, dtype=np.float64), part)
+        return Nearest(*self._model(centers), part)
 
     def _labels(self, table: InputRows, centers: Array) -> Any:
         return table.map(self._nearest(centers, 0), None, np.int32, "cluster")

@@ -249,6 +249,11 @@ class ClusterModel(LatentModel):
         return {"component": self.n_components, "feature": self.n_features}
 
     @property
+    def above(self) -> Any:
+        """The model of the level above, below whose components `start_below` puts those of this one; None in most models."""
+        return None
+
+    @property
     def least_rows(self) -> int:
         """Effective rows below which a component is collapsed."""
         return 1
@@ -272,6 +277,10 @@ class ClusterModel(LatentModel):
     @abstractmethod
     def counts(self, stats: Any) -> Array:
         """Return the effective rows of each component, shape (k,)."""
+
+    def row_operations(self) -> float:
+        """Return about how many operations an E-step and its statistics take for a dense row."""
+        return 4.0 * self.n_free_parameters()
 
     def rows_of(self, stats: Any) -> float:
         """Return the sum of the rows' weights."""

@@ -127,7 +127,7 @@ class Lloyd(ClusterModel):
     def e_step(self, params: Centers, rows: Rows, kernels: Any) -> Expectation:
         known = self.checked_labels(rows)
         if known is None:
-            found = kernels.lloyd_pass(rows.x, rows.weight, params.centers, self.shift, rows.start)
+            found = self.sums(params, rows.x, rows.weight, rows.start, kernels)
         else:
             found = self._with_known(params, rows, known, kernels)
         label, score, sum_w, sum_x, inertia, label_hash = found
@@ -139,6 +139,16 @@ class Lloyd(ClusterModel):
         evidence = Evidence(rows.total_weight, 0.0)
         return Expectation(LloydStats(sum_w, sum_x, inertia), evidence, score, label, label_hash)
 
+    def sums(self, params: Centers, x: Matrix, weight: Array | None, first: int, kernels: Any) -> LloydSums:
+        """Return the sums of an E-step; see `Kernels.lloyd_pass`."""
+        found: LloydSums = kernels.lloyd_pass(x, weight, params.centers, self.shift, first)
+        return found
+
+    def nearest(self, params: Centers, x: Matrix, kernels: Any) -> tuple[Array, Array]:
+        """Return the centre of each row, (n,) int32, and the squared distance to it, or what stands for it in the inertia, (n,)."""
+        found: tuple[Array, Array] = kernels.nearest(x, params.centers, self.shift)
+        return found
+
     def _with_known(self, params: Centers, rows: Rows, known: Array, kernels: Any) -> LloydSums:
         """As `lloyd_pass`. Rows with a known cluster stay in it, and are no places for empty centres: their score is inf."""
         label, score = known.astype(np.int32), np.full(rows.n, np.inf)
@@ -146,7 +156,7 @@ class Lloyd(ClusterModel):
         free, own = np.flatnonzero(known < 0), np.flatnonzero(known >= 0)
         weight = np.ones(rows.n) if rows.weight is None else rows.weight
         if len(free):
-            sums = kernels.lloyd_pass(rows.x[free], weight[free], params.centers, self.shift, rows.start)
+            sums = self.sums(params, rows.x[free], weight[free], rows.start, kernels)
             label[free], score[free] = sums.label, sums.score
         of_known = self.label_statistics(rows.x[own], known[own], weight[own])
         squares = np.square(np.subtract(rows.x[own], params.centers[known[own]], dtype=np.float64)).sum(axis=1)
@@ -196,7 +206,7 @@ class Lloyd(ClusterModel):
     ) -> tuple[Centers, list[Reset]]:
         """scikit-learn's relocation: each empty centre moves to the farthest row, which leaves its old cluster."""
         far = attached["outliers"]
-        empty = np.flatnonzero(stats.sum_w == 0)
+        empty = np.flatnonzero(stats.sum_w == 0)[: far.limit]
         if not len(empty):
             return new, []
         sum_w, sum_x = stats.sum_w.copy(), stats.sum_x.copy()
@@ -249,10 +259,16 @@ class Lloyd(ClusterModel):
         return Centers(np.asarray(rows, dtype=np.float64))
 
     def assign(self, params: Centers, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
-        label, squared = kernels.nearest(x, params.centers, self.shift)
+        label, squared = self.nearest(params, x, kernels)
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.k)):
             log_resp = np.where(label[rows, None] == np.arange(self.k), 0.0, -np.inf)
             yield rows, Labels(label[rows], squared[rows], log_resp)
+
+    def predict(self, params: Centers, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
+        if top_k or rows.label is not None:
+            return super().predict(params, rows, top_k, kernels)
+        label, squared = self.nearest(params, rows.x, kernels)  # without an array of (n, k)
+        return {self.words.score: squared, "label": label}
 
     def representatives(
         self, params: Centers, rows: Rows, found: Expectation, limit: int, kernels: Any
@@ -297,5 +313,5 @@ class Lloyd(ClusterModel):
         return found
 
     def responsibilities(self, params: Centers, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
-        label, _ = kernels.nearest(x, params.centers, self.shift)
+        label, _ = self.nearest(params, x, kernels)
         return sp.csr_array((np.ones(len(label)), label, np.arange(len(label) + 1)), (len(label), self.k))

@@ -241,12 +241,16 @@ def _starting(
     sample = model.plain(summary.sample.x)
     if sample.shape[0] < k:
         raise InputError(f"model.n_components: {k}, but only {sample.shape[0]} usable rows. Lower it.")
+    if model.above is not None:
+        upper = yield from _starting(model.above, init, n_init, seed, summary, kernels)
+        below = [(each.centers, _dense(sample), None, (seed, restart)) for restart, each in enumerate(upper)]
+        return [model.start_below(*each, kernels, map) for each in below]  # type: ignore[attr-defined]  # where there is a level above
     if init == "random":
         picks = [sample[rng.choice(sample.shape[0], k, replace=False)] for rng in generators]
         return [model.start_at(_at_known(_dense(rows), known, model.shift), summary) for rows in picks]
     if init == "k-means++":
         sample = comparable(sample, model.unit_rows)
-        centers = [_plus_plus(sample, np.ones(sample.shape[0]), k, rng, kernels) for rng in generators]
+        centers = [plus_plus(sample, np.ones(sample.shape[0]), k, rng, kernels) for rng in generators]
     else:
         centers = yield from _parallel(model, summary, seed, generators, kernels)
     centers = [_at_known(c, known, model.shift) for c in centers]
@@ -292,10 +296,10 @@ def _parallel(
             before, distinct = distinct, min(_distinct(c) for c in candidates)
             grown = distinct > before
     counts = yield [CountNearest(_dense(c), shift, model.unit_rows) for c in candidates]
-    return [_plus_plus(c, n, k, rng, kernels) for c, n, rng in zip(candidates, counts, generators, strict=True)]
+    return [plus_plus(c, n, k, rng, kernels) for c, n, rng in zip(candidates, counts, generators, strict=True)]
 
 
-def _plus_plus(rows: Matrix, weight: Array, k: int, rng: np.random.Generator, kernels: Any) -> Array:
+def plus_plus(rows: Matrix, weight: Array, k: int, rng: np.random.Generator, kernels: Any) -> Array:
     """Weighted k-means++ and a few steps of weighted Lloyd on rows in memory: (k, d)."""
     seed = int(rng.integers(2**31))
     rows, weight = rows[weight > 0], weight[weight > 0]

@@ -25,6 +25,7 @@ from pipeline.errors import InputError
 
 _ROWS = 2**20  # of labels at a time
 _MOST_CLASSES = 2**12
+_MOST_PAIRED = 10_000  # clusters whose centres are compared in pairs
 _CELLS = 2500  # of the table of labels against classes that is stored
 
 
@@ -73,21 +74,25 @@ def _by_distance(group: Any, centers: Array) -> dict[str, float]:
     n, k = size.sum(), len(size)
     if k < 2 or n <= k:
         return {}
+    between = float(size @ np.square(centers - size @ centers / n).sum(axis=1))
+    inside = float(within.sum())
+    measured = {"silhouette": total / n} if silhouette is not None else {}
+    if k <= _MOST_PAIRED:
+        measured["davies_bouldin"] = _davies_bouldin(apart / size, centers)
+    return measured | {"calinski_harabasz": 1.0 if inside == 0 else between * (n - k) / (inside * (k - 1.0))}
+
+
+def _davies_bouldin(mean: Array, centers: Array) -> float:
+    """mean : (k,) distances of rows to their centre."""
     from scipy.spatial.distance import cdist
 
-    between = float(size @ np.square(centers - size @ centers / n).sum(axis=1))
-    mean, worst = apart / size, np.zeros(k)
-    for first in range(0, k, 256):
+    worst = np.zeros(len(centers))
+    for first in range(0, len(centers), 256):
         some = slice(first, first + 256)
         distance = cdist(centers[some], centers)
         distance[distance == 0] = np.inf
         worst[some] = ((mean[some, None] + mean) / distance).max(axis=1)
-    inside = float(within.sum())
-    measured = {
-        "davies_bouldin": float(worst.mean()),
-        "calinski_harabasz": 1.0 if inside == 0 else between * (n - k) / (inside * (k - 1.0)),
-    }
-    return ({"silhouette": total / n} if silhouette is not None else {}) | measured
+    return float(worst.mean())
 
 
 def _crossed(label: FlatRows, truth: Column) -> tuple[Array, Array, Array]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.models.clusters import Summary, reference
 from pipeline.models.family import ClusterSection
+from pipeline.models.hierarchy import Hierarchy
 from pipeline.models.lloyd import Lloyd
 from pipeline.models.words import Words
 
 
-class KMeansSection(ClusterSection):
-    """K-means, with scikit-learn's stopping rule."""
+class CentersSection(ClusterSection):
+    """What K-means by distance and by cosine have in common: scikit-learn's stopping rule, and hard assignment alone."""
 
-    family: Literal["kmeans"] = Field("kmeans", description="K-means")
-
-    also_called: ClassVar[tuple[str, ...]] = ("lloyd",)
     words: ClassVar[Words] = Lloyd.words
     default_max_iter: ClassVar[int] = 300
     default_tol: ClassVar[float] = 1e-4
@@ -26,15 +25,58 @@ class KMeansSection(ClusterSection):
     methods: ClassVar[tuple[str, ...]] = ("auto", "em")
     criteria: ClassVar[tuple[str, ...]] = ()
     has_silhouette: ClassVar[bool] = True
-    template: ClassVar[dict[str, Any]] = {
-        "data": {"source": "bundled", "path": "digits"},
-        "model": {"family": "kmeans", "n_components": 10},
-    }
     template_help: ClassVar[str] = (
         "Set data.source and data.path to your data, and model.n_components to how many clusters you look for. As it is, it "
         "clusters 1797 handwritten digits that are installed with scikit-learn."
     )
 
+
+class KMeansSection(CentersSection):
+    """K-means, with scikit-learn's stopping rule."""
+
+    family: Literal["kmeans"] = Field("kmeans", description="K-means")
+    levels: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="hierarchical K-means, for very many clusters: [1000, 100] has 100,000 clusters in 1000 groups of 100 on average; "
+        "n_components is their product, or left out",
+    )
+
+    also_called: ClassVar[tuple[str, ...]] = ("lloyd",)
+    template: ClassVar[dict[str, Any]] = {
+        "data": {"source": "bundled", "path": "digits"},
+        "model": {"family": "kmeans", "n_components": 10},
+    }
+
+    @classmethod
+    def resolve(cls, raw: Mapping[str, Any]) -> type[Self]:
+        return cls if raw.get("levels") is None else HierarchySection  # type: ignore[return-value]  # of a subclass
+
     def build(self, summary: Summary, assignment: str) -> Lloyd:
         [k] = self.n_components
         return Lloyd(k, reference(summary), float(np.mean(summary.variance)))
+
+
+class HierarchySection(KMeansSection):
+    """K-means with `levels`."""
+
+    takes_labels: ClassVar[bool] = False
+    inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "explicit", "run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_their_product(cls, raw: Any) -> Any:
+        levels = raw.get("levels") if isinstance(raw, Mapping) else None
+        if not isinstance(levels, list | tuple) or not all(isinstance(each, int) for each in levels):
+            return raw  # which the type refuses
+        k = int(np.prod(levels))
+        given = raw.get("n_components", k)
+        if given not in (k, [k], (k,)):
+            raise ValueError(
+                f"n_components: got {given}, but levels {list(levels)} make {k}; leave n_components out, or correct one of them"
+            )
+        return {**raw, "n_components": k}
+
+    def build(self, summary: Summary, assignment: str) -> Hierarchy:
+        flat = super().build(summary, assignment)
+        assert self.levels is not None
+        return Hierarchy(flat.k, flat.shift, flat.variance, self.levels[0])

@@ -23,8 +23,8 @@ from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.kernels.nearest import label_key, scale_rows
 from pipeline.models.base import Evidence, Expectation, Reset
-from pipeline.models.clusters import Labels, Removal, SearchEffort, Summary
-from pipeline.models.families.kmeans import KMeansSection
+from pipeline.models.clusters import Removal, SearchEffort, Summary
+from pipeline.models.families.kmeans import CentersSection
 from pipeline.models.families.vmf import ADVICE, is_zero
 from pipeline.models.lloyd import Centers, Lloyd, LloydStats
 from pipeline.models.schema import UNIT, Field, Fields
@@ -113,11 +113,12 @@ class SphericalKMeans(Lloyd):
     def start_near_mean(self, summary: Summary, draws: Array) -> Centers:
         return self.start_at(unit(summary.mean[None]) + 0.01 * self.n_features**-0.5 * draws, summary)
 
-    def assign(self, params: Centers, x: Matrix, kernels: Any) -> Iterator[tuple[slice, Labels]]:
+    def nearest(self, params: Centers, x: Matrix, kernels: Any) -> tuple[Array, Array]:
+        label, distance = np.empty(x.shape[0], np.int32), np.empty(x.shape[0])
         for rows, cosine in self._cosines(params, x):
-            label = cosine.argmax(axis=1).astype(np.int32)
-            own = label[:, None] == np.arange(self.k)
-            yield rows, Labels(label, 1.0 - cosine[own], np.where(own, 0.0, -np.inf))
+            label[rows] = cosine.argmax(axis=1)
+            distance[rows] = 1.0 - cosine[np.arange(len(cosine)), label[rows]]
+        return label, distance
 
     def removal_costs(self, params: Centers, x: Matrix, weight: Array | None, kernels: Any) -> Removal:
         """How much lower the second highest cosine is, summed over each centre's rows."""
@@ -134,15 +135,11 @@ class SphericalKMeans(Lloyd):
         cost = np.bincount(label, weights * lower if k > 1 else weights, minlength=k)
         return Removal.of(cost, label, second, weights)
 
-    def responsibilities(self, params: Centers, x: Matrix, least: float, kernels: Any) -> sp.csr_array:
-        label = np.concatenate([cosine.argmax(axis=1) for _, cosine in self._cosines(params, x)])
-        return sp.csr_array((np.ones(len(label)), label, np.arange(len(label) + 1)), (len(label), self.k))
 
-
-class SphericalKMeansSection(KMeansSection):
+class SphericalKMeansSection(CentersSection):
     """Spherical K-means: clusters of directions by the cosine, such as of embeddings and tf-idf."""
 
-    family: Literal["spherical-kmeans"] = Option("spherical-kmeans", description="K-means by the cosine of directions")  # type: ignore[assignment]  # its own name
+    family: Literal["spherical-kmeans"] = Option("spherical-kmeans", description="K-means by the cosine of directions")
 
     also_called: ClassVar[tuple[str, ...]] = ("cosine", "skmeans", "spherical")
     words: ClassVar = SphericalKMeans.words

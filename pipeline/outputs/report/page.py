@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import jinja2
 
 _HERE = Path(__file__).parent
+SHOWN = 2000  # components at most
 TOPICS_OPEN = 48  # of more topics, the rest is shown on a click
 
 
@@ -160,11 +161,12 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "overlap": summary.overlap(record),
         "curves": figures.convergence(record, curve) if curve is not None and len(curve.objective) > 1 else [],
         "numbers": figures.numbers(curve) if curve is not None else ([], 0),
-        "components": _components(record) if record.k else None,
+        "components": _components(record.first(SHOWN)) if record.k else None,
+        "shown": SHOWN,
         "parameters": [*filter(None, [tables.confusion(record)]), *tables.others(record)],
         "outliers": outliers.outliers(record),
         "sharing": sharing.sharing(record),
-        "replay": replay(record, curve) if record.k else None,
+        "replay": replay(record, curve) if 0 < record.k <= SHOWN else None,
         "search": summary.search(record),
         "restarts": _restarts(record),
         "events": events,

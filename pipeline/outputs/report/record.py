@@ -205,6 +205,10 @@ class Record:
             return np.empty((self.k, 0), np.int64)
         return self.array("representative_row")[:, :5]
 
+    def first(self, most: int) -> Record:
+        """Return the run with its first components alone, at most so many; they are stored by decreasing weight."""
+        return self if self.k <= most else replace(self, model=self.model.isel(component=slice(most)))
+
     def with_parameters(self, arrays: Mapping[str, np.ndarray]) -> Record:
         """Return the run with the parameters of an earlier iteration, with components in the order of that iteration."""
         order = np.asarray(self.attrs.get("order", range(self.k)))
