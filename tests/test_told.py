@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,17 @@ from tests.jobs import blobs, command, job, write_config, write_rows
 from tests.stores import dense_run
 
 pytestmark = pytest.mark.full
+
+
+def test_the_command_counts_from_the_start_of_its_process():
+    """Not from when its imports have ended: at least as long as the process slept before them, at most as long as it was waited for."""
+    code = (
+        "import time; time.sleep(0.5); from pipeline import cli; "
+        "cli.main = lambda began: print(time.perf_counter() - began); cli.command()"
+    )
+    began = time.perf_counter()
+    age = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 0.49 <= age <= time.perf_counter() - began + 0.01  # in hundredths
 
 
 def test_the_time_of_a_job_counts_from_when_the_user_began_to_wait(tmp_path):
