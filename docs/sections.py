@@ -95,7 +95,7 @@ def _meaning(part: dict[str, Any]) -> str:
     values = [value for kind in kinds for value in kind.get("enum", [kind["const"]] if "const" in kind else [])]
     notes = [part.get("description", "").removesuffix("; or"), *dict.fromkeys(bounds)]
     notes += [
-        ", ".join(f"`{value}`" for value in values),
+        ", ".join(f"`{value}`" for value in dict.fromkeys(values)),
         "keys: below" if any("$ref" in kind for kind in kinds) else "",
     ]
     return "; ".join(note for note in notes if note)

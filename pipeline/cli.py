@@ -75,11 +75,14 @@ def config_command(
     family: Annotated[
         str | None, typer.Argument(help="a model.family; for one that is not there, the error lists all")
     ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of configs, for editors")] = False,
 ) -> None:
     """Print a commented YAML with every option, its default, bounds and meaning."""
-    from pipeline.jobconfig import template
+    from pipeline.jobconfig import json_schema, template
 
-    sys.stdout.write(template(family))
+    if schema and family is not None:
+        raise InputError(f"config: got {family} and --schema, which is that of all families. Leave one out.")
+    sys.stdout.write(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n" if schema else template(family))
 
 
 @app.command("check")

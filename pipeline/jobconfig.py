@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, model_validator
 
 from pipeline.config import EngineSection, Fit, Output, Preprocess, Section, Select, loading
+from pipeline.config.schema import DIALECT
 from pipeline.config.stored import read_job
 from pipeline.config.syntax import Place
 from pipeline.config.template import commented
@@ -24,6 +25,7 @@ from pipeline.models.families import FAMILIES
 from pipeline.models.family import FamilySection
 from pipeline.models.mixture import Mixture
 
+SCHEMA_FILE = "em-pipeline.schema.json"  # that templates name
 # What a template shows first of a section; the rest comes below it, as seldom changed.
 _FIRST = {
     "data": (
@@ -328,6 +330,11 @@ def to_plain(config: Config) -> dict[str, Any]:
     return dict(without_secrets(config.model_dump(mode="json", exclude={"data": {"storage_options"}})))
 
 
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of configs: keys, types, bounds and meanings, without what is checked across sections."""
+    return {"$schema": DIALECT, **Config.model_json_schema(), "title": "Config of em-pipeline"}
+
+
 def template(family: str | None = None) -> str:
     """Return a commented YAML with every option of a family, its default, bounds and meaning. family : None for the default."""
     family = family or FAMILIES.default
@@ -344,6 +351,10 @@ def template(family: str | None = None) -> str:
         "`em-pipeline check FILE` says what it would cost, `em-pipeline run FILE` runs it. Every other line may be left out, but "
         "for model.family: what stands there is the default.",
     ]
+    about.append(
+        f"The first line is for editors: `em-pipeline config --schema > {SCHEMA_FILE}` writes the file that it names."
+    )
     fit = config.resolved().fit
     nulls = {name: str(getattr(fit, name)) for name in ("assignment", "max_iter", "tol")}
-    return commented(config, about, _FIRST, {"fit": nulls}, others=("data",))
+    line = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
+    return line + commented(config, about, _FIRST, {"fit": nulls}, others=("data",))

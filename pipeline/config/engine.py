@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.paths import LocalPath
-from pipeline.config.section import Section, parse_bytes
+from pipeline.config.schema import AlsoWritten
+from pipeline.config.section import SIZE, Section, parse_bytes
 
 
 class Adapt(Section):
@@ -75,9 +76,9 @@ class EngineSection(Section):
     workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         "auto", description="threads or processes; auto: one a core"
     )
-    memory: Annotated[int | Literal["auto"], BeforeValidator(parse_bytes)] = Field(
-        "auto", description="bytes that the job may use on this machine, such as 4GiB; auto: 60% of what is free"
-    )
+    memory: Annotated[
+        int | Literal["auto"], BeforeValidator(parse_bytes), AlsoWritten({"type": "string", "pattern": SIZE})
+    ] = Field("auto", description="bytes that the job may use on this machine, such as 4GiB; auto: 60% of what is free")
 
     keep_decoded: bool = Field(
         False, description="cache decoded chunks between passes, as far as memory allows; threads only"

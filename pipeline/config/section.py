@@ -8,8 +8,11 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, field_validator
 
+from pipeline.config.schema import ListOrItem
+
 T = TypeVar("T")
 
+SIZE = r"^\s*([0-9]{1,30}(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*$"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -66,7 +69,7 @@ def parse_bytes(value: Any) -> Any:
     """
     if not isinstance(value, str) or value == "auto":
         return value
-    match = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*", value)
+    match = re.fullmatch(SIZE, value)
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{value[:40]!r} is not a size; write for example 1GiB, 500MB or auto")
     return int(float(match[1]) * _UNITS[match[2].upper()])
@@ -84,7 +87,7 @@ def _as_written(values: tuple[Any, ...]) -> Any:
 
 _LISTED = BeforeValidator(_as_list)
 
-OneOrMore = Annotated[tuple[T, ...], _LISTED, PlainSerializer(_as_written)]
+OneOrMore = Annotated[tuple[T, ...], _LISTED, PlainSerializer(_as_written), ListOrItem()]
 """One value or a list of values to choose from, read and written as either."""
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.paths import AnyPath, LocalPath
+from pipeline.config.schema import AlsoWritten
 from pipeline.config.section import Section
 
 
@@ -79,9 +80,11 @@ class Fit(Section):
         description="stop when the objective changes by less, in nats per row, and, except for method em, the estimated "
         "remaining gain is less; null: the family's default",
     )
-    moves: Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)] = Field(
-        "auto", description="moves of components during the search for a start; method em has no search"
-    )
+    moves: Annotated[
+        Literal["auto", "off"],
+        BeforeValidator(lambda value: "off" if value is False else value),
+        AlsoWritten({"const": False}),
+    ] = Field("auto", description="moves of components during the search for a start; method em has no search")
     effort: Literal["low", "medium", "high"] = Field(
         "medium",
         description="how much the search for a start may cost: of candidate starts a half, two to three or ten fits, about; the same share of the "

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, core_schema
 
 from pipeline.config.section import Section
@@ -146,6 +146,17 @@ class Variants(Mapping[str, type[V]]):
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self._validated, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The keys that the named section has; any where a file of the user's own defines it."""
+        branches = []
+        for name in self:
+            named = {"properties": {self.key: {"const": name}}, "required": [] if name == self.default else [self.key]}
+            own = {"required": ["path"]} if name == OUTSIDE else handler(self[name].__pydantic_core_schema__)
+            branches.append({"if": named, "then": own})
+        field = self.base.model_fields[self.key]
+        key = {"enum": list(self), "default": self.default, "description": field.description}
+        return {"type": "object", "properties": {self.key: key}, "allOf": branches}
 
     def _validated(self, raw: Any) -> Any:
         if not isinstance(raw, Mapping):

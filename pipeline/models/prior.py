@@ -28,6 +28,7 @@ from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import stored
 from pipeline.config import Section
 from pipeline.config.paths import LocalPath
+from pipeline.config.schema import AlsoWritten
 from pipeline.models.clusters import Summary
 from pipeline.models.covariance import Shape, from_covariance, full_matrix, identity
 
@@ -228,4 +229,4 @@ class PriorSection(Section):
         return RELEVANCE if self.relevance is None else self.relevance
 
 
-PriorOption = Annotated[PriorSection | None, BeforeValidator(_auto)]
+PriorOption = Annotated[PriorSection | None, BeforeValidator(_auto), AlsoWritten({"const": "auto"})]
