@@ -24,6 +24,7 @@ from pipeline.models.clusters import Summary
 from pipeline.models.families import FAMILIES
 from pipeline.models.family import FamilySection
 from pipeline.models.mixture import Mixture
+from pipeline.models.separation import BY_SEPARATION
 
 SCHEMA_FILE = "em-pipeline.schema.json"  # that templates name
 # What a template shows first of a section; the rest comes below it, as seldom changed.
@@ -165,10 +166,16 @@ class Config(Section):
                 f"model: {family} has no likelihood to choose by; give one n_components and leave select out, or use a "
                 "family that has one"
             )
-        if several and self.select.criterion not in criteria:
+        if self.select.heldout and "heldout" not in criteria:
+            raise ValueError(f"select.heldout: family {family} has no likelihood of held-out rows; leave it out")
+        if (several or self.select.criterion != "bic") and self.select.criterion not in criteria:
             raise ValueError(
                 f"select.criterion: got {self.select.criterion}, which family {family} does not know; choose by "
                 f"{' or '.join(criteria)}"
+            )
+        if self.select.criterion in BY_SEPARATION and self.data.labels is not None:
+            raise ValueError(
+                f"select.criterion: {self.select.criterion} is of labels by distance alone; leave data.labels out"
             )
         if self.select.criterion == "heldout" and self.select.heldout == 0:
             raise ValueError(

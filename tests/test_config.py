@@ -68,8 +68,14 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
         ({"model": {"n_components": [3, 5, 3]}}, "names one value twice"),
         ({"model": {"covariance_type": ["full", "ful"]}}, "model.covariance_type.1"),
         ({"model": {"family": "multinomial", "covariance_type": ["full", "diag"]}}, "it belongs to family gaussian"),
-        ({"model": {"family": "kmeans", "n_components": [3, 5]}}, "kmeans has no likelihood to choose by"),
-        ({"model": {"family": "kmeans"}, "select": {"heldout": 0.1}}, "kmeans has no likelihood to choose by"),
+        (
+            {"model": {"family": "kmeans", "n_components": [3, 5]}},
+            "kmeans does not know; choose by silhouette or davies_bouldin or calinski_harabasz",
+        ),
+        (
+            {"model": {"family": "kmeans"}, "select": {"heldout": 0.1}},
+            "family kmeans has no likelihood of held-out rows; leave it out",
+        ),
         ({"select": {"criterion": "heldout"}}, "criterion heldout needs heldout above 0"),
         ({"select": {"heldout": 1}}, "select.heldout: got 1, expected less than 1"),
         ({"model": {"n_components": [3, 5]}, "fit": {"init": "labels", "init_path": "a"}}, "one number of components"),
@@ -123,7 +129,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
             {"model": {"family": "multinomial"}, "preprocess": [{"kind": "center"}]},
             "never made dense; leave it empty for family",
         ),
-        ({"model": {"family": "kmeans"}, "select": {"pruning": True}}, "kmeans has no likelihood"),
+        ({"model": {"family": "kmeans"}, "select": {"pruning": True}}, "select.pruning: is not for family kmeans"),
         (
             {"model": {"family": "multinomial"}, "select": {"pruning": True}},
             "select.pruning: is not for family multinomial",

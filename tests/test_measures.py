@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +14,10 @@ from sklearn import metrics
 from pipeline.data.column import MemoryColumn
 from pipeline.errors import InputError
 from pipeline.jobconfig import validate
+from pipeline.models.separation import Separation
 from pipeline.outputs import measures as measures_module
 from pipeline.outputs.measures import agreement, measures
-from pipeline.workflow import predict, run
+from pipeline.workflow import open_run, predict, resume, run
 
 RNG = np.random.default_rng(3)
 CENTERS = RNG.normal(size=(4, 3)) * 4
@@ -120,3 +123,77 @@ def test_classes_are_whole_numbers(made):
         values = np.where(np.arange(400) == 7, wrong, 1.0)
         with pytest.raises(InputError, match=r"data.labels_true: row 7 has .*, expected a whole number from 0"):
             measures(group, None, MemoryColumn(values))
+
+
+def test_separation_adds_and_is_that_of_scikit_learn():
+    """Of some rows and others it is that of all; a cluster without rows counts in none; one cluster has none."""
+    label = np.where(CLASSES == 3, 2, CLASSES)
+    centers = np.array([*(X[label == k].mean(axis=0) for k in range(3)), np.zeros(3)])
+    square = ((X - centers[label]) ** 2).sum(axis=1)
+    each = np.arange(len(X)) / len(X)
+    parts = [Separation.of(label[s], square[s], 4, each[s]) for s in (slice(0, 150), slice(150, None))]
+    found = (parts[0] + parts[1]).measures(centers)
+    assert found["davies_bouldin"] == pytest.approx(metrics.davies_bouldin_score(X, label), rel=1e-9)
+    assert found["calinski_harabasz"] == pytest.approx(metrics.calinski_harabasz_score(X, label), rel=1e-9)
+    assert found["silhouette"] == pytest.approx(each.mean(), rel=1e-12)
+    assert Separation.of(np.zeros(9, int), np.ones(9), 1, None).measures(np.zeros((1, 3))) == {}
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    ["silhouette", *(pytest.param(name, marks=pytest.mark.slow) for name in ("davies_bouldin", "calinski_harabasz"))],
+)
+def test_the_number_of_clusters_is_chosen_by_separation(tmp_path, criterion):
+    """Four clusters that are apart; the table has what scikit-learn says of each candidate, and `resume` writes it again."""
+    np.save(tmp_path / "x.npy", X * [1, 1, 1] + 20 * np.eye(4)[CLASSES][:, :3])
+    config = {
+        "data": {"source": "npy", "path": str(tmp_path / "x.npy")},
+        "model": {"family": "kmeans", "n_components": [1, 3, 4, 6]},
+        "select": {"criterion": criterion},
+        "output": {"path": str(tmp_path / "run")},
+    }
+    made = run(validate(config))
+    model = open_run(made)
+    table = model.attrs["candidates"]
+    assert [entry["n_components"] for entry in table if entry["chosen"]] == [4] == [model.sizes["component"]]
+    assert criterion not in table[0]
+    rows = np.load(tmp_path / "x.npy")
+    for k, centers in {4: model.centers.values, **other_centers(made)}.items():
+        entry = next(entry for entry in table if entry["n_components"] == k)
+        if k > 1:
+            distance = cdist(rows, centers)
+            label, (a, b) = distance.argmin(axis=1), np.sort(distance, axis=1)[:, :2].T
+            assert entry["silhouette"] == pytest.approx(((b - a) / b).mean(), rel=1e-5)
+            assert entry["davies_bouldin"] == pytest.approx(metrics.davies_bouldin_score(rows, label), rel=1e-6)
+            assert entry["calinski_harabasz"] == pytest.approx(metrics.calinski_harabasz_score(rows, label), rel=1e-6)
+    names = {"silhouette": "mean silhouette", "davies_bouldin": "Davies-Bouldin index"}
+    page = (made / "report.html").read_text(encoding="utf-8")
+    assert f"By {names.get(criterion, 'Calinski-Harabasz index')}." in page and "One cluster has none of them." in page
+    for name in ("model.zarr", "candidates.zarr", "labels.zarr"):
+        shutil.rmtree(made / name)
+    resume(made)
+    assert open_run(made).attrs["candidates"] == table
+
+
+def other_centers(made) -> dict[int, np.ndarray]:
+    """The centres of the candidates that were not chosen, by their number."""
+    groups = zarr.open_group(made / "candidates.zarr", mode="r").groups()
+    return {group["centers"].shape[0]: group["centers"][:] for _, group in groups}
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            {"model": {"family": "gaussian"}, "select": {"criterion": "silhouette"}},
+            "which family gaussian does not know",
+        ),
+        ({"model": {"family": "kmeans", "n_components": [2, 3]}}, "choose by silhouette or davies_bouldin"),
+        ({"model": {"family": "kmeans"}, "select": {"heldout": 0.1}}, "no likelihood of held-out rows; leave it out"),
+        ({"model": {"family": "spherical-kmeans", "n_components": [2, 3]}}, "has no likelihood to choose by"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(raw, message):
+    """In one sentence."""
+    with pytest.raises(InputError, match=message):
+        validate(raw)

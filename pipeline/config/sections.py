@@ -118,8 +118,9 @@ class Fit(Section):
 class Select(Section):
     """How to choose among several models: lists of model.n_components or model.covariance_type."""
 
-    criterion: Literal["bic", "aic", "icl", "heldout"] = Field(
-        "bic", description="the criterion of the choice; heldout: log-likelihood of held-out rows"
+    criterion: Literal["bic", "aic", "icl", "heldout", "silhouette", "davies_bouldin", "calinski_harabasz"] = Field(
+        "bic",
+        description="the criterion of the choice; heldout: log-likelihood of held-out rows; silhouette and the following: of K-means",
     )
     heldout: float = Field(
         0.0,

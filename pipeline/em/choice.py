@@ -14,7 +14,8 @@ from pipeline.em.run import Run
 from pipeline.models.base import Evidence, LatentModel
 from pipeline.models.clusters import ClusterModel
 
-_SIGN = {"bic": 1, "aic": 1, "icl": 1, "heldout": -1}  # of what is to be low
+# Of what is to be low.
+_SIGN = {"bic": 1, "aic": 1, "icl": 1, "heldout": -1, "silhouette": -1, "davies_bouldin": 1, "calinski_harabasz": -1}
 
 
 def best_run(runs: Sequence[Run]) -> Run:
@@ -101,14 +102,18 @@ def choose(runs: Sequence[Run], criterion: str, total: float) -> Choice:
     ----------
     runs : sequence of Run
         Finished, of all candidates in order.
-    criterion : {'bic', 'aic', 'icl', 'heldout'}
+    criterion : str
+        One of select.criterion.
     total : float
         Sum of the weights of the fitted rows.
     """
     by_candidate = [list(group) for _, group in groupby(runs, key=lambda run: run.candidate)]
     table = [_entry(best_run(group), group, total) for group in by_candidate]
-    # Where there is no likelihood, there is one candidate only.
-    rank = [(entry["collapsed"] > 0, _SIGN[criterion] * entry.get(criterion, 0.0)) for entry in table]
+    # One cluster has no separation. Where no entry has the criterion, there is one candidate only.
+    rank = [
+        (entry["collapsed"] > 0, _SIGN[criterion] * entry[criterion] if criterion in entry else np.inf)
+        for entry in table
+    ]
     chosen = min(range(len(table)), key=rank.__getitem__)
     table = [{**entry, "criterion": criterion, "chosen": i == chosen} for i, entry in enumerate(table)]
     return Choice(by_candidate, table, chosen)
@@ -122,6 +127,8 @@ def _entry(run: Run, group: Sequence[Run], total: float) -> dict[str, Any]:
         entry[f"final_{model.words.series}"] = reported
     if "held_out" in final.attached:
         entry |= held_out(final.attached["held_out"])
+    if "separation" in final.attached:
+        entry |= final.attached["separation"].measures(run.params.centers)
     collapsed = len(model.collapsed(run.params, model.counts(final.stats))) if isinstance(model, ClusterModel) else 0
     ended = {"n_iter": len(run.history), "stop_reason": run.stop_reason, "restarts": restarts(group, run)}
     return {**entry, "total_weight": total, "collapsed": collapsed, **ended}

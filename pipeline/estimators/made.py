@@ -27,7 +27,7 @@ def estimator_of(family: str) -> Any:
 def mixture_class(name: str) -> type[MixtureEstimator] | None:
     """Return the Python class of the family whose class has this name, such as PoissonMixture; None where there is none."""
     families = (each for each in FAMILIES if each != OUTSIDE and _class_name(each) == name)
-    return next((estimator_of(each) for each in families if FAMILIES[each].criteria), None)
+    return next((estimator_of(each) for each in families if "heldout" in FAMILIES[each].criteria), None)
 
 
 def _class_name(family: str) -> str:

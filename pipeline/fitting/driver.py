@@ -38,6 +38,7 @@ from pipeline.jobconfig import Config
 from pipeline.models.base import Attachment, EStep, LatentModel
 from pipeline.models.clusters import BestRows, ClusterModel, WorstRows
 from pipeline.models.mixture import Mixture
+from pipeline.models.separation import BY_SEPARATION, SeparationOfRows
 from pipeline.models.starts import Starting, in_step, starting
 
 OUTLIERS = 10  # rows that fit worst, for the report
@@ -255,6 +256,8 @@ class Driver:
             final.append(BestRows() if runs[0].model.represents else WorstRows(OUTLIERS))
         if self.config.select.heldout and not refit:
             final.append(HeldOutRows())
+        if self.config.select.criterion in BY_SEPARATION and len(self.config.model.candidates()) > 1:
+            final.append(SeparationOfRows())
         return em(runs, evaluate, Limits(fit.max_iter or 0, fit.tol or 0.0), summary.n_rows, method, tuple(final))
 
     def finish(self, summary: DataSummary, runs: Sequence[Run]) -> tuple[Choice, list[Run], DataSummary]:

@@ -5,13 +5,14 @@ their rows, as after K-means has converged, the indices are those of scikit-lear
 
 References
 ----------
-Davies and Bouldin (1979); Calinski and Harabasz (1974); Hruschka, de Castro and Campello (2004), eq. 5: the simplified silhouette;
 Hubert and Arabie (1985): the adjusted Rand index; Strehl and Ghosh (2002): normalized mutual information.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from pipeline.arrays.stores import open_group
 from pipeline.data.column import Column
 from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError
+from pipeline.models.separation import Separation
 
 _ROWS = 2**20  # of labels at a time
 _MOST_CLASSES = 2**12
-_MOST_PAIRED = 10_000  # clusters whose centres are compared in pairs
 _CELLS = 2500  # of the table of labels against classes that is stored
 
 
@@ -59,40 +60,13 @@ def _blocks(n: int) -> Iterator[slice]:
 def _by_distance(group: Any, centers: Array) -> dict[str, float]:
     label, squared = FlatRows(group["label"]), FlatRows(group["squared_distance"])
     silhouette = FlatRows(group["silhouette"]) if "silhouette" in group else None
-    k = len(centers)
-    sums = np.zeros((3, k))  # rows, squared distances, distances
-    total = 0.0
-    for rows in _blocks(label.shape[0]):
-        own, square = label[rows], squared[rows]
+
+    def of(rows: slice) -> Separation:
+        own, each = label[rows], None if silhouette is None else silhouette[rows]
         seen = own >= 0
-        for i, values in enumerate((None, square[seen], np.sqrt(square[seen]))):
-            sums[i] += np.bincount(own[seen], values, minlength=k)
-        if silhouette is not None:
-            total += float(silhouette[rows][seen].sum(dtype=np.float64))
-    used = sums[0] > 0
-    (size, within, apart), centers = sums[:, used], centers[used]
-    n, k = size.sum(), len(size)
-    if k < 2 or n <= k:
-        return {}
-    between = float(size @ np.square(centers - size @ centers / n).sum(axis=1))
-    inside = float(within.sum())
-    measured = {"silhouette": total / n} if silhouette is not None else {}
-    if k <= _MOST_PAIRED:
-        measured["davies_bouldin"] = _davies_bouldin(apart / size, centers)
-    return measured | {"calinski_harabasz": 1.0 if inside == 0 else between * (n - k) / (inside * (k - 1.0))}
+        return Separation.of(own[seen], squared[rows][seen], len(centers), None if each is None else each[seen])
 
-
-def _davies_bouldin(mean: Array, centers: Array) -> float:
-    """mean : (k,) distances of rows to their centre."""
-    from scipy.spatial.distance import cdist
-
-    worst = np.zeros(len(centers))
-    for first in range(0, len(centers), 256):
-        some = slice(first, first + 256)
-        distance = cdist(centers[some], centers)
-        distance[distance == 0] = np.inf
-        worst[some] = ((mean[some, None] + mean) / distance).max(axis=1)
-    return float(worst.mean())
+    return reduce(operator.add, map(of, _blocks(label.shape[0]))).measures(centers)
 
 
 def _crossed(label: FlatRows, truth: Column) -> tuple[Array, Array, Array]:

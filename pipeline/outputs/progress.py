@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.models.families import words_of
+from pipeline.models.separation import BY_SEPARATION
 from pipeline.models.words import Words
 
 _ASKED = ("family", "n_components", "method", "max_iter", "tol")  # of `asked`; the rest are options of the model
@@ -103,6 +104,7 @@ def _resume(e: dict[str, Any]) -> str:
 
 def _candidate(e: dict[str, Any]) -> str:
     found = [f"{name.upper()} {e[name]:.8g}" for name in ("bic", "aic", "icl") if name in e]
+    found += [f"{name.replace('_', ' ')} {e[name]:.6g}" for name in BY_SEPARATION if name in e]
     if "heldout" in e:
         found.append(f"held out {e['heldout']:.6f} nats per row")
     found += [f"{e['collapsed']} collapsed"] if e["collapsed"] else []

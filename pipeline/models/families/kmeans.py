@@ -12,6 +12,7 @@ from pipeline.models.clusters import Summary, reference
 from pipeline.models.family import ClusterSection
 from pipeline.models.hierarchy import Hierarchy
 from pipeline.models.lloyd import Lloyd
+from pipeline.models.separation import BY_SEPARATION
 from pipeline.models.words import Words
 
 
@@ -42,6 +43,7 @@ class KMeansSection(CentersSection):
     )
 
     also_called: ClassVar[tuple[str, ...]] = ("lloyd",)
+    criteria: ClassVar[tuple[str, ...]] = BY_SEPARATION
     template: ClassVar[dict[str, Any]] = {
         "data": {"source": "bundled", "path": "digits"},
         "model": {"family": "kmeans", "n_components": 10},

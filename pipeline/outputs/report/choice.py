@@ -1,5 +1,6 @@
 """The choice among candidates: a table, and the criteria by number of components or another size.
 
+Those of K-means, by distances, have scales of their own.
 Per row, BIC/n, AIC/n, ICL/n and -2 times the held-out log-likelihood have one scale, lower is better:
 AIC estimates the last (Akaike 1974).
 """
@@ -10,17 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.models.separation import BY_SEPARATION
 from pipeline.outputs.report import svg
 from pipeline.outputs.report.formatting import number
 from pipeline.outputs.report.record import Record
 from pipeline.outputs.report.svg import Chart, Plot
 
-NAMES = {"bic": "BIC", "aic": "AIC", "icl": "ICL", "heldout": "held-out log-likelihood"}
+NAMES = {
+    "bic": "BIC",
+    "aic": "AIC",
+    "icl": "ICL",
+    "heldout": "held-out log-likelihood",
+    "silhouette": "mean silhouette",
+    "davies_bouldin": "Davies-Bouldin index",
+    "calinski_harabasz": "Calinski-Harabasz index",
+}
+_BETTER = {
+    ("bic", "aic", "icl"): "BIC, AIC and ICL: lower is better.",
+    BY_SEPARATION: "Mean silhouette and Calinski-Harabasz index: higher is better; Davies-Bouldin index: lower. One cluster has none of them.",
+}
 _COLOURS = {"bic": svg.BLUE, "aic": svg.ORANGE, "icl": svg.GREEN, "heldout": svg.RED}
 # What an entry says of every model. The rest are options of the model.
 _COMMON = {
     *("name", "n_components", "n_free_parameters", "total_weight", "collapsed", "n_iter", "stop_reason", "restarts"),
-    *("criterion", "chosen", "heldout_weight", "bic", "aic", "icl", "heldout", "heldout_perplexity"),
+    *("criterion", "chosen", "heldout_weight", "bic", "aic", "icl", "heldout", "heldout_perplexity", *BY_SEPARATION),
 }
 
 
@@ -35,14 +49,17 @@ def choice(record: Record) -> dict[str, Any] | None:
     title = (
         record.words.components if size == "n_components" else (size or "model").removeprefix("n_").replace("_", " ")
     )
+    columns = BY_SEPARATION if table[0]["criterion"] in BY_SEPARATION else ("bic", "aic", "icl")
     return {
+        "columns": [NAMES[name] for name in columns],
+        "better": _BETTER[columns],
         "criterion": NAMES[table[0]["criterion"]],
         "size": title,
         "options": [option.replace("_", " ") for option in options],
         "held_out": held_out,
         "bounded": "heldout_perplexity" in table[0],
         "collapsed": any(entry["collapsed"] for entry in table),
-        "lines": [_line(entry, size or "name", options, record.words.series) for entry in table],
+        "lines": [_line(entry, size or "name", options, columns, record.words.series) for entry in table],
         "chart": _chart(table, size, options, title) if len(table) > 1 and size else None,
         "refitted": _of_held_out(table[0]["heldout_weight"], refitted(record)) if held_out else "",
     }
@@ -71,14 +88,16 @@ def _whole(table: list[dict[str, Any]], options: list[str]) -> str | None:
     return next((option for option in options if all(isinstance(entry.get(option), int) for entry in table)), None)
 
 
-def _line(entry: dict[str, Any], size: str, options: list[str], series: str) -> dict[str, Any]:
+def _line(
+    entry: dict[str, Any], size: str, options: list[str], columns: tuple[str, ...], series: str
+) -> dict[str, Any]:
     value = entry.get(f"final_{series}")
     return {
         "size": entry[size] if isinstance(entry[size], str) else number(entry[size]),
         "options": [str(entry.get(option)) for option in options],
         "parameters": number(entry.get("n_free_parameters")),
         "objective": number(None if value is None else value / entry["total_weight"], 8),
-        **{name: number(entry.get(name)) for name in ("bic", "aic", "icl")},
+        "criteria": [number(entry.get(name)) for name in columns],
         "heldout": number(entry.get("heldout"), 8)
         + (f", perplexity {number(entry['heldout_perplexity'], 5)}" if "heldout_perplexity" in entry else ""),
         "n_iter": number(entry["n_iter"]),
@@ -89,7 +108,9 @@ def _line(entry: dict[str, Any], size: str, options: list[str], series: str) -> 
 
 
 def _per_row(entry: dict[str, Any], name: str) -> float:
-    """A criterion per row, lower is better."""
+    """A criterion per row, lower is better; one by distances as it is."""
+    if name in BY_SEPARATION:
+        return float(entry[name])
     return float(-2 * entry[name] if name == "heldout" else entry[name] / entry["total_weight"])
 
 
@@ -98,7 +119,9 @@ def _chart(table: list[dict[str, Any]], size: str, options: list[str], title: st
     decides = table[0]["criterion"]
     kinds = {id(entry): ", ".join(str(entry.get(option)) for option in options) for entry in table}
     several = len(set(kinds.values())) > 1
-    if several:
+    if decides in BY_SEPARATION:
+        lines = [([entry for entry in table if decides in entry], decides, svg.BLUE, "")]
+    elif several:
         each = dict.fromkeys(kinds.values())
         lines = [
             ([entry for entry in table if kinds[id(entry)] == kind], decides, colour, kind)
@@ -110,7 +133,10 @@ def _chart(table: list[dict[str, Any]], size: str, options: list[str], title: st
             for name, colour in _COLOURS.items()
             if name in table[0]
         ]
-    plot = Plot(title, f"{NAMES[decides] if several else 'criteria'} per row, lower is better", whole_x=True)
+    per_row = "" if decides in BY_SEPARATION else " per row"
+    better = "higher" if decides in ("silhouette", "calinski_harabasz") else "lower"
+    what = NAMES[decides] if several or not per_row else "criteria"
+    plot = Plot(title, f"{what}{per_row}, {better} is better", whole_x=True)
     for entries, name, colour, label in lines:
         entries = sorted(entries, key=lambda entry: entry[size])
         value = [_per_row(entry, name) for entry in entries]
@@ -120,7 +146,7 @@ def _chart(table: list[dict[str, Any]], size: str, options: list[str], title: st
     plot.ring(*at, "chosen")
     alt = (
         f"Line chart of the criteria of {len(table)} candidates; {NAMES[decides]} is best at {number(at[0])} {title}"
-        f"{f' ({kinds[id(chosen)]})' if several else ''}, {number(at[1])} per row."
+        f"{f' ({kinds[id(chosen)]})' if several else ''}, {number(at[1])}{per_row}."
     )
     sign = " The held-out log-likelihood is shown times −2." if "heldout" in {name for _, name, _, _ in lines} else ""
     caption = f"The circle is the model that {NAMES[decides]} chose.{sign}"
