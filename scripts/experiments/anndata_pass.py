@@ -45,7 +45,7 @@ def write(path: Path, n: int, d: int, density: float) -> None:
             table = file.create_group(name)
             table.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
             table.attrs["column-order"] = np.array([], dtype=h5py.string_dtype())
-            table.create_dataset("_index", data=np.char.add(name, np.arange(size).astype("S7")).astype("S"))
+            table.create_dataset("_index", data=np.array([f"{name}{i}" for i in range(size)], "S"))
 
 
 def bytes_read() -> int:
