@@ -97,6 +97,10 @@ class Config(Section):
                 f"output.silhouette: is for family {names}, with output.labels and without data.labels; got family {family}; set it to "
                 "false, or correct these"
             )
+        if getattr(self.data, "tf_idf", False) and model.counts:
+            raise ValueError(
+                f"data.tf_idf: makes no counts, which family {family} needs; set it to false, or use a family of directions"
+            )
         if self.output.write_back is not None and not (self.data.takes_labels_back and self.output.labels):
             raise ValueError(
                 f"output.write_back: is for source anndata with output.labels; got source {self.data.source}; leave it out"

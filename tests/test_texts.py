@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_array, vstack
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from pipeline.data import words
 from pipeline.errors import InputError
@@ -204,3 +204,18 @@ def test_too_many_words_are_refused(tmp_path, monkeypatch):
     path, _ = stored(tmp_path, "lines")
     with pytest.raises(InputError, match="have more than 3 different words, expected fewer"):
         opened(path)
+
+
+def test_tf_idf_is_that_of_scikit_learn(tmp_path, monkeypatch):
+    """Other texts are weighed by the documents of the run; families of counts refuse what is none."""
+    monkeypatch.setattr("pipeline.data.sources.text._INDICES", 3)
+    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    (tmp_path / "new").write_text("\n".join(TEXTS[3:]))
+    keys = {"source": "text", "path": str(tmp_path / "texts"), "cache": str(tmp_path / "cache"), "tf_idf": True}
+    of_run = validate({"data": keys, "model": {"family": "spherical-kmeans"}}).settled()
+    peer = TfidfVectorizer().fit(TEXTS)
+    np.testing.assert_allclose(whole(of_run.data.open()).toarray(), peer.transform(TEXTS).toarray(), rtol=1e-14)
+    others = of_run.data.model_copy(update={"path": str(tmp_path / "new")}).open()
+    np.testing.assert_allclose(whole(others).toarray(), peer.transform(TEXTS[3:]).toarray(), rtol=1e-14)
+    with pytest.raises(InputError, match=r"data\.tf_idf: makes no counts, which family multinomial needs"):
+        opened(tmp_path / "texts", tf_idf=True)

@@ -6,22 +6,27 @@ import codecs
 import hashlib
 import json
 import os
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
+from scipy.sparse import csr_array
 
 from pipeline.config import AnyPath
 from pipeline.data.conversion import Sizes, convert, made_from, write_triples
 from pipeline.data.csr import CsrSource
 from pipeline.data.files import beside
 from pipeline.data.section import ConvertedSection
+from pipeline.data.source import TARGET_BYTES
 from pipeline.data.stores import ZarrPlace
 from pipeline.data.texts import TABLES, fingerprint, text_files, texts_in
 from pipeline.data.words import DOCUMENTS, VOCABULARY, Counted, Limits, analyzer
 from pipeline.errors import InputError
+
+_INDICES = 2**20  # of words, at a time
 
 
 class TextSection(ConvertedSection):
@@ -60,6 +65,11 @@ class TextSection(ConvertedSection):
         None,
         description="path of a text file with one word a line: the features; null: found in the texts, and noted in the run",
     )
+    tf_idf: bool = Field(
+        False,
+        description="counts times inverse document frequencies, rows scaled to length 1, as TfidfTransformer does by default; for families of "
+        "directions; true | false",
+    )
 
     sparse: ClassVar[bool] = True
 
@@ -96,7 +106,11 @@ class TextSection(ConvertedSection):
 
     def open(self) -> TextCounts:
         place = ZarrPlace(self._converted(), {}, "error")
-        return TextCounts(place, place.open_first(), os.path.join(str(place), VOCABULARY), True)
+        words = os.path.join(str(place), VOCABULARY)
+        if not self.tf_idf:
+            return TextCounts(place, place.open_first(), words, True)
+        of_run = self.vocabulary is not None and os.path.basename(self.vocabulary) == VOCABULARY
+        return TfIdf(place, place.open_first(), words, os.path.dirname(str(self.vocabulary)) if of_run else str(place))
 
     def _converted(self) -> str:
         """Path of the store of these counts, which is written if it is not there."""
@@ -173,3 +187,39 @@ class TextCounts(CsrSource):
         with (Path(str(self._place)) / DOCUMENTS).open(encoding="utf-8", newline="\n") as lines:
             names = [line.rstrip("\n") for line in islice(lines, start, stop)]
         return {"document": np.array(names, object)} if names else {}
+
+
+class TfIdf(TextCounts):
+    """Counts times ln((1 + n) / (1 + n_w)) + 1, n_w of n documents with the word, in rows of length 1.
+
+    store : of the texts that these documents are counted in: those of the run, also for other texts.
+    """
+
+    def __init__(self, place: ZarrPlace, group: Any, vocabulary: str, store: str) -> None:
+        super().__init__(place, group, vocabulary, True)
+        self.dtype, self._store = np.dtype(np.float64), store
+
+    def read(self, i: int) -> csr_array:
+        rows = super().read(i)
+        data = rows.data * _inverse_frequencies(self._store)[rows.indices]
+        length = np.sqrt(np.bincount(np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)), data**2, rows.shape[0]))
+        rows.data = data / np.repeat(length, np.diff(rows.indptr))
+        return rows
+
+    def decoding(self) -> tuple[int, str]:
+        """Return also the frequencies, and how many documents have each word, and two copies of a chunk's values in turn."""
+        n_bytes, advice = super().decoding()
+        return n_bytes + 16 * self.n_features + 2 * TARGET_BYTES, advice
+
+
+@lru_cache(maxsize=2)
+def _inverse_frequencies(store: str) -> np.ndarray:
+    """Inverse document frequencies of the words in a store of counts, (d,) float64, from one read of its indices a process."""
+    place = ZarrPlace(store, {}, "error")
+    group = place.open_first()
+    n, d = group.attrs["shape"]
+    documents, indices = np.zeros(d, np.int64), place.child("indices")
+    for start in range(0, group["indices"].shape[0], _INDICES):
+        part = indices.read(start, min(start + _INDICES, group["indices"].shape[0]))
+        documents += np.bincount(part, minlength=d)
+    return np.log((1 + n) / (1 + documents)) + 1.0
