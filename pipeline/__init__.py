@@ -22,6 +22,8 @@ _HOMES = {
     "MultinomialMixture": "pipeline.estimators",
     "Parameter": "pipeline.models.autodiff.declare",
     "check_model": "pipeline.estimators.model_check",
+    "compress": "pipeline.workflow",
+    "decompress": "pipeline.workflow",
     "denoise": "pipeline.workflow",
     "encode": "pipeline.workflow",
     "estimator_of": "pipeline.estimators",
@@ -52,6 +54,8 @@ __all__ = [
     "MultinomialMixture",
     "Parameter",
     "check_model",
+    "compress",
+    "decompress",
     "denoise",
     "encode",
     "estimator_of",
@@ -87,6 +91,8 @@ if TYPE_CHECKING:
     from pipeline.jobconfig import Config, load_config
     from pipeline.models.autodiff.declare import JaxModel, Parameter
     from pipeline.workflow import (
+        compress,
+        decompress,
         denoise,
         encode,
         impute,

@@ -201,3 +201,41 @@ def add_uses(
                 run, output, per_cluster, nearest, seed, changes, form, [listener], began()
             ),
         )
+
+    @app.command("compress")
+    def compress_command(
+        run: RunPath,
+        overrides: Set = None,
+        output: Output = None,
+        scheduler_address: Address = None,
+        scheduler_file: File = None,
+        profile: ProfileName = None,
+        engine: EngineFile = None,
+    ) -> None:
+        """Write rows or pictures, named by --set data.path=…, as numbers of the centres of RUN, in as few bits as they need."""
+        changes = changes_of(run, overrides, engine, scheduler_address, scheduler_file, profile)
+        from pipeline import workflow
+
+        with_progress(
+            run if output is None else output,
+            lambda listener: workflow.compress(run, changes, output, [listener], began()),
+        )
+
+    @app.command("decompress")
+    def decompress_command(
+        codes: Annotated[Path, typer.Argument(metavar="CODES", help="a directory that `compress` wrote")],
+        output: Output = None,
+        overrides: Set = None,
+        scheduler_address: Address = None,
+        scheduler_file: File = None,
+        profile: ProfileName = None,
+        engine: EngineFile = None,
+    ) -> None:
+        """Restore the rows or pictures of CODES, without the run and its data."""
+        changes = changes_of(codes, overrides, engine, scheduler_address, scheduler_file, profile)
+        from pipeline import workflow
+
+        with_progress(
+            codes if output is None else output,
+            lambda listener: workflow.decompress(codes, changes, output, [listener], began()),
+        )

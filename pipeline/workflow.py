@@ -16,14 +16,17 @@ import numpy as np
 
 from pipeline import provenance
 from pipeline.advice import advice
-from pipeline.applying.denoising import denoise, finish_denoising
-from pipeline.applying.encoding import encode, finish_encoding
-from pipeline.applying.imputing import finish_imputing, impute
-from pipeline.applying.outliers import finish_outliers, outliers
+from pipeline.applying.commands import FINISHED
+from pipeline.applying.compressing import compress
+from pipeline.applying.decompressing import decompress
+from pipeline.applying.denoising import denoise
+from pipeline.applying.encoding import encode
+from pipeline.applying.imputing import impute
+from pipeline.applying.outliers import outliers
 from pipeline.applying.prediction import predict, resume_prediction
 from pipeline.applying.rows import resumed
 from pipeline.applying.sampling import sample
-from pipeline.applying.summarizing import finish_summary, summarize
+from pipeline.applying.summarizing import summarize
 from pipeline.checking import Cost, cost, from_shapes
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
@@ -54,6 +57,8 @@ from pipeline.updating import config_of_update, refuse_rows_of
 
 __all__ = [
     "check",
+    "compress",
+    "decompress",
     "denoise",
     "encode",
     "impute",
@@ -69,14 +74,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_FINISHED = {
-    "denoise": finish_denoising,
-    "encode": finish_encoding,
-    "impute": finish_imputing,
-    "outliers": finish_outliers,
-    "summarize": finish_summary,
-}
 
 
 def run(
@@ -252,11 +249,11 @@ def resume(
         if "command" not in record:
             return resume_prediction(path, overrides, listeners, began)
         command = str(record["command"])
-        if command not in _FINISHED:
+        if command not in FINISHED:
             raise InputError(
-                f"{directory.config}: got command {command!r}, expected one of {', '.join(_FINISHED)}. Restore it."
+                f"{directory.config}: got command {command!r}, expected one of {', '.join(FINISHED)}. Restore it."
             )
-        return resumed(_FINISHED[command], path, overrides, listeners, began)
+        return resumed(FINISHED[command], path, overrides, listeners, began)
     name = str(directory.config)
     safe = trusted(record["config"], overrides, name)
     stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()

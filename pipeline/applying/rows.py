@@ -103,10 +103,12 @@ def write_rows(
     listeners: Sequence[Listener],
     began: float | None,
     form: str = "zarr",
+    after: Callable[[OpenRows, EventLog], None] | None = None,
 ) -> Path:
     """Write a store with arrays over rows, out of core and resumable, as labels are; return it, or the table that is made of it.
 
-    options : of the command; its `command` is also the name of the store.  made : returns the task.  form : as of `predict`.
+    options : of the command; its `command` is also the name of the store.  made : returns the task.  form : as of `predict`.  after : what
+    is made of the store, if that is missing.
     """
     began = time.perf_counter() if began is None else began
     store = target.path / f"{options['command']}.zarr"
@@ -119,9 +121,13 @@ def write_rows(
             log = EventLog(target.events, tuple(listeners))
             log.warn(unused_address(config.engine))
             engine.report_to(log)
-            if not store.exists():
+            missing = not store.exists()
+            if missing:
                 n = task.rows_on()[0].n_rows
                 write_labels(store, task, engine, lambda rows: log("labelled", rows=rows, of=n))
+            if after is not None:
+                after(opened, log)
+            if missing:
                 log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)
             return store if form == "zarr" else export(store, task, form)
 
@@ -148,7 +154,7 @@ def begin(
     plain.pop("engine")
     record = {
         "prediction_of": str(run.path.absolute()),
-        "model": checkpoint.sums(run.model),
+        "model": checkpoint.sums(_basis(run)),
         "config": plain,
         "fingerprint": fingerprint,
         **(options or {}),
@@ -156,6 +162,12 @@ def begin(
     if not (target.is_ours and target.read_config() == record):
         target.refuse_unless_free(overwrite=False)
         target.create(record)
+
+
+def _basis(run: RunDirectory) -> Path:
+    """The store that a command begins with: the model of a run, or codes."""
+    codes = run.path / "compress.zarr"
+    return codes if codes.exists() else run.model
 
 
 def resumed(
@@ -187,8 +199,9 @@ def reopened(path: str | Path, overrides: Sequence[str]) -> tuple[RunDirectory, 
     target = RunDirectory(path)
     begun, name = target.read_config(), str(target.config)
     run = RunDirectory(str(begun["prediction_of"]))
-    if not run.model.is_dir() or checkpoint.sums(run.model) != begun.get("model"):
-        what = "has another model than these labels began with" if run.model.is_dir() else "has no model.zarr"
+    basis = _basis(run)
+    if not basis.is_dir() or checkpoint.sums(basis) != begun.get("model"):
+        what = "has another model than these labels began with" if basis.is_dir() else f"has no {basis.name}"
         raise InputError(
             f"{path}: holds labels by the model of {run}, which {what}. Restore it, or label the rows again."
         )

@@ -64,6 +64,36 @@ def patch_basis(size: tuple[int, int], channels: int = 1) -> np.ndarray:
     return np.kron(np.kron(_dct(size[0]), _dct(size[1])).T[:, 1:], np.eye(channels))
 
 
+def assembled(patches: np.ndarray, shape: tuple[int, int], size: tuple[int, int], stride: int) -> np.ndarray:
+    """Return the picture of patches that cover it, with the average where they overlap.
+
+    Parameters
+    ----------
+    patches : array, shape (n, p * q * channels)
+        Row by row, as `ImageSource.covering` cuts them: those at the right and the lower edge end there.
+    shape, size : (int, int)
+        Height and width of the picture, and of a patch.
+    stride : int
+        Pixels from one patch to the next.
+
+    Returns
+    -------
+    array, shape (height, width, channels)
+        In the dtype of the patches.
+    """
+    (height, width), (p, q) = shape, size
+    tops, lefts = (np.minimum(np.arange(0, n - m + stride, stride), n - m) for n, m in ((height, p), (width, q)))
+    pixels = patches.reshape(len(tops), len(lefts), p, q, -1)
+    total = np.zeros((height, width, pixels.shape[-1]), patches.dtype)
+    count = np.zeros((height, width, 1), patches.dtype)
+    for i in range(p):
+        for j in range(q):
+            at = np.ix_(tops + i, lefts + j)  # no pixel twice
+            total[at] += pixels[:, :, i, j]
+            count[at] += 1
+    return total / count
+
+
 def _dct(n: int) -> np.ndarray:
     """The orthonormal DCT-II, (frequency, position)."""
     cosines: np.ndarray = np.sqrt(2 / n) * np.cos(np.pi / n * np.outer(np.arange(n), np.arange(n) + 0.5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +11,13 @@ import numpy as np
 
 from pipeline.arrays.dtypes import Array
 from pipeline.errors import StorageError
-from pipeline.outputs.run_directory import RunDirectory, sync_tree
+from pipeline.outputs.picture_files import SHOWN, PictureFiles, draw_sheet
+from pipeline.outputs.run_directory import RunDirectory
 
-SHOWN, ACROSS, GAP = 6, 360, 6  # pictures on the sheet; pixels of each, cut from its middle; between them
 BAND = 256  # rows that are compared at a time
 REACH = 5  # pixels on each side of the windows of SSIM
 WINDOW = np.exp(-np.square(np.arange(-REACH, REACH + 1) / 1.5) / 2)
 WINDOW /= WINDOW.sum()
-FILES = {8: (np.uint8, "PNG", ".png"), 16: (np.uint16, "PNG", ".png"), 32: (np.float32, "TIFF", ".tif")}
 
 
 class Score(NamedTuple):
@@ -55,52 +53,29 @@ class Denoised:
 
     def __init__(self, target: RunDirectory, noisy: Any, clean: list[tuple[Any, int]] | None) -> None:
         self._target, self._noisy, self._clean = target, noisy, clean
-        self._names = noisy.pictures()[0]
+        self._files = PictureFiles(target.path / "pictures", noisy)
+        self._names = self._files.names
         self._table = target.path / "pictures.csv"
-        self._folder = target.path / "pictures"
         self._done = {score.picture: score for score in read_scores(self._table)}
 
     def has(self, picture: int) -> bool:
         """Whether a picture is there, with its line."""
-        return self._names[picture] in self._done and self._file(picture).exists()
-
-    def _file(self, picture: int) -> Path:
-        name = self._names[picture]
-        suffix = FILES[self._noisy.header(picture)[0].bits][2]
-        same = [one for one in self._names if Path(one).with_suffix("") == Path(name).with_suffix("")]
-        return self._folder / (f"{name}{suffix}" if len(same) > 1 else str(Path(name).with_suffix(suffix)))
+        return self._names[picture] in self._done and self._files.path(picture).exists()
 
     def add(self, found: Any) -> Score:
         """Write a picture, as a lossless file of its depth, and its line; return that. found : Whole."""
-        picture, path = found.picture, self._file(found.picture)
-        header, top = self._noisy.header(picture)
-        kind, form, _ = FILES[header.bits]
-        values = found.pixels * np.float32(top)
-        if header.bits < 32:
-            values = np.rint(np.clip(values, 0, 2**header.bits - 1))
-        values = values.astype(kind)
+        written, path = self._files.write(found.picture, found.pixels), self._files.path(found.picture)
+        score = self._score(found, written, path)
+        self._done[score.picture] = score
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._save(values, path, form)
-            score = self._score(found, values.astype(np.float32) / np.float32(top), path)
-            self._done[score.picture] = score
             is_new = not self._table.exists()
             with self._table.open("a", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerows([Score._fields] * is_new)
                 writer.writerow(["" if value is None else value for value in score])
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error}). Make room, then `resume`.") from error
+            raise StorageError(f"{self._table}: cannot be written ({error}). Make room, then `resume`.") from error
         return score
-
-    @staticmethod
-    def _save(values: Array, path: Path, form: str) -> None:
-        from PIL import Image
-
-        temporary = path.with_name(f".{path.name}.partial")
-        Image.fromarray(values).save(temporary, format=form)
-        sync_tree(temporary)
-        os.replace(temporary, path)
 
     def _score(self, found: Any, pixels: Array, path: Path) -> Score:
         name, file = self._names[found.picture], str(path.relative_to(self._target.path))
@@ -131,32 +106,11 @@ class Denoised:
 
     def draw_sheet(self) -> None:
         """Write sheet.png: the middle of the first pictures, noisy, without noise, and clean if that is known."""
-        from PIL import Image
-
         lines = []
         for picture in range(min(SHOWN, len(self._names))):
-            with Image.open(self._file(picture)) as image:
-                after = np.asarray(image, np.float32) / np.float32(self._noisy.header(picture)[1])
-            line = [self._pixels(picture), after]
+            line = [self._pixels(picture), self._files.read(picture)]
             lines.append([*line, self._pixels_of_clean(picture)] if self._clean is not None else line)
-        tiles = [[_middle(one) for one in line] for line in lines]
-        heights = [line[0].shape[0] for line in tiles]
-        width = max(line[0].shape[1] for line in tiles)
-        sheet = np.full((sum(heights) + GAP * len(tiles), (width + GAP) * len(tiles[0]), 3), 255, np.uint8)
-        top = 0
-        for height, line in zip(heights, tiles, strict=True):
-            for i, tile in enumerate(line):
-                sheet[top : top + height, i * (width + GAP) : i * (width + GAP) + tile.shape[1]] = tile
-            top += height + GAP
-        self._save(sheet[:-GAP, :-GAP], self._target.path / "sheet.png", "PNG")
-
-
-def _middle(pixels: Array) -> Array:
-    """At most ACROSS x ACROSS pixels from the middle of a picture, as bytes (height, width, 3)."""
-    height, width = pixels.shape[:2]
-    top, left = max(0, height - ACROSS) // 2, max(0, width - ACROSS) // 2
-    part = pixels[top : top + ACROSS, left : left + ACROSS].reshape(min(height, ACROSS), min(width, ACROSS), -1)
-    return np.rint(255 * np.clip(np.broadcast_to(part, (*part.shape[:2], 3)), 0, 1)).astype(np.uint8)
+        draw_sheet(self._target.path / "sheet.png", lines)
 
 
 def likeness(found: Array, clean: Array) -> tuple[float, float | None]:

@@ -189,7 +189,7 @@ def write_labels(
             progress(block.stop)
         _write_pictures(group, task)
         # A row with a known label may have another centre than the nearest, whose distance is stored.
-        by_distance = task.model.words.score == "squared_distance" and task.chunks.labels is None
+        by_distance = "label" in specs and task.model.words.score == "squared_distance" and task.chunks.labels is None
         centers = task.params.centers if by_distance else None
         found = measures(group, centers, truth)
         if found:

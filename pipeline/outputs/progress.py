@@ -122,6 +122,11 @@ def _likeness(e: dict[str, Any]) -> str:
     return f"PSNR {e['psnr_noisy']:.2f} -> {e['psnr']:.2f} dB{similar}"
 
 
+def _compressed(e: dict[str, Any]) -> str:
+    text = f"{count(e['rows'])} rows of {e['bits']} bits, 1 : {e['ratio']:.1f}; mean squared error {e['mean_squared_error']:.4g}"
+    return text if e["psnr"] is None else f"{text}, PSNR {e['psnr']:.2f} dB"
+
+
 _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "start": _start,
     "resume": _resume,
@@ -144,6 +149,8 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "noise_level": lambda e: f"noise of {e['picture']}: estimated at {e['sigma']:.2f} grey levels of 255",
     "denoised": _denoised,
     "compared": lambda e: f"{e['pictures']} pictures: mean {_likeness(e)}",
+    "compressed": _compressed,
+    "restored": lambda e: f"restored {count(e['pictures'])} of {count(e['of'])} pictures",
     "finished": lambda e: f"finished in {duration(e['seconds'])}, peak memory {e['peak_pss'] / 2**20:.0f} MiB",
 }
 

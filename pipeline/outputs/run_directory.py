@@ -43,6 +43,10 @@ _OURS = (
     "sample.zarr",
     "impute.zarr",
     "outliers.zarr",
+    "encode.zarr",
+    "summarize.zarr",
+    "compress.zarr",
+    "decompress.zarr",
     "pictures",
     "pictures.csv",
     "sheet.png",
@@ -91,8 +95,7 @@ class RunDirectory:
     @property
     def has_results(self) -> bool:
         """Whether what a command computes by the model of a run is here, complete."""
-        names = ("labels.zarr", "sample.zarr", "impute.zarr", "outliers.zarr", "report.html")
-        return any((self.path / name).exists() for name in names)
+        return any(path.exists() for path in self.parts if path.suffix in (".zarr", ".html"))
 
     @property
     def is_locked(self) -> bool:

@@ -65,6 +65,8 @@ class ImageSource(Source):
     headers : sequence of Header
     patch : Patch
     notes : list of str
+    covers : bool
+        Whether one more patch ends at the right and the lower edge where the stride leaves pixels over, so that every pixel is in a patch.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class ImageSource(Source):
         headers: Sequence[Header],
         patch: Patch,
         notes: list[str],
+        covers: bool = False,
     ) -> None:
         p, q = patch.size
         self._headers = np.array(headers, np.int64)
@@ -82,7 +85,8 @@ class ImageSource(Source):
         self.dtype = np.dtype(np.float32)
         self._channels = {"grey": 1, "rgb": 3}.get(patch.channels) or headers[0].channels
         self.n_features = self._channels * (p * q - int(patch.remove_mean))
-        self._grid = (sizes - [p, q]) // patch.stride + 1  # patch positions down and across, per picture
+        last = sizes - [p, q] + (patch.stride - 1 if covers else 0)
+        self._grid = last // patch.stride + 1  # patch positions down and across, per picture
         self._start = np.append(0, np.cumsum(self._grid.prod(axis=1))).astype(np.int64)
         self.bounds = _picture_bounds(self._grid, rows_per_target(self.n_features, 4))
         self._folder, self._options, self._names, self._patch = folder, dict(options), names, patch
@@ -95,6 +99,22 @@ class ImageSource(Source):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
+    def covering(self) -> ImageSource:
+        """Return the same pictures in patches of pixels that cover them."""
+        patch = self._patch.model_copy(update={"remove_mean": False, "contrast": None})
+        headers = [self._header(i) for i in range(len(self._names))]
+        return ImageSource(self._folder, self._options, self._names, headers, patch, self._notes, covers=True)
+
+    @property
+    def patch(self) -> Patch:
+        """How pictures are cut."""
+        return self._patch
+
+    @property
+    def channels(self) -> int:
+        """Of a patch."""
+        return int(self._channels)
+
     def read(self, i: int) -> np.ndarray:
         """Read chunk i. Its bits depend on the number of BLAS threads: read with one."""
         start, stop = int(self.bounds[i]), int(self.bounds[i + 1])
@@ -106,9 +126,10 @@ class ImageSource(Source):
             end = min(stop, int(self._start[picture + 1]))
             across = int(self._grid[picture, 1])
             first, last = ((row - int(self._start[picture])) // across for row in (start, end))
-            strip = self._strip(picture, first, last)
+            tops, lefts = self._corners(picture, np.arange(first, last), np.arange(across))
+            strip = self._strip(picture, int(tops[0]), int(tops[-1]) + self._patch.size[0])
             windows = np.lib.stride_tricks.sliding_window_view(strip, self._patch.size, axis=(0, 1))
-            windows = windows[:: self._patch.stride, :: self._patch.stride]
+            windows = windows[np.ix_(tops - tops[0], lefts)]
             if strip.ndim == 3:  # (down, across, channel, p, q)
                 windows = np.moveaxis(windows, 2, -1)
             pixels = windows.reshape(end - start, -1)
@@ -127,10 +148,15 @@ class ImageSource(Source):
             squares = pixels.var(axis=1) if basis is None else np.einsum("ij,ij->i", out, out) / pixels.shape[1]
             out /= np.maximum(np.sqrt(squares), np.float32(self._patch.contrast))[:, None]
 
-    def _strip(self, picture: int, first: int, last: int) -> np.ndarray:
-        """The pixels under rows first:last of patch positions, (height, width) or (height, width, channels) float32 from 0 to 1."""
-        step, height = self._patch.stride, self._patch.size[0]
-        pixels = self._scaled(picture, self._decoded(picture)[first * step : (last - 1) * step + height])
+    def _corners(self, picture: Any, down: np.ndarray, across: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The top and left pixels of positions of patches. picture : one, or that of each position."""
+        (p, q), stride = self._patch.size, self._patch.stride
+        height, width = self._headers[picture, 0], self._headers[picture, 1]
+        return np.minimum(down * stride, height - p), np.minimum(across * stride, width - q)
+
+    def _strip(self, picture: int, top: int, bottom: int) -> np.ndarray:
+        """Rows top:bottom of the pixels of a picture, (height, width) or (height, width, channels) float32 from 0 to 1."""
+        pixels = self._scaled(picture, self._decoded(picture)[top:bottom])
         if self._channels > 1 and pixels.ndim == 2:  # grey among colours
             pixels = np.broadcast_to(pixels[:, :, None], (*pixels.shape, self._channels))
         return pixels
@@ -214,7 +240,8 @@ class ImageSource(Source):
         """Return the picture of each row, and the top left pixel of its patch."""
         picture, down, across = self._at(start, stop)
         names = np.array([printable(name) for name in self._names], object)
-        return {"picture": names[picture], "y": down * self._patch.stride, "x": across * self._patch.stride}
+        y, x = self._corners(picture, down, across)
+        return {"picture": names[picture], "y": y, "x": x}
 
     def places(self, start: int, stop: int) -> np.ndarray:
         """Return the centre of each patch among the positions of patches, from 0 to 1."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.syntax import written
 from pipeline.errors import InputError, StorageError, without_secrets
+from pipeline.outputs.compressed import Compressed
 from pipeline.outputs.denoised import Score, mean_of, read_scores
 from pipeline.outputs.report import (
     figures,
@@ -66,7 +67,7 @@ def write_report(run: Path) -> Path:
         if of_labels is None:
             page = render(read_record(run), run.name)
         else:
-            page = (render_denoised if of_labels.get("command") == "denoise" else render_prediction)(run, of_labels)
+            page = _OF_COMMANDS.get(str(of_labels.get("command")), render_prediction)(run, of_labels)
     path, temporary = run / "report.html", run / f".report.html.{os.getpid()}"
     try:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -97,22 +98,46 @@ def render_prediction(path: Path, resolved: dict[str, Any]) -> str:
 
 def render_denoised(path: Path, resolved: dict[str, Any]) -> str:
     """Return the page of pictures without noise. resolved : the content of its config.yaml."""
-    try:
-        sheet = base64.b64encode((path / "sheet.png").read_bytes()).decode()
-    except OSError as error:
-        raise InputError(f"{path}: holds no pictures yet ({error}). Finish them: em-pipeline resume {path}") from error
     scores = read_scores(path / "pictures.csv")
     found = {
-        "name": path.name,
         "scores": scores,
         "means": [mean_of(name, scores) for name in Score._fields[2:]],
-        "sheet": f"data:image/png;base64,{sheet}",
+        "sheet": _sheet(path),
         "compared": any(one.psnr is not None for one in scores),
+    }
+    return _template("denoised.html.jinja").render(**_of_command(path, resolved), **found)
+
+
+def render_compressed(path: Path, resolved: dict[str, Any]) -> str:
+    """Return the page of rows or pictures in few bits. resolved : the content of its config.yaml."""
+    found = Compressed(path / "compress.zarr")
+    sheet = None if found.patch is None else _sheet(path)
+    return _template("compressed.html.jinja").render(
+        **_of_command(path, resolved), figures=found.figures, entries=len(found.codebook.entries), sheet=sheet
+    )
+
+
+def _of_command(path: Path, resolved: dict[str, Any]) -> dict[str, Any]:
+    """What pages of pictures have in common."""
+    return {
+        "style": _style(),
+        "name": path.name,
         "model_path": str(resolved["prediction_of"]),
         "source": str(resolved["config"]["data"].get("path", "")),
         "config": written(without_secrets(resolved), width=88),
     }
-    return _template("denoised.html.jinja").render(style=_style(), **found)
+
+
+def _sheet(path: Path) -> str:
+    """The sheet of a directory, as a source of `img`."""
+    try:
+        sheet = base64.b64encode((path / "sheet.png").read_bytes()).decode()
+    except OSError as error:
+        raise InputError(f"{path}: holds no pictures yet ({error}). Finish them: em-pipeline resume {path}") from error
+    return f"data:image/png;base64,{sheet}"
+
+
+_OF_COMMANDS = {"denoise": render_denoised, "compress": render_compressed}
 
 
 def _style() -> Any:
