@@ -55,18 +55,25 @@ def add_uses(
         clean: Annotated[
             Path | None, typer.Option("--clean", help="folder of the pictures without noise, to compare with")
         ] = None,
+        mask: Annotated[
+            Path | None,
+            typer.Option("--mask", help="folder of masks, or one for all: white pixels are missing, and filled in"),
+        ] = None,
+        kernel: Annotated[
+            Path | None, typer.Option("--kernel", help="a .npy file of what a point has become: pictures are sharpened")
+        ] = None,
         scheduler_address: Address = None,
         scheduler_file: File = None,
         profile: ProfileName = None,
         engine: EngineFile = None,
     ) -> None:
-        """Remove the noise of pictures, named by --set data.path=…, by the mixture of patches of RUN."""
+        """Remove the noise of pictures, named by --set data.path=…, fill in pixels or undo a blur, by the mixture of patches of RUN."""
         changes = changes_of(run, overrides, engine, scheduler_address, scheduler_file, profile)
         from pipeline import workflow
 
         with_progress(
             run if output is None else output,
-            lambda listener: workflow.denoise(run, changes, output, sigma, clean, [listener], began()),
+            lambda listener: workflow.denoise(run, changes, output, sigma, clean, [listener], began(), mask, kernel),
         )
 
     @app.command("sample")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pipeline.applying.epll import PatchPrior
 from pipeline.applying.rows import asked_of, begin, output_of
 from pipeline.arrays.dtypes import Array
 from pipeline.config.variants import OUTSIDE
+from pipeline.data.chunks import Chunks
 from pipeline.data.patch import patch_basis
 from pipeline.data.sources.images import ImageSource, ImagesSection
 from pipeline.engine.blas import single_thread
@@ -44,6 +46,8 @@ def denoise(
     clean: str | Path | None = None,
     listeners: Sequence[Listener] = (),
     began: float | None = None,
+    mask: str | Path | None = None,
+    kernel: str | Path | None = None,
 ) -> Path:
     """Remove noise from pictures by the mixture of patches that a run has fitted; return the directory.
 
@@ -65,6 +69,10 @@ def denoise(
         Called with each event.
     began : float, optional
         time.perf_counter() when the user began to wait. Now by default.
+    mask : str or Path, optional
+        A folder of masks by the names of the pictures, or one for all: pixels that are white in it are missing, and filled in.
+    kernel : str or Path, optional
+        A .npy file, (odd, odd), of what a point has become: the pictures are sharpened.
 
     References
     ----------
@@ -77,8 +85,17 @@ def denoise(
             f"denoise: got sigma {sigma:g}, expected a number above 0, in grey levels of which white is 255. Correct it, or leave it "
             "out to estimate it."
         )
+    if sigma is None and (mask or kernel):
+        raise InputError(
+            "denoise: got no --sigma, expected one beside --mask and --kernel: the noise of such pictures is not estimated. Give a small "
+            "one, such as 1, where there is none."
+        )
+    if mask and kernel:
+        raise InputError("denoise: got --mask and --kernel, expected one of them. Fill missing pixels in first.")
     clean = None if clean is None else str(Path(clean).absolute())
     options = {"command": "denoise", "sigma": sigma, "clean": clean}
+    more = {"mask": mask, "kernel": kernel}
+    options |= {name: str(Path(file).absolute()) for name, file in more.items() if file is not None}
     return finish_denoising(RunDirectory(path), config, target, options, listeners, began)
 
 
@@ -98,9 +115,16 @@ def finish_denoising(
         prior = _prior(run, config)
         noisy = config.data.open()
         assert isinstance(noisy, ImageSource)
-        clean = None if options["clean"] is None else _clean_of(noisy, config, options["clean"])
-        planned = _planned(config, noisy)
+        clean, mask = (
+            _beside(noisy, config, name, options[name]) if options.get(name) else None for name in ("clean", "mask")
+        )
+        blur = _read_blur(options["kernel"], noisy) if options.get("kernel") else None
+        planned = _planned(config, noisy, mask is not None or blur is not None)
         fingerprint = config.open_chunks().fingerprint()
+        if mask is not None:
+            fingerprint["mask"] = Chunks(mask[0][0]).fingerprint()
+        if blur is not None:
+            fingerprint["kernel"] = hashlib.sha256(blur.tobytes()).hexdigest()
         with open_engine(config.engine, planned.workers, planned.ahead, planned.spare) as engine, target.lock():
             begin(target, run, config, fingerprint, options)
             log = EventLog(target.events, tuple(listeners))
@@ -110,7 +134,7 @@ def finish_denoising(
             todo = [i for i, _ in enumerate(noisy.pictures()[0]) if not written.has(i)]
             if todo:
                 levels = _levels(todo, options["sigma"], noisy, prior, engine, log)
-                for found in _pictures(levels, noisy, prior, engine):
+                for found in _pictures(levels, DenoisePiece(noisy, prior, mask, blur), engine):
                     log("denoised", of=len(levels), **written.add(found)._asdict())
             if todo or not target.report.exists():
                 from pipeline.outputs.report import write_report
@@ -158,41 +182,63 @@ def _prior(run: RunDirectory, config: Config) -> PatchPrior:
     return PatchPrior(model.for_rows("errors"), params, data.patch.size, basis)
 
 
-def _clean_of(noisy: ImageSource, config: Config, path: str) -> list[tuple[ImageSource, int]]:
-    """The clean picture of each noisy one: that of the same name without its suffix, as source and number."""
+def _beside(noisy: ImageSource, config: Config, option: str, path: str) -> list[tuple[ImageSource, int]]:
+    """The picture beside each noisy one, that of the same name without its suffix, as source and number. option : "clean" or "mask"."""
     assert isinstance(config.data, ImagesSection)
-    clean = config.data.model_copy(update={"path": path}).open()
-    assert isinstance(clean, ImageSource)
-    by_name = {Path(name).stem: i for i, name in enumerate(clean.pictures()[0])}
-    found = []
+    found = config.data.model_copy(update={"path": path}).open()
+    assert isinstance(found, ImageSource)
+    names = found.pictures()[0]
+    by_name, alone = {Path(name).stem: i for i, name in enumerate(names)}, option == "mask" and len(names) == 1
+    numbers = []
     for i, name in enumerate(noisy.pictures()[0]):
-        if Path(name).stem not in by_name:
+        number = 0 if alone else by_name.get(Path(name).stem)
+        if number is None:
             raise InputError(
-                f"--clean {path}: has no picture {Path(name).stem}, expected one for each noisy picture. Add it."
+                f"--{option} {path}: has no picture {Path(name).stem}, expected one for each noisy picture. Add it."
             )
-        own, other = noisy.header(i)[0], clean.header(by_name[Path(name).stem])[0]
-        if own[:2] != other[:2] or own.colour > other.colour:
+        own, other = noisy.header(i)[0], found.header(number)[0]
+        if own[:2] != other[:2] or (option == "clean" and own.colour > other.colour):
             raise InputError(
-                f"--clean {path}: {Path(name).stem} is {_kind(other)}, but the noisy picture is {_kind(own)}. Give the pictures that "
-                "noise was added to."
+                f"--{option} {path}: {Path(names[number]).stem} is {_kind(other)}, but the noisy picture is {_kind(own)}. Give the "
+                "pictures that belong to them."
             )
-        found.append((clean, by_name[Path(name).stem]))
-    return found
+        numbers.append((found, number))
+    return numbers
+
+
+def _read_blur(path: str, noisy: ImageSource) -> Array:
+    """The blur of a .npy file, of sum 1. Raises InputError if it is none."""
+    try:
+        blur = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"--kernel {path}: cannot be read ({error}). Give a .npy file with an array of two dimensions."
+        ) from error
+    smallest = min(min(noisy.header(i)[0][:2]) for i in range(len(noisy.pictures()[0])))
+    is_array = isinstance(blur, np.ndarray) and blur.ndim == 2 and blur.dtype.kind in "iuf"
+    if not (is_array and all(n % 2 == 1 and n <= smallest for n in blur.shape) and 0 < blur.sum() < np.inf):
+        raise InputError(
+            f"--kernel {path}: got {getattr(blur, 'shape', 'several arrays')} of {getattr(blur, 'dtype', 'any type')}, expected numbers of "
+            f"a positive sum in an odd height and width of at most {smallest}, the smallest side of a picture. Correct it."
+        )
+    return blur / blur.sum(dtype=np.float64)
 
 
 def _kind(header: Any) -> str:
     return f"{header.height} x {header.width} pixels {'in colour' if header.colour else 'in grey'}"
 
 
-def _planned(config: Config, noisy: ImageSource) -> Plan:
-    """The memory: each task decodes a picture and works on a piece, and this process assembles and compares one."""
+def _planned(config: Config, noisy: ImageSource, whole: bool) -> Plan:
+    """The memory: each task decodes a picture and works on a piece, or the whole, and this process assembles and compares one."""
     headers = [noisy.header(i)[0] for i in range(len(noisy.pictures()[0]))]
     decoding = max(one.height * one.width * (one.decoded + 3 * one.colour) for one in headers)
     assembled = max(one.height * one.width * 12 * (3 if one.colour else 1) for one in headers)
+    largest = max(one.height * one.width for one in headers)
+    work = WORK if not whole else 2 * WORK * max(1, -(-largest // SIDE**2))
     engine = config.engine
     advice = "cut large pictures into smaller ones"
     return plan(
-        engine.memory, engine.workers, decoding + WORK, 0, decoding + assembled, uses_processes(engine), advice=advice
+        engine.memory, engine.workers, decoding + work, 0, decoding + assembled, uses_processes(engine), advice=advice
     )
 
 
@@ -216,16 +262,34 @@ class Whole(NamedTuple):
 
 @dataclass(frozen=True)
 class DenoisePiece:
-    """Task: a piece without noise, and the seconds of CPU that it took."""
+    """Task: a piece without noise, and the seconds of CPU that it took.
+
+    mask : source and number of the mask of each picture.  blur : of the pictures.  Either needs whole pictures as pieces.
+    """
 
     source: ImageSource
     prior: PatchPrior
+    mask: list[tuple[ImageSource, int]] | None = None
+    blur: Array | None = None
+
+    @property
+    def side(self) -> int | None:
+        """Pixels of a piece, about; None for whole pictures."""
+        return SIDE if self.mask is None and self.blur is None else None
 
     def __call__(self, piece: Piece, kernels: Any) -> tuple[Piece, Array, float]:
         began = time.thread_time()
         pixels = self.source.pixels(piece.picture, piece.box, colour=True)
         channels = [np.ascontiguousarray(one) for one in _channels(pixels)]
-        found = [epll.denoised(one, piece.sigma, self.prior, kernels) for one in channels]
+        given = piece.sigma, self.prior, kernels
+        if self.mask is not None:
+            masks, number = self.mask[piece.picture]
+            missing = masks.pixels(number, piece.box) > 0.5
+            found = [epll.inpainted(one, *given, missing) for one in channels]
+        elif self.blur is not None:
+            found = [epll.deblurred(one, *given, self.blur) for one in channels]
+        else:
+            found = [epll.denoised(one, *given) for one in channels]
         inner = tuple(
             slice(core.start - box.start, core.stop - box.start)
             for core, box in zip(piece.core, piece.box, strict=True)
@@ -262,12 +326,11 @@ def _levels(
     return levels
 
 
-def _pictures(
-    levels: list[tuple[int, float]], noisy: ImageSource, prior: PatchPrior, engine: Engine
-) -> Iterator[Whole]:
+def _pictures(levels: list[tuple[int, float]], task: DenoisePiece, engine: Engine) -> Iterator[Whole]:
     """Yield pictures, put together from their pieces."""
-    tasks = ((piece,) for i, sigma in levels for piece in _pieces(noisy, i, sigma, prior.margin))
-    found = engine.map_in_order(DenoisePiece(noisy, prior), tasks)
+    noisy, margin = task.source, task.prior.margin
+    tasks = ((piece,) for i, sigma in levels for piece in _pieces(noisy, i, sigma, margin, task.side))
+    found = engine.map_in_order(task, tasks)
     for picture, parts in groupby(found, lambda part: part[0].picture):
         header, seconds = noisy.header(picture)[0], 0.0
         pixels = np.empty((header.height, header.width, 3) if header.colour else (header.height, header.width), "f4")
@@ -277,16 +340,18 @@ def _pictures(
         yield Whole(picture, pixels, piece.sigma, seconds)
 
 
-def _pieces(noisy: ImageSource, picture: int, sigma: float, margin: tuple[int, int]) -> Iterator[Piece]:
-    """Yield the pieces of a picture, row by row, each about as large as the others."""
+def _pieces(
+    noisy: ImageSource, picture: int, sigma: float, margin: tuple[int, int], side: int | None
+) -> Iterator[Piece]:
+    """Yield the pieces of a picture, row by row, each about as large as the others. side : of a piece; None for the whole."""
     header = noisy.header(picture)[0]
-    for rows in _parts(header.height, margin[0]):
-        for columns in _parts(header.width, margin[1]):
+    for rows in _parts(header.height, margin[0], side):
+        for columns in _parts(header.width, margin[1], side):
             yield Piece(picture, sigma, (rows[0], columns[0]), (rows[1], columns[1]))
 
 
-def _parts(n: int, margin: int) -> Iterator[tuple[slice, slice]]:
+def _parts(n: int, margin: int, side: int | None) -> Iterator[tuple[slice, slice]]:
     """Yield equal parts of n pixels, and each with its margin."""
-    ends = np.linspace(0, n, -(-n // SIDE) + 1).astype(int).tolist()
+    ends = np.linspace(0, n, -(-n // (side or n)) + 1).astype(int).tolist()
     for start, stop in pairwise(ends):
         yield slice(start, stop), slice(max(0, start - margin), min(n, stop + margin))
