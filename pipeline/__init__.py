@@ -37,6 +37,7 @@ _HOMES = {
     "resume": "pipeline.workflow",
     "run": "pipeline.workflow",
     "sample": "pipeline.workflow",
+    "save_prior": "pipeline.estimators",
     "summarize": "pipeline.workflow",
     "to_numpy": "pipeline.estimators.runs",
     "to_onnx": "pipeline.estimators.runs",
@@ -69,6 +70,7 @@ __all__ = [
     "resume",
     "run",
     "sample",
+    "save_prior",
     "summarize",
     "to_numpy",
     "to_onnx",
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
         LatentDirichletAllocation,
         MultinomialMixture,
         estimator_of,
+        save_prior,
     )
     from pipeline.estimators.encoder import Encoder
     from pipeline.estimators.model_check import check_model

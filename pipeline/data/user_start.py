@@ -14,6 +14,7 @@ from pipeline.data.column import RowColumn
 from pipeline.data.earlier import Earlier
 from pipeline.data.encoded import refuse_encoded
 from pipeline.data.files import open_binary, refuse_absent
+from pipeline.data.priors import is_prior, read_prior, without_mean
 from pipeline.data.section import DataSection
 from pipeline.data.stores import ZarrPlace
 from pipeline.errors import InputError, PipelineError
@@ -73,6 +74,8 @@ def user_start(fit: Fit, data: DataSection, n_rows: int) -> UserStart:
         return UserStart(labels=RowColumn.open(path, n_rows, "labels", missing_chunks=data.missing_chunks))
     refuse_absent(path, "fit.init_path")
     try:
+        if is_prior(path):
+            return UserStart(arrays=_of_patches(path, data))
         if path.endswith(".npz"):
             with open_binary(path, {}) as file, np.load(file, allow_pickle=False) as stored:
                 return UserStart(arrays={name: stored[name] for name in stored.files})
@@ -85,5 +88,11 @@ def user_start(fit: Fit, data: DataSection, n_rows: int) -> UserStart:
         raise
     except Exception as error:  # every store, codec and archive has its own kinds
         raise InputError(
-            f"fit.init_path {path}: cannot be read ({error}), expected an .npz or .zarr of arrays. Write it again."
+            f"fit.init_path {path}: cannot be read ({error}), expected an .npz or .zarr of arrays, or a mixture of patches in .mat. Write it again."
         ) from error
+
+
+def _of_patches(path: str, data: DataSection) -> dict[str, np.ndarray]:
+    """The mixture of patches of another program, for rows of the data."""
+    found, patch = read_prior(path), getattr(data, "patch", None)
+    return without_mean(found, patch.size) if patch is not None and patch.remove_mean else found

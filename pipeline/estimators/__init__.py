@@ -1,6 +1,6 @@
 """The Python API: scikit-learn's estimators over the same loop, for rows that a program has in memory, in Dask or in xarray."""
 
-from pipeline.estimators.gaussian import GaussianMixture
+from pipeline.estimators.gaussian import GaussianMixture, open_prior, save_prior
 from pipeline.estimators.hmm import HiddenMarkovModel
 from pipeline.estimators.kmeans import KMeans
 from pipeline.estimators.lda import LatentDirichletAllocation
@@ -27,4 +27,6 @@ __all__ = [
     "MultinomialMixture",
     "estimator_of",
     "mixture_class",
+    "open_prior",
+    "save_prior",
 ]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from sklearn.mixture import GaussianMixture as Peer
 
 from pipeline.arrays.dtypes import Array
+from pipeline.data.priors import features_of, read_prior, write_prior
+from pipeline.errors import InputError
 from pipeline.estimators.cells import is_named, is_xarray
 from pipeline.estimators.fit import copied
 from pipeline.estimators.mixture import MixtureEstimator, shaped
 from pipeline.models.base import LatentModel
-from pipeline.models.covariance import SHAPES, Shape
+from pipeline.models.covariance import SHAPES, Shape, full_covariances
 from pipeline.models.families.gaussian import Gaussian, GaussianSection
 from pipeline.models.mixture import Mixture, MixtureParams
 from pipeline.models.noise import NoisyMixture
+from pipeline.outputs.model_store import load_model, read_dataset
+from pipeline.outputs.run_directory import RunDirectory
 
 FITTED = (
     *("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"),
@@ -205,3 +210,55 @@ class GaussianMixture(MixtureEstimator):
 
     def _shape(self) -> Shape:
         return SHAPES[self.covariance_type]
+
+
+def open_prior(path: str) -> GaussianMixture:
+    """Return the mixture of patches in a file of another program, as of `pipeline.data.priors`: of pixels, or of the features without their mean."""
+    arrays = features_of(read_prior(path))
+    k, d = arrays["means"].shape
+    model = Mixture(Gaussian(k, arrays["weights"] @ arrays["means"], "full"))
+    estimator = GaussianMixture(k)
+    estimator._take(model, model.params_from_arrays(arrays))
+    estimator.n_features_in_, estimator.n_iter_, estimator.converged_ = d, 0, True
+    return estimator
+
+
+def save_prior(path: str | Path, output: str | Path) -> Path:
+    """Write the mixture of patches of a run for another program; return the file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of a run of a Gaussian mixture on patches in grey, without `preprocess` and `data.patch.contrast`.
+    output : str or Path
+        ``.mat``: the struct `GS` of the EPLL code (Zoran and Weiss 2011), which Jolideco reads too. ``.npz``: `mu` (k, d), `cov` (k, d, d) and
+        `weights` (k,) for deepinv's `GaussianMixtureModel`. Both are of pixels from 0 to 1.
+
+    Raises
+    ------
+    InputError
+        If the run is of another kind, or the layout is not known.
+    """
+    dataset = read_dataset(RunDirectory(path).model)
+    model, params, affine = load_model(dataset)
+    data = dataset.attrs["data"]
+    refused = {
+        f"a run of a {model.words.name}": not (isinstance(model, Mixture) and isinstance(model.component, Gaussian)),
+        "rows that are no patches": data.get("kind") != "patch",
+        "patches in colour": data.get("channels", 1) != 1,
+        "data.patch.contrast": data.get("contrast") is not None,
+        "preprocess": affine is not None,
+    }
+    for what, is_so in refused.items():
+        if is_so:
+            raise InputError(
+                f"save_prior: got {what}, expected a Gaussian mixture of grey patches in the pixels' own scale. Fit one."
+            )
+    k, d = params.theta.means.shape
+    arrays = {
+        "weights": params.weights,
+        "means": params.theta.means,
+        "covariances": full_covariances(model.component.shape, params.theta.covariances, k, d),
+    }
+    write_prior(Path(output), arrays, (data["size"][0], data["size"][1]), data["remove_mean"])
+    return Path(output)

@@ -1,0 +1,157 @@
+"""Mixtures of patches in the files of other programs: of pixels in grey, full covariances.
+
+    .mat   of the EPLL code (Zoran and Weiss 2011): a struct, GS or GMM, with nmodels, means (d, k), covs (d, d, k), invcovs,
+           mixweights (k, 1); the pixels of a patch column by column. Jolideco reads the same.
+    .npz   for deepinv's GaussianMixtureModel: mu (k, d), cov (k, d, d), weights (k,); pixels row by row.
+
+A mixture of patches without their mean says nothing of the mean: in .mat its variance is 0, as in the files that were released. deepinv
+inverts covariances, so in .npz the mean is independent, with that of values evenly spread from 0 to 1: mean 1/2, variance 1/12.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.arrays.dtypes import Array
+from pipeline.data.files import open_binary
+from pipeline.data.patch import patch_basis
+from pipeline.errors import InputError, StorageError
+
+FLAT = 1e-6  # of the mean variance of a pixel: a constant patch that varies less is none
+
+
+def read_prior(path: str) -> dict[str, Array]:
+    """Return weights (k,), means (k, d) and covariances (k, d, d) of pixels, row by row, float64.
+
+    Raises
+    ------
+    InputError
+        If the file has another layout.
+    """
+    try:
+        with open_binary(path, {}) as file:
+            found = _from_mat(file) if path.endswith(".mat") else _from_npz(file)
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}), expected .mat with the struct GS or GMM of the EPLL code, or .npz with mu, cov and weights."
+        ) from error
+    k, d = found["means"].shape
+    if found["covariances"].shape != (k, d, d) or found["weights"].shape != (k,):
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in found.items())
+        raise InputError(f"{path}: got {shapes}, expected (k,), (k, d) and (k, d, d). Write it again.")
+    return found
+
+
+def is_prior(path: str) -> bool:
+    """Whether a file has one of these layouts, by its name, and of .npz by the names of its arrays."""
+    if not path.endswith(".npz"):
+        return path.endswith(".mat")
+    with open_binary(path, {}) as file, np.load(file, allow_pickle=False) as stored:
+        return {"mu", "cov", "weights"} <= set(stored.files)
+
+
+def _from_npz(file: Any) -> dict[str, Array]:
+    with np.load(file, allow_pickle=False) as stored:
+        names = {"weights": "weights", "means": "mu", "covariances": "cov"}
+        return {name: np.asarray(stored[key], np.float64) for name, key in names.items()}
+
+
+def _from_mat(file: Any) -> dict[str, Array]:
+    from scipy.io import loadmat
+
+    structs = [value for value in loadmat(file, simplify_cells=True).values() if isinstance(value, dict)]
+    found = next((one for one in structs if {"covs", "mixweights"} <= set(one)), None)
+    if found is None:
+        raise ValueError("no struct with covs and mixweights")
+    weights = np.asarray(found["mixweights"], np.float64).reshape(-1)
+    k = len(weights)
+    covs = np.asarray(found["covs"], np.float64)
+    d = len(np.atleast_2d(covs))
+    covs = covs.reshape(d, d, k)
+    means = np.asarray(found.get("means", np.zeros((d, k))), np.float64).reshape(d, k)
+    order = _by_columns(d)
+    by_row = np.empty((k, d)), np.empty((k, d, d))
+    by_row[0][:, order] = means.T
+    by_row[1][:, order[:, None], order] = covs.transpose(2, 0, 1)
+    return {"weights": weights, "means": by_row[0], "covariances": by_row[1]}
+
+
+def _by_columns(d: int) -> Array:
+    """The row-by-row number of each pixel of a square patch, column by column."""
+    side = round(d**0.5)
+    if side * side != d:
+        raise ValueError(f"got patches of {d} pixels, expected square ones")
+    return np.arange(d).reshape(side, side).T.ravel()
+
+
+def write_prior(path: Path, arrays: dict[str, Array], size: tuple[int, int], mean_free: bool) -> None:
+    """Write a mixture of patches. arrays : as of `read_prior`, but of features if `mean_free`.
+
+    Raises
+    ------
+    InputError
+        If the name does not end with .mat or .npz, or patches are not square.
+    StorageError
+        If it cannot be written.
+    """
+    if path.suffix not in (".mat", ".npz"):
+        raise InputError(f"{path}: got {path.suffix or 'no suffix'}, expected .mat or .npz. Rename it.")
+    if size[0] != size[1]:
+        raise InputError(f"{path}: got patches of {size[0]} x {size[1]} pixels, expected square ones.")
+    weights, means, covariances = (arrays[name] for name in ("weights", "means", "covariances"))
+    if mean_free:
+        basis = patch_basis(size)
+        means, covariances = means @ basis.T, basis @ covariances @ basis.T
+        if path.suffix == ".npz":
+            means, covariances = means + 0.5, covariances + 1 / 12
+    try:
+        if path.suffix == ".npz":
+            with path.open("wb") as file:
+                np.savez(file, weights=weights, mu=means, cov=covariances)
+        else:
+            _write_mat(path, weights, means, covariances)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error}). Make room, then write it again.") from error
+
+
+def _write_mat(path: Path, weights: Array, means: Array, covariances: Array) -> None:
+    from scipy.io import savemat
+
+    order = _by_columns(means.shape[1])
+    covs = covariances[:, order[:, None], order].transpose(1, 2, 0)
+    inverse = np.linalg.pinv(covs.transpose(2, 0, 1), hermitian=True).transpose(1, 2, 0)
+    struct = {
+        "dim": float(len(covs)),
+        "nmodels": float(len(weights)),
+        "means": means[:, order].T,
+        "covs": covs,
+        "invcovs": inverse,
+        "mixweights": weights[:, None],
+    }
+    savemat(path, {"GS": struct})
+
+
+def without_mean(found: dict[str, Array], size: tuple[int, int]) -> dict[str, Array]:
+    """Return a mixture of the features of patches without their mean. found : of pixels, as of `read_prior`."""
+    basis = patch_basis(size)
+    if len(basis) != found["means"].shape[1]:
+        raise InputError(
+            f"got patches of {found['means'].shape[1]} pixels, expected {size[0]} x {size[1]}. Set data.patch.size to theirs."
+        )
+    return {
+        "weights": found["weights"],
+        "means": found["means"] @ basis,
+        "covariances": basis.T @ found["covariances"] @ basis,
+    }
+
+
+def features_of(found: dict[str, Array]) -> dict[str, Array]:
+    """Return a mixture of pixels, or where no component has a varying mean of the features without it. found : as of `read_prior`."""
+    d = found["means"].shape[1]
+    variance = found["covariances"].mean(axis=(1, 2)) * d  # of the constant patch of length 1
+    flat = variance <= FLAT * np.trace(found["covariances"], axis1=1, axis2=2) / d
+    side = round(d**0.5)
+    return without_mean(found, (side, side)) if flat.all() and side * side == d > 1 else found
