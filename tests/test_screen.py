@@ -123,6 +123,13 @@ def test_the_display_moves_within_a_pass():
     assert "last event" in drawn(done, after=300.0) and "last event" not in drawn(done, after=30.0)
 
 
+def test_what_is_written_is_said():
+    """A prediction labels rows; other commands write rows, units or blocks of rows."""
+    assert describe({"event": "labelled", "rows": 3, "of": 4}) == "labelled 3 of 4 rows"
+    event = logged()[0] | {"event": "labelled", "rows": 3, "of": 4, "what": "blocks"}
+    assert describe(event) == "wrote 3 of 4 blocks" and "3 blocks" in drawn([logged()[0], event])
+
+
 def test_words_are_those_of_the_family():
     """A family that this version does not know is shown in the words of its `start` event, and its options as asked."""
     words = {"name": "Poisson mixture", "title": "A mixture of {k} Poissons", "components": "kinds", "odd": 1}

@@ -101,7 +101,7 @@ def _write(found: Compressed, target: RunDirectory, engine: Engine, log: EventLo
                 store,
                 Restored(cast(Any, None), found, None, 0, False),
                 engine,
-                lambda rows: log("labelled", rows=rows, of=n),
+                lambda rows: log("labelled", rows=rows, of=n, what="rows"),
             )
         return missing
     files = PictureFiles(target.path / "pictures", found)

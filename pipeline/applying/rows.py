@@ -123,8 +123,9 @@ def write_rows(
             engine.report_to(log)
             missing = not store.exists()
             if missing:
-                n = task.rows_on()[0].n_rows
-                write_labels(store, task, engine, lambda rows: log("labelled", rows=rows, of=n))
+                grid = task.rows_on()[0]
+                told = {"of": grid.n_rows, "what": "rows" if len(grid.dims) > 1 else f"{grid.dims[0]}s"}
+                write_labels(store, task, engine, lambda rows: log("labelled", rows=rows, **told))
             if after is not None:
                 after(opened, log)
             if missing:

@@ -212,7 +212,8 @@ class JobDisplay:
         self._state.generation = int(event["generation"])
 
     def _on_labelled(self, event: dict[str, Any]) -> None:
-        self._state.labelled = {"rows": int(event["rows"]), "of": int(event["of"])}
+        what = str(event.get("what", "rows"))
+        self._state.labelled = {"rows": int(event["rows"]), "of": int(event["of"]), "what": what}
 
     def _on_finished(self, event: dict[str, Any]) -> None:
         self._state.finished = float(event["seconds"])
@@ -320,7 +321,8 @@ class JobDisplay:
         done = self._state.labelled
         if not done or (self.ended and self._state.facts):
             return None
-        return "labels", f"{count(done['rows'])} rows", done["rows"] / max(done["of"], 1), f"of {count(done['of'])}"
+        figure = f"{count(done['rows'])} {done['what']}"
+        return "labels", figure, done["rows"] / max(done["of"], 1), f"of {count(done['of'])}"
 
     def _facts(self, width: int) -> Table:
         facts = Table.grid(

@@ -112,6 +112,12 @@ def _candidate(e: dict[str, Any]) -> str:
     return f"candidate {e['name']}  {'  '.join(found)}  {e['n_iter']} iterations{verdict}"
 
 
+def _labelled(e: dict[str, Any]) -> str:
+    what = e.get("what")  # of a command: what it writes
+    done = f"{count(e['rows'])} of {count(e['of'])}"
+    return f"labelled {done} rows" if what is None else f"wrote {done} {what}"
+
+
 def _denoised(e: dict[str, Any]) -> str:
     text = f"{e['picture']} denoised, noise {e['sigma']:.1f}  {duration(e['seconds'])} of CPU"
     return text if e.get("psnr") is None else f"{text}  {_likeness(e)}"
@@ -144,7 +150,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "warning": lambda e: f"warning: {e['message']}",
     "checkpoint": lambda e: f"checkpoint {e['generation']}",
     "standard_errors": lambda e: f"standard errors from {count(e['rows'])} rows  {duration(e['seconds'])}",
-    "labelled": lambda e: f"labelled {count(e['rows'])} of {count(e['of'])} rows",
+    "labelled": _labelled,
     "labels": lambda e: f"labels of {count(e['rows'])} rows  {duration(e['seconds'])}",
     "noise_level": lambda e: f"noise of {e['picture']}: estimated at {e['sigma']:.2f} grey levels of 255",
     "denoised": _denoised,
