@@ -226,7 +226,7 @@ NOT_CLOSED = (
     "hmm-gaussian-missing",
 )
 LABELLED = [name for name in PROBLEMS if FAMILIES[PROBLEMS[name].model["family"]].takes_labels]  # a row, a component
-DENSITIES = [name for name in LABELLED if FAMILIES[PROBLEMS[name].model["family"]].criteria]
+DENSITIES = [name for name in LABELLED if "bic" in FAMILIES[PROBLEMS[name].model["family"]].criteria]
 
 
 def lines(names: Iterable[str]) -> list[Any]:

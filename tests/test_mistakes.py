@@ -265,7 +265,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     ),
     "another fit": (
         ["predict", "runs/first", "--set", "fit.tol=1"],
-        "expected data.…, engine.…, output.top_k or model.path",
+        "expected data.…, engine.…, output.top_k, output.write_back or model.path",
     ),
     "a report of nothing": (["report", "empty"], "a report needs a finished model"),
 }
