@@ -63,8 +63,14 @@ def fit_rows(folder: Path, dtype: str, **changes: object) -> tuple[Path, np.ndar
     return workflow.run(job(folder / "x.npy", **changes), folder / "run"), x
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "uint8"])
-@pytest.mark.parametrize("preprocess", [[], [{"kind": "standardize"}]])
+@pytest.mark.parametrize(
+    ("dtype", "preprocess"),
+    [
+        ("float64", []),
+        ("uint8", [{"kind": "standardize"}]),
+        pytest.param("float32", [{"kind": "standardize"}], marks=pytest.mark.slow),
+    ],
+)
 def test_rows_come_back_as_their_nearest_centres(tmp_path, dtype, preprocess):
     """By a loop over rows; three bits a row; the error is that of the restored rows."""
     run, x = fit_rows(tmp_path, dtype, preprocess=preprocess)
@@ -111,9 +117,17 @@ def fit_pictures(folder: Path, colour: bool, **patch: object) -> tuple[Path, dic
     return workflow.run(validate(config), folder / "run"), pictures
 
 
-@pytest.mark.parametrize("stride", [None, 3])
-@pytest.mark.parametrize("colour", [False, True])
-@pytest.mark.parametrize("remove_mean", [False, True])
+@pytest.mark.parametrize(
+    ("colour", "remove_mean", "stride"),
+    [
+        (False, False, None),
+        (True, True, 3),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((False, True, None), (True, False, 3), (False, True, 3))
+        ),
+    ],
+)
 def test_pictures_come_back_whole(tmp_path, colour, remove_mean, stride):
     """Patch by patch: the nearest centre, and the mean in 8 bits, averaged where patches overlap; without the run and the data."""
     run, pictures = fit_pictures(tmp_path, colour, remove_mean=remove_mean)
