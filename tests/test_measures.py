@@ -160,8 +160,9 @@ def test_the_number_of_clusters_is_chosen_by_separation(tmp_path, criterion):
     rows = np.load(tmp_path / "x.npy")
     for k, centers in {4: model.centers.values, **other_centers(made)}.items():
         entry = next(entry for entry in table if entry["n_components"] == k)
+        distance = cdist(rows, centers)
+        assert entry["final_inertia"] == pytest.approx((distance.min(axis=1) ** 2).sum(), rel=1e-6)
         if k > 1:
-            distance = cdist(rows, centers)
             label, (a, b) = distance.argmin(axis=1), np.sort(distance, axis=1)[:, :2].T
             assert entry["silhouette"] == pytest.approx(((b - a) / b).mean(), rel=1e-5)
             assert entry["davies_bouldin"] == pytest.approx(metrics.davies_bouldin_score(rows, label), rel=1e-6)
@@ -169,6 +170,7 @@ def test_the_number_of_clusters_is_chosen_by_separation(tmp_path, criterion):
     names = {"silhouette": "mean silhouette", "davies_bouldin": "Davies-Bouldin index"}
     page = (made / "report.html").read_text(encoding="utf-8")
     assert f"By {names.get(criterion, 'Calinski-Harabasz index')}." in page and "One cluster has none of them." in page
+    assert ">squared distance per row</th>" in page and ">parameters</th>" not in page
     for name in ("model.zarr", "candidates.zarr", "labels.zarr"):
         shutil.rmtree(made / name)
     resume(made)

@@ -123,8 +123,8 @@ def _entry(run: Run, group: Sequence[Run], total: float) -> dict[str, Any]:
     model, final = run.model, run.final
     assert final is not None
     entry: dict[str, Any] = {"name": model.label, **model.facts(), **criteria(model, final.evidence, total)}
-    if final.evidence.log_likelihood is None and (reported := model.reported(final.totals, run.params)) is not None:
-        entry[f"final_{model.words.series}"] = reported
+    if final.evidence.log_likelihood is None:
+        entry[f"final_{model.words.series}"] = run.reported
     if "held_out" in final.attached:
         entry |= held_out(final.attached["held_out"])
     if "separation" in final.attached:

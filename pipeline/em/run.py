@@ -123,6 +123,13 @@ class Run:
         return next(known, -np.inf)
 
     @property
+    def reported(self) -> float:
+        """What is reported of the final parameters, total: log-likelihood or the bound below it in nats, else the objective with its sign, such as the inertia."""
+        assert self.final is not None, "the run is finished"
+        found = self.model.reported(self.final.totals, self.params)
+        return self.model.words.sign * (self.objective if found is None else found)
+
+    @property
     def log_likelihood(self) -> float:
         """Log-likelihood (or the bound) of the final parameters, else of the last E-step, total nats; NaN if unknown."""
         if self.final is None:

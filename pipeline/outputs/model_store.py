@@ -66,9 +66,7 @@ def build_dataset(
     """
     import xarray as xr
 
-    assert run.final is not None
-    final = run.model.reported(run.final.totals, run.params)
-    final = run.model.words.sign * (run.objective if final is None else final)
+    final = run.reported
     run = run if order is None else _reordered(run, order)
     variables = _parameters(run, order) | _history(run) | _outliers(run)
     if run.model.represents:

@@ -155,7 +155,8 @@ def _caption(record: Record, pixels: PixelMap, eigen: list[np.ndarray], typical:
     if eigen:
         parts.append("Upper row: the first eigen-patches, the directions of largest variance, each on its own scale.")
     if typical.shape[1]:
-        parts.append(f"{'Lower row' if eigen else 'Beside it'}: the {rows} of highest responsibility.")
+        which = "nearest to it" if words.sign < 0 else "of highest responsibility"
+        parts.append(f"{'Lower row' if eigen else 'Beside it'}: the {rows} {which}.")
     parts.append(
         f"Patches are shown without their mean: grey is zero. The {words.location} and the {rows} have one scale."
         if pixels.mean_free
