@@ -56,7 +56,7 @@ def choice(record: Record) -> dict[str, Any] | None:
         "criterion": NAMES[table[0]["criterion"]],
         "size": title,
         "options": [option.replace("_", " ") for option in options],
-        "parameters": "n_free_parameters" in table[0],
+        "parameters": columns is not BY_SEPARATION,
         "held_out": held_out,
         "bounded": "heldout_perplexity" in table[0],
         "collapsed": any(entry["collapsed"] for entry in table),
