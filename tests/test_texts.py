@@ -217,5 +217,11 @@ def test_tf_idf_is_that_of_scikit_learn(tmp_path, monkeypatch):
     np.testing.assert_allclose(whole(of_run.data.open()).toarray(), peer.transform(TEXTS).toarray(), rtol=1e-14)
     others = of_run.data.model_copy(update={"path": str(tmp_path / "new")}).open()
     np.testing.assert_allclose(whole(others).toarray(), peer.transform(TEXTS[3:]).toarray(), rtol=1e-14)
+    (tmp_path / "vocabulary.txt").write_text("cat\ndog\nthe\n")  # of the user, though a store's has this name too
+    config = validate(
+        {"data": keys | {"vocabulary": str(tmp_path / "vocabulary.txt")}, "model": {"family": "spherical-kmeans"}}
+    )
+    peer = TfidfVectorizer(vocabulary=["cat", "dog", "the"]).fit(TEXTS)
+    np.testing.assert_allclose(whole(config.data.open()).toarray(), peer.transform(TEXTS).toarray(), rtol=1e-14)
     with pytest.raises(InputError, match=r"data\.tf_idf: makes no counts, which family multinomial needs"):
         opened(tmp_path / "texts", tf_idf=True)

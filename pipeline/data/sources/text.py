@@ -109,8 +109,12 @@ class TextSection(ConvertedSection):
         words = os.path.join(str(place), VOCABULARY)
         if not self.tf_idf:
             return TextCounts(place, place.open_first(), words, True)
-        of_run = self.vocabulary is not None and os.path.basename(self.vocabulary) == VOCABULARY
-        return TfIdf(place, place.open_first(), words, os.path.dirname(str(self.vocabulary)) if of_run else str(place))
+        return TfIdf(place, place.open_first(), words, self._own() or str(place))
+
+    def _own(self) -> str | None:
+        """The store that the vocabulary was found with; None where there is none, or where the words are the user's."""
+        folder, name = os.path.split(self.vocabulary or "")
+        return folder if name == VOCABULARY and made_from(folder, {"encoding-type": "csr_matrix"}) else None
 
     def _converted(self) -> str:
         """Path of the store of these counts, which is written if it is not there."""
@@ -118,10 +122,8 @@ class TextSection(ConvertedSection):
         size, digest = fingerprint(files, self.storage_options)
         options = self.model_dump(include={"column", "index", "encoding", *_ANALYSIS}, mode="json")
         identity = {"source-bytes": size, "source-sha256": digest, "analysis": json.dumps(options, sort_keys=True)}
-        if self.vocabulary is not None and os.path.basename(self.vocabulary) == VOCABULARY:
-            own = os.path.dirname(self.vocabulary)
-            if made_from(own, identity):  # the store that the vocabulary was found with
-                return own
+        if (own := self._own()) is not None and made_from(own, identity):
+            return own
         known = None if self.vocabulary is None else _words(self.vocabulary)
         limits = Limits(self.min_df, self.max_df, self.max_features)
         chosen = repr(limits) if known is None else hashlib.sha256("\n".join(known).encode()).hexdigest()
