@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ class PictureFiles:
     def __init__(self, folder: Path, source: Any) -> None:
         self._folder, self._source = folder, source
         self.names: list[str] = source.pictures()[0]
+        self._alike = Counter(str(Path(name).with_suffix("")) for name in self.names)
 
     def path(self, picture: int) -> Path:
         """Return the file of a picture."""
         name = self.names[picture]
-        suffix = FILES[self._source.header(picture)[0].bits][2]
-        same = [one for one in self.names if Path(one).with_suffix("") == Path(name).with_suffix("")]
-        return self._folder / (f"{name}{suffix}" if len(same) > 1 else str(Path(name).with_suffix(suffix)))
+        suffix, alone = FILES[self._source.header(picture)[0].bits][2], Path(name).with_suffix("")
+        return self._folder / f"{name if self._alike[str(alone)] > 1 else alone}{suffix}"
 
     def write(self, picture: int, pixels: Array) -> Array:
         """Write a picture, which appears complete, and return what the file holds. pixels : (height, width[, 3]) float32, 1 for white.
