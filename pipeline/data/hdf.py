@@ -5,43 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.data.files import damaged, open_binary, opening, what_it_is
+from pipeline.data.place import Place
 from pipeline.errors import InputError, PipelineError
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-@dataclass
-class HdfPlace:
-    """Where an HDF5 dataset or group is. Small and picklable; the file is opened for each read.
-
-    Attributes
-    ----------
-    path : str
-        Of the file: local, or an fsspec URL.
-    options : dict
-        Of its file system.
-    missing_chunks : {"error", "fill"}
-    name : str
-        Path of the dataset or group inside the file.
-    """
-
-    path: str
-    options: dict[str, Any]
-    missing_chunks: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}/{self.name}" if self.name else self.path
-
-    def child(self, name: str) -> HdfPlace:
-        """Return the place of a node below this one."""
-        return HdfPlace(self.path, self.options, self.missing_chunks, f"{self.name}/{name}" if self.name else name)
+class HdfPlace(Place):
+    """Where an HDF5 dataset or group is; the file is opened for each read."""
 
     @contextmanager
     def node(self) -> Iterator[Any]:

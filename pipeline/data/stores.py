@@ -24,6 +24,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from pipeline.arrays.stores import METADATA, GuardedStore
 from pipeline.config.paths import is_url
 from pipeline.data.files import damaged, reading, refuse_absent, remedy
+from pipeline.data.place import Place
 from pipeline.errors import InputError, PipelineError, StorageError
 
 # Codecs that store a sum of what they encode and compare it when they decode; zstd does so where it is asked to.
@@ -43,33 +44,8 @@ class _WholeStore(WrapperStore[Any]):
         return value
 
 
-@dataclass
-class ZarrPlace:
-    """Where a zarr array or group is. Small and picklable.
-
-    Attributes
-    ----------
-    path : str
-        Of the store.
-    options : dict
-        Of its file system.
-    missing_chunks : {"error", "fill"}
-    name : str
-        Path of the array or group inside the store.
-    """
-
-    path: str
-    options: dict[str, Any]
-    missing_chunks: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}/{self.name}" if self.name else self.path
-
-    def child(self, name: str) -> ZarrPlace:
-        """Return the place of a node below this one."""
-        below = f"{self.name}/{name}" if self.name else name
-        return ZarrPlace(self.path, self.options, self.missing_chunks, below)
+class ZarrPlace(Place):
+    """Where a zarr array or group is."""
 
     def open(self) -> Any:
         """Open the zarr Array or Group. Raises what zarr raises."""
