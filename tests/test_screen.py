@@ -301,7 +301,7 @@ def test_a_long_search_logs_its_progress_and_changes_no_bit(tmp_path, monkeypatc
     assert told == sorted(told) and len({of for _, of in told}) == 1 and told[-1][0] <= told[-1][1]
     first = next(i for i, event in enumerate(events) if event["event"] == "searching")
     assert f"search     {told[0][0]} rows read" in drawn(events[: first + 1])
-    assert "rows in memory read, of at most" in describe(events[first])
+    assert f"search: {told[0][0]} of at most about " in describe(events[first])
     assert results(tmp_path / "short") == results(tmp_path / "long")
 
 

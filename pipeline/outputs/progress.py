@@ -137,7 +137,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "start": _start,
     "resume": _resume,
     "profile": lambda e: f"profile of {count(e['rows'])} rows  {duration(e['seconds'])}",
-    "searching": lambda e: f"search: {count(e['rows'])} rows in memory read, of at most {count(e['of'])}, about",
+    "searching": lambda e: f"search: {count(e['rows'])} of at most about {count(e['of'])} rows in memory read",
     "level": _level,
     "pruning": _pruning,
     "init": lambda e: f"start by {e['method']}  {duration(e['seconds'])}",
