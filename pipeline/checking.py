@@ -27,12 +27,12 @@ from pipeline.engine.memory import Plan
 from pipeline.engine.passes import ChunkFunction, Engine
 from pipeline.engine.reading import WORTH_BYTES
 from pipeline.engine.tree import shard_level
-from pipeline.fitting.driver import Driver
+from pipeline.fitting.driver import Driver, for_report
 from pipeline.fitting.plan import JobPlan
 from pipeline.fitting.sink import NoSink
 from pipeline.jobconfig import Config
 from pipeline.models.base import EStep, LatentModel
-from pipeline.models.clusters import BestRows, ClusterModel
+from pipeline.models.clusters import ClusterModel
 from pipeline.models.starts import hard_start, in_step
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
 from pipeline.outputs.plan import of_data, of_memory
@@ -271,7 +271,7 @@ def cost(
         steps = [EStep(run.model, run.params, run.model.attachments) for run in warm]
         iteration = timer.pass_seconds(mapped, _wrapped(steps, units), deadline.share(0.4)) + m_step_seconds
         basis = timer.basis
-        last = [EStep(run.model, run.params, (*run.model.attachments, *_for_report(run))) for run in warm]
+        last = [EStep(run.model, run.params, (*run.model.attachments, *for_report(config, run.model))) for run in warm]
         final = timer.pass_seconds(mapped, _wrapped(last, units), deadline.share(0.5))
     else:
         warm, basis, n_init = [], "shapes", config.fit.n_init
@@ -324,10 +324,6 @@ def cost(
 
 def _wrapped(jobs: Sequence[Any], units: Units | None) -> list[Any]:
     return list(jobs) if units is None else [OnTheOthers(job, units) for job in jobs]
-
-
-def _for_report(run: Run) -> tuple[BestRows, ...]:
-    return (BestRows(),) if run.model.represents else ()
 
 
 def _starts(

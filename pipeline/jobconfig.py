@@ -24,6 +24,7 @@ from pipeline.models.clusters import Summary
 from pipeline.models.families import FAMILIES
 from pipeline.models.family import FamilySection
 from pipeline.models.mixture import Mixture
+from pipeline.models.overlap import MOST_COMPONENTS
 from pipeline.models.separation import BY_SEPARATION
 
 SCHEMA_FILE = "em-pipeline.schema.json"  # that templates name
@@ -91,6 +92,16 @@ class Config(Section):
                 raise ValueError("output.standard_errors: are those of soft assignment; set it to false")
             if {"weights", "means"} <= set(model.fixed_parts):
                 raise ValueError("output.standard_errors: weights and means are both fixed; set it to false")
+        if self.output.overlap:
+            if not model.has_overlap or (fit.assignment or model.assignments[0]) == "hard":
+                raise ValueError(
+                    f"output.overlap: is for mixtures with soft assignment; got family {family}; set it to false"
+                )
+            if model.largest > MOST_COMPONENTS:
+                raise ValueError(
+                    f"output.overlap: is a matrix of all pairs of components; got {model.largest}, expected at most {MOST_COMPONENTS}; "
+                    "set it to false"
+                )
         if self.output.silhouette and not (model.has_silhouette and self.data.labels is None and self.output.labels):
             names = ", ".join(name for name in FAMILIES if name != OUTSIDE and FAMILIES[name].has_silhouette)
             raise ValueError(

@@ -118,6 +118,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(raw, near):
             "output.standard_errors: family kmeans has none",
         ),
         ({"fit": {"assignment": "hard"}, "output": {"standard_errors": True}}, "soft assignment"),
+        ({"fit": {"assignment": "hard"}, "output": {"overlap": True}}, "output.overlap: is for mixtures with soft"),
+        ({"model": {"family": "kmeans"}, "output": {"overlap": True}}, "got family kmeans"),
+        ({"model": {"n_components": [5, 1001]}, "output": {"overlap": True}}, "got 1001, expected at most 1000"),
         ({"model": {"fixed": ["means", "weights"]}, "output": {"standard_errors": True}}, "both fixed"),
         (
             {"model": {"family": "kmeans"}, "fit": {"method": "incremental"}},

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import zarr
 from scipy.spatial.distance import cdist
+from scipy.special import logsumexp, xlogy
+from scipy.stats import multivariate_normal
 from sklearn import metrics
 
 from pipeline.data.column import MemoryColumn
@@ -199,3 +201,43 @@ def test_a_choice_that_cannot_be_made_is_refused(raw, message):
     """In one sentence."""
     with pytest.raises(InputError, match=message):
         validate(raw)
+
+
+@pytest.mark.parametrize("noise", [None, "uniform"])
+def test_overlap_is_that_of_all_rows_one_by_one(tmp_path, noise):
+    """Responsibilities by scipy's densities, summed over the rows of each label; weights count; noise rows are left out."""
+    rng = np.random.default_rng(11)
+    x = np.concatenate([rng.normal(size=(500, 2)) + at for at in ([0, 0], [2, 0], [0, 7])])
+    x = np.concatenate([x, rng.uniform(-20, 20, (60, 2))])[rng.permutation(1560)]
+    weight = rng.integers(1, 4, len(x)).astype(float)
+    zarr.create_array(tmp_path / "x.zarr", data=x, chunks=(97, 2))
+    np.save(tmp_path / "w.npy", weight)
+    config = {
+        "data": {"source": "zarr", "path": str(tmp_path / "x.zarr"), "weights": str(tmp_path / "w.npy")},
+        "model": {"n_components": 3, "noise": noise},
+        "output": {"path": str(tmp_path / "run"), "overlap": True},
+    }
+    made = run(validate(config))
+    model, k = open_run(made), 3
+    joint = np.stack(
+        [
+            np.log(model.weights.values[j])
+            + multivariate_normal(model.means.values[j], model.covariances.values[j]).logpdf(x)
+            for j in range(k)
+        ],
+        axis=1,
+    )
+    if noise:
+        tau, volume = float(model.noise), np.prod(np.ptp(x, axis=0))
+        joint = np.column_stack([joint + np.log(1 - tau), np.full(len(x), np.log(tau / volume))])
+    resp = np.exp(joint - logsumexp(joint, axis=1)[:, None])
+    label = joint.argmax(axis=1)
+    expected = np.stack([weight[label == j] @ resp[label == j, :k] for j in range(k)], axis=1)
+    np.testing.assert_allclose(model.overlap.values, expected, rtol=1e-6, atol=1e-6)
+    assert model.overlap.dims == ("component", "label")
+    entropy = -float((weight[:, None] * xlogy(resp, resp)).sum())
+    assert model.attrs["label_entropy"] == pytest.approx(entropy, rel=1e-5)
+    text = (made / "report.html").read_text()
+    errors = 1 - np.trace(expected) / expected.sum()
+    for said in ("Expected errors", f"{100 * errors:.1f}", "Entropy", f"{entropy / weight.sum():.3g}", "Of all rows"):
+        assert said in text, said

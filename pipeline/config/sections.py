@@ -163,6 +163,11 @@ class Output(Section):
         description="store the simplified silhouette of each row, (b - a) / b for the distances a and b to the nearest and the next centre, "
         "and report its mean; only for some families; true | false",
     )
+    overlap: bool = Field(
+        False,
+        description="overlap in model.zarr: of the rows that a component is expected to have, how many get the label of each, from all rows; "
+        "the report then counts these, not a sample; only for mixtures; true | false",
+    )
     standard_errors: bool | Literal["given-covariances"] = Field(
         False,
         description="weights_se and means_se in model.zarr, for one more read of the data; given-covariances: as if "

@@ -38,6 +38,7 @@ from pipeline.jobconfig import Config
 from pipeline.models.base import Attachment, EStep, LatentModel
 from pipeline.models.clusters import BestRows, ClusterModel, WorstRows
 from pipeline.models.mixture import Mixture
+from pipeline.models.overlap import OverlapOfRows
 from pipeline.models.separation import BY_SEPARATION, SeparationOfRows
 from pipeline.models.starts import Starting, in_step, starting
 
@@ -253,7 +254,7 @@ class Driver:
 
         final: list[Attachment] = []
         if self.sink.listens:
-            final.append(BestRows() if runs[0].model.represents else WorstRows(OUTLIERS))
+            final.extend(for_report(self.config, runs[0].model))
         if self.config.select.heldout and not refit:
             final.append(HeldOutRows())
         if self.config.select.criterion in BY_SEPARATION and len(self.config.model.candidates()) > 1:
@@ -300,6 +301,12 @@ class Driver:
             **best.model.figures(best.params),
             **_figures(best, best.history[-1].weight if best.history else summary.total),
         )
+
+
+def for_report(config: Config, model: LatentModel) -> list[Attachment]:
+    """Return what the last E-step of a run collects for the report."""
+    found: list[Attachment] = [BestRows() if model.represents else WorstRows(OUTLIERS)]
+    return [*found, OverlapOfRows()] if config.output.overlap else found
 
 
 def _figures(run: Run, total: float) -> dict[str, float | None]:

@@ -27,6 +27,7 @@ from pipeline.jobconfig import Config
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel, NoRows
 from pipeline.models.families import FAMILIES
+from pipeline.models.overlap import OverlapOfRows
 from pipeline.models.starts import ROUNDS
 from pipeline.outputs.labels import BLOCK_ROWS
 from pipeline.outputs.labels import row_bytes as label_bytes
@@ -162,6 +163,8 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     d = job.models[0].sizes.get("feature", chunks.n_features)
     scratch = max((m.scratch_bytes() for m in job.models if isinstance(m, ClusterModel)), default=0)
     statistics = sum(model.e_step_bytes() for model in job.models)
+    if config.output.overlap:
+        statistics += sum(OverlapOfRows().nbytes(model) for model in job.models if isinstance(model, ClusterModel))
     square = chunks.n_features**2 * 8 if config.preprocess or config.model.second_moments == "matrix" else 0
     sample = min(max(job.sample_rows), chunks.n_rows) * row_bytes(chunks)
     # The profile looks at some thousand rows at a time in float64: themselves, about their mean, and weighted.

@@ -51,8 +51,8 @@ class FamilySection(Variant):
         Whether entries of rows may be missing (`data.bad_rows: missing`).
     takes_errors : bool
         Whether rows may have known errors (`data.noise`).
-    can_prune, has_standard_errors, has_silhouette : bool
-        Whether `select.pruning`, `output.standard_errors` and `output.silhouette` are for it.
+    can_prune, has_standard_errors, has_silhouette, has_overlap : bool
+        Whether `select.pruning`, `output.standard_errors`, `output.silhouette` and `output.overlap` are for it.
     template : dict
         What the commented YAML sets beside the defaults: sections of a job that can be run as it is.
     template_help : str
@@ -80,6 +80,7 @@ class FamilySection(Variant):
     can_prune: ClassVar[bool] = False
     has_standard_errors: ClassVar[bool] = False
     has_silhouette: ClassVar[bool] = False
+    has_overlap: ClassVar[bool] = False
     template: ClassVar[dict[str, Any]] = {"data": {"path": "digits"}}
     template_help: ClassVar[str] = "Set data.source and data.path to your data."
 
@@ -173,6 +174,7 @@ class ClusterSection(FamilySection):
     )
 
     takes_labels: ClassVar[bool] = True
+    has_overlap: ClassVar[bool] = True
     template_help: ClassVar[str] = (
         "Set data.source and data.path to your data, and model.n_components to how many you look for."
     )

@@ -31,6 +31,7 @@ from pipeline.models import schema
 from pipeline.models.base import LatentModel, Totals
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.families import FAMILIES
+from pipeline.models.overlap import Overlap
 from pipeline.outputs.run_directory import publish, remove
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def build_dataset(
     variables = _parameters(run, order) | _history(run) | _outliers(run)
     if run.model.represents:
         variables |= _representatives(run)
+    if run.final is not None and "overlap" in run.final.attached:
+        variables["overlap"] = (("component", "label"), run.final.attached["overlap"].by_label)
     variables |= _preprocessing(summary.affine) | _hyperparameters(run.model) | _dimensioned(_statistics(run))
     if not source.sparse:
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(summary.mean))))
@@ -95,6 +98,8 @@ def _reordered(run: Run, order: Array) -> Run:
         found = attached["representatives"]
         fields = {name: getattr(found, name)[order] for name in ("row", "log_resp", "log_joint", "x")}
         attached["representatives"] = replace(found, **fields)
+    if "overlap" in attached:
+        attached["overlap"] = Overlap(attached["overlap"].by_label[np.ix_(order, order)])
     traced = {name: schema.Field(dims) for name, dims in model.traced.items()}
     history = tuple(entry._replace(traced=schema.selected(traced, entry.traced, order)) for entry in run.history)
     params = model.params(**schema.selected(model.fields, model.arrays(run.params), order))
@@ -230,6 +235,8 @@ def _attributes(
         "versions": {name: version(name) for name in ("em-pipeline", "numpy", "scipy", "zarr")},
     }
     attributes |= model.facts() | criteria(model, final.evidence, summary.total)
+    if final.evidence.label_entropy is not None:
+        attributes["label_entropy"] = float(final.evidence.label_entropy)
     if final.evidence.log_likelihood is None:
         attributes[f"final_{model.words.series}"] = objective
     if isinstance(model, ClusterModel):

@@ -370,6 +370,7 @@ class HmmSection(ClusterSection):
     words: ClassVar[Words] = WORDS
     assignments: ClassVar[tuple[str, ...]] = ("soft",)
     by_unit: ClassVar[bool] = True
+    has_overlap: ClassVar[bool] = False
     template: ClassVar[dict[str, Any]] = {"data": {"source": "npy", "path": "x.npy", "units": "sequence.npy"}}
     template_help: ClassVar[str] = (
         "Set data.path to your rows, data.units to one number a row, the same for the rows of a sequence, and model.n_components."

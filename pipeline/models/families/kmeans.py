@@ -23,6 +23,7 @@ class CentersSection(ClusterSection):
     default_max_iter: ClassVar[int] = 300
     default_tol: ClassVar[float] = 1e-4
     assignments: ClassVar[tuple[str, ...]] = ("hard",)
+    has_overlap: ClassVar[bool] = False
     methods: ClassVar[tuple[str, ...]] = ("auto", "em")
     criteria: ClassVar[tuple[str, ...]] = ()
     has_silhouette: ClassVar[bool] = True

@@ -340,6 +340,7 @@ class LdaSection(ClusterSection):
     assignments: ClassVar[tuple[str, ...]] = ("soft",)
     criteria: ClassVar[tuple[str, ...]] = ("heldout",)
     takes_labels: ClassVar[bool] = False
+    has_overlap: ClassVar[bool] = False
     counts: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
     default_tol: ClassVar[float] = 1e-2

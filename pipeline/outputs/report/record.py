@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 # Dimensions of arrays that are no parameters: history, and lists of rows.
-_OTHER_DIMENSIONS = {"iteration", "rank", "outlier", "place", "sample_row", "raw_feature"}
+_OTHER_DIMENSIONS = {"iteration", "label", "rank", "outlier", "place", "sample_row", "raw_feature"}
 _PLACE = ("component", "feature")
 # Dimensions of `covariances`, and what they are called.
 SPREADS = {

@@ -1,6 +1,6 @@
 """Components that share rows, measured by the responsibilities r of rows.
 
-The rows are those of the sample; for documents, those with responsibilities in labels.zarr. If responsibilities are 0
+The rows are all with `output.overlap`; else those of the sample; for documents, those with responsibilities in labels.zarr. If responsibilities are 0
 or 1, the next-best component of a row counts as the one that shares it.
 """
 
@@ -77,6 +77,8 @@ def _is_hard(record: Record) -> bool:
 
 def _counts(record: Record) -> tuple[sp.csr_array, str] | None:
     """Sum of the responsibilities of component j for rows labelled i, (k, k) (hard: rows of i with next-best j), and of what."""
+    if record.has("overlap"):
+        return sp.csr_array(record.array("overlap").T), f"all {record.row[1]}"
     if not record.has("sample") or record.fitted is None:
         return _counts_of_labels(record)
     from pipeline.kernels.cpu import KERNELS  # compiled: not before it is needed

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.models.families import words_of
 from pipeline.outputs.report.choice import refitted
 from pipeline.outputs.report.formatting import moment, number, percent, plural, rate, seconds, setting, size
@@ -165,7 +167,7 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
         if value is not None:
             care = "; overlapping patches are not independent" if criterion == "bic" and overlap(record) else ""
             facts.append(Fact(criterion.upper(), number(round(float(value))), note=f"lower is better{care}"))
-    facts += measured(record.measures)
+    facts += measured(record.measures) + _certainty(record)
     if spent.peak_pss:
         facts.append(Fact("Peak memory", size(spent.peak_pss), note="driver and workers together"))
     if record.collapsed:
@@ -177,6 +179,28 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
     if record.k > 1:
         facts.append(
             Fact(f"Largest {words.component}", percent(float(record.weights.max())), f"of the {record.row[1]}")
+        )
+    return facts
+
+
+def _certainty(record: Record) -> list[Fact]:
+    """How sure the labels of a mixture are: the entropy of the responsibilities, and the errors that these expect."""
+    words, facts = record.words, []
+    entropy = record.attrs.get("label_entropy")
+    if entropy is not None and record.k > 1 and record.attrs.get("assignment") != "hard":
+        most = number(float(np.log(record.k)), 3)
+        note = f"of the responsibilities; from 0, where each {record.row[0]} has one {words.component}, to {most}"
+        facts.append(Fact("Entropy", number(float(entropy) / record.total_weight, 3), "nats per row", note))
+    if record.has("overlap"):
+        counts = record.array("overlap")
+        note = f"whose label is not their {words.component}, if the model is right"
+        facts.append(
+            Fact(
+                "Expected errors",
+                percent(1.0 - float(np.trace(counts) / counts.sum())),
+                f"of the {record.row[1]}",
+                note,
+            )
         )
     return facts
 
