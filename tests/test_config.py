@@ -40,7 +40,7 @@ def message(raw: object, *overrides: str) -> str:
         ),
         (
             {"data": {"patch": {"stride": 2}, "source": "npy"}},
-            "data.patch: there is no such key; it belongs to source bundled or images.",
+            "data.patch: there is no such key; it belongs to source bundled, images or volume.",
         ),
         (
             {"model": {"family": "kmeans", "reg_covar": 1}},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Annotated, Literal
 
 import numpy as np
@@ -43,17 +45,17 @@ class Patch(Section):
         return own or _TOPS.get(bits)
 
 
-def patch_basis(size: tuple[int, int], channels: int = 1) -> np.ndarray:
-    """Return an orthonormal basis of p x q patches without the mean of each channel, float64.
+def patch_basis(size: Sequence[int], channels: int = 1) -> np.ndarray:
+    """Return an orthonormal basis of p x q patches, or of p x q x r patches of volumes, without the mean of each channel, float64.
 
-    The two-dimensional DCT-II without its constant vector, lowest vertical frequency first, so that
+    The DCT-II of two or three dimensions without its constant vector, lowest frequency of the first dimension first, so that
     `features = pixels @ basis` and `pixels - mean = features @ basis.T`. Any orthonormal basis without the
     constant gives the same mixture; this one is closed-form, hence the same everywhere, and each feature is a
     spatial frequency. Channels vary fastest, in pixels and in features. [Ahmed, Natarajan, Rao 1974]
 
     Returns
     -------
-    array, shape (p * q * channels, (p * q - 1) * channels)
+    array, shape (p * q * channels, (p * q - 1) * channels), of volumes with p * q * r
 
     >>> basis = patch_basis((4, 4))
     >>> bool(np.allclose(basis.T @ basis, np.eye(15)) and np.allclose(basis.sum(axis=0), 0))
@@ -61,7 +63,30 @@ def patch_basis(size: tuple[int, int], channels: int = 1) -> np.ndarray:
     >>> patch_basis((4, 4), channels=3).shape
     (48, 45)
     """
-    return np.kron(np.kron(_dct(size[0]), _dct(size[1])).T[:, 1:], np.eye(channels))
+    return np.kron(reduce(np.kron, map(_dct, size)).T[:, 1:], np.eye(channels))
+
+
+def write_features(pixels: np.ndarray, basis: np.ndarray | None, contrast: float | None, out: np.ndarray) -> None:
+    """Write the features of patches of pixels.
+
+    Parameters
+    ----------
+    pixels : array, shape (n, m)
+    basis : array, shape (m, d), or None
+        `patch_basis`; None: pixels are features, d = m.
+    contrast : float or None
+        As of `Patch`.
+    out : array, shape (n, d)
+        In the dtype of the pixels.
+    """
+    if basis is None:
+        out[:] = pixels
+    else:
+        np.matmul(pixels, basis, out=out)
+    if contrast is not None:
+        # The basis is orthonormal: features have the length of the mean-free pixels.
+        squares = pixels.var(axis=1) if basis is None else np.einsum("ij,ij->i", out, out) / pixels.shape[1]
+        out /= np.maximum(np.sqrt(squares), out.dtype.type(contrast))[:, None]
 
 
 def assembled(patches: np.ndarray, shape: tuple[int, int], size: tuple[int, int], stride: int) -> np.ndarray:

@@ -93,13 +93,18 @@ class ZarrPlace(Place):
             yield node
 
     def read(self, start: int, stop: int, then: int = 0) -> np.ndarray:
-        """Read entries start:stop along the first axis.
+        """Read entries start:stop along the first axis, as `read_box`. then : how many following ones the disk may read ahead."""
+        return self.read_box((slice(start, stop),), then)
+
+    def read_box(self, box: tuple[slice, ...], then: int = 0) -> np.ndarray:
+        """Read a box of entries.
 
         Parameters
         ----------
-        start, stop : int
+        box : tuple of slice
+            Of the first axes; the others are read whole.
         then : int
-            Number of following entries that the disk may read ahead.
+            Number of entries along the first axis, after the box, that the disk may read ahead.
 
         Raises
         ------
@@ -110,23 +115,24 @@ class ZarrPlace(Place):
             array = self.open()
         except Exception as error:
             raise damaged(str(self), f"it could be opened before and now {type(error).__name__}: {error}") from error
-        if array.shape[0] < stop:
-            raise damaged(f"{self}, {start}:{stop}", f"it has shrunk to shape {array.shape}")
-        self._announce(array, stop, min(stop + then, array.shape[0]))
+        if any(size < part.stop for size, part in zip(array.shape, box, strict=False)):
+            raise damaged(f"{self}, {_named(box)}", f"it has shrunk to shape {array.shape}")
+        stop = box[0].stop
+        self._announce(array, (slice(stop, min(stop + then, array.shape[0])), *box[1:]))
         try:
             if self.missing_chunks == "error":
-                refuse_holes(array, start, stop)
-            return np.asarray(array[start:stop])
+                refuse_holes(array, box)
+            return np.asarray(array[box])
         except StorageError:
             raise
         except Exception as error:
-            raise damaged(self._name_damage(array, start, stop), f"{type(error).__name__}: {error}") from error
+            raise damaged(self._name_damage(array, box), f"{type(error).__name__}: {error}") from error
 
-    def _announce(self, array: Any, start: int, stop: int) -> None:
+    def _announce(self, array: Any, box: tuple[slice, ...]) -> None:
         """Ask the system to read files into its cache, without waiting, if it can."""
-        if start >= stop or is_url(self.path) or not hasattr(os, "posix_fadvise"):
+        if box[0].start >= box[0].stop or is_url(self.path) or not hasattr(os, "posix_fadvise"):
             return
-        for where in _stored(array, start, stop):
+        for where in _stored(array, box):
             with suppress(OSError):  # absent or unreadable: the read itself raises
                 file = os.open(os.path.join(self.path, self.name, array.metadata.encode_chunk_key(where)), os.O_RDONLY)
                 try:
@@ -134,15 +140,15 @@ class ZarrPlace(Place):
                 finally:
                     os.close(file)
 
-    def _name_damage(self, array: Any, start: int, stop: int) -> str:
-        """Name the chunk under start:stop that cannot be decoded, which the error of a whole read does not."""
+    def _name_damage(self, array: Any, box: tuple[slice, ...]) -> str:
+        """Name the chunk under a box that cannot be decoded, which the error of a whole read does not."""
         steps = array.shards or array.chunks
-        for where in _stored(array, start, stop):
+        for where in _stored(array, box):
             try:
                 array[tuple(slice(w * step, (w + 1) * step) for w, step in zip(where, steps, strict=True))]
             except Exception:
                 return f"{self}, chunk {array.metadata.encode_chunk_key(where)}"
-        return f"{self}, {start}:{stop}"
+        return f"{self}, {_named(box)}"
 
     def object_sizes(self) -> list[int]:
         """Return the bytes of each stored chunk, in the order of the keys."""
@@ -174,12 +180,12 @@ class WholeRows:
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         whole = zarr.open_array(_WholeStore(GuardedStore(self.array.store)), path=self.array.path, mode="r")
         start, stop, _ = index[0].indices(self.array.shape[0])
-        refuse_holes(whole, start, stop)
+        refuse_holes(whole, (slice(start, stop),))
         return np.asarray(whole[index])
 
 
-def refuse_holes(array: Any, start: int, stop: int) -> None:
-    """Raise StorageError where inner chunks of the shards under rows start:stop were never written.
+def refuse_holes(array: Any, box: tuple[slice, ...]) -> None:
+    """Raise StorageError where inner chunks of the shards under a box were never written. box : as of `ZarrPlace.read_box`.
 
     zarr would read them as fill values. A shard has an index of offset and length of each inner chunk, all bits set for one
     that is absent. [Zarr v3, sharding codec, version 1.0]
@@ -191,7 +197,7 @@ def refuse_holes(array: Any, start: int, stop: int) -> None:
         sums = 4 * sum(each["name"] == "crc32c" for each in codec["index_codecs"])
         at_end = codec.get("index_location", "end") == "end"
         span = SuffixByteRequest(n_bytes + sums) if at_end else RangeByteRequest(0, n_bytes + sums)
-        for where in _stored(array, start, stop):
+        for where in _stored(array, box):
             key = array.metadata.encode_chunk_key(where)
             found = sync(array.store.get(f"{array.path}/{key}".lstrip("/"), default_buffer_prototype(), span))
             if found is None or len(found) < n_bytes:
@@ -210,12 +216,15 @@ def refuse_holes(array: Any, start: int, stop: int) -> None:
                 )
 
 
-def _stored(array: Any, start: int, stop: int) -> Iterator[tuple[int, ...]]:
-    """Grid indices of the stored chunks (or shards) under start:stop."""
+def _named(box: tuple[slice, ...]) -> str:
+    return ", ".join(f"{part.start}:{part.stop}" for part in box)
+
+
+def _stored(array: Any, box: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
+    """Grid indices of the stored chunks (or shards) under a box."""
     steps = array.shards or array.chunks
-    ranges = [range(start // steps[0], -(-stop // steps[0]))]
-    ranges += [range(-(-size // step)) for size, step in zip(array.shape[1:], steps[1:], strict=True)]
-    return product(*ranges)
+    ends = [*((part.start, part.stop) for part in box), *((0, size) for size in array.shape[len(box) :])]
+    return product(*(range(start // step, -(-stop // step)) for (start, stop), step in zip(ends, steps, strict=True)))
 
 
 def stored_chunk(array: Any) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from pipeline.config import AnyPath
 from pipeline.config.paths import is_url
 from pipeline.data.files import opening, reading, stored_size
-from pipeline.data.patch import Patch, patch_basis
+from pipeline.data.patch import Patch, patch_basis, write_features
 from pipeline.data.pictures import SUFFIXES, Header, decode, read_header
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
@@ -133,20 +133,10 @@ class ImageSource(Source):
             if strip.ndim == 3:  # (down, across, channel, p, q)
                 windows = np.moveaxis(windows, 2, -1)
             pixels = windows.reshape(end - start, -1)
-            self._features(pixels, basis, out=x[start - int(self.bounds[i]) : end - int(self.bounds[i])])
+            out = x[start - int(self.bounds[i]) : end - int(self.bounds[i])]
+            write_features(pixels, basis, self._patch.contrast, out)
             start, picture = end, picture + 1
         return x
-
-    def _features(self, pixels: np.ndarray, basis: np.ndarray | None, out: np.ndarray) -> None:
-        """Features of patches of pixels, (n, p * q * channels) -> (n, n_features), both float32."""
-        if basis is None:
-            out[:] = pixels
-        else:
-            np.matmul(pixels, basis, out=out)
-        if self._patch.contrast is not None:
-            # The basis is orthonormal: features have the length of the mean-free pixels.
-            squares = pixels.var(axis=1) if basis is None else np.einsum("ij,ij->i", out, out) / pixels.shape[1]
-            out /= np.maximum(np.sqrt(squares), np.float32(self._patch.contrast))[:, None]
 
     def _corners(self, picture: Any, down: np.ndarray, across: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The top and left pixels of positions of patches. picture : one, or that of each position."""

@@ -6,6 +6,7 @@ Pixels are affine in the model's features, pixels = features @ matrix + offset. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,8 @@ def pixel_map(record: Record) -> PixelMap | None:
     size = record.data.get("size")
     if record.kind not in ("image", "patch") or not size:
         return None
-    height, width, channels = int(size[0]), int(size[1]), int(record.data.get("channels", 1))
+    *planes, height, width = map(int, size)
+    side, channels = math.prod(planes) * width, int(record.data.get("channels", 1))
     matrix = offset = None
     if record.has("preprocess_inverse"):
         matrix, offset = record.array("preprocess_inverse"), record.array("preprocess_offset")
@@ -117,13 +119,17 @@ def pixel_map(record: Record) -> PixelMap | None:
     if mean_free:
         from pipeline.data.patch import patch_basis
 
-        basis = patch_basis((height, width), channels)
+        basis = patch_basis((*planes, height, width), channels)
         matrix = basis.T if matrix is None else matrix @ basis.T
         offset = None if offset is None else offset @ basis.T
     pixels = record.n_features if matrix is None else matrix.shape[1]
-    if pixels != height * width * channels or channels not in (1, 3):
+    if pixels != height * side * channels or channels not in (1, 3):
         return None
-    return PixelMap((height, width, channels), matrix, offset, mean_free)
+    if planes:  # side by side
+        order = np.moveaxis(np.arange(pixels).reshape(*planes, height, width, channels), 0, 1).ravel()
+        matrix = (np.eye(pixels) if matrix is None else matrix)[:, order]
+        offset = None if offset is None else offset[order]
+    return PixelMap((height, side, channels), matrix, offset, mean_free)
 
 
 def gallery(record: Record) -> Gallery | None:
@@ -152,6 +158,8 @@ def gallery(record: Record) -> Gallery | None:
 def _caption(record: Record, pixels: PixelMap, eigen: list[np.ndarray], typical: np.ndarray) -> str:
     words, (_, rows) = record.words, record.row
     parts = [f"The large picture is the {words.location} of the {words.component}."]
+    if len(record.data["size"]) > 2:
+        parts.append("The planes of a volume stand side by side.")
     if eigen:
         parts.append("Upper row: the first eigen-patches, the directions of largest variance, each on its own scale.")
     if typical.shape[1]:

@@ -64,7 +64,7 @@ def subtitle(record: Record) -> str:
     rows, d = plural(int(record.attrs.get("n_rows") or 0), *record.row), record.n_features
     pixels = " × ".join(str(side) for side in record.data.get("size", []))
     if record.kind in ("patch", "image") and pixels:
-        return f"{rows} of {pixels} pixels"
+        return f"{rows} of {pixels} {'pixels' if len(record.data['size']) == 2 else 'voxels'}"
     return f"{rows} over {plural(d, 'word')}" if record.kind == "document" else f"{rows} of {plural(d, 'feature')}"
 
 
