@@ -349,7 +349,11 @@ def validate(
 
 def to_plain(config: Config) -> dict[str, Any]:
     """Return the config as plain dicts and lists, without `storage_options`: credentials are never written."""
-    return dict(without_secrets(config.model_dump(mode="json", exclude={"data": {"storage_options"}})))
+    return dict(
+        without_secrets(
+            config.model_dump(mode="json", exclude={"data": {"storage_options"}, "output": {"storage_options"}})
+        )
+    )
 
 
 def json_schema() -> dict[str, Any]:

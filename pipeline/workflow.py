@@ -39,13 +39,14 @@ from pipeline.engine.blas import single_thread
 from pipeline.engine.memory import PeakMemory, Plan
 from pipeline.engine.passes import unused_address
 from pipeline.errors import InputError, as_written
+from pipeline.fitting.disk import Disk, disk_plan, refuse_full
 from pipeline.fitting.driver import Driver
-from pipeline.fitting.plan import JobPlan, memory_plan, plan_job
+from pipeline.fitting.plan import memory_plan, plan_job
 from pipeline.job import Job, engine_for, write_labels_of
 from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.outputs import checkpoint, model_store, partial
 from pipeline.outputs.coordinates import on_coordinates
-from pipeline.outputs.disk import Disk, disk_plan, refuse_full
+from pipeline.outputs.copied import Copy
 from pipeline.outputs.earlier import start_of
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import lacks_labels
@@ -113,7 +114,9 @@ def run(
         plan.refuse_unreadable()
         user = start_of(config, chunks)
         refuse_write_back(config)
-        planned, disk = memory_plan(plan, chunks), _disk(plan, chunks)  # before a chunk is read
+        if (copy := Copy.of(config)) is not None:
+            copy.refuse_unless_free(overwrite)
+        planned, disk = memory_plan(plan, chunks), disk_plan(plan)  # before a chunk is read
         refuse_full(directory, disk)
         record = provenance.record(config, chunks.fingerprint(), user.fingerprint(chunks))
         if config.fit.init_statistics:
@@ -121,6 +124,8 @@ def run(
         with engine_for(config, planned) as engine, directory.lock():
             directory.refuse_unless_free(overwrite)  # another run may have been here since
             directory.create(record)
+            if copy is not None:
+                copy.begin(directory)
             log = EventLog(directory.events, tuple(listeners))
             job = Job(plan, chunks, engine, log, directory, memory, began)
             log("start", **provenance.surroundings(config, engine, chunks), plan=_facts(planned, disk, chunks))
@@ -164,24 +169,6 @@ def update(
 def _facts(planned: Plan, disk: Disk, chunks: Chunks) -> dict[str, Any]:
     of_memory = planned._asdict() | {"peak": planned.peak, "pass_bytes": chunks.pass_bytes()}
     return of_memory | {"disk": disk._asdict() | {"total": disk.total}}
-
-
-def _disk(plan: JobPlan, chunks: Chunks) -> Disk:
-    config, d = plan.config, plan.n_features
-    square = 2 * d * d if config.preprocess or config.model.second_moments == "matrix" else 2 * d
-    taken_over = (
-        0 if config.earlier_run is None else sum(2 * model.statistics_bytes() + 16 * d for model in plan.models)
-    )
-    return disk_plan(
-        plan.models,
-        config.output,
-        config.fit.method,
-        config.fit.max_iter or 0,
-        config.fit.n_init,
-        config.select.heldout > 0,
-        8 * (square + max(plan.sample_rows) * (d + 4)) + taken_over,
-        chunks.n_rows,
-    )
 
 
 def check(config: Config, tell: Callable[[str], None] = lambda text: None, began: float | None = None) -> Cost:
@@ -264,6 +251,7 @@ def resume(
     if whole and not (lacks_labels(directory.model, labels, config.output) or lacks_column(config, labels)):
         with directory.lock():  # nothing to compute: the data are not needed
             _report(directory)
+            _copy(config, directory, EventLog(directory.events, tuple(listeners)))
         return directory.path
     refuse_unnamed_engine(record["config"], overrides, name)
     began = time.perf_counter() if began is None else began
@@ -273,12 +261,14 @@ def resume(
         planned = memory_plan(plan, chunks)  # before a chunk is read
         provenance.refuse_other_data(record, chunks.fingerprint())
         refuse_write_back(config)
-        refuse_full(directory, _disk(plan, chunks))
+        refuse_full(directory, disk_plan(plan))
         with engine_for(config, planned) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             chunks = as_read_before(chunks, directory.checkpoints, log.warn)
             job = Job(plan, chunks, engine, log, directory, memory, began)
             log.warn(unused_address(config.engine))
+            if (left := record["config"].get("output", {}).get("copy_to")) and config.output.copy_to is None:
+                log.warn(f"results are copied to {left} only if you name it again: add --set output.copy_to={left}")
             for text in provenance.other_versions(record):
                 log.warn(text)
             where = {"engine": record["config"].get("engine", {})}  # where it runs today says nothing of tomorrow
@@ -396,7 +386,13 @@ def _finish(job: Job) -> None:
         write_back(job.config, directory.labels)
     job.log("stored", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)  # the report has these
     _report(directory)
+    _copy(job.config, directory, job.log)
     job.log("finished", seconds=time.perf_counter() - job.began, peak_pss=job.memory.bytes)
+
+
+def _copy(config: Config, directory: RunDirectory, log: Callable[..., None]) -> None:
+    if (copy := Copy.of(config)) is not None and not copy.is_whole(directory):
+        copy.write(directory, log)
 
 
 def _report(directory: RunDirectory) -> None:

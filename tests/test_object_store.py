@@ -21,6 +21,7 @@ from moto.server import ThreadedMotoServer
 from pipeline import workflow
 from pipeline.errors import InputError, StorageError
 from pipeline.jobconfig import validate
+from pipeline.outputs.copied import Copy
 from tests.jobs import blobs, command, files, refused, results, settings
 
 SECRET = "open-sesame"
@@ -200,3 +201,94 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(tmp_path, bucket):
         assert (
             time.monotonic() - began < 900
         )  # s3fs tries each of five times, with 15 s to answer in: 406 s on a busy machine
+
+
+def copied(bucket: Bucket) -> dict[str, bytes]:
+    """The objects below s3://rows/out by name."""
+    filesystem = s3fs.S3FileSystem(**bucket.options)
+    filesystem.invalidate_cache()
+    return {name.removeprefix("rows/out/"): filesystem.cat_file(name) for name in filesystem.find("rows/out")}
+
+
+def copying(bucket: Bucket, tmp_path: Any, **fit: Any) -> Any:
+    """A config whose results are copied to s3://rows/out."""
+    np.save(tmp_path / "x.npy", blobs())
+    plain = settings(tmp_path / "x.npy")
+    output = {"copy_to": "s3://rows/out/", "storage_options": bucket.options, "path": str(tmp_path / "run")}
+    return validate({**plain, "fit": {**plain["fit"], **fit}, "output": {**plain.get("output", {}), **output}})
+
+
+def test_results_are_copied_and_an_earlier_copy_is_replaced_only_if_asked(bucket, tmp_path):
+    """Every file of model, labels and report as in the run directory, byte for byte; no secret; zarr opens the copy."""
+    events: list[dict[str, Any]] = []
+    made = workflow.run(copying(bucket, tmp_path), listeners=[events.append])
+    here = {
+        name: content for name, content in files(made).items() if not name.startswith(("checkpoints", "events", "."))
+    }
+    assert copied(bucket) == here and {"report.html", "config.yaml", "model.zarr/zarr.json"} <= here.keys()
+    assert any(event["event"] == "copied" and event["to"] == "s3://rows/out" for event in events)
+    assert all(SECRET.encode() not in content for content in (*files(made).values(), *copied(bucket).values()))
+    store = zarr.storage.FsspecStore.from_url("s3://rows/out/model.zarr", storage_options=bucket.options)
+    assert zarr.open_group(store, mode="r")["means"].shape[0] > 1
+    with pytest.raises(InputError, match=r"holds the copy of a run\. Use --overwrite"):
+        workflow.run(copying(bucket, tmp_path), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    s3fs.S3FileSystem(**bucket.options).pipe_file("rows/out/model.zarr/left-over/zarr.json", b"{}")
+    again = workflow.run(copying(bucket, tmp_path, max_iter=1), made, overwrite=True)
+    here = {
+        name: content for name, content in files(again).items() if not name.startswith(("checkpoints", "events", "."))
+    }
+    assert copied(bucket) == here
+
+
+def test_a_place_of_something_else_is_left_alone(bucket, tmp_path):
+    """Before a chunk is read: other objects, no such bucket, no permission; and a local path, or options without effect."""
+    s3fs.S3FileSystem(**bucket.options).pipe_file("rows/out/thesis.pdf", b"mine")
+    config = copying(bucket, tmp_path)
+    with pytest.raises(InputError, match=r"holds thesis.pdf, and is no copy of a run. Nothing was changed"):
+        workflow.run(config)
+    assert copied(bucket) == {"thesis.pdf": b"mine"} and not (tmp_path / "run").exists()
+    for output, said in (
+        ({"copy_to": "s3://no-such-bucket/out", "storage_options": bucket.options}, "no-such-bucket"),
+        ({"copy_to": "/scratch/out"}, "expected a URL"),
+        ({"storage_options": bucket.options}, "leave them out, or set it"),
+    ):
+        with pytest.raises(InputError, match=said):
+            workflow.run(
+                validate({**settings(tmp_path / "x.npy"), "output": {"path": str(tmp_path / "run"), **output}})
+            )
+
+
+def test_a_copy_that_failed_is_made_by_resume_and_only_where_the_user_names_it(bucket, tmp_path, monkeypatch):
+    """The run is whole; the error says how to go on; a run directory alone sends nothing anywhere."""
+    opened, tried = Copy._open, []
+
+    def cut(self: Copy) -> Any:
+        """The file system, whose first copy of files ends after two of them."""
+        filesystem, root = opened(self)
+        put = filesystem.put
+
+        def fails(here: list[str], there: list[str]) -> None:
+            tried.append(there)
+            if len(tried) == 1:
+                put(here[:2], there[:2])
+                raise OSError("the line is cut")
+            put(here, there)
+
+        monkeypatch.setattr(filesystem, "put", fails)
+        return filesystem, root
+
+    monkeypatch.setattr(Copy, "_open", cut)
+    config = copying(bucket, tmp_path)
+    with pytest.raises(StorageError, match=r"the line is cut.*resume .* --set output.copy_to=s3://rows/out"):
+        workflow.run(config)
+    made = tmp_path / "run"
+    assert (made / "report.html").exists() and "report.html" not in copied(bucket)
+    workflow.resume(made)
+    assert "report.html" not in copied(bucket)
+    named = ["output.copy_to=s3://rows/out", f"output.storage_options={json.dumps(bucket.options)}"]
+    workflow.resume(made, named)
+    assert copied(bucket)["report.html"] == (made / "report.html").read_bytes()
+    before = len(tried)
+    workflow.resume(made, named)
+    assert len(tried) == before, "a whole copy is not made again"

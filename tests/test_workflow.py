@@ -22,11 +22,11 @@ from pipeline.data import sample
 from pipeline.em.accumulate import method_of
 from pipeline.engine import memory
 from pipeline.errors import InputError, StorageError
-from pipeline.fitting import driver
+from pipeline.fitting import disk, driver
+from pipeline.fitting.disk import SLACK
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.information import ScoreProducts
-from pipeline.outputs import checkpoint, disk, labels, run_sink
-from pipeline.outputs.disk import SLACK
+from pipeline.outputs import checkpoint, labels, run_sink
 from pipeline.outputs.events import read_events
 from pipeline.outputs.model_store import load_model
 from tests.jobs import Interrupt, blobs, files, job, results, write_rows

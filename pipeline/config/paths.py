@@ -28,7 +28,7 @@ def expanded(path: str) -> str:
     if _SCHEME.match(path):  # a Path has made s3:/ of s3://
         raise ValueError(
             f"got the URL {path.partition(':')[0]}://…, expected a local path: URLs are read, and not written to. "
-            "Give a folder, and copy it when the run has ended"
+            "Give a folder; output.copy_to copies the results of a run to a URL"
         )
     found = os.path.expanduser(_VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), path))
     left = _VARIABLE.search(found)

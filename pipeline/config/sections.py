@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.paths import AnyPath, LocalPath
+from pipeline.config.paths import AnyPath, LocalPath, is_url
 from pipeline.config.schema import AlsoWritten
 from pipeline.config.section import Section
 
@@ -151,6 +151,14 @@ class Output(Section):
     """What to write."""
 
     path: LocalPath = Field("runs/run", validate_default=True, description="the run directory")
+    copy_to: str | None = Field(
+        None,
+        min_length=1,
+        description="an fsspec URL, such as s3://bucket/runs/run, to which model, labels and report are copied when they are finished",
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="of copy_to, passed on to fsspec; never written to the run directory"
+    )
     labels: bool = Field(True, description="write labels.zarr")
     top_k: int = Field(0, ge=0, description="responsibilities stored per row in labels.zarr")
     write_back: str | None = Field(
@@ -181,3 +189,13 @@ class Output(Section):
         description="iterations whose parameters are stored in RUN/iterations, for the report or for inspection, such as "
         "[0, 1, 2, 3, 5, 10, 20]; 0 is the start",
     )
+
+    @model_validator(mode="after")
+    def _copy_to_a_url(self) -> Self:
+        if self.copy_to is not None and not is_url(self.copy_to):
+            raise ValueError(
+                f"copy_to: got {self.copy_to}, expected a URL such as s3://bucket/run; a local path is that of output.path"
+            )
+        if self.storage_options and self.copy_to is None:
+            raise ValueError("storage_options: are of copy_to; leave them out, or set it")
+        return self

@@ -40,6 +40,7 @@ _STORAGES = {
     "sftp",
     "ssh",
 }
+_COPY = ("copy_to", "storage_options")  # of `output`
 _KINDS = {"data": "source", "model": "family"}  # sections that may name a Python file, and the key that says so
 
 
@@ -116,6 +117,8 @@ def trusted(raw: Any, overrides: Sequence[str], name: str) -> Any:
         )
     if isinstance(raw.get("data"), dict):  # we never write its credentials, nor to whom they go
         safe["data"] = {key: value for key, value in safe["data"].items() if key != "storage_options"}
+    if isinstance(raw.get("output"), dict):  # nothing is written to a place that only a run directory names
+        safe["output"] = {key: value for key, value in safe["output"].items() if key not in _COPY}
     return safe
 
 

@@ -43,6 +43,7 @@ _NEXT = {
     "labelled": "labels",
     "labels": "report",
     "stored": "report",
+    "copied": "report",
     "finished": "report",
 }
 FINISHED = "finished"

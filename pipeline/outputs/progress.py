@@ -157,6 +157,7 @@ _DESCRIBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "compared": lambda e: f"{e['pictures']} pictures: mean {_likeness(e)}",
     "compressed": _compressed,
     "restored": lambda e: f"restored {count(e['pictures'])} of {count(e['of'])} pictures",
+    "copied": lambda e: f"results copied to {e['to']}, {e['bytes'] / 2**20:.1f} MiB  {duration(e['seconds'])}",
     "finished": lambda e: f"finished in {duration(e['seconds'])}, peak memory {e['peak_pss'] / 2**20:.0f} MiB",
 }
 

@@ -19,7 +19,7 @@ _FOR_EXPERTS = re.compile(r" \(Fisher norm [^()]*\)")  # model.zarr has them
 # Shown elsewhere in the report, or part of every run: not news.
 _ROUTINE = {
     *("start", "profile", "searching", "level", "pruning", "init", "pass", "progress", "checkpoint", "candidate"),
-    *("standard_errors", "labelled", "labels", "stored", "finished"),
+    *("standard_errors", "labelled", "labels", "stored", "copied", "finished"),
 }
 _FIRST = (
     "warning",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config import Output
 from pipeline.em.accumulate import n_stored
 from pipeline.errors import StorageError
+from pipeline.fitting.plan import JobPlan
 from pipeline.models import schema
-from pipeline.models.base import LatentModel
 from pipeline.outputs.labels import row_bytes
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -33,32 +31,27 @@ class Disk(NamedTuple):
         return sum(self) + SLACK
 
 
-def disk_plan(
-    models: Sequence[LatentModel],
-    output: Output,
-    method: str,
-    max_iter: int,
-    n_init: int,
-    refits: bool,
-    summary_bytes: int,
-    n_rows: int,
-) -> Disk:
-    """Plan the disk space of a run. models : one for each candidate.  summary_bytes : of the profile's statistics and its sample."""
+def disk_plan(plan: JobPlan) -> Disk:
+    """Plan the disk space of a run."""
+    config, models, d = plan.config, plan.models, plan.n_features
+    fit, output = config.fit, config.output
+    max_iter, n_init = fit.max_iter or 0, fit.n_init
+    square = 2 * d * d if config.preprocess or config.model.second_moments == "matrix" else 2 * d
+    statistics = sum(model.statistics_bytes() for model in models)
+    taken_over = 0 if config.earlier_run is None else 2 * statistics + 16 * d * len(models)
+    summary_bytes = 8 * (square + max(plan.sample_rows) * (d + 4)) + taken_over
     parameters = [schema.n_bytes(model.fields, model.sizes) for model in models]
     traced = [sum(model.sizes[dim] for dims in model.traced.values() for dim in dims) for model in models]
     history = sum(8 * max_iter * (SERIES + each) for each in traced)
-    state = summary_bytes + n_init * ((1 + n_stored(method, models[0])) * sum(parameters) + history)
+    state = summary_bytes + n_init * ((1 + n_stored(fit.method, models[0])) * sum(parameters) + history)
     wanted = output.keep_iterations
     iterations = max_iter + 1 if wanted == "all" else sum(t <= max_iter for t in set(wanted))
-    statistics = sum(model.statistics_bytes() for model in models)
-    labels = n_rows * max(row_bytes(model, output.top_k) for model in models)
+    labels = plan.n_rows * max(row_bytes(model, output.top_k) for model in models)
+    whole = sum(parameters) + statistics + history + len(parameters) * summary_bytes
     return Disk(
         checkpoints=(output.keep_checkpoints + 1) * state,
-        iterations=iterations * (2 if refits else 1) * n_init * sum(parameters),
-        models=2
-        * (
-            sum(parameters) + statistics + history + len(parameters) * summary_bytes
-        ),  # whole before another is given up
+        iterations=iterations * (2 if config.select.heldout > 0 else 1) * n_init * sum(parameters),
+        models=2 * whole,  # before another is given up
         labels=labels if output.labels else 0,
     )
 
