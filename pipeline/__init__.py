@@ -38,6 +38,7 @@ _HOMES = {
     "run": "pipeline.workflow",
     "sample": "pipeline.workflow",
     "save_prior": "pipeline.estimators",
+    "show": "pipeline.outputs.report.inline",
     "summarize": "pipeline.workflow",
     "to_numpy": "pipeline.estimators.runs",
     "to_onnx": "pipeline.estimators.runs",
@@ -71,6 +72,7 @@ __all__ = [
     "run",
     "sample",
     "save_prior",
+    "show",
     "summarize",
     "to_numpy",
     "to_onnx",
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
     from pipeline.estimators.runs import open_estimator, to_numpy, to_onnx
     from pipeline.jobconfig import Config, load_config
     from pipeline.models.autodiff.declare import JaxModel, Parameter
+    from pipeline.outputs.report.inline import show
     from pipeline.workflow import (
         compress,
         decompress,

@@ -14,6 +14,7 @@ it, never stop a run: the objectives cannot be compared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +27,11 @@ NEGLIGIBLE = 1e-4  # of the distance allowed: of float32 rows, steps as short as
 
 
 class Limits(NamedTuple):
-    """max_iter : iterations at most.  tol : nats per row (K-means: relative to the variance)."""
+    """max_iter : iterations at most.  tol : nats per row (K-means: relative to the variance).  asked : whether someone asks to stop."""
 
     max_iter: int
     tol: float
+    asked: Callable[[], bool] = lambda: False
 
 
 def stop_reason(before: Run, after: Run, limits: Limits, certified: bool = False) -> str | None:
@@ -49,6 +51,8 @@ def stop_reason(before: Run, after: Run, limits: Limits, certified: bool = False
         reason = _by_objective(before, after, limits.tol, certified)
     if reason is None and len(after.history) >= limits.max_iter:
         reason = f"stopped: max_iter = {limits.max_iter} iterations reached"
+    if reason is None and limits.asked():
+        reason = "stopped: a callback asked for it"
     return reason and reason + _certificate(after)
 
 

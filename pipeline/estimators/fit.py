@@ -29,7 +29,7 @@ from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.starts import from_hard, hard_start
 
-OnPass = Callable[[Sequence[Run]], None]  # called with the runs after each pass
+OnPass = Callable[[Sequence[Run]], bool | None]  # called with the runs after each pass: whether the fit is to end
 
 
 class Start(NamedTuple):

@@ -21,8 +21,9 @@ from pipeline.arrays.dtypes import Array
 from pipeline.data.chunks import Chunks
 from pipeline.data.earlier import Earlier, Statistics
 from pipeline.em.run import Run
+from pipeline.estimators.callbacks import CallbackSupportMixin, called_back, with_callbacks
 from pipeline.estimators.cells import on_dimensions
-from pipeline.estimators.fit import Start, copied, fitted, seed_of, value_errors
+from pipeline.estimators.fit import OnPass, Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import InputRows, column_of, input_rows
 from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
@@ -58,7 +59,7 @@ class Distances:
         return euclidean_distances(x, self.centers)
 
 
-class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+class KMeans(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """K-means by Lloyd's algorithm: scikit-learn's `KMeans` for rows in memory, in Dask or in xarray.
 
     Parameters that are not listed are scikit-learn's.
@@ -167,6 +168,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """
         return self._fit(X, sample_weight, getattr(self, "statistics_", None), features)
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(self, X: Any, sample_weight: Any, statistics: Statistics | None, features: Any) -> Self:
         """Fit. statistics : of earlier rows, which count beside these."""
         table = input_rows(self, X, reset=statistics is None, features=features)
@@ -176,7 +178,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             k = self._n_centers()
             if k > chunks.n_rows and statistics is None:
                 raise ValueError(f"n_samples={chunks.n_rows} should be >= n_clusters={k}.")
-            run = self._best(chunks, table, None if column is None else column.values, statistics)
+            metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+            shown = _print if self.verbose else _silent
+            with called_back(self, self._state, shown, X=X, metadata=metadata) as on_pass:
+                run = self._best(chunks, table, None if column is None else column.values, statistics, on_pass)
         assert run.final is not None
         order = np.arange(k) if statistics is None or statistics.order is None else statistics.order
         centers = run.params.centers[order]
@@ -282,7 +287,16 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             )
         return k
 
-    def _best(self, chunks: Chunks, table: InputRows, weight: Array | None, statistics: Statistics | None) -> Run:
+    def _state(self, run: Run) -> dict[str, Any]:
+        """Fitted attributes of a run that goes on."""
+        found = {"cluster_centers_": run.params.centers, "n_iter_": len(run.history)}
+        if isinstance(run.params, Grouped):
+            found |= {"group_": run.params.group, "upper_centers_": run.params.upper_centers}
+        return found
+
+    def _best(
+        self, chunks: Chunks, table: InputRows, weight: Array | None, statistics: Statistics | None, on_pass: OnPass
+    ) -> Run:
         k, named = self._n_centers(), isinstance(self.init, str)
         if self.algorithm not in ("lloyd", "elkan"):
             raise ValueError(f"algorithm: got {self.algorithm!r}, expected lloyd or elkan.")
@@ -304,7 +318,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             start = Start([{"centers": centers} for centers in self._centers(table, weight)])
         model, data = {"family": "kmeans", "n_components": k, "levels": self.levels}, {"bad_rows": table.bad_rows}
         config = validate({"data": data, "model": model, "fit": fit}, name="KMeans").resolved()
-        return fitted(config, chunks, start, True, _print if self.verbose else _silent, earlier)
+        return fitted(config, chunks, start, True, on_pass, earlier)
 
     def _restarts(self) -> int:
         """Return n_init; as in scikit-learn, auto is 1 for k-means++ and user-supplied centres, 10 for others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from pipeline.data.chunks import Chunks
 from pipeline.data.column import MemoryColumn
 from pipeline.data.earlier import Earlier, Statistics
 from pipeline.data.units import UnitSource, starts_of
+from pipeline.em.run import Run
+from pipeline.estimators.callbacks import CallbackSupportMixin, called_back, with_callbacks
 from pipeline.estimators.cells import is_xarray, on_dimensions
 from pipeline.estimators.fit import Progress, Start, fitted, seed_of, value_errors
 from pipeline.estimators.rows import InputRows, column_of, input_rows, mean_of
@@ -61,7 +64,7 @@ class Predicted:
         return np.concatenate([getattr(found, self.what) for _, found in self.model.assign(self.params, x, KERNELS)])
 
 
-class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class MixtureEstimator(CallbackSupportMixin, DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """fit, predict and scores of a model of any family; a subclass says which.
 
     Attributes
@@ -249,6 +252,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """Whether NaN is an entry that is not known."""
         return bool(getattr(self, "missing", False))
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(
         self,
         X: Any,
@@ -292,7 +296,9 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
                 start = self._start(table, None if column is None else column.values, as_peer)
             if earlier is not None:
                 start = Start([earlier.arrays])
-            run = fitted(config, chunks, start, self.max_iter > 0, Progress(self), earlier)
+            metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+            with called_back(self, self._state, Progress(self), X=X, y=y, metadata=metadata) as on_pass:
+                run = fitted(config, chunks, start, self.max_iter > 0, on_pass, earlier)
         order = None if statistics is None else statistics.order
         params = run.params
         if order is not None:  # that of the run that it was opened from
@@ -315,6 +321,13 @@ class MixtureEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
                 stacklevel=3,
             )
         return table
+
+    def _state(self, run: Run) -> dict[str, Any]:
+        """Fitted attributes of a run that goes on."""
+        other = copy.copy(self)
+        other._take(run.model, run.params)
+        other.n_iter_, other.converged_ = len(run.history), False
+        return {name: value for name, value in vars(other).items() if name.endswith("_") and not name.startswith("_")}
 
     def _start(self, table: InputRows, weight: Array | None, as_peer: bool) -> Start:
         """Where the restarts begin: at the last fit, or at what is supplied, the rest from K-means if that is asked for."""

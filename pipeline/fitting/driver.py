@@ -259,7 +259,8 @@ class Driver:
             final.append(HeldOutRows())
         if self.config.select.criterion in BY_SEPARATION and len(self.config.model.candidates()) > 1:
             final.append(SeparationOfRows())
-        return em(runs, evaluate, Limits(fit.max_iter or 0, fit.tol or 0.0), summary.n_rows, method, tuple(final))
+        limits = Limits(fit.max_iter or 0, fit.tol or 0.0, lambda: self.sink.stops)
+        return em(runs, evaluate, limits, summary.n_rows, method, tuple(final))
 
     def finish(self, summary: DataSummary, runs: Sequence[Run]) -> tuple[Choice, list[Run], DataSummary]:
         """Run all candidates to their ends, and fit the chosen one to all rows if some were held out, unless that is not wanted.

@@ -18,6 +18,10 @@ class Sink(Protocol):
     def listens(self) -> bool:
         """Whether events and the report's attachments are used."""
 
+    @property
+    def stops(self) -> bool:
+        """Whether the fit is to end with the next iteration."""
+
     def log(self, event: str, **fields: Any) -> None:
         """Report an event."""
 
@@ -38,12 +42,12 @@ class Sink(Protocol):
 
 
 class NoSink:
-    """Stores nothing. on_pass : called with the runs after each pass."""
+    """Stores nothing. on_pass : called with the runs after each pass; it returns whether the fit is to end."""
 
     listens = False
 
-    def __init__(self, on_pass: Callable[[Sequence[Run]], None] | None = None) -> None:
-        self._on_pass = on_pass
+    def __init__(self, on_pass: Callable[[Sequence[Run]], bool | None] | None = None) -> None:
+        self._on_pass, self.stops = on_pass, False
 
     def log(self, event: str, **fields: Any) -> None:
         """Do nothing."""
@@ -59,8 +63,8 @@ class NoSink:
 
     def passed(self, summary: DataSummary, before: Sequence[Run], runs: Sequence[Run], resting: Sequence[Run]) -> None:
         """Call `on_pass`."""
-        if self._on_pass is not None:
-            self._on_pass(runs)
+        if self._on_pass is not None and self._on_pass(runs):
+            self.stops = True
 
     def interrupted(self, summary: DataSummary, runs: Sequence[Run], resting: Sequence[Run]) -> None:
         """Do nothing."""

@@ -36,6 +36,7 @@ class RunSink:
     """
 
     listens = True
+    stops = False
 
     def __init__(
         self, directory: RunDirectory, log: EventLog, output: Output, computed: Mapping[str, Any], generation: int = -1
