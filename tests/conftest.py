@@ -3,9 +3,9 @@
 ====  ==========================  ========================================  ====================================
 tier  run by                      tests                                     examples of each law
 ====  ==========================  ========================================  ====================================
-fast  ``scripts/test --fast``     neither marked ``slow`` nor ``full``      a fifth, the same ones each time
-full  ``scripts/test``            not marked ``slow``                       all, the same ones each time
-slow  ``scripts/test -m slow``    marked ``slow``, and all laws over        six times as many, new ones each
+fast  ``scripts/test --fast``     neither marked ``slow`` nor ``full``      a tenth, the same ones each time
+full  ``scripts/test``            not marked ``slow``                       a third, the same ones each time
+slow  ``scripts/test -m slow``    marked ``slow``, and all laws over        three times as many, new ones each
                                   random problems                           time
 ====  ==========================  ========================================  ====================================
 
@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 # max_examples is a percentage here: tests.laws.common.examples takes that share of what a law asks for.
 # No deadline: cores may be shared. No health checks: laws leave out problems in which a component collapses. No database:
 # a failure is repeated by its falsifying example, or by the `@reproduce_failure(...)` printed below it.
-for _name, _percentage in {"fast": 10, "full": 50, "slow": 300}.items():
+for _name, _percentage in {"fast": 10, "full": 35, "slow": 300}.items():
     settings.register_profile(
         _name,
         max_examples=_percentage,

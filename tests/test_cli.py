@@ -378,9 +378,8 @@ def test_wide_kernels_are_chosen_where_the_cpu_has_them_and_blas_does_not_know(t
     assert python("import numpy;" + CHOOSE, wide) == ["None"]
 
 
-@pytest.mark.parametrize(
-    "command", ["run", *(pytest.param(each, marks=pytest.mark.slow) for each in ("resume", "predict"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["run", "resume", "predict"])
 def test_commands_choose_before_numpy_loads_unless_others_started_the_workers(tmp_path, command):
     """The choice is made while it still has an effect; with a foreign scheduler it is left to its workers."""
     config = tmp_path / "config.yaml"

@@ -91,7 +91,7 @@ print("SAME")
 """
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_library_fit_changes_nothing_of_the_process(tmp_path):
     """Settings of numba, BLAS, malloc, logging, warnings, signals and of every library around are as they were before."""
     ended = subprocess.run(
@@ -106,7 +106,7 @@ def test_a_library_fit_changes_nothing_of_the_process(tmp_path):
     assert ended.stderr == ""  # nothing is logged where nobody asked
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_kernels_are_cached_in_a_folder_of_their_own(tmp_path):
     """Named by a hash of all kernel files, so that an edit of a helper is never missed; numba's own folder is not used."""
     program = (

@@ -248,6 +248,7 @@ def test_outliers_are_the_rows_of_the_lowest_density(real: Path) -> None:
     assert all(f'scope="row">{row}</th>' in page for row in rows) and "The end, iteration" in page
 
 
+@pytest.mark.slow
 def test_a_report_can_be_made_anywhere(real: Path) -> None:
     """Another process, which has loaded nothing of the run, writes the page with all its sections."""
     before = Page((real / "report.html").read_text(encoding="utf-8"))

@@ -25,14 +25,14 @@ def test_a_law_draws_examples(number):
 
 
 def test_a_law_draws_the_share_of_its_tier():
-    """A law of 40 examples draws 4 in the fast tier, 20 in the full one, 120 in the slow one."""
+    """A law of 40 examples draws 4 in the fast tier, 14 in the full one, 120 in the slow one."""
     drawn.clear()
     test_a_law_draws_examples()
-    assert len(drawn) == {10: 4, 50: 20, 300: 120}[settings.default.max_examples]
+    assert len(drawn) == {10: 4, 35: 14, 300: 120}[settings.default.max_examples]
 
 
 @pytest.mark.parametrize(
-    ("tier", "percentage", "same_each_time"), [("fast", 10, True), ("full", 50, True), ("slow", 300, False)]
+    ("tier", "percentage", "same_each_time"), [("fast", 10, True), ("full", 35, True), ("slow", 300, False)]
 )
 def test_a_tier_is_a_profile(tier, percentage, same_each_time):
     """Only the slow tier draws new examples each time; each prints how a failure is repeated, and none has a deadline."""

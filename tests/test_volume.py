@@ -18,6 +18,7 @@ from pipeline.data.patch import patch_basis
 from pipeline.errors import InputError, StorageError
 from pipeline.jobconfig import validate
 from pipeline.workflow import predict, run
+from tests.laws.common import examples
 
 OME = [{"name": "t", "type": "time", "unit": "second"}, {"name": "c", "type": "channel"}]
 OME += [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
@@ -44,6 +45,7 @@ def rows_by_loop(voxels: np.ndarray, axes: str, size: tuple[int, ...], stride: i
     return np.array(found)
 
 
+@examples(60)
 @given(
     axes=st.sampled_from(["yx", "zyx", "czyx", "tczyx", "yxc", "xzy", "tyx", "cyx"]),
     planes=st.booleans(),

@@ -43,7 +43,7 @@ EPS = np.finfo(np.float64).eps
 
 
 def examples(count: int) -> settings:
-    """Half of `count` problems in the full tier, a tenth in the fast one, three times as many in the slow one (tests/conftest.py)."""
+    """A third of `count` problems in the full tier, a tenth in the fast one, three times as many in the slow one (tests/conftest.py)."""
     return settings(max_examples=max(2, count * settings.default.max_examples // 100))
 
 

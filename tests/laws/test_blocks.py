@@ -301,7 +301,8 @@ def test_a_step_that_collapses_a_component_during_its_epoch_is_rejected(monkeypa
     same_bits(runs[0].params, model.m_step(total_of(fallback).stats, params))
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
 def test_extrapolated_epochs_save_reads(seed):
     """Four overlapping clusters: plain EM's optimum, for less than a third of its reads, and less than passes over all rows."""
     rng = np.random.default_rng(seed)

@@ -170,7 +170,7 @@ def test_two_runs_with_half_of_the_clusters_each_have_all_of_them_when_merged():
 
 
 @pytest.mark.parametrize("family", ["kmeans", "gaussian"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_every_cluster_is_found(family, seed):
     """With a start from random rows, which leaves several clusters without a component."""
     x, centers = grid_of_clusters(5, 60, seed)
