@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 import pipeline
 from pipeline.data import source
@@ -221,9 +222,9 @@ def test_what_is_no_parquet_file_is_refused(tmp_path: Path, monkeypatch) -> None
     (tmp_path / "empty").mkdir()
     for path, said in (
         ("x.npy", "set data.source to npy"),
-        ("text.parquet", "is no parquet file"),
-        ("empty", "has no parquet files"),
-        ("nothing-*.parquet", "has no parquet files"),
+        ("text.parquet", "is no parquet or Arrow file"),
+        ("empty", "has no parquet or Arrow files"),
+        ("nothing-*.parquet", "has no parquet or Arrow files"),
         ("nothing.parquet", "does not exist"),
     ):
         with pytest.raises(InputError, match=said):
@@ -267,3 +268,40 @@ def test_a_fit_to_parquet_is_that_to_the_same_rows_in_npy(tmp_path: Path) -> Non
     one, other = results(tmp_path / "npy"), results(tmp_path / "parquet")
     differ = {key for key in one if one[key] != other.get(key)}
     assert differ <= {"model.zarr/zarr.json"}  # which names the features
+
+
+@pytest.mark.parametrize("compression", ["uncompressed", "lz4", "zstd"])
+def test_arrow_files_read_as_parquet_files_do(tmp_path: Path, monkeypatch, compression: str) -> None:
+    """Feather, by record batch: types, nulls, categories, the index of pandas, weights and a folder of both kinds."""
+    monkeypatch.setattr(source, "TARGET_BYTES", 400)
+    frame = table(90, {"a": "float32", "b": "int16", "c": "bool"}).assign(kind=pd.Categorical(list("xyz") * 30))
+    frame["w"] = np.arange(90.0)
+    frame = frame.set_index(pd.Index(rng.permutation(90), name="id"))
+    feather.write_feather(frame, tmp_path / "x.feather", compression=compression, chunksize=11)
+    frame.to_parquet(tmp_path / "x.parquet", row_group_size=11)
+    options = {"columns": ["a", "c", "b", "kind"], "categories": ["kind"], "weights": "w"}
+    ours, theirs = (chunks_of(tmp_path / f"x.{kind}", **options) for kind in ("feather", "parquet"))
+    np.testing.assert_array_equal(read_all(ours), read_all(theirs))
+    assert ours.source.describe() == theirs.source.describe() and ours.n_chunks == theirs.n_chunks > 1
+    np.testing.assert_array_equal(ours.load(1).weight, theirs.load(1).weight)
+    both = chunks_of(tmp_path, columns=["a", "b"])
+    assert both.n_rows == 180
+    nulls = pa.table({"a": pa.array([1.0, None, 3.0]), "b": pa.array([1, 2, None])})
+    feather.write_feather(nulls, tmp_path / "nulls.arrow", compression=compression)
+    assert chunks_of(tmp_path / "nulls.arrow").load(0).bad.tolist() == [False, True, True]
+
+
+def test_damaged_arrow_files_are_named(tmp_path: Path) -> None:
+    """Cut short, or changed after it was opened."""
+    frame = table(200, {"a": "float64", "b": "float64"})
+    path = tmp_path / "x.feather"
+    feather.write_feather(frame, path, compression="uncompressed")
+    whole, chunks = path.read_bytes(), chunks_of(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StorageError, match=r"x\.feather"):
+        chunks.source.read(0)
+    with pytest.raises(StorageError, match="begins as an Arrow file and does not end as one"):
+        chunks_of(path)
+    path.write_bytes(b"FEA1 of long ago")
+    with pytest.raises(InputError, match="is no parquet or Arrow file"):
+        chunks_of(path)

@@ -227,11 +227,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a folder without tables": (
         PQ | {"path": "bare"},
-        "no parquet files (.parquet, .parq, .pq). Give data.path their folder, or a glob such as",
+        "no parquet or Arrow files (.parquet, .parq, .pq, .feather, .arrow). Give data.path their folder, or a glob such as",
     ),
     "a text called parquet": (
         PQ | {"path": "t.csv"},
-        "is no parquet file, it begins with b'a,b,name'. Set data.source to what it is.",
+        "is no parquet or Arrow file, it begins with b'a,b,name'. Set data.source to what it is.",
     ),
     "weights that are no column": (
         PQ | {"weights": "w"},

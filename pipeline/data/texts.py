@@ -130,7 +130,7 @@ def _of_table(
     wanted = [column] if index is None else [column, index]
     with reading(file), open_binary(file, options) as stream:
         if file.endswith((".parquet", ".pq")):
-            from pipeline.data.sources.parquet import pyarrow_of
+            from pipeline.data.row_groups import pyarrow_of
 
             table = pyarrow_of("data.source: text of parquet files").parquet.ParquetFile(stream)
             _refuse_absent(file, wanted, table.schema_arrow.names)

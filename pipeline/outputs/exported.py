@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.arrays.stores import open_group
 from pipeline.data.grid import FlatRows
+from pipeline.data.row_groups import pyarrow_of
 from pipeline.data.source import Source
-from pipeline.data.sources.parquet import pyarrow_of
 from pipeline.errors import InputError, StorageError
 from pipeline.outputs.labels import LabelBlock
 from pipeline.outputs.run_directory import publish
