@@ -70,12 +70,12 @@ def _settled(model: Mixture, params: Any, rows: SearchRows, threshold: float) ->
 
     Returns the model, its parameters and the log-likelihood, nats per row of weight.
     """
-    before, objective = -np.inf, -np.inf
-    for step in range(STEPS):
+    before, steps = -np.inf, 0
+    while True:
         partial = rows.sum_over([EStep(model, params)])[0]
         sum_w = model.counts(partial.stats)
         total = model.rows_of(partial.stats)
-        objective = partial.evidence.log_likelihood / total
+        objective: float = partial.evidence.log_likelihood / total
         poorest = int(sum_w.argmin())
         if sum_w[poorest] <= threshold and model.n_components > 1:
             model, params = only(model, params, np.delete(np.arange(model.n_components), poorest))
@@ -83,9 +83,8 @@ def _settled(model: Mixture, params: Any, rows: SearchRows, threshold: float) ->
             continue
         paid = sum_w - threshold if model.n_components > 1 else sum_w
         value = objective - threshold * np.log(params.weights).sum() / total
-        if abs(value - before) < TOL or step == STEPS - 1:
-            break
-        before = value
+        if abs(value - before) < TOL or steps == STEPS - 1:
+            return model, params, objective
+        before, steps = value, steps + 1
         arrays = model.arrays(model.m_step(partial.stats, params))
         params = model.params_from_arrays({**arrays, "weights": paid / paid.sum()})
-    return model, params, objective
