@@ -19,6 +19,7 @@ from pipeline.jobconfig import validate
 from pipeline.models.separation import Separation
 from pipeline.outputs import measures as measures_module
 from pipeline.outputs.measures import agreement, measures
+from pipeline.outputs.report.formatting import number
 from pipeline.workflow import open_run, predict, resume, run
 
 RNG = np.random.default_rng(3)
@@ -173,6 +174,9 @@ def test_the_number_of_clusters_is_chosen_by_separation(tmp_path, criterion):
     page = (made / "report.html").read_text(encoding="utf-8")
     assert f"By {names.get(criterion, 'Calinski-Harabasz index')}." in page and "One cluster has none of them." in page
     assert ">squared distance per row</th>" in page and ">parameters</th>" not in page
+    ends = [table[i]["final_inertia"] / len(rows) / 3 for i in (0, 3)]
+    said = f"goes from {number(ends[0], 3)} at {number(0.0, 3)} bits per row to {number(ends[1], 3)} at {number(np.log2(6), 3)} bits"
+    assert "Rate and distortion" in page and said in page
     for name in ("model.zarr", "candidates.zarr", "labels.zarr"):
         shutil.rmtree(made / name)
     resume(made)

@@ -61,7 +61,7 @@ def choice(record: Record) -> dict[str, Any] | None:
         "bounded": "heldout_perplexity" in table[0],
         "collapsed": any(entry["collapsed"] for entry in table),
         "lines": [_line(entry, size or "name", options, columns, record.words.series) for entry in table],
-        "chart": _chart(table, size, options, title) if len(table) > 1 and size else None,
+        "charts": _charts(record, table, size, options, title) if len(table) > 1 and size else [],
         "refitted": _of_held_out(table[0]["heldout_weight"], refitted(record)) if held_out else "",
     }
 
@@ -106,6 +106,31 @@ def _line(
         + (f", {entry['collapsed']} collapsed" if entry["collapsed"] else ""),
         "chosen": entry["chosen"],
     }
+
+
+def _charts(record: Record, table: list[dict[str, Any]], size: str, options: list[str], title: str) -> list[Chart]:
+    rate = table[0]["criterion"] in BY_SEPARATION and size == "n_components" and not options
+    return [_chart(table, size, options, title), *([_rate_and_distortion(record, table)] if rate else [])]
+
+
+def _rate_and_distortion(record: Record, table: list[dict[str, Any]]) -> Chart:
+    """Mean squared error of a feature by the bits that the number of the nearest centre takes."""
+    entries = sorted(table, key=lambda entry: entry["n_components"])
+    bits = np.log2([entry["n_components"] for entry in entries])
+    error = np.array([entry["final_inertia"] / entry["total_weight"] for entry in entries]) / record.n_features
+    plot = Plot("bits per row, log2 K", "mean squared error of a feature", low=0)
+    plot.line(bits, error, svg.BLUE, width=1.8, dots=True)
+    chosen = next(i for i, entry in enumerate(entries) if entry["chosen"])
+    plot.ring(bits[chosen], error[chosen], "chosen")
+    alt = (
+        f"Line chart: the mean squared error goes from {number(error[0], 3)} at {number(bits[0], 3)} bits per row to {number(error[-1], 3)} at "
+        f"{number(bits[-1], 3)} bits."
+    )
+    caption = (
+        "What each number of centres is worth as a code (em-pipeline compress): the number of the nearest centre stands for a row. The error is that of "
+        "the features of the model, over all rows."
+    )
+    return Chart("Rate and distortion", plot.svg(alt), caption)
 
 
 def _per_row(entry: dict[str, Any], name: str) -> float:
