@@ -292,3 +292,16 @@ def test_a_copy_that_failed_is_made_by_resume_and_only_where_the_user_names_it(b
     before = len(tried)
     workflow.resume(made, named)
     assert len(tried) == before, "a whole copy is not made again"
+
+
+def test_results_are_copied_to_folders_too(tmp_path):
+    """By a file system that has folders, whose copy is a run: `predict` takes it."""
+    x = blobs()
+    np.save(tmp_path / "x.npy", x)
+    plain = settings(tmp_path / "x.npy")
+    where = {"path": str(tmp_path / "run"), "copy_to": f"file://{tmp_path}/far/away"}
+    made = workflow.run(validate({**plain, "output": {**plain.get("output", {}), **where}}))
+    kept = {name for name in files(made) if not name.startswith(("checkpoints", "events", "."))}
+    assert files(tmp_path / "far" / "away").keys() == kept
+    labels = [zarr.open_group(workflow.predict(run), mode="r")["label"][:] for run in (made, tmp_path / "far" / "away")]
+    np.testing.assert_array_equal(*labels)

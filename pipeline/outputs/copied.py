@@ -58,6 +58,7 @@ class Copy:
             filesystem, root = self._open()
             if filesystem.exists(f"{root}/report.html"):
                 filesystem.rm_file(f"{root}/report.html")
+            _make_folders(filesystem, {root})
             filesystem.pipe_file(f"{root}/config.yaml", directory.config.read_bytes())
 
     def is_whole(self, directory: RunDirectory) -> bool:
@@ -78,6 +79,7 @@ class Copy:
             there = _there(filesystem, root)
             for name in [name for name in there if name == "report.html" or name not in here]:
                 filesystem.rm_file(f"{root}/{name}")
+            _make_folders(filesystem, {f"{root}/{name}".rpartition("/")[0] for name in here})
             names = sorted(here, key=lambda name: _COPIED.index(name.partition("/")[0]))
             *others, report = names
             for part in (*(others[i : i + _FILES] for i in range(0, len(others), _FILES)), [report]):
@@ -130,6 +132,15 @@ def _there(filesystem: Any, root: str) -> dict[str, int]:
     found = filesystem.find(root, detail=True) if filesystem.exists(root) else {}
     sizes = {str(name).removeprefix(f"{root}/"): int(entry["size"]) for name, entry in found.items()}
     return {name: size for name, size in sizes.items() if name.partition("/")[0] in _COPIED}
+
+
+def _make_folders(filesystem: Any, folders: set[str]) -> None:
+    """Make folders where there are such: in object storage there are none, and a bucket is never made."""
+    from fsspec.asyn import AsyncFileSystem
+
+    if not isinstance(filesystem, AsyncFileSystem):
+        for folder in sorted(folders):
+            filesystem.makedirs(folder, exist_ok=True)
 
 
 def _content(filesystem: Any, path: str) -> bytes:
