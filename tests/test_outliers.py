@@ -95,3 +95,31 @@ def test_rows_of_a_prediction_calibrate_in_place_of_the_run_s(made, tmp_path):
     assert found["p_value"][0] == pytest.approx(expected, rel=1e-12)
     with pytest.raises(InputError, match="holds no labels by the model"):
         pipeline.outliers(made / "kmeans", like, tmp_path / "no", calibration=tmp_path / "labels")
+
+
+def test_the_report_shows_the_oddest_rows_and_the_rate(made, tmp_path):
+    """The rows of the lowest p-values with their own values, the share that is flagged, and the same page when it is made again."""
+    rows = [f"data.path={made / 'new.npy'}", "data.bad_rows=drop"]
+    folder = workflow.outliers(made / "run", rows, tmp_path / "out", rate=0.05).parent
+    found, x = zarr.open_group(folder / "outliers.zarr", mode="r"), np.load(made / "new.npy")
+    scores, p = found["log_density"][:], found["p_value"][:]
+    oddest = np.lexsort((np.arange(len(x)), scores, p))[:10]
+    assert found["outlier_row"][:].tolist() == oddest.tolist() and set(oddest) <= set(range(1000, 1020))
+    np.testing.assert_array_equal(found["outlier_log_density"][:], scores[oddest])
+    model = pipeline.open_run(made / "run")
+    mapped = (x[oddest] - model.preprocess_offset.values) @ model.preprocess_matrix.values
+    np.testing.assert_allclose(found["outliers"][:], mapped, rtol=1e-6)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    flagged = (found["outlier"][:] == 1).sum() / 1020
+    assert "Outliers among 1,021 rows" in page and "The oddest rows" in page and f"{100 * flagged:.1f}" in page
+    assert all(f'scope="row">{row}</th>' in page for row in oddest)
+    (folder / "report.html").unlink()
+    workflow.resume(folder)
+    assert (folder / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_a_command_without_a_report_says_so(made, tmp_path):
+    """And what there is."""
+    workflow.encode(made / "run", "soft", [f"data.path={made / 'x.npy'}"], tmp_path / "codes")
+    with pytest.raises(InputError, match=r"is of `em-pipeline encode`, which has no report\. Open .*encode\.zarr"):
+        pipeline.show(tmp_path / "codes")

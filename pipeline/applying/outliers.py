@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
 from pipeline import keyed
 from pipeline.applying.rows import OpenRows, asked_of, output_of, write_rows
 from pipeline.arrays.dtypes import Array
-from pipeline.arrays.rows import Rows
+from pipeline.arrays.rows import LowestRows, Rows
 from pipeline.arrays.stores import open_group
 from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
 from pipeline.models.base import RowArray
 from pipeline.models.words import Words
-from pipeline.outputs import checkpoint
-from pipeline.outputs.events import Listener
+from pipeline.outputs import checkpoint, model_store
+from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.labels import LabelBlock
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -97,7 +98,39 @@ def finish_outliers(
             )
         return opened.block(Judged(opened.model, known, options["rate"]), opened.mapped)
 
-    return write_rows(run, config, target, options, made, listeners, began)
+    def after(opened: OpenRows, log: EventLog) -> None:
+        if not target.report.exists():
+            from pipeline.outputs.report import write_report
+
+            _keep_oddest(target.path / "outliers.zarr", opened)
+            write_report(target.path)
+
+    return write_rows(run, config, target, options, made, listeners, began, after=after)
+
+
+def _keep_oddest(store: Path, opened: OpenRows) -> None:
+    """Store the oddest rows themselves beside the arrays, for the report: those of the lowest p-values, then of the lowest scores."""
+    group, words = zarr.open_group(store, mode="a"), opened.model.words
+    p, scores, found = FlatRows(group["p_value"]), FlatRows(group[words.score]), np.empty((0, 3))
+    for part in p.parts():
+        block = np.stack([p[part], words.sign * scores[part], np.arange(part.start, part.stop)], axis=1)
+        found = np.concatenate([found, block[~np.isnan(block[:, 0])]])
+        found = found[np.lexsort(found.T[::-1])][: model_store.OUTLIERS]
+    rows, bounds = found[:, 2].astype(np.int64), opened.chunks.source.bounds
+    oddest: LowestRows | None = None
+    for i in np.unique(np.searchsorted(bounds, rows, side="right") - 1).tolist():
+        chunk = opened.mapped.load(i)
+        own = np.flatnonzero((rows >= bounds[i]) & (rows < bounds[i + 1]))
+        at = rows[own] - chunk.start
+        some = LowestRows(
+            len(rows), own.astype(np.float64), rows[own], chunk.x[at], np.ones(len(own)), np.full(len(own), -1)
+        )
+        oddest = some if oddest is None else oddest + some
+    if oddest is None:
+        return
+    oddest = replace(oddest, score=found[:, 1])  # until now their order
+    for name, (dims, value) in model_store.outlier_variables(oddest, opened.model).items():
+        group.create_array(name, data=np.asarray(value), dimension_names=dims, overwrite=True)
 
 
 def _prediction_of(run: RunDirectory, path: str) -> RunDirectory:

@@ -19,6 +19,7 @@ from zarr.codecs import ZstdCodec
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.packing import Packed, pack, unpack
+from pipeline.arrays.rows import LowestRows
 from pipeline.arrays.stores import guarded, open_whole
 from pipeline.data.earlier import Statistics
 from pipeline.data.preprocess import Affine
@@ -69,10 +70,12 @@ def build_dataset(
 
     final = run.reported
     run = run if order is None else _reordered(run, order)
-    variables = _parameters(run, order) | _history(run) | _outliers(run)
+    assert run.final is not None
+    worst = run.final.attached["outliers"].first(OUTLIERS)
+    variables = _parameters(run, order) | _history(run) | outlier_variables(worst, run.model)
     if run.model.represents:
         variables |= _representatives(run)
-    if run.final is not None and "overlap" in run.final.attached:
+    if "overlap" in run.final.attached:
         variables["overlap"] = (("component", "label"), run.final.attached["overlap"].by_label)
     variables |= _preprocessing(summary.affine) | _hyperparameters(run.model) | _dimensioned(_statistics(run))
     if not source.sparse:
@@ -153,16 +156,15 @@ def _representatives(run: Run) -> dict[str, Any]:
     return variables
 
 
-def _outliers(run: Run) -> dict[str, Any]:
-    """The rows that fit worst, worst first; of documents their commonest words, -1 for none."""
-    assert run.final is not None
-    found, words = run.final.attached["outliers"].first(OUTLIERS), run.model.words
+def outlier_variables(found: LowestRows, model: LatentModel) -> dict[str, Any]:
+    """Return the rows that fit worst, worst first, by name with their dimensions; of documents their commonest words, -1 for none."""
+    words = model.words
     variables: dict[str, Any] = {
         "outlier_row": (("outlier",), found.row),
         f"outlier_{words.score}": (("outlier",), words.sign * found.score),
     }
     if not sp.issparse(found.x):
-        variables["outliers"] = (("outlier", "feature"), _plain(run.model, found.x))
+        variables["outliers"] = (("outlier", "feature"), _plain(model, found.x))
         return variables
     word = np.full((len(found.row), OUTLIER_WORDS), -1, dtype=np.int64)
     count = np.zeros(word.shape)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays.stores import guarded
 from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError, StorageError
 from pipeline.models.clusters import NOISE
@@ -19,10 +20,12 @@ from pipeline.outputs.checkpoint import sums
 from pipeline.outputs.measures import measures_of
 from pipeline.outputs.report import svg
 from pipeline.outputs.report.formatting import NONE, number, percent, plural
+from pipeline.outputs.report.outliers import outliers
 from pipeline.outputs.report.record import Record, read_record
 from pipeline.outputs.report.summary import Fact, measured
 from pipeline.outputs.report.svg import Chart, Plot
 
+_STORES = {"predict": "labels.zarr", "outliers": "outliers.zarr"}  # of the commands that label rows
 LISTED = 20  # rows that fit worst
 SAMPLED = 100_000  # scores that stand for all in the chart
 LOW = 0.01  # share of the training rows below which a score is low
@@ -54,7 +57,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A directory of labels. of : the run. labels : of other rows. training : of the run's own rows, if they are stored."""
+    """A directory of labels.
+
+    of : the run.  rows : the same with the labels and the oddest rows of this directory.  labels : of other rows.  training : of the run's own
+    rows, if they are stored.  rate, flagged : of `em-pipeline outliers`, the rate that was asked for, and the share that is flagged; None of
+    other commands.
+    """
 
     path: Path
     of: Record
@@ -62,6 +70,9 @@ class Prediction:
     fingerprint: dict[str, Any]
     labels: Scores
     training: Scores | None
+    rows: Record
+    rate: float | None
+    flagged: float | None
 
 
 def read_prediction(path: Path, resolved: dict[str, Any]) -> Prediction:
@@ -72,20 +83,54 @@ def read_prediction(path: Path, resolved: dict[str, Any]) -> Prediction:
     InputError
         If the labels are not finished, or the model is gone or another one.
     """
-    run = Path(str(resolved["prediction_of"]))
-    if not (path / "labels.zarr").is_dir():
+    run, command = Path(str(resolved["prediction_of"])), str(resolved.get("command", "predict"))
+    if command not in _STORES:
+        raise InputError(
+            f"{path}: is of `em-pipeline {command}`, which has no report. Open {path / f'{command}.zarr'}."
+        )
+    store = _STORES[command]
+    if not (path / store).is_dir():
         raise InputError(f"{path}: holds labels of other rows that are not finished. Run `em-pipeline resume {path}`.")
-    advice = f"Label the rows again: `em-pipeline predict {run} --output …`. {path / 'labels.zarr'} itself is whole."
+    advice = f"Label the rows again: `em-pipeline {command} {run} --output …`. {path / store} itself is whole."
     if not (run / "model.zarr").is_dir():
         raise InputError(f"{path}: its report needs the model of {run}, which is not there. Restore it. {advice}")
     if sums(run / "model.zarr") != resolved.get("model"):
         raise InputError(f"{path}: the model of {run} is not the one that made these labels. {advice}")
     of = read_record(run)
-    labels = _scores(replace(of, run=path))
+    rows = replace(of, run=path, store=store)
+    labels = _scores(rows)
     if labels is None:
-        raise StorageError(f"{path / 'labels.zarr'}: an array is missing. Remove it, then `em-pipeline resume {path}`.")
+        raise StorageError(f"{path / store}: an array is missing. Remove it, then `em-pipeline resume {path}`.")
     config, fingerprint = resolved.get("config") or {}, resolved.get("fingerprint") or {}
-    return Prediction(path, of, config, fingerprint, labels, _scores(of))
+    rate = flagged = None
+    if command == "outliers":
+        rate, flagged, rows = float(resolved["rate"]), _flagged(rows), _with_oddest(rows)
+    return Prediction(path, of, config, fingerprint, labels, _scores(of), rows, rate, flagged)
+
+
+def _flagged(record: Record) -> float:
+    """The share of the rows that `em-pipeline outliers` flagged."""
+    flags = record.label_array("outlier")
+    if flags is None:
+        raise StorageError(f"{record.run / record.store}: has no array outlier. Make it again.")
+    found = [np.asarray(flags[part]) for part in flags.parts()]
+    return sum(int((part == 1).sum()) for part in found) / max(1, sum(int((part >= 0).sum()) for part in found))
+
+
+def _with_oddest(record: Record) -> Record:
+    """The record whose rows that fit worst are those of its store, where it has them."""
+    import xarray as xr
+
+    try:
+        stored = xr.open_zarr(guarded(record.run / record.store), consolidated=False, chunks=None, decode_cf=False)
+        named = {
+            str(name): each.load()
+            for name, each in stored.data_vars.items()
+            if str(name).startswith("outlier_") or name == "outliers"
+        }
+    except Exception as error:  # as in `Record.array`
+        raise StorageError(f"{record.run / record.store}: cannot be read ({error}). Make it again.") from error
+    return replace(record, model=record.model.drop_dims(["outlier", "place"], errors="ignore").assign(named))
 
 
 def _scores(record: Record) -> Scores | None:
@@ -128,7 +173,9 @@ def context(made: Prediction) -> dict[str, Any]:
     low, worst = _share_of_low(made), _worst(made)
     return {
         "name": made.path.name,
-        "title": f"Labels of {plural(labels.total + labels.unlabelled, *of.row)}",
+        "title": f"{'Labels of' if made.rate is None else 'Outliers among'} {plural(labels.total + labels.unlabelled, *of.row)}",
+        "command": "prediction" if made.rate is None else "outliers",
+        "store": made.rows.store,
         "model": of.title,
         "model_path": str(of.run),
         "source": str(data.get("path") or data.get("source") or ""),
@@ -140,6 +187,8 @@ def context(made: Prediction) -> dict[str, Any]:
         "words": of.words,
         "row": of.row,
         "worst": worst,
+        "oddest": outliers(made.rows) if made.rate is not None else None,
+        "k": of.k,
         "named": any(line[3] != NONE for line in worst),
         "fingerprint": made.fingerprint,
         "trained_on": of.fingerprint,
@@ -173,6 +222,9 @@ def _facts(made: Prediction, low: float | None) -> Iterator[Fact]:
     before = of.final / of.total_weight * words.sign if of.final is not None else None
     note = "" if before is None else f"of the training {of.row[1]}: {number(words.sign * before)}"
     yield Fact(name, number(words.sign * labels.mean), unit, note)
+    if made.rate is not None and made.flagged is not None:
+        note = f"of {of.row[1]} like those of the run, {percent(made.rate)} would be"
+        yield Fact("Flagged", percent(made.flagged), f"of the {of.row[1]}", note)
     if low is not None:
         yield Fact(f"Badly fitting {of.row[1]}", percent(low), "", f"of the training {of.row[1]}: {percent(LOW)}")
     if of.k > 1 and labels.total:
@@ -236,7 +288,7 @@ def _table(made: Prediction) -> list[list[str]]:
 def _worst(made: Prediction) -> list[list[str]]:
     """Row, score, component, and of patches the picture."""
     labels, words = made.labels, made.of.words
-    pictures = replace(made.of, run=made.path).pictures_of(labels.rows)
+    pictures = made.rows.pictures_of(labels.rows)
     found = zip(labels.rows, labels.worst, labels.labels, pictures, strict=True)
     return [
         [str(row), number(float(words.sign * score)), "noise" if k == NOISE else str(k), name or NONE]

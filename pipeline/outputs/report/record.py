@@ -60,7 +60,7 @@ _RENAMED = {
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run, in the directory `run`."""
+    """One finished run, in the directory `run`. store : in it, with the labels of rows."""
 
     run: Path
     model: xr.Dataset
@@ -69,6 +69,7 @@ class Record:
     fingerprint: dict[str, Any]
     numerics: int | None
     events: list[dict[str, Any]]
+    store: str = "labels.zarr"
 
     # --- what kind of model, of what kind of rows
 
@@ -304,7 +305,7 @@ class Record:
         import zarr
 
         try:
-            return FlatRows(zarr.open_array(guarded(self.run / "labels.zarr" / name), mode="r"))
+            return FlatRows(zarr.open_array(guarded(self.run / self.store / name), mode="r"))
         except Exception:  # as in `array`
             return None
 
@@ -391,10 +392,8 @@ def _open_model(store: Path) -> xr.Dataset:
     except Exception as error:  # as above: whatever zarr raises, the store is damaged
         raise StorageError(f"{store}: cannot be opened ({error}). Run the job again with --overwrite.") from error
     if not isinstance(model.attrs.get("family"), str):
-        raise StorageError(
-            f"{store}: got no attribute `family`, expected a model that em-pipeline stored. "
-            "Run the job again with --overwrite."
-        )
+        message = f"{store}: got no attribute `family`, expected a model that em-pipeline stored."
+        raise StorageError(f"{message} Run the job again with --overwrite.")
     present = {old: new for old, new in _RENAMED.items() if old in model.variables or old in model.dims}
     return model.rename(present)
 
