@@ -13,6 +13,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pipeline
 from pipeline.data import source as chunking
 from pipeline.data.patch import patch_basis
 from pipeline.errors import InputError, StorageError
@@ -133,6 +134,10 @@ def test_patches_of_a_volume_in_the_report(tmp_path: Path) -> None:
     text = (made / "report.html").read_text()
     for said in ("216 patches of 2 × 3 × 3 voxels", "The planes of a volume stand side by side."):
         assert said in text, said
+    with pytest.raises(InputError, match="patches of a volume, expected"):
+        pipeline.save_prior(made, tmp_path / "prior.npz")
+    sampled = pipeline.sample(made, 5, tmp_path / "sample")
+    assert zarr.open_group(sampled, mode="r")["x"].shape == (5, 17)
     labels = xr.open_dataset(made / "labels.zarr", engine="zarr", consolidated=False)
     assert labels["label"].shape == (6, 6, 6)
     np.testing.assert_allclose(labels["z"], 2 * np.arange(6) + 0.5)

@@ -246,6 +246,7 @@ def save_prior(path: str | Path, output: str | Path) -> Path:
         f"a run of a {model.words.name}": not (isinstance(model, Mixture) and isinstance(model.component, Gaussian)),
         "rows that are no patches": data.get("kind") != "patch",
         "patches in colour": data.get("channels", 1) != 1,
+        "patches of a volume": len(data.get("size", (0, 0))) != 2,
         "data.patch.contrast": data.get("contrast") is not None,
         "preprocess": affine is not None,
     }
