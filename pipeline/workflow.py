@@ -49,7 +49,7 @@ from pipeline.outputs.coordinates import on_coordinates
 from pipeline.outputs.copied import Copy
 from pipeline.outputs.earlier import start_of
 from pipeline.outputs.events import EventLog, Listener
-from pipeline.outputs.labels import lacks_labels
+from pipeline.outputs.labels import lacks_labels, refuse_taken
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
@@ -114,6 +114,8 @@ def run(
         plan.refuse_unreadable()
         user = start_of(config, chunks)
         refuse_write_back(config)
+        if config.output.labels:
+            refuse_taken(chunks.source.rows_on()[0], plan.models[0].row_arrays(config.output.top_k), "labels.zarr")
         if (copy := Copy.of(config)) is not None:
             copy.refuse_unless_free(overwrite)
         planned, disk = memory_plan(plan, chunks), disk_plan(plan)  # before a chunk is read

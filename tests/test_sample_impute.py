@@ -20,9 +20,9 @@ from pipeline.outputs.model_store import load_model, read_dataset
 from tests.jobs import blobs, command, job
 
 
-def stored(path: Path, name: str = "x") -> np.ndarray:
-    """An array of a store."""
-    return zarr.open_group(path, mode="r")[name][:]
+def stored(path: Path, name: str | None = None) -> np.ndarray:
+    """An array of a store; by default its rows."""
+    return zarr.open_group(path, mode="r")[name or ("imputed" if path.name == "impute.zarr" else "x")][:]
 
 
 def slow_mean(row: np.ndarray, weights, means, covariances) -> tuple[np.ndarray, np.ndarray]:

@@ -380,3 +380,44 @@ def test_a_file_that_is_written_again_is_opened_again(tmp_path):
         (ds * 0 + value).to_netcdf(tmp_path / "x.nc", engine="scipy")
         os.utime(tmp_path / "x.nc", ns=(int(value), int(value)))
         assert (whole(opened(tmp_path / "x.nc", variables=["u"])) == value).all()
+
+
+def test_names_that_results_use_too_take_no_place_of_theirs(tmp_path):
+    """A coordinate called label stays beside the labels; a feature dimension called component beside the components; others are refused."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(10, 12, 3)) + 8 * (np.arange(12) % 2)[None, :, None]
+    ds = xr.Dataset({"wind": (("time", "lat", "component"), values)}, {"component": [7, 8, 9]})
+    ds = ds.assign_coords(label=(("time", "lat"), np.full((10, 12), 99)), log_density=("lat", np.arange(12.0)))
+    ds.to_netcdf(tmp_path / "x.nc", engine="scipy")
+    raw = {
+        "data": {"source": "xarray", "path": str(tmp_path / "x.nc"), "features": ["component"]},
+        "model": {"n_components": 2},
+        "output": {"path": str(tmp_path / "run"), "top_k": 2},
+    }
+    out = run(validate(raw))
+    found = xr.open_zarr(out / "labels.zarr", consolidated=False).load()
+    assert set(np.unique(found["label"])) == {0, 1} and (found["label"] == found["label"][0]).all()
+    assert (found["data_label"] == 99).all() and found["data_log_density"].dims == ("lat",)
+    assert found["log_density"].dims == ("time", "lat")
+    mean = pipeline.open_run(out)["mean"]
+    assert mean.dims == ("component", "variable", "data_component") and mean["data_component"].values.tolist() == [
+        7,
+        8,
+        9,
+    ]
+    table = pd.read_parquet(predict(out, form="parquet"))
+    np.testing.assert_array_equal(table["label"], found["label"].values.ravel())
+    for renamed, said in (({"lat": "rank"}, "dimension called rank"), ({"time": "label"}, "dimension called label")):
+        other = ds.drop_vars(["label", "log_density"]).rename(renamed)
+        other.to_netcdf(tmp_path / "other.nc", engine="scipy")
+        with pytest.raises(InputError, match=said):
+            run(validate({**raw, "data": {**raw["data"], "path": str(tmp_path / "other.nc")}}), tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+    with pytest.raises(ValueError, match="the dimension variable is that of the 2 variables"):
+        two = ds.rename(component="variable").assign(gust=lambda each: each.wind + 1)
+        pipeline.KMeans(2).fit(two, features=["variable"])
+    holes = ds.drop_vars(["label", "log_density"]).rename(lat="x")
+    holes["wind"][2, 3, 1] = np.nan
+    holes.to_netcdf(tmp_path / "holes.nc", engine="scipy")
+    filled = pipeline.impute(out, [f"data.path={tmp_path / 'holes.nc'}", "data.bad_rows=missing"], tmp_path / "filled")
+    assert zarr.open_group(filled, mode="r")["imputed"].shape == (10, 12, 3)

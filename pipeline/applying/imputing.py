@@ -47,7 +47,7 @@ def impute(
     overrides : sequence of str
         ``data.path=…`` of the rows, NaN where an entry is missing; engine may change too.
     output : str or Path
-        The directory. `x` in its store has the dimensions row and feature, in the units of the data; a row without any entry is NaN.
+        The directory. `imputed` in its store has the dimensions row and feature, in the units of the data; a row without any entry is NaN.
     features : sequence of str
         Names, or numbers from 0, of features to compute, whatever is stored for them.
     draws : bool
@@ -125,7 +125,7 @@ class Imputed:
     def row_arrays(self, top_k: int) -> dict[str, RowArray]:
         """The rows, in the data's own units."""
         columns = self.model.sizes["feature"] if self.affine is None else len(self.affine.offset)
-        return {"x": RowArray("float64", np.nan, columns=columns)}
+        return {"imputed": RowArray("float64", np.nan, columns=columns)}
 
     def predict(self, params: Any, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
         """Return the rows of a chunk, (n, d)."""
@@ -137,7 +137,7 @@ class Imputed:
         found = self.model.component.imputed(params.theta, weights, mapped, draw)
         if self.affine is not None:
             found = found / self.affine.matrix + self.affine.offset
-        return {"x": np.where(np.isnan(x), found, x)}
+        return {"imputed": np.where(np.isnan(x), found, x)}
 
     def _random(self, seed: int, start: int, n: int) -> tuple[Array, Array]:
         """One uniform and `n_normal` standard normal numbers of each row."""

@@ -162,6 +162,10 @@ def feature_variables(
                 f"{of}variables: {name} has {said}, expected real numbers. Leave it out, or convert it first."
             )
     refuse_unknown(dataset, names, features, where, "dimension", f"{of}features")
+    if "variable" in features and len(names) > 1:
+        raise InputError(
+            f"{of}features: the dimension variable is that of the {len(names)} variables in results. Rename yours: dataset.rename(variable=…)."
+        )
     dims = set(dataset[names[0]].dims) - set(features)
     for name in names:
         if set(dataset[name].dims) - set(features) != dims:

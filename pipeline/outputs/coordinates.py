@@ -20,12 +20,13 @@ def on_coordinates(model: xr.Dataset) -> xr.Dataset:
     -------
     Dataset
         With an array more, named as the family names locations (``mean``, ``center``), in the units of the data. An entry is NaN where
-        a variable has no such coordinate.
+        a variable has no such coordinate. A dimension of the data that the model has too is called ``data_component``, say.
     """
     index, name = model.attrs.get("data", {}).get("index"), model.attrs["words"]["location"]
     stored = name + "s"
     if index is None or stored not in model or model[stored].dims != ("component", "feature"):
         return model
+    index = {f"data_{dim}" if dim in model.dims else dim: entries for dim, entries in index.items()}
     location = model[stored].values
     if "preprocess_inverse" in model:
         location = location @ model["preprocess_inverse"].values + model["preprocess_offset"].values

@@ -86,7 +86,10 @@ def _frames(labels: Path, source: Source | LabelBlock) -> Iterator[pd.DataFrame]
     arrays = {name: FlatRows(array) for name, array in group.arrays() if FlatRows(array).shape[0] == grid.n_rows}
     arrays = {name: arrays[name] for name in sorted(arrays, key=lambda name: (name != "label", name))}
     named = {} if coordinates is None else coordinates.coords
-    arrays = {name: array for name, array in arrays.items() if name not in named}
+    beside = {
+        f"data_{name}" if f"data_{name}" in group else str(name) for name in named
+    }  # as `write_labels` calls them
+    arrays = {name: array for name, array in arrays.items() if name not in beside}
     step = max(1, TABLE_NUMBERS // max(1, sum(array.shape[-1] for array in arrays.values() if len(array.shape) > 1)))
     for start in range(0, grid.n_rows, step := min(step, TABLE_ROWS)):
         stop = min(start + step, grid.n_rows)

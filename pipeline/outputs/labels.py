@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,6 +163,7 @@ def write_labels(
     """
     temporary, sums = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.sums")
     specs, (grid, coordinates) = task.arrays(), task.rows_on()
+    refuse_taken(grid, specs, path.name)
     shape = grid.block_shape(task.block_rows())
     attributes: dict[str, Any] = {"family": task.model.family, "n_rows": grid.n_rows, "top_k": task.top_k}
     try:
@@ -196,14 +197,31 @@ def write_labels(
             group.attrs["measures"] = found
         # Last: it adds names of coordinates to the attributes, and `group` would write back those that it knows.
         if coordinates is not None:
+            taken = {name: f"data_{name}" for name in map(str, coordinates.variables) if name in specs}
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=_NO_SPECIFICATION)
-                coordinates.to_zarr(guarded(temporary, read_only=False), mode="a", zarr_format=3, consolidated=False)
+                coordinates.rename(taken).to_zarr(
+                    guarded(temporary, read_only=False), mode="a", zarr_format=3, consolidated=False
+                )
         publish(temporary, path)
         remove(sums)
         return found
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error}). Make room, then `resume`.") from error
+
+
+def refuse_taken(grid: Grid, arrays: Mapping[str, RowArray], store: str) -> None:
+    """Raise InputError where a dimension of the rows has the name of an array of a store, or of another dimension there.
+
+    The coordinate would take the array's place.
+    """
+    others = {"rank" if array.ranked else array.along for array in arrays.values() if array.ranked or array.columns}
+    if taken := set(grid.dims) & (others | set(arrays)):
+        name = min(taken)
+        raise InputError(
+            f"data: has a dimension called {name}, and so has {store} an array or another dimension. Rename it, such as by "
+            f"dataset.rename({name}='{name}_')."
+        )
 
 
 class _Blocks:
