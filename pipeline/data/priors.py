@@ -4,8 +4,9 @@
            mixweights (k, 1); the pixels of a patch column by column. Jolideco reads the same.
     .npz   for deepinv's GaussianMixtureModel: mu (k, d), cov (k, d, d), weights (k,); pixels row by row.
 
-A mixture of patches without their mean says nothing of the mean: in .mat its variance is 0, as in the files that were released. deepinv
-inverts covariances, so in .npz the mean is independent, with that of values evenly spread from 0 to 1: mean 1/2, variance 1/12.
+A mixture of patches without their mean says nothing of the mean. In .mat the mean is independent and has a small variance, the same in all components, which
+adds one number to all log-densities of patches without their mean: Jolideco needs covariances that have a Cholesky factor in float32. In the files that were
+released it is 0 but for rounding. deepinv looks at patches with their mean, so in .npz it has that of values evenly spread from 0 to 1: mean 1/2, variance 1/12.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pipeline.data.patch import patch_basis
 from pipeline.errors import InputError, StorageError
 
 FLAT = 1e-6  # of the mean variance of a pixel: a constant patch that varies less is none
+STAND_IN = 1e-4  # the variance of the constant patch of length 1 in .mat, of pixels from 0 to 1
 
 
 def read_prior(path: str) -> dict[str, Array]:
@@ -107,6 +109,8 @@ def write_prior(path: Path, arrays: dict[str, Array], size: tuple[int, int], mea
         means, covariances = means @ basis.T, basis @ covariances @ basis.T
         if path.suffix == ".npz":
             means, covariances = means + 0.5, covariances + 1 / 12
+        else:
+            covariances = covariances + STAND_IN / len(basis)
     try:
         if path.suffix == ".npz":
             with path.open("wb") as file:
@@ -122,7 +126,7 @@ def _write_mat(path: Path, weights: Array, means: Array, covariances: Array) -> 
 
     order = _by_columns(means.shape[1])
     covs = covariances[:, order[:, None], order].transpose(1, 2, 0)
-    inverse = np.linalg.pinv(covs.transpose(2, 0, 1), hermitian=True).transpose(1, 2, 0)
+    inverse = np.linalg.inv(covs.transpose(2, 0, 1)).transpose(1, 2, 0)
     struct = {
         "dim": float(len(covs)),
         "nmodels": float(len(weights)),
@@ -149,9 +153,13 @@ def without_mean(found: dict[str, Array], size: tuple[int, int]) -> dict[str, Ar
 
 
 def features_of(found: dict[str, Array]) -> dict[str, Array]:
-    """Return a mixture of pixels, or where no component has a varying mean of the features without it. found : as of `read_prior`."""
+    """Return a mixture of pixels, or where it says nothing of the mean of a patch of the features without it. found : as of `read_prior`."""
     d = found["means"].shape[1]
-    variance = found["covariances"].mean(axis=(1, 2)) * d  # of the constant patch of length 1
+    of_constant = found["covariances"].mean(axis=2)  # times the constant patch
+    variance = of_constant.mean(axis=1) * d  # of that of length 1
     flat = variance <= FLAT * np.trace(found["covariances"], axis1=1, axis2=2) / d
+    stands_in = np.allclose(of_constant, STAND_IN / d, rtol=1e-3) and np.allclose(
+        found["means"].mean(axis=1), 0, atol=1e-6
+    )
     side = round(d**0.5)
-    return without_mean(found, (side, side)) if flat.all() and side * side == d > 1 else found
+    return without_mean(found, (side, side)) if (flat.all() or stands_in) and side * side == d > 1 else found

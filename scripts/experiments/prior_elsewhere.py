@@ -1,23 +1,27 @@
 #!/usr/bin/env python3
-"""deepinv's EPLL with a prior of ours, beside `em-pipeline denoise`: the same log-densities, and the same picture.
+"""A prior of ours in other programs: deepinv's EPLL beside `em-pipeline denoise`, and the log-densities of deepinv and of Jolideco.
 
-    scripts/experiments/epll_of_deepinv.py RUN NOISY CLEAN --sigma 25
+    scripts/experiments/prior_elsewhere.py RUN NOISY CLEAN --sigma 25
 
-RUN is of a Gaussian mixture of square grey patches, NOISY and CLEAN are one grey picture. It needs deepinv and torch, which no extra
-installs: pip install deepinv. The exported mixture is of whole patches: a normal density of their means comes to that of the run, so
-that log-densities of patches without their mean differ by one number. Seconds are of CPU, on one thread for deepinv.
+RUN is of a Gaussian mixture of square grey patches without their mean, NOISY and CLEAN are one grey picture. It needs deepinv, jolideco and torch, which
+no extra installs: pip install deepinv jolideco. The exported mixture is of whole patches: a normal density of their means comes to that of the
+run, so that log-densities of patches without their mean differ by one number. Jolideco computes in float32, and its weights of pixels are set to 1.
+Seconds are of CPU, on one thread for deepinv.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
+import os
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
+from scipy.special import logsumexp
 
 import pipeline
 from pipeline.data.patch import patch_basis
@@ -47,6 +51,11 @@ def main() -> None:
     noisy, clean, sigma = grey(chosen.noisy), grey(chosen.clean), chosen.sigma / 255
     with TemporaryDirectory() as scratch:
         prior = np.load(pipeline.save_prior(chosen.run, Path(scratch) / "prior.npz"))
+        (Path(scratch) / "jolideco-gmm-library-index.json").write_text(json.dumps([]))
+        os.environ["JOLIDECO_GMM_LIBRARY"] = scratch  # it reads the list of its own priors when it is imported
+        from jolideco.priors.patches.gmm import GaussianMixtureModel
+
+        jolideco = GaussianMixtureModel.read(str(pipeline.save_prior(chosen.run, Path(scratch) / "prior.mat")))
         made = pipeline.denoise(chosen.run, [f"data.path={chosen.noisy}"], Path(scratch) / "out", sigma=chosen.sigma)
         ours = grey(made / "pictures" / f"{chosen.noisy.stem}.png")
         with (made / "pictures.csv").open() as file:
@@ -64,11 +73,17 @@ def main() -> None:
         found.set_cov(torch.tensor(prior["cov"], dtype=dtype))
         return found
 
-    theirs = -mixture(torch.float64)(torch.tensor(centred)).detach().numpy()
-    apart = theirs - pipeline.open_estimator(chosen.run).score_samples(centred @ patch_basis((side, side)))
-    print(
-        f"log-densities of {len(centred)} patches: apart by {apart.mean():.6f}, the same to {np.abs(apart - apart.mean()).max():.1e}"
-    )
+    ours_of = pipeline.open_estimator(chosen.run).score_samples(centred @ patch_basis((side, side)))
+    jolideco.__dict__["pixel_weights_numpy"] = 1.0
+    by_column = centred.reshape(-1, side, side).swapaxes(1, 2).reshape(-1, d)
+    for name, theirs in (
+        ("deepinv", -mixture(torch.float64)(torch.tensor(centred)).detach().numpy()),
+        ("Jolideco", logsumexp(jolideco.estimate_log_prob_numpy(by_column), axis=1)),
+    ):
+        apart = theirs - ours_of
+        print(
+            f"{name}: log-densities of {len(centred)} patches are apart by {apart.mean():.6f}, the same to {np.abs(apart - apart.mean()).max():.1e}"
+        )
     epll = deepinv.optim.EPLL(GMM=mixture(torch.float32), n_components=k, pretrained=None, patch_size=side)
     physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(sigma))
     began = time.process_time()
