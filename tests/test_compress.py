@@ -66,8 +66,8 @@ def fit_rows(folder: Path, dtype: str, **changes: object) -> tuple[Path, np.ndar
 @pytest.mark.parametrize(
     ("dtype", "preprocess"),
     [
-        ("float64", []),
         ("uint8", [{"kind": "standardize"}]),
+        pytest.param("float64", [], marks=pytest.mark.slow),
         pytest.param("float32", [{"kind": "standardize"}], marks=pytest.mark.slow),
     ],
 )

@@ -136,6 +136,7 @@ def test_known_components_keep_their_names_in_search_and_moves(family, tmp_path)
     assert (found[known >= 0] == known[known >= 0]).all()
 
 
+@pytest.mark.slow
 def test_workers_change_no_bit(tmp_path):
     """1, 2 and 4 threads: the same model.zarr and labels.zarr."""
     x, label = overlapping()

@@ -103,6 +103,7 @@ def test_a_reset_ends_a_cycle():
     assert found
 
 
+@pytest.mark.slow
 def test_extrapolation_saves_passes():
     """Two overlapping clusters, where plain EM creeps: the same optimum for less than two thirds of the reads."""
     rng = np.random.default_rng(1)
