@@ -49,7 +49,7 @@ def test_a_test_without_a_mark_starts_no_process():
         multiprocessing.get_context("spawn").Process(target=print).start()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_slow_tier_takes_the_laws():
     """`-m slow` takes the law of this file, which has no mark, and none of the other tests."""
     program = [
