@@ -90,6 +90,10 @@ class Source(ABC):
         """Return the bytes that a read needs beside three times its chunk, at most, and what would make it fewer."""
         return 0, ""
 
+    def resident(self) -> int:
+        """Return the bytes that it takes in each process while rows are read and labels written, beside the chunks."""
+        return 0
+
     def notes(self) -> list[str]:
         """Return what a person should know of how the rows are read, a sentence each without its full stop, for warnings."""
         return []

@@ -125,6 +125,9 @@ class UnitSource(Source):
     def decoding(self) -> tuple[int, str]:
         return self.inner.decoding()
 
+    def resident(self) -> int:
+        return self.inner.resident()
+
     def notes(self) -> list[str]:
         return self.inner.notes()
 

@@ -199,7 +199,9 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
         errors = task(information)
         driver = max(driver, 8 * information)
     driver += min(UNRETURNED, 4 * chunks.pass_bytes()) if imports else 0  # in proportion, where there are few rows
-    each, processes = max(fitting, labelling, errors), uses_processes(engine)
+    resident, processes = chunks.source.resident(), uses_processes(engine)
+    driver += resident
+    each = max(fitting, labelling, errors) + resident * processes
     advice = advice if decoding > chunks.chunk_bytes else SMALLER_CHUNKS
     if of_unit > TILE_BYTES:
         advice += f", split the longest unit, of {longest} rows, in data.units (a unit is in one chunk, whole)"

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SLAB_BYTES = 256 * 2**20  # of a chunk of rows that follows the stored chunks
+OPENED = (
+    128 * 2**20
+)  # bytes of xarray's engines and of coordinates as they are written, beside those of other jobs: 60 to 120 MiB measured
 TIMES = 4  # that a stored chunk may be read in one pass
 _COSINE = re.compile(r"cos\((\w+)\)")
 
@@ -94,12 +97,8 @@ class XarraySection(FileSection):
 
     def open_column(self, what: str, source: Source) -> Column | None:
         name = getattr(self, what)
-        if (
-            what != "weights"
-            or name is None
-            or not isinstance(source, XarraySource)
-            or name.endswith((".npy", ".zarr"))
-        ):
+        own = what == "weights" and name is not None and not name.endswith((".npy", ".zarr"))
+        if not (own and isinstance(source, XarraySource)):
             return super().open_column(what, source)
         return source.weights(name)
 
@@ -192,8 +191,7 @@ class XarraySource(Source):
     def selected(self) -> xr.Dataset:
         """The dataset's selected entries, opened lazily."""
         dataset = self.place.open()
-        used = {dim: at for dim, at in self.selection.items() if dim in dataset.dims}
-        return dataset.isel(used)
+        return dataset.isel({dim: at for dim, at in self.selection.items() if dim in dataset.dims})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "selected"}  # open files stay here
@@ -215,9 +213,7 @@ class XarraySource(Source):
         """Entries of each sample dimension in chunk i."""
         lead, part = divmod(i, len(self.cuts) - 1)
         before = np.unravel_index(lead, self.grid.shape[: self.axis]) if self.axis else ()
-        box: dict[str, Any] = {
-            dim: slice(int(at), int(at) + 1) for dim, at in zip(self.grid.dims, before, strict=False)
-        }
+        box: dict[str, Any] = {d: slice(int(at), int(at) + 1) for d, at in zip(self.grid.dims, before, strict=False)}
         return box | {self.grid.dims[self.axis]: slice(int(self.cuts[part]), int(self.cuts[part + 1]))}
 
     def _values(self, name: str, box: dict[str, Any], feature_dims: Sequence[str]) -> np.ndarray:
@@ -288,6 +284,10 @@ class XarraySource(Source):
 
     def decoding(self) -> tuple[int, str]:
         return 2 * self.stored_bytes, "store the variables in smaller chunks"
+
+    def resident(self) -> int:
+        """xarray's engines, and the coordinates: in memory, and for the labels once more."""
+        return OPENED + 3 * self.rows_on()[1].nbytes // 2
 
     def notes(self) -> list[str]:
         if self.times == 1:
