@@ -222,8 +222,8 @@ def test_it_answers_in_time(tmp_path, monkeypatch, speed, basis):
 
     monkeypatch.setattr(EStep, "__call__", counted)
     whole, of_whole, computed[0] = workflow.check(config), computed[0], 0
-    monkeypatch.setattr(checking, "SECONDS", 0.2)
-    monkeypatch.setattr(timed, "LEAST_SECONDS", 0.06)  # enough for some rows, however late it is
+    monkeypatch.setattr(checking, "SECONDS", 0.02)
+    monkeypatch.setattr(timed, "LEAST_SECONDS", 0.03)  # enough for some rows, however late it is
     monkeypatch.setattr(timed, "SPEED", speed)
     monkeypatch.setattr(checking, "SPEED", speed)
     cost = workflow.check(config)
