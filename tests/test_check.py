@@ -210,6 +210,7 @@ def test_it_says_first_what_it_does(tmp_path, monkeypatch, capsys):
     assert outcome.code == 2 and outcome.out == "" and outcome.err.startswith("checking ")
 
 
+@pytest.mark.slow  # it depends on the speed of the machine
 @pytest.mark.parametrize(("speed", "basis"), [(SPEED, "rows"), (1e5, "shapes")])
 def test_it_answers_in_time(tmp_path, monkeypatch, speed, basis):
     """With little time, some rows are timed; if even these take too long, nothing but shapes. The phases are the same."""

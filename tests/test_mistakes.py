@@ -62,7 +62,10 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
         "n_components: there is no such key; it belongs to model.",
     ),
     "a misspelt one of another section": (["run", X + "model: {max_iterr: 3}\n"], "did you mean fit.max_iter?"),
-    "nothing like any": (["run", X + "output: {zzz: 3}\n"], "expected one of path, copy_to, storage_options, labels, top_k"),
+    "nothing like any": (
+        ["run", X + "output: {zzz: 3}\n"],
+        "expected one of path, copy_to, storage_options, labels, top_k",
+    ),
     "keys not indented": (
         ["run", "data:\nsource: npy\npath: x.npy\n"],
         [
