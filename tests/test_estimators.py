@@ -208,9 +208,7 @@ def test_a_dask_array_uses_the_current_client_and_gives_the_same_bits():
 
     lazy = da.from_array(blobs(900), chunks=(100, 3))
     alone = GaussianMixture(3, init_params="random", random_state=0, max_iter=5).fit(lazy)
-    with Client(
-        dashboard_address=":0", processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None
-    ) as client:
+    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=":0") as client:
         for x in (lazy, lazy.persist()):
             with get_task_stream(client) as ran:
                 fitted = clone(alone).fit(x)
