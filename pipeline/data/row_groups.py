@@ -21,7 +21,7 @@ from pipeline.data import source as chunking
 from pipeline.data.files import damaged, open_binary, opening, reading, what_it_is
 from pipeline.errors import InputError, did_you_mean
 
-SUFFIXES = (".parquet", ".parq", ".pq", ".feather", ".arrow")
+_SUFFIXES = (".parquet", ".parq", ".pq", ".feather", ".arrow")
 WHAT = "data.source: parquet"
 _ARROW = b"ARROW1"  # the first bytes of Arrow's files
 
@@ -51,7 +51,7 @@ class TableFile:
                 raise InputError(
                     f"{path}: is no parquet or Arrow file, it begins with {beginning!r}. {advice}."
                 ) from error
-            schema, rows = file.schema, file.rows
+            schema, rows = file.schema, file.rows()
         twice = [name for name, n in Counter(schema.names).items() if n > 1]
         if twice:
             raise InputError(
@@ -99,13 +99,16 @@ class TableFile:
 
 
 class _Parquet:
-    """An open parquet file. schema : of Arrow.  rows : of each row group."""
+    """An open parquet file. schema : of Arrow."""
 
     def __init__(self, stream: Any) -> None:
         self._file = pyarrow_of(WHAT).parquet.ParquetFile(stream, page_checksum_verification=True)
-        metadata = self._file.metadata
         self.schema = self._file.schema_arrow
-        self.rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+    def rows(self) -> list[int]:
+        """Return the rows of each row group."""
+        metadata = self._file.metadata
+        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def read(self, group: int, names: list[str]) -> Any:
         """Return columns of a row group, a pyarrow.Table."""
@@ -116,9 +119,12 @@ class _Arrow:
     """An open Arrow file, such as Feather's: its record batches are row groups."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream, first = stream, self._reader(stream, [0])  # of one column nothing else is decompressed
-        self.schema = self._reader(stream, None).schema
-        self.rows = [first.get_batch(i).num_rows for i in range(first.num_record_batches)]
+        self._stream, self.schema = stream, self._reader(stream, None).schema
+
+    def rows(self) -> list[int]:
+        """As of `_Parquet`: each batch is looked at, of which one column is decompressed."""
+        first = self._reader(self._stream, [0])
+        return [first.get_batch(i).num_rows for i in range(first.num_record_batches)]
 
     @staticmethod
     def _reader(stream: Any, fields: list[int] | None) -> Any:
@@ -238,11 +244,11 @@ def table_files(path: str, options: Mapping[str, Any]) -> list[str]:
         else:
             return [path]
     files = sorted(
-        name for name in found if name.endswith(SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(("_", "."))
+        name for name in found if name.endswith(_SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(("_", "."))
     )
     if not files:
         raise InputError(
-            f"{path}: has no parquet or Arrow files ({', '.join(SUFFIXES)}). Give data.path their folder, or a glob such as "
+            f"{path}: has no parquet or Arrow files ({', '.join(_SUFFIXES)}). Give data.path their folder, or a glob such as "
             "rows/**/*.parquet for those in folders below it."
         )
     return files
