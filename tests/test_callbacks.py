@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.jobconfig import validate
 from tests.jobs import blobs
 
-callback = pytest.importorskip("sklearn.callback")
+pytest.importorskip("sklearn.callback")
 X = blobs()
 MADE = {
     "kmeans": lambda: pipeline.KMeans(4, method="em", init="random", n_init=2, random_state=0, tol=0, max_iter=8),
@@ -80,14 +80,17 @@ def test_a_callback_stops_a_fit_with_the_next_iteration(name):
 
 
 def test_a_fit_that_fails_tears_down_and_a_clone_keeps_callbacks_as_scikit_learn_does():
-    """Teardown comes after an error too; scikit-learn's own progress bar is shown."""
+    """Teardown comes after an error in an iteration too; a clone calls the same ones; what is no callback is refused."""
     heard = Listener()
-    with pytest.raises(ValueError, match="NaN"):
-        pipeline.GaussianMixture(2).set_callbacks(heard).fit(np.full((5, 2), np.nan))
-    assert heard.hooks in ([], ["setup", "begin fit 0", "teardown"])
+    heard.on_fit_task_begin = lambda estimator, context: 1 / (context.task_id + (context.task_name == "fit"))
+    with pytest.raises(ZeroDivisionError):
+        MADE["kmeans"]().set_callbacks(heard).fit(X)
+    assert heard.hooks == ["setup", "teardown"]
     with pytest.raises(TypeError, match="FitCallback"):
         pipeline.KMeans(2).set_callbacks(Listener)
-    assert clone(pipeline.KMeans(2).set_callbacks(heard)).fit(X).n_iter_ >= 1
+    heard = Listener()
+    found = clone(MADE["kmeans"]().set_callbacks(heard)).fit(X)
+    assert heard.hooks.count("teardown") == 1 and len(heard.scores) == found.n_iter_ + 1
 
 
 def _nothing() -> Any:
@@ -104,11 +107,10 @@ def test_a_notebook_shows_the_report(tmp_path):
             {"data": {"source": "npy", "path": str(tmp_path / "x.npy")}, "output": {"path": str(tmp_path / "run")}}
         )
     )
-    text = (made / "report.html").read_text()
     (made / "report.html").unlink()
     shown = pipeline.show(made)._repr_html_()
-    start, page, end = shown.split('"')[:1][0], shown.split('srcdoc="')[1].split('"')[0], shown[-40:]
+    start, page, end = shown.split('"', 2)
     assert start == "<iframe sandbox srcdoc=" and end.endswith("</iframe>")
-    assert html.unescape(page) == (made / "report.html").read_text() and len(page) > len(text) // 2
+    assert html.unescape(page) == (made / "report.html").read_text()
     with pytest.raises(InputError):
         pipeline.show(tmp_path)

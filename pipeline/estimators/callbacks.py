@@ -44,21 +44,23 @@ def called_back(
     if not getattr(estimator, "_skl_callbacks", None):
         yield then
         return
-    last: list[Run] = []
+    best: Run | None = None
+    done = 0
     root = estimator._init_callback_context(max_subtasks=estimator.max_iter)
     root.call_on_fit_task_begin(estimator=estimator, **data)
 
     def attributes() -> Mapping[str, Any] | None:
-        return state(last[0]) if last else None
+        return None if best is None else state(best)
 
     def told(runs: Sequence[Run]) -> bool:
+        nonlocal best, done
         then(runs)
-        best, before = best_run(runs), len(last[0].history) if last else 0
-        stop, last[:] = False, [best]
-        for _ in range(before, len(best.history)):
+        stop, best, now = False, best_run(runs), max(len(run.history) for run in runs)
+        for _ in range(done, now):  # none in the pass over the final parameters
             task = root.subcontext(task_name="iteration")
             task.call_on_fit_task_begin(estimator=estimator, **data)
             stop |= bool(task.call_on_fit_task_end(estimator=estimator, reconstruction_attributes=attributes, **data))
+        done = now
         return stop
 
     yield told
