@@ -20,9 +20,10 @@ from pipeline.fitting.plan import JobPlan
 from pipeline.jobconfig import Config
 from pipeline.models.base import LatentModel
 from pipeline.outputs.events import EventLog
-from pipeline.outputs.labels import LabelBlock, write_labels
+from pipeline.outputs.labels import LabelBlock, refuse_taken, write_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.run_sink import RunSink
+from pipeline.outputs.written_back import refuse_write_back
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Job:
 def engine_for(config: Config, plan: Plan) -> AbstractContextManager[Engine]:
     """Return the engine with the number of tasks of the memory plan."""
     return open_engine(config.engine, plan.workers, plan.ahead, plan.spare)
+
+
+def refuse_labels(plan: JobPlan, chunks: Chunks) -> None:
+    """Raise InputError, before a chunk is read, where labels are asked for that could not be written."""
+    output = plan.config.output
+    refuse_write_back(plan.config)
+    if output.labels:
+        refuse_taken(chunks.source.rows_on()[0], plan.models[0].row_arrays(output.top_k), "labels.zarr")
 
 
 def write_labels_of(job: Job, model: LatentModel, params: Any, own: bool) -> None:

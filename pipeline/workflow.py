@@ -42,18 +42,18 @@ from pipeline.errors import InputError, as_written
 from pipeline.fitting.disk import Disk, disk_plan, refuse_full
 from pipeline.fitting.driver import Driver
 from pipeline.fitting.plan import memory_plan, plan_job
-from pipeline.job import Job, engine_for, write_labels_of
+from pipeline.job import Job, engine_for, refuse_labels, write_labels_of
 from pipeline.jobconfig import Config, to_plain, validate
 from pipeline.outputs import checkpoint, model_store, partial
 from pipeline.outputs.coordinates import on_coordinates
-from pipeline.outputs.copied import Copy
+from pipeline.outputs.copied import Copy, not_copied
 from pipeline.outputs.earlier import start_of
 from pipeline.outputs.events import EventLog, Listener
-from pipeline.outputs.labels import lacks_labels, refuse_taken
+from pipeline.outputs.labels import lacks_labels
 from pipeline.outputs.run_directory import RunDirectory
 from pipeline.outputs.standard_errors import lacks_errors, write_errors
 from pipeline.outputs.state import as_read_before, unpack_state
-from pipeline.outputs.written_back import lacks_column, refuse_write_back, write_back
+from pipeline.outputs.written_back import lacks_column, write_back
 from pipeline.updating import config_of_update, refuse_rows_of
 
 __all__ = [
@@ -113,9 +113,7 @@ def run(
         plan = plan_job(config, chunks)
         plan.refuse_unreadable()
         user = start_of(config, chunks)
-        refuse_write_back(config)
-        if config.output.labels:
-            refuse_taken(chunks.source.rows_on()[0], plan.models[0].row_arrays(config.output.top_k), "labels.zarr")
+        refuse_labels(plan, chunks)
         if (copy := Copy.of(config)) is not None:
             copy.refuse_unless_free(overwrite)
         planned, disk = memory_plan(plan, chunks), disk_plan(plan)  # before a chunk is read
@@ -192,7 +190,7 @@ def check(config: Config, tell: Callable[[str], None] = lambda text: None, began
         chunks = config.open_chunks()
         plan = plan_job(config, chunks)
         plan.refuse_unreadable()
-        refuse_write_back(config)
+        refuse_labels(plan, chunks)
         user, planned = start_of(config, chunks), memory_plan(plan, chunks)
         for text in from_shapes(chunks, planned):
             tell(text)
@@ -201,6 +199,8 @@ def check(config: Config, tell: Callable[[str], None] = lambda text: None, began
         notes = [*advice(found, config, chunks), *filter(None, [unused_address(config.engine)])]
     try:
         RunDirectory(config.output.path).refuse_unless_free(overwrite=False)
+        if (copy := Copy.of(config)) is not None:
+            copy.refuse_unless_free(overwrite=False)
     except InputError as error:
         notes.append(str(error))
     return replace(found, advice=notes)
@@ -247,13 +247,16 @@ def resume(
     safe = trusted(record["config"], overrides, name)
     stored, config = validate(safe, name=name), validate(safe, list(overrides), name).resolved()
     provenance.refuse_other_job(checkpoint.computed(directory.checkpoints), stored, config, record, accept_other_bits)
+    unnamed = not_copied(record["config"], config)
     whole = directory.model.exists() and not _goes_on(directory, config)
     whole = whole and not lacks_errors(directory.model, config.output)
     labels = directory.labels
     if whole and not (lacks_labels(directory.model, labels, config.output) or lacks_column(config, labels)):
         with directory.lock():  # nothing to compute: the data are not needed
             _report(directory)
-            _copy(config, directory, EventLog(directory.events, tuple(listeners)))
+            log = EventLog(directory.events, tuple(listeners))
+            log.warn(unnamed)
+            _copy(config, directory, log)
         return directory.path
     refuse_unnamed_engine(record["config"], overrides, name)
     began = time.perf_counter() if began is None else began
@@ -262,15 +265,14 @@ def resume(
         plan = plan_job(config, chunks)
         planned = memory_plan(plan, chunks)  # before a chunk is read
         provenance.refuse_other_data(record, chunks.fingerprint())
-        refuse_write_back(config)
+        refuse_labels(plan, chunks)
         refuse_full(directory, disk_plan(plan))
         with engine_for(config, planned) as engine, directory.lock():
             log = EventLog(directory.events, tuple(listeners))
             chunks = as_read_before(chunks, directory.checkpoints, log.warn)
             job = Job(plan, chunks, engine, log, directory, memory, began)
             log.warn(unused_address(config.engine))
-            if (left := record["config"].get("output", {}).get("copy_to")) and config.output.copy_to is None:
-                log.warn(f"results are copied to {left} only if you name it again: add --set output.copy_to={left}")
+            log.warn(unnamed)
             for text in provenance.other_versions(record):
                 log.warn(text)
             where = {"engine": record["config"].get("engine", {})}  # where it runs today says nothing of tomorrow

@@ -233,6 +233,11 @@ def test_results_are_copied_and_an_earlier_copy_is_replaced_only_if_asked(bucket
     with pytest.raises(InputError, match=r"holds the copy of a run\. Use --overwrite"):
         workflow.run(copying(bucket, tmp_path), tmp_path / "again")
     assert not (tmp_path / "again").exists()
+    elsewhere = copying(bucket, tmp_path)
+    elsewhere = elsewhere.model_copy(
+        update={"output": elsewhere.output.model_copy(update={"path": str(tmp_path / "new")})}
+    )
+    assert any("holds the copy of a run" in note for note in workflow.check(elsewhere).advice)
     s3fs.S3FileSystem(**bucket.options).pipe_file("rows/out/model.zarr/left-over/zarr.json", b"{}")
     again = workflow.run(copying(bucket, tmp_path, max_iter=1), made, overwrite=True)
     here = {
@@ -284,8 +289,9 @@ def test_a_copy_that_failed_is_made_by_resume_and_only_where_the_user_names_it(b
         workflow.run(config)
     made = tmp_path / "run"
     assert (made / "report.html").exists() and "report.html" not in copied(bucket)
-    workflow.resume(made)
-    assert "report.html" not in copied(bucket)
+    said: list[str] = []
+    workflow.resume(made, listeners=[lambda event: said.append(str(event.get("message")))])
+    assert "report.html" not in copied(bucket) and any("--set output.copy_to=s3://rows/out" in text for text in said)
     named = ["output.copy_to=s3://rows/out", f"output.storage_options={json.dumps(bucket.options)}"]
     workflow.resume(made, named)
     assert copied(bucket)["report.html"] == (made / "report.html").read_bytes()

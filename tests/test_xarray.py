@@ -22,7 +22,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.jobconfig import validate
 from pipeline.outputs import labels as labels_module
 from pipeline.outputs import model_store
-from pipeline.workflow import predict, resume, run
+from pipeline.workflow import check, predict, resume, run
 
 DIMS = ("time", "level", "lat", "lon")
 SIZES = {"time": 6, "level": 2, "lat": 5, "lon": 4}
@@ -412,6 +412,8 @@ def test_names_that_results_use_too_take_no_place_of_theirs(tmp_path):
         other.to_netcdf(tmp_path / "other.nc", engine="scipy")
         with pytest.raises(InputError, match=said):
             run(validate({**raw, "data": {**raw["data"], "path": str(tmp_path / "other.nc")}}), tmp_path / "other")
+        with pytest.raises(InputError, match=said):
+            check(validate({**raw, "data": {**raw["data"], "path": str(tmp_path / "other.nc")}}))
         assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="the dimension variable is that of the 2 variables"):
         two = ds.rename(component="variable").assign(gust=lambda each: each.wind + 1)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.files import remedy, said
@@ -45,7 +45,7 @@ class Copy:
             mark = _content(filesystem, f"{root}/config.yaml") if there else b""
         if there and not mark.startswith(MARK.encode()):
             raise InputError(
-                f"output.copy_to: {self.url} holds {_last(there[0])}, and is no copy of a run. Nothing was changed. Give another URL."
+                f"output.copy_to: {self.url} holds {PurePosixPath(there[0]).name}, and is no copy of a run. Nothing was changed. Give another URL."
             )
         if there and not overwrite:
             raise InputError(
@@ -116,6 +116,14 @@ class Copy:
             ) from error
 
 
+def not_copied(stored: Mapping[str, Any], config: Config) -> str | None:
+    """Return a warning where a run was to be copied and the user who resumes it does not say where; else None. stored : its config."""
+    url = stored.get("output", {}).get("copy_to")
+    if not url or config.output.copy_to is not None:
+        return None
+    return f"results are copied to {url} only if you name it again: add --set output.copy_to={url}"
+
+
 def _here(directory: RunDirectory) -> dict[str, int]:
     """The bytes of each file of the results, by its path in the directory."""
     found: dict[str, int] = {}
@@ -145,7 +153,3 @@ def _make_folders(filesystem: Any, folders: set[str]) -> None:
 
 def _content(filesystem: Any, path: str) -> bytes:
     return bytes(filesystem.cat_file(path)) if filesystem.exists(path) else b""
-
-
-def _last(path: str) -> str:
-    return str(path).rstrip("/").rsplit("/", 1)[-1]
