@@ -210,21 +210,22 @@ def test_it_says_first_what_it_does(tmp_path, monkeypatch, capsys):
     assert outcome.code == 2 and outcome.out == "" and outcome.err.startswith("checking ")
 
 
-@pytest.mark.slow  # it depends on the speed of the machine
 @pytest.mark.parametrize(("speed", "basis"), [(SPEED, "rows"), (1e5, "shapes")])
 def test_it_answers_in_time(tmp_path, monkeypatch, speed, basis):
     """With little time, some rows are timed; if even these take too long, nothing but shapes. The phases are the same."""
     config = patches(tmp_path, fit={"method": "em", "n_init": 2}, select={"heldout": 0.3})
-    computed, e_step = [0], EStep.__call__
+    computed, pause, e_step = [0], 0.0, EStep.__call__
 
     def counted(step: Any, rows: Rows, kernels: Any) -> Any:
         computed[0] += rows.n
+        time.sleep(pause * rows.n)
         return e_step(step, rows, kernels)
 
     monkeypatch.setattr(EStep, "__call__", counted)
     whole, of_whole, computed[0] = workflow.check(config), computed[0], 0
-    monkeypatch.setattr(checking, "SECONDS", 0.02)
-    monkeypatch.setattr(timed, "LEAST_SECONDS", 0.03)  # enough for some rows, however late it is
+    pause = 5e-5  # so that no machine is fast enough for a whole chunk
+    monkeypatch.setattr(checking, "SECONDS", 0.2)
+    monkeypatch.setattr(timed, "LEAST_SECONDS", 0.06)  # enough for some rows, however late it is
     monkeypatch.setattr(timed, "SPEED", speed)
     monkeypatch.setattr(checking, "SPEED", speed)
     cost = workflow.check(config)

@@ -195,7 +195,7 @@ def others() -> Iterator[Any]:
     """A cluster that is there already: two workers of one thread in this process, without sockets, and a client."""
     from distributed import Client, LocalCluster
 
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
     with LocalCluster(**options, silence_logs=50) as cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
