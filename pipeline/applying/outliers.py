@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import zarr
 from pipeline import keyed
 from pipeline.applying.rows import OpenRows, asked_of, output_of, write_rows
 from pipeline.arrays.dtypes import Array
-from pipeline.arrays.rows import LowestRows, Rows
+from pipeline.arrays.rows import LowestRows, Rows, stack
 from pipeline.arrays.stores import open_group
 from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError
@@ -116,19 +117,14 @@ def _keep_oddest(store: Path, opened: OpenRows) -> None:
         block = np.stack([p[part], words.sign * scores[part], np.arange(part.start, part.stop)], axis=1)
         found = np.concatenate([found, block[~np.isnan(block[:, 0])]])
         found = found[np.lexsort(found.T[::-1])][: model_store.OUTLIERS]
-    rows, bounds = found[:, 2].astype(np.int64), opened.chunks.source.bounds
-    oddest: LowestRows | None = None
-    for i in np.unique(np.searchsorted(bounds, rows, side="right") - 1).tolist():
-        chunk = opened.mapped.load(i)
-        own = np.flatnonzero((rows >= bounds[i]) & (rows < bounds[i + 1]))
-        at = rows[own] - chunk.start
-        some = LowestRows(
-            len(rows), own.astype(np.float64), rows[own], chunk.x[at], np.ones(len(own)), np.full(len(own), -1)
-        )
-        oddest = some if oddest is None else oddest + some
-    if oddest is None:
+    if not len(found):
         return
-    oddest = replace(oddest, score=found[:, 1])  # until now their order
+    rows, bounds = found[:, 2].astype(np.int64), opened.chunks.source.bounds
+    ascending = np.sort(rows)
+    chunk = np.searchsorted(bounds, ascending, side="right") - 1
+    read = (opened.mapped.load(i).x[ascending[chunk == i] - bounds[i]] for i in np.unique(chunk).tolist())
+    x = reduce(stack, read)[np.searchsorted(ascending, rows)]
+    oddest = LowestRows(len(rows), found[:, 1], rows, x, np.ones(len(rows)), np.full(len(rows), -1))
     for name, (dims, value) in model_store.outlier_variables(oddest, opened.model).items():
         group.create_array(name, data=np.asarray(value), dimension_names=dims, overwrite=True)
 

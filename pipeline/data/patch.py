@@ -14,6 +14,12 @@ from pipeline.config import Section
 _TOPS = {8: 255, 16: 65535}  # the highest values of containers; those of 32 bits say nothing of what they hold
 
 
+remove_mean_field = Field(
+    True,
+    description="drop each patch's mean, of each channel: size-1 features a channel in an orthonormal basis without the constant",
+)
+
+
 class Patch(Section):
     """How pictures are cut into rows."""
 
@@ -26,10 +32,7 @@ class Patch(Section):
         description="grey: the luma of colours; rgb: three features a pixel, which of grey pictures are equal; all: the channels that "
         "are stored, of TIFF files any number and in their own values",
     )
-    remove_mean: bool = Field(
-        True,
-        description="drop each patch's mean, of each channel: size-1 features a channel in an orthonormal basis without the constant",
-    )
+    remove_mean: bool = remove_mean_field
     contrast: float | None = Field(
         None, gt=0, description="divide each patch by its deviation, floored at this value (pixels are 0 to 1)"
     )

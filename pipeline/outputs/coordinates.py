@@ -8,6 +8,11 @@ import numpy as np
 import xarray as xr
 
 
+def of_data(name: str) -> str:
+    """Return what a coordinate or dimension of the data is called where its own name is that of an array or dimension of ours."""
+    return f"data_{name}"
+
+
 def on_coordinates(model: xr.Dataset) -> xr.Dataset:
     """Return a stored model with its locations on the data's variables and coordinates, where the data have these.
 
@@ -26,7 +31,7 @@ def on_coordinates(model: xr.Dataset) -> xr.Dataset:
     stored = name + "s"
     if index is None or stored not in model or model[stored].dims != ("component", "feature"):
         return model
-    index = {f"data_{dim}" if dim in model.dims else dim: entries for dim, entries in index.items()}
+    index = {of_data(dim) if dim in model.dims else dim: entries for dim, entries in index.items()}
     location = model[stored].values
     if "preprocess_inverse" in model:
         location = location @ model["preprocess_inverse"].values + model["preprocess_offset"].values

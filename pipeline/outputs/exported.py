@@ -14,6 +14,7 @@ from pipeline.data.grid import FlatRows
 from pipeline.data.row_groups import pyarrow_of
 from pipeline.data.source import Source
 from pipeline.errors import InputError, StorageError
+from pipeline.outputs.coordinates import of_data
 from pipeline.outputs.labels import LabelBlock
 from pipeline.outputs.run_directory import publish
 
@@ -86,9 +87,7 @@ def _frames(labels: Path, source: Source | LabelBlock) -> Iterator[pd.DataFrame]
     arrays = {name: FlatRows(array) for name, array in group.arrays() if FlatRows(array).shape[0] == grid.n_rows}
     arrays = {name: arrays[name] for name in sorted(arrays, key=lambda name: (name != "label", name))}
     named = {} if coordinates is None else coordinates.coords
-    beside = {
-        f"data_{name}" if f"data_{name}" in group else str(name) for name in named
-    }  # as `write_labels` calls them
+    beside = {of_data(name) if of_data(name) in group else name for name in map(str, named)}
     arrays = {name: array for name, array in arrays.items() if name not in beside}
     step = max(1, TABLE_NUMBERS // max(1, sum(array.shape[-1] for array in arrays.values() if len(array.shape) > 1)))
     for start in range(0, grid.n_rows, step := min(step, TABLE_ROWS)):

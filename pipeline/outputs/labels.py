@@ -31,6 +31,7 @@ from pipeline.em.heldout import Units
 from pipeline.engine.passes import Engine
 from pipeline.errors import InputError, StorageError, as_written
 from pipeline.models.base import RowArray
+from pipeline.outputs.coordinates import of_data
 from pipeline.outputs.measures import measures
 from pipeline.outputs.model_store import read_dataset
 from pipeline.outputs.run_directory import publish, remove
@@ -197,7 +198,7 @@ def write_labels(
             group.attrs["measures"] = found
         # Last: it adds names of coordinates to the attributes, and `group` would write back those that it knows.
         if coordinates is not None:
-            taken = {name: f"data_{name}" for name in map(str, coordinates.variables) if name in specs}
+            taken = {name: of_data(name) for name in map(str, coordinates.variables) if name in specs}
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=_NO_SPECIFICATION)
                 coordinates.rename(taken).to_zarr(

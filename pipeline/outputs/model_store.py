@@ -237,8 +237,6 @@ def _attributes(
         "versions": {name: version(name) for name in ("em-pipeline", "numpy", "scipy", "zarr")},
     }
     attributes |= model.facts() | criteria(model, final.evidence, summary.total)
-    if final.evidence.label_entropy is not None:
-        attributes["label_entropy"] = float(final.evidence.label_entropy)
     if final.evidence.log_likelihood is None:
         attributes[f"final_{model.words.series}"] = objective
     if isinstance(model, ClusterModel):

@@ -16,7 +16,7 @@ from pipeline.data.axes import SPACE, Axis, axes_of, multiscale, only_array
 from pipeline.data.encoded import refuse_encoded
 from pipeline.data.files import native
 from pipeline.data.grid import Grid
-from pipeline.data.patch import patch_basis, write_features
+from pipeline.data.patch import patch_basis, remove_mean_field, write_features
 from pipeline.data.section import FileSection
 from pipeline.data.source import Source, rows_per_target
 from pipeline.data.stores import ZarrPlace, listing, unprotected
@@ -36,10 +36,7 @@ class VolumePatch(Section):
         (4, 4, 4), description="of a patch, in voxels along z, y and x; two numbers: patches of planes, along y and x"
     )
     stride: int = Field(1, ge=1, description="voxels from one patch to the next, along each of these")
-    remove_mean: bool = Field(
-        True,
-        description="drop each patch's mean, of each channel: size-1 features a channel in an orthonormal basis without the constant",
-    )
+    remove_mean: bool = remove_mean_field
     contrast: float | None = Field(
         None, gt=0, description="divide each patch by its deviation, floored at this value, in the units of the data"
     )

@@ -171,6 +171,7 @@ def context(made: Prediction) -> dict[str, Any]:
     of, labels = made.of, made.labels
     data = made.config.get("data") or {}
     low, worst = _share_of_low(made), _worst(made)
+    oddest = None if made.rate is None else outliers(made.rows)
     return {
         "name": made.path.name,
         "title": f"{'Labels of' if made.rate is None else 'Outliers among'} {plural(labels.total + labels.unlabelled, *of.row)}",
@@ -186,8 +187,8 @@ def context(made: Prediction) -> dict[str, Any]:
         "lines": _table(made),
         "words": of.words,
         "row": of.row,
-        "worst": worst,
-        "oddest": outliers(made.rows) if made.rate is not None else None,
+        "worst": worst if oddest is None else [],  # these are mostly the same rows
+        "oddest": oddest,
         "k": of.k,
         "named": any(line[3] != NONE for line in worst),
         "fingerprint": made.fingerprint,

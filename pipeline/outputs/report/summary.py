@@ -186,11 +186,11 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
 def _certainty(record: Record) -> list[Fact]:
     """How sure the labels of a mixture are: the entropy of the responsibilities, and the errors that these expect."""
     words, facts = record.words, []
-    entropy = record.attrs.get("label_entropy")
-    if entropy is not None and record.k > 1 and record.attrs.get("assignment") != "hard":
+    if "icl" in record.attrs and record.k > 1 and record.attrs.get("assignment") != "hard":
+        entropy = (record.attrs["icl"] - record.attrs["bic"]) / 2  # by the definition of ICL
         most = number(float(np.log(record.k)), 3)
         note = f"of the responsibilities; from 0, where each {record.row[0]} has one {words.component}, to {most}"
-        facts.append(Fact("Entropy", number(float(entropy) / record.total_weight, 3), "nats per row", note))
+        facts.append(Fact("Entropy", number(entropy / record.total_weight, 3), "nats per row", note))
     if record.has("overlap"):
         counts = record.array("overlap")
         note = f"whose label is not their {words.component}, if the model is right"
