@@ -11,6 +11,7 @@ from sklearn.base import clone
 
 import pipeline
 from pipeline.errors import InputError
+from pipeline.estimators import kmeans
 from pipeline.jobconfig import validate
 from tests.jobs import blobs
 
@@ -77,6 +78,15 @@ def test_a_callback_stops_a_fit_with_the_next_iteration(name):
         estimator.fit(X, sample_weight=np.ones(len(X)))
     assert estimator.n_iter_ == 4 and estimator.stop_reason_.startswith("stopped: a callback asked for it")
     assert len(estimator.predict(X)) == len(X)
+
+
+def test_iterations_are_those_of_the_longest_restart(monkeypatch):
+    """Also where the best restart has fewer."""
+    heard, passes = Listener(), []
+    monkeypatch.setattr(kmeans, "_silent", lambda runs: passes.append(max(len(run.history) for run in runs)))
+    estimator = pipeline.KMeans(6, method="em", init="random", n_init=5, random_state=0, tol=0)
+    estimator.set_callbacks(heard).fit(blobs(300))
+    assert len(heard.scores) - 1 == max(passes) > estimator.n_iter_
 
 
 def test_a_fit_that_fails_tears_down_and_a_clone_keeps_callbacks_as_scikit_learn_does():
