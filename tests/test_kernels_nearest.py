@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline import keyed
+from pipeline import KMeans, keyed
 from pipeline.kernels import nearest
 from pipeline.kernels.blocks import BLOCK
+from pipeline.kernels.centers import prepared
 from pipeline.kernels.cpu import KERNELS
 from pipeline.kernels.nearest import TILE, add_residuals
 from pipeline.kernels.nearest_bounds import nearest_by_bounds
@@ -149,17 +150,32 @@ def test_bounds_leave_labels_and_sums_as_they_are(monkeypatch, dtype):
     assert not certain[np.isin(every.label, [5, 200])].any() and (every.label == 5).any()
 
 
+def given(made):
+    """The arguments of bounds beside the rows."""
+    return made.reference, made.factors, made.square, made.leading
+
+
+def test_centres_are_prepared_once_for_each_array():
+    """What is prepared is known by the array, for as long as it lives; an estimator whose centres change in place predicts anew."""
+    x, centers, shift = clustered(2, np.float32)
+    made = prepared(centers, shift, x.dtype)
+    assert prepared(centers, shift, x.dtype) is made
+    assert prepared(centers, shift + 1, x.dtype) is not made and prepared(centers.copy(), shift, x.dtype) is not made
+    fitted = KMeans(2, init=x[:2], max_iter=1).fit(x[:50])
+    before = fitted.predict(x)
+    fitted.cluster_centers_[:] = fitted.cluster_centers_[::-1].copy()
+    np.testing.assert_array_equal(fitted.predict(x), 1 - before)
+
+
 def test_bounds_give_way_where_they_rule_out_little():
     """Rows without structure, whose bounds are near one another; rows with NaN are left to the pass that computes all."""
     rng = np.random.default_rng(0)
     x, centers = rng.normal(size=(700, 128)).astype(np.float32), rng.normal(size=(256, 128))
-    square = (centers**2).sum(axis=1).astype(np.float32)
-    given = np.zeros(128, np.float32), centers.astype(np.float32), square, centers
-    assert nearest_by_bounds(x, *given) is None
+    made = prepared(centers, np.zeros(128), x.dtype)
+    assert nearest_by_bounds(x, *given(made)) is None
     rows, centers, _ = clustered(1, np.float32)
     rows[-1, 3] = np.nan
-    square = (centers**2).sum(axis=1).astype(np.float32)
-    _, certain = nearest_by_bounds(rows, np.zeros(128, np.float32), centers.astype(np.float32), square, centers)
+    _, certain = nearest_by_bounds(rows, *given(prepared(centers, np.zeros(128), rows.dtype)))
     assert not certain[-1] and certain[:-1].mean() > 0.9
 
 

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels.base import LloydSums
 from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, transpose_square, update_nearest
+from pipeline.kernels.centers import prepared
 from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.nearest_bounds import nearest_by_bounds
 
@@ -27,30 +28,25 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     """See `Kernels.lloyd_pass`."""
     x = np.ascontiguousarray(x, compute_dtype(x.dtype))
     (k, d), n = centers.shape, len(x)
-    reference = shift.astype(x.dtype)
-    points = centers - reference
-    # A block of centres is stored feature by feature. Those that fill up the last block are infinitely far away.
-    blocks = -(-k // BLOCK)
-    coefficients, square = np.zeros((blocks * BLOCK, d), x.dtype), np.full(blocks * BLOCK, np.inf, x.dtype)
-    coefficients[:k], square[:k] = -2.0 * points, np.einsum("kd,kd->k", points, points)
+    made = prepared(centers, shift, x.dtype)
     label, score = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
     weights = np.empty(0) if weight is None else weight
-    found = nearest_by_bounds(x, reference, coefficients[:k] / -2.0, square[:k], centers)
-    coefficients = np.ascontiguousarray(coefficients.reshape(blocks, BLOCK, d).swapaxes(1, 2))
-    search = centers, reference, coefficients, square.reshape(blocks, BLOCK)
+    found = nearest_by_bounds(x, made.reference, made.factors, made.square, made.leading)
+    search = centers, made.reference, made.blocks, made.block_squares
     if found is not None:
         label, rest = found[0], np.flatnonzero(~found[1])
         left, none = np.empty(len(rest), np.int32), np.empty(0)
         _pass(x[rest], none, 0, *search, False, left, np.empty(len(rest)), np.zeros(k), np.zeros((k, d)))
         label[rest] = left
     inertia, key = _pass(x, weights, first, *search, found is not None, label, score, sum_w, sum_x)
-    apart = _are_told_apart(square[:k]) if x.itemsize == 8 else np.zeros(k, np.bool_)
-    largest = float(square[:k].max())
-    if not apart.all() and _corrected(x, weights, centers, shift, reference, label, score, apart, largest):
+    apart = _are_told_apart(made.square) if x.itemsize == 8 else np.zeros(k, np.bool_)
+    largest = float(made.square.max())
+    if not apart.all() and _corrected(x, weights, centers, shift, made.reference, label, score, apart, largest):
         sum_w[:], sum_x[:] = 0.0, 0.0
         inertia, key = _pass(x, weights, first, *search, True, label, score, sum_w, sum_x)
-    return LloydSums(label, score, sum_w, sum_x + sum_w[:, None] * (centers - shift), inertia, key)
+    _move(sum_w, centers, shift, sum_x)
+    return LloydSums(label, score, sum_w, sum_x, inertia, key)
 
 
 def _corrected(
@@ -154,6 +150,15 @@ def _pass(
         inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
         key += label_key(own, w, first + start, len(centers))
     return inertia, key
+
+
+@exact_kernel
+def _move(sum_w: np.ndarray, centers: np.ndarray, shift: np.ndarray, sum_x: np.ndarray) -> None:
+    """Make sums about the centres, (k, d), sums about the shift."""
+    for k in range(len(centers)):
+        if sum_w[k] != 0.0:
+            for i in range(len(shift)):
+                sum_x[k, i] += sum_w[k] * (centers[k, i] - shift[i])
 
 
 @exact_kernel

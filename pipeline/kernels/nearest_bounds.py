@@ -12,9 +12,7 @@ Lloyd's own; a row whose two lowest scores differ by less than rounding is left 
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Any, NamedTuple
-from weakref import finalize
 
 import numpy as np
 
@@ -37,32 +35,22 @@ class Leading(NamedTuple):
     bounds: Array
 
 
-_known: dict[tuple[int, int, str], Leading] = {}
-_lock = Lock()
-
-
-def leading_of(centers: Array, points: Array, square: Array) -> Leading:
-    """The directions for centres in use, of which one array stands for all. points : (k, d), about the reference, in the rows' dtype."""
-    key = (id(centers), hash(square.tobytes()), points.dtype.str)
-    with _lock:
-        if key not in _known:
-            _known[key] = _leading(points, square)
-            finalize(centers, _known.pop, key, None)
-        return _known[key]
-
-
-def _leading(points: Array, square: Array) -> Leading:
-    d, q, c = points.shape[1], DIRECTIONS, points.astype(np.float64)
+def leading_of(factors: Array, square: Array) -> Leading | None:
+    """Return what bounds of these centres take; None where all distances take less time. Shapes as for `nearest_by_bounds`."""
+    (k, d), q = factors.shape, DIRECTIONS
+    if d < LEAST_FEATURES or k < LEAST_CENTERS or not np.isfinite(square).all():
+        return None
+    c = factors.astype(np.float64) / -2.0
     basis = np.random.default_rng(0).normal(size=(d, q))
     for _ in range(ITERATIONS):
         basis = np.linalg.qr(c.T @ (c @ basis))[0]
-    basis = basis.astype(points.dtype)
+    basis = basis.astype(factors.dtype)
     along = c @ basis.astype(np.float64)
     length = np.einsum("kd,kd->k", c, c)
-    left = np.sqrt(np.maximum(length - np.einsum("kq,kq->k", along, along), 0.0) + _slack(points.dtype, d) * length)
-    loose = _loose(points.dtype, d, q)  # what rounding may have added to a bound is taken off
+    left = np.sqrt(np.maximum(length - np.einsum("kq,kq->k", along, along), 0.0) + _slack(factors.dtype, d) * length)
+    loose = _loose(factors.dtype, d, q)  # what rounding may have added to a bound is taken off
     lines = -2.0 * along.T, -2.0 * left[None], -2.0 * loose * np.sqrt(length)[None], (1.0 - loose) * square[None]
-    return Leading(basis, np.concatenate(lines).astype(points.dtype))
+    return Leading(basis, np.concatenate(lines).astype(factors.dtype))
 
 
 def _loose(dtype: Any, d: int, q: int) -> float:
@@ -76,22 +64,20 @@ def _slack(dtype: Any, d: int) -> float:
 
 
 def nearest_by_bounds(
-    x: Array, reference: Array, points: Array, square: Array, centers: Array
+    x: Array, reference: Array, factors: Array, square: Array, leading: Leading | None
 ) -> tuple[Array, Array] | None:
     """Return the nearest centres of rows, (n,) int32, and whether each is certain; None where that would not save time.
 
-    x : (n, d).  points : (k, d), the centres about the reference.  square : (k,), of their lengths.  All as in `nearest.lloyd_pass`.
+    x : (n, d).  reference : (d,).  factors : (k, d), minus twice the centres about the reference.  square : (k,), of their lengths.
     """
-    (n, d), k = x.shape, len(points)
-    if n < LEAST_ROWS or d < LEAST_FEATURES or k < LEAST_CENTERS or not np.isfinite(square).all():
+    (n, d), k = x.shape, len(factors)
+    if n < LEAST_ROWS or leading is None:
         return None
-    leading, eps = leading_of(centers, points, square), float(np.finfo(x.dtype).eps)
-    q, slack = leading.basis.shape[1], _slack(x.dtype, d)
+    eps, q, slack = float(np.finfo(x.dtype).eps), leading.basis.shape[1], _slack(x.dtype, d)
     bound = (q * d + k * (q + 3 + SCAN)) / 2  # a matrix product is twice as fast as distances are
     if bound > WORTH * k * d:
         return None
     label, certain = np.empty(n, np.int32), np.empty(n, np.bool_)
-    coefficients = -2.0 * points
     y, projected = np.empty((ROWS, d), x.dtype), np.ones((ROWS, q + 3), x.dtype)
     bounds, start = np.empty((ROWS, k), x.dtype), 0
     while start < n:
@@ -105,7 +91,7 @@ def nearest_by_bounds(
         projected[:m, q + 1] = np.sqrt(length)
         np.matmul(projected[:m], leading.bounds, out=bounds[:m])
         first = bounds[:m].argmin(axis=1).astype(np.int32)
-        computed = _settle(y[:m], bounds[:m], coefficients, square, (d + 16) * eps, first, label[rows], certain[rows])
+        computed = _settle(y[:m], bounds[:m], factors, square, (d + 16) * eps, first, label[rows], certain[rows])
         if start == 0 and bound + GATHERED * d * computed / m > WORTH * k * d:
             return None
         start += m
@@ -116,7 +102,7 @@ def nearest_by_bounds(
 def _settle(
     y: np.ndarray,
     bounds: np.ndarray,
-    coefficients: np.ndarray,
+    factors: np.ndarray,
     square: np.ndarray,
     rounding: float,
     first: np.ndarray,
@@ -129,7 +115,7 @@ def _settle(
         own = first[t]
         dot = length = y[t, 0] * np.float32(0.0)
         for i in range(d):
-            dot += y[t, i] * coefficients[own, i]
+            dot += y[t, i] * factors[own, i]
             length += y[t, i] * y[t, i]
         twice = 2.0 * np.sqrt(np.float64(length))
         best, chosen = square[own] + dot, own
@@ -149,7 +135,7 @@ def _settle(
                     continue
                 dot = y[t, 0] * np.float32(0.0)
                 for i in range(d):
-                    dot += y[t, i] * coefficients[j, i]
+                    dot += y[t, i] * factors[j, i]
                 score = square[j] + dot
                 computed += 1
                 error = rounding * (square[j] + twice * np.sqrt(square[j]))

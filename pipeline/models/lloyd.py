@@ -33,6 +33,10 @@ class Centers:
 
     centers: Array
 
+    def __post_init__(self) -> None:
+        # Kernels know centres by their array. This one is nobody else's, who might change it and ask again.
+        object.__setattr__(self, "centers", self.centers.view())
+
 
 @stored
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""What a pass of Lloyd's algorithm needs of its centres beside them, prepared once for all chunks.
+
+Where a chunk has few rows for each centre, preparing them again would take longer than the rows.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import finalize
+
+import numpy as np
+
+from pipeline.arrays.dtypes import Array
+from pipeline.kernels.blocks import BLOCK
+from pipeline.kernels.nearest_bounds import Leading, leading_of
+
+MOST_BYTES = 2**26  # of all that is kept
+
+
+class Prepared(NamedTuple):
+    """Centres about the reference, in the rows' dtype.
+
+    Attributes
+    ----------
+    reference : array, shape (d,)
+    factors : array, shape (k, d)
+        Minus twice the centres.
+    square : array, shape (k,)
+        Squared lengths.
+    blocks : array, shape (ceil(k / BLOCK), d, BLOCK)
+        The factors, a block of centres feature by feature; zeros fill up the last block.
+    block_squares : array, shape (ceil(k / BLOCK), BLOCK)
+        inf fills up the last block: what is there is never nearest.
+    leading : Leading or None
+        What bounds take, where there are enough features and centres for them.
+    """
+
+    reference: Array
+    factors: Array
+    square: Array
+    blocks: Array
+    block_squares: Array
+    leading: Leading | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return self.factors.nbytes + self.blocks.nbytes + self.square.nbytes + self.block_squares.nbytes
+
+
+_known: dict[tuple[int, bytes, str], Prepared] = {}
+_lock = Lock()
+
+
+def prepared(centers: Array, shift: Array, dtype: np.dtype[Any]) -> Prepared:
+    """Prepare centres for rows of a dtype, or return what is prepared for the same array. No centre may change in place."""
+    key = (id(centers), shift.tobytes(), dtype.str)
+    with _lock:
+        found = _known.get(key)
+        if found is None:
+            found = _prepared(centers, shift.astype(dtype))
+            if found.nbytes + sum(each.nbytes for each in list(_known.values())) <= MOST_BYTES:
+                _known[key] = found
+                finalize(centers, _known.pop, key, None)
+        return found
+
+
+def _prepared(centers: Array, reference: Array) -> Prepared:
+    (k, d), dtype = centers.shape, reference.dtype
+    points = centers - reference
+    n_blocks = -(-k // BLOCK)
+    factors, square = np.zeros((n_blocks * BLOCK, d), dtype), np.full(n_blocks * BLOCK, np.inf, dtype)
+    factors[:k], square[:k] = -2.0 * points, np.einsum("kd,kd->k", points, points)
+    blocks = np.ascontiguousarray(factors.reshape(n_blocks, BLOCK, d).swapaxes(1, 2))
+    leading = leading_of(factors[:k], square[:k])
+    return Prepared(reference, factors[:k], square[:k], blocks, square.reshape(n_blocks, BLOCK), leading)
