@@ -275,6 +275,17 @@ def test_too_few_drawn_rows_are_no_search(tmp_path, data, monkeypatch):
     assert workflow.open_run(tmp_path / "many").attrs["search"]
 
 
+def test_restarts_of_a_search_begin_from_different_places(tmp_path, data):
+    """The first from the best K-means, the others from random rows: no two from the same rows, and those of K-means by their seeds."""
+    fit = {"method": "auto", "n_init": 3, "tol": 1e-2, "max_iter": 40}
+    workflow.run(job(data, fit=fit), tmp_path / "run")
+    found = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "level"]
+    assert {event["restart"] for event in found if event["family"] == "kmeans"} == {0}
+    assert {event["restart"] for event in found if event["family"] == "gaussian"} == {0, 1, 2}
+    first = [next(event["objective"] for event in found if event["restart"] == each) for each in (1, 2)]
+    assert first[0] != first[1]
+
+
 def test_from_given_starts_there_is_no_search(tmp_path, data):
     """The first E-step is of what was given: its log-likelihood by densities of scipy."""
     x = blobs()

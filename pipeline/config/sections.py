@@ -71,7 +71,10 @@ class Fit(Section):
         "true | false",
     )
     n_init: int = Field(
-        1, ge=1, description="restarts; all share each read of the data, and the best one is the result"
+        1,
+        ge=1,
+        description="restarts; all share each read of the data, and the best one is the result; where a search begins from K-means, the first "
+        "does, and the others begin from random rows",
     )
     max_iter: int | None = Field(None, ge=1, description="most iterations; null: the family's default")
     tol: float | None = Field(

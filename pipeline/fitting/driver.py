@@ -26,7 +26,7 @@ from pipeline.em.heldout import HeldOutRows, SumJobs, Units, without
 from pipeline.em.loop import Event, em
 from pipeline.em.pruning import pruned
 from pipeline.em.run import Run
-from pipeline.em.search import EFFORT, Level, Search, most_reads, searched
+from pipeline.em.search import EFFORT, Level, Search, begins_from_centers, most_reads, searched
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory import cores
 from pipeline.engine.memory_rows import MemoryRows
@@ -174,14 +174,17 @@ class Driver:
             self.sink.log("level", **of, **level._asdict())
 
         fit, effort = self.config.fit, EFFORT[self.config.fit.effort]
+        init, sparse = fit.init, self.plan.sparse
+        if run.restart and begins_from_centers(model, init, sparse):
+            init = "random"  # K-means would find the same best centres again, and the run end in the same optimum
         # Fixed weights belong to their places. Where components are pruned, the highest likelihood of the largest number is not wanted.
         moves = fit.moves == "auto" and "weights" not in model.fixed and not self.config.select.pruning
         own = self._own(summary, run.candidate)
         of = self.chunks.n_rows
-        parts = searched(model, fit.init, self.plan.sparse, rows.n_rows, effort)
+        parts = searched(model, init, sparse, rows.n_rows, effort)
         most = sum(most_reads(each, some, of, moves, part) for each, some, part in parts)
         rows = replace(rows, after=self._telling(rows.read[0], most))
-        search = Search(fit.init, moves, seed, own, rows, of, progress, effort)
+        search = Search(init, moves, seed, own, rows, of, progress, effort)
         run = replace(run, params=search(model), levels=tuple(levels))
         return self._pruned(run, rows, summary.total) if self.config.select.pruning else run
 

@@ -79,8 +79,8 @@ def from_truth(x: np.ndarray, truth: Any) -> Any:
     return pipeline.GaussianMixture(len(weights), tol=1e-6, max_iter=2000, **start).fit(x)
 
 
-def optima(kinds: list[str], draws: int) -> None:
-    """Default `auto` against the truth."""
+def optima(kinds: list[str], draws: int, n_init: int) -> None:
+    """`auto` against the truth."""
     print(
         "| d, K, n, largest : smallest weight | nats a row | missed (truth) | CPU seconds |\n|---|---|---|---|",
         flush=True,
@@ -91,7 +91,7 @@ def optima(kinds: list[str], draws: int) -> None:
             x, truth = draw(kind, seed)
             best = from_truth(x, truth)
             began = time.process_time()
-            found = pipeline.GaussianMixture(len(truth[0]), method="auto", random_state=seed).fit(x)
+            found = pipeline.GaussianMixture(len(truth[0]), method="auto", n_init=n_init, random_state=seed).fit(x)
             seconds.append(time.process_time() - began)
             nats.append(found.score(x) - best.score(x))
             misses.append(f"{missed(found.means_, truth[1])} ({missed(best.means_, truth[1])})")
@@ -132,13 +132,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["optima", "resets"])
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--n-init", type=int, default=1, help="restarts")
     parser.add_argument("--kinds", nargs="*", default=[""])
     words = parser.parse_args()
     kinds = [kind for kind in KINDS if kind.startswith(tuple(words.kinds))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if words.what == "optima":
-            optima(kinds, words.draws)
+            optima(kinds, words.draws, words.n_init)
         else:
             resets(words.draws)
     return 0
