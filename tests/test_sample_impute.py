@@ -190,6 +190,39 @@ def test_patches_are_drawn_on_a_sheet(tmp_path):
         assert sheet.width > sheet.height > 100
 
 
+def test_draws_that_were_stopped_are_resumed(tmp_path, monkeypatch):
+    """Wherever a process ends, `resume` leaves the store and the sheet of one that nothing stopped; of a finished one, nothing is drawn again."""
+    from PIL import Image
+
+    from pipeline.applying import sampling
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)).save(tmp_path / "a.png")
+    data = {"source": "images", "path": str(tmp_path / "a.png"), "patch": {"size": [4, 4]}}
+    run = workflow.run(job(tmp_path / "a.npy", data=data, output={"labels": False}), tmp_path / "run")
+    monkeypatch.setattr(sampling, "BLOCK_BYTES", 8 * 15 * 10)
+    whole = pipeline.sample(run, 30, tmp_path / "whole", seed=1)
+    blocks = sampling.Draws.blocks
+
+    def stops(draws, rows):
+        for i, block in enumerate(blocks(draws, rows)):
+            if i == 2:
+                raise KeyboardInterrupt
+            yield block
+
+    for name, place, ends in (("rows", sampling.Draws, ("blocks", stops)), ("sheet", sampling, ("_draw_sheet", None))):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, *ends)
+            with pytest.raises((KeyboardInterrupt, TypeError)):
+                pipeline.sample(run, 30, tmp_path / name, seed=1)
+        assert (tmp_path / name / "sample.zarr").exists() == (name == "sheet")
+        assert workflow.resume(tmp_path / name) == tmp_path / name
+        for array in ("x", "label"):
+            assert (stored(tmp_path / name / "sample.zarr", array) == stored(whole, array)).all()
+        assert (tmp_path / name / "sheet.png").read_bytes() == (tmp_path / "whole" / "sheet.png").read_bytes()
+    monkeypatch.setattr(sampling.Draws, "blocks", None)
+    assert workflow.resume(tmp_path / "whole") == tmp_path / "whole"
+
+
 def test_what_cannot_be_done_is_refused(made, tmp_path):
     """Each refusal says what was found."""
     rows = [f"data.path={made / 'x.npy'}"]

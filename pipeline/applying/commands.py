@@ -9,6 +9,7 @@ from pipeline.applying.denoising import finish_denoising
 from pipeline.applying.encoding import finish_encoding
 from pipeline.applying.imputing import finish_imputing
 from pipeline.applying.outliers import finish_outliers
+from pipeline.applying.sampling import finish_sampling
 from pipeline.applying.summarizing import finish_summary
 
 FINISHED: dict[str, Callable[..., Path]] = {
@@ -18,5 +19,6 @@ FINISHED: dict[str, Callable[..., Path]] = {
     "encode": finish_encoding,
     "impute": finish_imputing,
     "outliers": finish_outliers,
+    "sample": finish_sampling,
     "summarize": finish_summary,
 }

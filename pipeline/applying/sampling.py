@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from pipeline.arrays.dtypes import Array
 from pipeline.arrays.stores import guarded
 from pipeline.data.preprocess import Affine
 from pipeline.errors import InputError, StorageError
+from pipeline.jobconfig import Config
 from pipeline.models.mixture import Mixture
 from pipeline.outputs import checkpoint, model_store
-from pipeline.outputs.run_directory import RunDirectory, publish, remove, sync_tree
+from pipeline.outputs.events import Listener
+from pipeline.outputs.run_directory import RunDirectory, publish, remove
 
 BLOCK_BYTES = 2**23  # of rows drawn at a time, of one number of features always as many: draws do not depend on memory
 SHOWN = 200  # rows on the sheet of patches or pictures
@@ -49,25 +51,50 @@ def sample(path: str | Path, rows: int, output: str | Path | None = None, seed: 
     run, target = RunDirectory(path), output_of("sample", output)
     if rows < 1:
         raise InputError(f"sample: got {rows} rows, expected at least 1. Correct --rows.")
-    model, params, affine = model_store.load_model(model_store.read_dataset(run.model))
-    if not isinstance(model, Mixture):
-        raise InputError(f"sample: got a run of a {model.words.name}, which cannot be sampled from. Fit a mixture.")
-    config = run.read_config()["config"]
+    draws = _draws(run, seed)
     record = {
         "prediction_of": str(run.path.absolute()),
         "model": checkpoint.sums(run.model),
-        "config": config,
+        "config": run.read_config()["config"],
         "command": "sample",
         "rows": rows,
         "seed": seed,
     }
     target.refuse_unless_free(overwrite=False)
-    store = target.path / "sample.zarr"
     with target.lock():
         target.create(record)
-        draws = Draws(model, params, affine, seed)
+        return _finish(run, target, draws, rows)
+
+
+def finish_sampling(
+    run: RunDirectory,
+    config: Config,
+    target: RunDirectory,
+    options: dict[str, Any],
+    listeners: Sequence[Listener],
+    began: float | None,
+) -> Path:
+    """Draw what a directory lacks, from the first row on. options : of the command, by name. The other parameters are those of all commands."""
+    draws = _draws(run, options["seed"])
+    with target.lock():
+        return _finish(run, target, draws, options["rows"])
+
+
+def _draws(run: RunDirectory, seed: int) -> Draws:
+    """Of the model of a run. Raises InputError if it cannot be sampled from."""
+    model, params, affine = model_store.load_model(model_store.read_dataset(run.model))
+    if not isinstance(model, Mixture):
+        raise InputError(f"sample: got a run of a {model.words.name}, which cannot be sampled from. Fit a mixture.")
+    return Draws(model, params, affine, seed)
+
+
+def _finish(run: RunDirectory, target: RunDirectory, draws: Draws, rows: int) -> Path:
+    """Write the store and the sheet where they are missing; return the store."""
+    store, sheet = target.path / "sample.zarr", target.path / "sheet.png"
+    if not store.exists():
         _write(store, draws, rows)
-        _draw_sheet(run.path, next(draws.blocks(rows))[1][:SHOWN], target.path / "sheet.png")
+    if not sheet.exists():
+        _draw_sheet(run.path, next(draws.blocks(rows))[1][:SHOWN], sheet)
     return store
 
 
@@ -116,7 +143,7 @@ def _write(store: Path, draws: Draws, rows: int) -> None:
             label[start : start + len(drawn)] = labels
         publish(temporary, store)
     except OSError as error:
-        raise StorageError(f"{store}: cannot be written ({error}). Make room, then sample again.") from error
+        raise StorageError(f"{store}: cannot be written ({error}). Make room, then `resume`.") from error
 
 
 def _draw_sheet(run: Path, x: Array, path: Path) -> None:
@@ -126,5 +153,6 @@ def _draw_sheet(run: Path, x: Array, path: Path) -> None:
 
     pixels = pixel_map(read_record(run))
     if pixels is not None:
-        path.write_bytes(base64.b64decode(sheet_of(pixels, x, "").source.partition(",")[2]))
-        sync_tree(path)
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_bytes(base64.b64decode(sheet_of(pixels, x, "").source.partition(",")[2]))
+        publish(temporary, path)
