@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +82,67 @@ def test_densities_there_are_those_of_the_run(tmp_path, mean_free):
     assert (pipeline.open_estimator(tmp_path / "prior.mat").predict(x) == labels).all()
 
 
-@pytest.mark.parametrize("suffix", [".mat", ".npz"])
+@pytest.mark.parametrize("mean_free", [True, False])
+def test_a_table_in_fits_has_the_columns_of_jolideco(tmp_path, mean_free):
+    """As astropy reads it into a Table: pixels row by row, the densities of the run; what is opened again is the same mixture."""
+    table = pytest.importorskip("astropy.table").Table
+    run = workflow.run(config(tmp_path, mean_free), tmp_path / "run")
+    by_row = patches(tmp_path).reshape(-1, 9)
+    x = by_row @ patch_basis((3, 3)) if mean_free else by_row
+    expected = pipeline.open_estimator(run).score_samples(x)
+    path = pipeline.save_prior(run, tmp_path / "prior.fits")
+    stored = table.read(path)
+    assert stored.colnames == ["weights", "means", "covariances"] and stored.meta["PNPTYPE"] == "subtract-mean"
+    assert stored["means"].shape == (2, 9) and stored["covariances"].shape == (2, 9, 9)
+    centred = by_row - by_row.mean(axis=1, keepdims=True) if mean_free else by_row
+    found = log_density(*(np.asarray(stored[name]) for name in stored.colnames), centred)
+    if mean_free:
+        found -= multivariate_normal(0, 1e-4).logpdf(0)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(pipeline.open_estimator(path).score_samples(x), expected, rtol=1e-9)
+    stored.write(tmp_path / "theirs.fits")
+    np.testing.assert_allclose(pipeline.open_estimator(tmp_path / "theirs.fits").score_samples(x), expected, rtol=1e-9)
+
+
+def test_other_tables_in_fits_are_refused(tmp_path, monkeypatch):
+    """Patches divided by their mean, a file without a table, with other columns, damaged, or without astropy: each refusal says which."""
+    fits = pytest.importorskip("astropy.io.fits")
+    run = workflow.run(config(tmp_path, True), tmp_path / "run")
+    path = pipeline.save_prior(run, tmp_path / "prior.fits")
+    with fits.open(path) as units:
+        units[1].header["PNPTYPE"] = "std-subtract-mean"
+        units.writeto(tmp_path / "divided.fits")
+        units[1].columns["means"].name = "mu"
+        units[1].header["PNPTYPE"] = "subtract-mean"
+        units.writeto(tmp_path / "renamed.fits")
+    fits.PrimaryHDU(np.ones((3, 3))).writeto(tmp_path / "picture.fits")
+    (tmp_path / "cut.fits").write_bytes(path.read_bytes()[:5000])
+    (tmp_path / "damaged.fits").write_bytes(b"no table" * 30)
+    (tmp_path / "packed.fits").write_bytes(gzip.compress(path.read_bytes()))
+    rows = "NAXIS2  = {:20}".format
+    (tmp_path / "declared.fits").write_bytes(path.read_bytes().replace(rows(2).encode(), rows(10**9).encode()))
+    for name, said in (
+        ("divided", "std-"),
+        ("renamed", "means"),
+        ("picture", "no table"),
+        ("cut", "cannot be read"),
+        ("declared", "truncated"),
+        ("damaged", "no FITS file"),
+        ("packed", "no FITS file"),
+    ):
+        with pytest.raises(InputError, match=said):
+            pipeline.open_estimator(tmp_path / f"{name}.fits")
+    monkeypatch.setitem(sys.modules, "astropy.io", None)
+    for action in (pipeline.open_estimator, lambda where: pipeline.save_prior(run, where)):
+        with pytest.raises(InputError, match=r"em-pipeline\[fits\]"):
+            action(path)
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".npz", ".fits"])
 def test_a_fit_begins_with_it(tmp_path, suffix):
     """`fit.init: explicit`: with all parameters fixed the run has those of the first, also with fewer features than pixels."""
+    if suffix == ".fits":
+        pytest.importorskip("astropy")
     run = workflow.run(config(tmp_path, True), tmp_path / "run")
     prior = pipeline.save_prior(run, tmp_path / f"prior{suffix}")
     changes = {

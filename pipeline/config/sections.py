@@ -62,7 +62,7 @@ class Fit(Section):
     )
     init_path: AnyPath | None = Field(
         None,
-        description="explicit: .npz or .zarr with weights, means, covariances (or centers, or weights, log_prob), or a .mat or .npz of `save_prior`; "
+        description="explicit: .npz or .zarr with weights, means, covariances (or centers, or weights, log_prob), or a .mat, .npz or .fits of `save_prior`; "
         "labels: .npy or .zarr, one integer a row; run: an earlier run directory, whose parameters are those of the start",
     )
     init_statistics: bool = Field(

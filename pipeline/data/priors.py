@@ -3,14 +3,18 @@
     .mat   of the EPLL code (Zoran and Weiss 2011): a struct, GS or GMM, with nmodels, means (d, k), covs (d, d, k), invcovs,
            mixweights (k, 1); the pixels of a patch column by column. Jolideco reads the same.
     .npz   for deepinv's GaussianMixtureModel: mu (k, d), cov (k, d, d), weights (k,); pixels row by row.
+    .fits  of Jolideco: a table with a row for each component and the columns weights, means (d,), covariances (d, d); pixels row by row. In its
+           header PNPTYPE is subtract-mean; of std-subtract-mean, patches would be divided by their mean, which rows are not.
 
-A mixture of patches without their mean says nothing of the mean. In .mat the mean is independent and has a small variance, the same in all components, which
+A mixture of patches without their mean says nothing of the mean. In .mat and .fits the mean is independent and has a small variance, the same in all components, which
 adds one number to all log-densities of patches without their mean: Jolideco needs covariances that have a Cholesky factor in float32. In the files that were
 released it is 0 but for rounding. deepinv looks at patches with their mean, so in .npz it has that of values evenly spread from 0 to 1: mean 1/2, variance 1/12.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,9 @@ from pipeline.data.patch import patch_basis
 from pipeline.errors import InputError, StorageError
 
 FLAT = 1e-6  # of the mean variance of a pixel: a constant patch that varies less is none
-STAND_IN = 1e-4  # the variance of the constant patch of length 1 in .mat, of pixels from 0 to 1
+STAND_IN = 1e-4  # the variance of the constant patch of length 1 in .mat and .fits, of pixels from 0 to 1
+SUFFIXES = (".mat", ".npz", ".fits")
+NORM = "PNPTYPE", "subtract-mean"
 
 
 def read_prior(path: str) -> dict[str, Array]:
@@ -35,10 +41,11 @@ def read_prior(path: str) -> dict[str, Array]:
     """
     try:
         with open_binary(path, {}) as file:
-            found = _from_mat(file) if path.endswith(".mat") else _from_npz(file)
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+            found = _READ[Path(path).suffix](file)
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, UserWarning) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}), expected .mat with the struct GS or GMM of the EPLL code, or .npz with mu, cov and weights."
+            f"{path}: cannot be read ({error}), expected .mat with the struct GS or GMM of the EPLL code, .npz with mu, cov and weights, or .fits with "
+            "a table of weights, means and covariances."
         ) from error
     k, d = found["means"].shape
     if found["covariances"].shape != (k, d, d) or found["weights"].shape != (k,):
@@ -50,7 +57,7 @@ def read_prior(path: str) -> dict[str, Array]:
 def is_prior(path: str) -> bool:
     """Whether a file has one of these layouts, by its name, and of .npz by the names of its arrays."""
     if not path.endswith(".npz"):
-        return path.endswith(".mat")
+        return path.endswith(SUFFIXES)
     with open_binary(path, {}) as file, np.load(file, allow_pickle=False) as stored:
         return {"mu", "cov", "weights"} <= set(stored.files)
 
@@ -81,6 +88,35 @@ def _from_mat(file: Any) -> dict[str, Array]:
     return {"weights": weights, "means": by_row[0], "covariances": by_row[1]}
 
 
+def _from_fits(file: Any) -> dict[str, Array]:
+    fits = _astropy()
+    if file.read(6) != b"SIMPLE":  # compressed files may have any size
+        raise ValueError("no FITS file")
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*truncated")  # or memory is taken for rows that are not there
+        with fits.open(file, memmap=False) as units:
+            found = next((one for one in units if isinstance(one, fits.BinTableHDU)), None)
+            if found is None:
+                raise ValueError("no table")
+            if (norm := found.header.get(*NORM)) != NORM[1]:
+                raise ValueError(f"{NORM[0]} is {norm}, expected {NORM[1]}")
+            return {name: np.asarray(found.data[name], np.float64) for name in ("weights", "means", "covariances")}
+
+
+def _astropy() -> Any:
+    try:
+        from astropy.io import fits
+    except ImportError as error:
+        raise InputError(
+            "a mixture in .fits is read and written by astropy, which is not installed. Install it: pip install 'em-pipeline[fits]'."
+        ) from error
+    return fits
+
+
+_READ: dict[str, Callable[[Any], dict[str, Array]]] = {".mat": _from_mat, ".npz": _from_npz, ".fits": _from_fits}
+
+
 def _by_columns(d: int) -> Array:
     """The row-by-row number of each pixel of a square patch, column by column."""
     side = round(d**0.5)
@@ -95,12 +131,12 @@ def write_prior(path: Path, arrays: dict[str, Array], size: tuple[int, int], mea
     Raises
     ------
     InputError
-        If the name does not end with .mat or .npz, or patches are not square.
+        If the name does not end with .mat, .npz or .fits, or patches are not square; or if astropy is not installed, for .fits.
     StorageError
         If it cannot be written.
     """
-    if path.suffix not in (".mat", ".npz"):
-        raise InputError(f"{path}: got {path.suffix or 'no suffix'}, expected .mat or .npz. Rename it.")
+    if path.suffix not in _WRITE:
+        raise InputError(f"{path}: got {path.suffix or 'no suffix'}, expected .mat, .npz or .fits. Rename it.")
     if size[0] != size[1]:
         raise InputError(f"{path}: got patches of {size[0]} x {size[1]} pixels, expected square ones.")
     weights, means, covariances = (arrays[name] for name in ("weights", "means", "covariances"))
@@ -112,13 +148,26 @@ def write_prior(path: Path, arrays: dict[str, Array], size: tuple[int, int], mea
         else:
             covariances = covariances + STAND_IN / len(basis)
     try:
-        if path.suffix == ".npz":
-            with path.open("wb") as file:
-                np.savez(file, weights=weights, mu=means, cov=covariances)
-        else:
-            _write_mat(path, weights, means, covariances)
+        _WRITE[path.suffix](path, weights, means, covariances)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error}). Make room, then write it again.") from error
+
+
+def _write_npz(path: Path, weights: Array, means: Array, covariances: Array) -> None:
+    with path.open("wb") as file:
+        np.savez(file, weights=weights, mu=means, cov=covariances)
+
+
+def _write_fits(path: Path, weights: Array, means: Array, covariances: Array) -> None:
+    fits, d = _astropy(), means.shape[1]
+    columns = [
+        fits.Column("weights", "D", array=weights),
+        fits.Column("means", f"{d}D", array=means),
+        fits.Column("covariances", f"{d * d}D", dim=f"({d},{d})", array=covariances),
+    ]
+    table = fits.BinTableHDU.from_columns(columns)
+    table.header[NORM[0]] = NORM[1]
+    table.writeto(path, overwrite=True)
 
 
 def _write_mat(path: Path, weights: Array, means: Array, covariances: Array) -> None:
@@ -136,6 +185,13 @@ def _write_mat(path: Path, weights: Array, means: Array, covariances: Array) -> 
         "mixweights": weights[:, None],
     }
     savemat(path, {"GS": struct})
+
+
+_WRITE: dict[str, Callable[[Path, Array, Array, Array], None]] = {
+    ".mat": _write_mat,
+    ".npz": _write_npz,
+    ".fits": _write_fits,
+}
 
 
 def without_mean(found: dict[str, Array], size: tuple[int, int]) -> dict[str, Array]:

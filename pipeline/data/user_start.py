@@ -88,7 +88,7 @@ def user_start(fit: Fit, data: DataSection, n_rows: int) -> UserStart:
         raise
     except Exception as error:  # every store, codec and archive has its own kinds
         raise InputError(
-            f"fit.init_path {path}: cannot be read ({error}), expected an .npz or .zarr of arrays, or a mixture of patches in .mat. Write it again."
+            f"fit.init_path {path}: cannot be read ({error}), expected an .npz or .zarr of arrays, or a mixture of patches in .mat or .fits. Write it again."
         ) from error
 
 

@@ -231,8 +231,9 @@ def save_prior(path: str | Path, output: str | Path) -> Path:
     path : str or Path
         Of a run of a Gaussian mixture on patches in grey, without `preprocess` and `data.patch.contrast`.
     output : str or Path
-        ``.mat``: the struct `GS` of the EPLL code (Zoran and Weiss 2011), which Jolideco reads too. ``.npz``: `mu` (k, d), `cov` (k, d, d) and
-        `weights` (k,) for deepinv's `GaussianMixtureModel`. Both are of pixels from 0 to 1.
+        ``.mat``: the struct `GS` of the EPLL code (Zoran and Weiss 2011). ``.npz``: `mu` (k, d), `cov` (k, d, d) and
+        `weights` (k,) for deepinv's `GaussianMixtureModel`. ``.fits``: Jolideco's table of `weights`, `means` and `covariances`, by astropy. All are of
+        pixels from 0 to 1.
 
     Raises
     ------

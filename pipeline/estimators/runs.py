@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.preprocess import Affine
+from pipeline.data.priors import SUFFIXES
 from pipeline.errors import InputError
 from pipeline.estimators import estimator_of, open_prior
 from pipeline.models.families import FAMILIES
@@ -18,7 +19,7 @@ from pipeline.outputs.run_directory import RunDirectory
 def open_estimator(path: str | Path) -> Any:
     """Return the fitted estimator of a run, for rows as the run read them; or of a mixture of patches in a file of another program.
 
-    Such a file is a .mat of the EPLL code or a .npz for deepinv, as `save_prior` writes them: for pixels from 0 to 1 of a patch, row by row, or
+    Such a file is a .mat of the EPLL code, a .npz for deepinv or a .fits of Jolideco, as `save_prior` writes them: for pixels from 0 to 1 of a patch, row by row, or
     where the patches have no mean, for the features of `data.patch.remove_mean`.
 
     Where the run preprocessed its rows, it is a scikit-learn Pipeline of two steps, `preprocess` (an affine map, as a PCA) and
@@ -31,7 +32,7 @@ def open_estimator(path: str | Path) -> Any:
     StorageError
         If it is damaged.
     """
-    if str(path).endswith((".mat", ".npz")):
+    if str(path).endswith(SUFFIXES):
         return open_prior(str(path))
     dataset = read_dataset(RunDirectory(path).model)
     model, params, affine = load_model(dataset)
