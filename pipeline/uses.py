@@ -233,6 +233,10 @@ def add_uses(
         codes: Annotated[Path, typer.Argument(metavar="CODES", help="a directory that `compress` wrote")],
         output: Output = None,
         overrides: Set = None,
+        original: Annotated[
+            Path | None,
+            typer.Option("--original", help="folder of the pictures that were compressed, to compare with"),
+        ] = None,
         scheduler_address: Address = None,
         scheduler_file: File = None,
         profile: ProfileName = None,
@@ -244,5 +248,5 @@ def add_uses(
 
         with_progress(
             codes if output is None else output,
-            lambda listener: workflow.decompress(codes, changes, output, [listener], began()),
+            lambda listener: workflow.decompress(codes, changes, output, [listener], began(), original),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -194,6 +195,34 @@ def test_a_stopped_job_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
     shutil.rmtree(rows / "decompress.zarr")
     workflow.resume(rows)
     assert (xr.open_zarr(rows / "decompress.zarr", consolidated=False).x.values == a).all()
+
+
+def test_whole_pictures_are_compared_with_the_originals(tmp_path):
+    """PSNR and SSIM of the files, beside the folder that was compressed; overlapping patches are averaged, so it is above that of patches."""
+    run, pictures = fit_pictures(tmp_path, True)
+    out, restored = pipeline.compress(run, ["data.patch.stride=2"], tmp_path / "codes"), tmp_path / "restored"
+    done = command("decompress", out, "--original", tmp_path / "photos", "--output", restored)
+    assert done.code == 0 and "2 pictures: mean PSNR" in done.err and "->" not in done.err
+    with (restored / "pictures.csv").open(newline="") as file:
+        lines = {line["picture"]: line for line in csv.DictReader(file)}
+    for name, clean in pictures.items():
+        found = np.asarray(Image.open(restored / "pictures" / f"{name}.png"), float)
+        expected = 10 * np.log10(255**2 / np.square(found - clean).mean())
+        assert float(lines[f"{name}.png"]["psnr"]) == pytest.approx(expected, abs=1e-4)
+        assert (
+            expected > Compressed(out / "compress.zarr").figures.psnr and 0.5 < float(lines[f"{name}.png"]["ssim"]) < 1
+        )
+    before = (restored / "pictures.csv").read_bytes()
+    for left in ("pictures.csv", "pictures/b.png"):
+        (restored / left).unlink()
+        assert command("resume", restored).code == 0 and (restored / "pictures.csv").read_bytes() == before
+    (tmp_path / "photos" / "b.png").rename(tmp_path / "photos" / "c.png")
+    with pytest.raises(InputError, match="has no picture b"):
+        pipeline.decompress(out, [], tmp_path / "no", original=tmp_path / "photos")
+    rows, _ = fit_rows(tmp_path / "photos", "float32")
+    codes = pipeline.compress(rows, [], tmp_path / "codes-of-rows")
+    with pytest.raises(InputError, match="codes of rows"):
+        pipeline.decompress(codes, [], tmp_path / "no", original=tmp_path / "photos")
 
 
 def test_the_commands_say_what_they_did(tmp_path):

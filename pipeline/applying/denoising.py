@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import provenance
 from pipeline.applying import epll
+from pipeline.applying.beside import beside
 from pipeline.applying.epll import PatchPrior
 from pipeline.applying.rows import asked_of, begin, output_of
 from pipeline.arrays.dtypes import Array
@@ -116,7 +117,7 @@ def finish_denoising(
         noisy = config.data.open()
         assert isinstance(noisy, ImageSource)
         clean, mask = (
-            _beside(noisy, config, name, options[name]) if options.get(name) else None for name in ("clean", "mask")
+            beside(noisy, config, name, options[name]) if options.get(name) else None for name in ("clean", "mask")
         )
         blur = _read_blur(options["kernel"], noisy) if options.get("kernel") else None
         planned = _planned(config, noisy, mask is not None or blur is not None)
@@ -182,30 +183,6 @@ def _prior(run: RunDirectory, config: Config) -> PatchPrior:
     return PatchPrior(model.for_rows("errors"), params, data.patch.size, basis)
 
 
-def _beside(noisy: ImageSource, config: Config, option: str, path: str) -> list[tuple[ImageSource, int]]:
-    """The picture beside each noisy one, that of the same name without its suffix, as source and number. option : "clean" or "mask"."""
-    assert isinstance(config.data, ImagesSection)
-    found = config.data.model_copy(update={"path": path}).open()
-    assert isinstance(found, ImageSource)
-    names = found.pictures()[0]
-    by_name, alone = {Path(name).stem: i for i, name in enumerate(names)}, option == "mask" and len(names) == 1
-    numbers = []
-    for i, name in enumerate(noisy.pictures()[0]):
-        number = 0 if alone else by_name.get(Path(name).stem)
-        if number is None:
-            raise InputError(
-                f"--{option} {path}: has no picture {Path(name).stem}, expected one for each noisy picture. Add it."
-            )
-        own, other = noisy.header(i)[0], found.header(number)[0]
-        if own[:2] != other[:2] or (option == "clean" and own.colour > other.colour):
-            raise InputError(
-                f"--{option} {path}: {Path(names[number]).stem} is {_kind(other)}, but the noisy picture is {_kind(own)}. Give the "
-                "pictures that belong to them."
-            )
-        numbers.append((found, number))
-    return numbers
-
-
 def _read_blur(path: str, noisy: ImageSource) -> Array:
     """The blur of a .npy file, of sum 1. Raises InputError if it is none."""
     try:
@@ -222,10 +199,6 @@ def _read_blur(path: str, noisy: ImageSource) -> Array:
             f"a positive sum in an odd height and width of at most {smallest}, the smallest side of a picture. Correct it."
         )
     return blur / blur.sum(dtype=np.float64)
-
-
-def _kind(header: Any) -> str:
-    return f"{header.height} x {header.width} pixels {'in colour' if header.colour else 'in grey'}"
 
 
 def _planned(config: Config, noisy: ImageSource, whole: bool) -> Plan:
