@@ -5,6 +5,8 @@
     scripts/benchmark.py gaussian kmeans          some rows of the table
     scripts/benchmark.py --quick                  small sizes: tests this script, measures nothing
     scripts/benchmark.py --json results.jsonl     appends one JSON line a record, after one with the machine
+    scripts/benchmark.py --write docs/performance.md  puts the table, and what it was measured on, between the two marks in the page;
+                                                  with --json also the rows that the file has of this commit
 
 Needs the `bench` extra (`pip install -e '.[bench]'`). Times are medians, and ratios those of medians. Peers have as many
 threads as ours and the same BLAS kernels.
@@ -27,7 +29,7 @@ from typing import Any
 
 from benchmarks.common import Group, Record, Setting, SkippedError
 from benchmarks.machine import header, lines_of
-from benchmarks.table import table
+from benchmarks.table import table, written
 
 ROOT = Path(__file__).resolve().parents[1]
 # name : module, and what it measures
@@ -35,12 +37,20 @@ GROUPS = {
     "gaussian": ("benchmarks.gaussian", "an EM pass of a Gaussian mixture, against scikit-learn"),
     "gemm": ("benchmarks.gaussian", "its matrix products, as a share of the GEMM peak"),
     "patches": ("benchmarks.patches", "a pass over real image patches, against scikit-learn"),
-    "kmeans": ("benchmarks.kmeans", "a Lloyd pass, against the fastest of scikit-learn, faiss and dask-ml"),
+    "skipping": (
+        "benchmarks.skipping",
+        "a pass that leaves out what rounds to nothing, against the same with all pairs",
+    ),
+    "kmeans": ("benchmarks.kmeans", "a Lloyd pass, against scikit-learn, faiss and dask-ml"),
+    "many": ("benchmarks.many", "K-means with 10,000 and 100,000 clusters, against faiss and flat"),
     "fit": ("benchmarks.patches", "a whole fit to image patches, against scikit-learn"),
+    "search": ("benchmarks.search", "the search for a start, against the fit from it"),
+    "quickstart": ("benchmarks.whole", "the README's first command, from an empty clone"),
     "small": ("benchmarks.small", "whole fits to few rows from Python, against scikit-learn"),
     "counts": ("benchmarks.counts", "a pass of a multinomial mixture, against scipy's sparse products"),
     "overhead": ("benchmarks.passes", "a pass over 10,000 chunks that cost nothing"),
     "workers": ("benchmarks.passes", "two workers against one"),
+    "scheduler": ("benchmarks.whole", "the scheduler's CPU time in a pass on a thousand simulated workers"),
     "rows": ("benchmarks.passes", "time against rows, 10^5 to 10^8"),
     "restarts": ("benchmarks.out_of_core", "four restarts in one job against one, from disk"),
     "candidates": ("benchmarks.out_of_core", "eight models to choose from in one job against one, from disk"),
@@ -61,6 +71,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="repeats of each timing (default 5)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to test the script")
     parser.add_argument("--json", type=Path, help="file that records are appended to")
+    parser.add_argument("--write", type=Path, help="Markdown page whose table is replaced")
     parser.add_argument("--folder", type=Path, help="where scratch data go; default: a temporary folder")
     parser.add_argument("--data", type=Path, help="folder of the real data; default: $EM_SHARED, else ../shared/data")
     parser.add_argument("--size", type=float, default=16.0, help="GiB of each out-of-core store (default 16)")
@@ -109,6 +120,20 @@ def write(line: dict[str, Any], out: Path | None) -> None:
             stream.write(json.dumps(line) + "\n")
 
 
+def of_commit(lines: Path, commit: str) -> list[Record]:
+    """The records of a commit in a file of `write`, the last of each case and peer."""
+    found: dict[tuple[str, str, str | None, str], Record] = {}
+    here = False
+    for line in lines.read_text(encoding="utf-8").splitlines():
+        one = json.loads(line)
+        if "machine" in one:
+            here = one["machine"]["commit"] == commit and not one["quick"]
+        elif here:
+            found[one["row"], one["case"], one.get("peer"), one["measured"]] = one
+    order = list(GROUPS)
+    return sorted(found.values(), key=lambda one: order.index(one["row"]))
+
+
 def main(words: list[str]) -> int:
     """Measure what was asked for; 1 if something failed. A missed target is a result, not a failure."""
     asked = arguments(words)
@@ -138,6 +163,9 @@ def main(words: list[str]) -> int:
         records += found
         whole &= ended
     print("\n" + table(records))
+    if asked.write is not None:
+        every = records if asked.json is None else of_commit(asked.json, machine["commit"])
+        asked.write.write_text(written(asked.write.read_text(encoding="utf-8"), machine, every), encoding="utf-8")
     return 0 if whole else 1
 
 

@@ -1,0 +1,128 @@
+"""E-steps that leave out pairs of a row and a component: what that saves, what it costs where it saves nothing, and that it changes nothing.
+
+CPU seconds of a pass of one thread, with and without. In float64 the largest relative difference of a row's log-density, and of the
+log-likelihoods of ITERATIONS iterations, between leaving out and not, by the same kernels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import Record, Setting, record
+from benchmarks.mixtures import draw, random_mixture
+from benchmarks.patches import all_rows, prepared
+from pipeline.arrays.rows import Rows
+from pipeline.data.patch import Patch
+from pipeline.data.sources.images import ImagesSection
+from pipeline.engine.blas import single_thread
+from pipeline.kernels import gaussian, pruned
+from pipeline.kernels.cpu import KERNELS
+from pipeline.models.families.gaussian import Gaussian
+from pipeline.models.mixture import Mixture
+
+Problem = tuple[Mixture, Any, np.ndarray]
+K, ROWS, WARM_ITERATIONS, ITERATIONS = 200, 2**15, 20, 5
+OVERLAPPING_ROWS = 2**17
+NO_SLOWER, SAME = 0.97, 1e-12
+
+
+def photographs(setting: Setting, init: str) -> Problem:
+    """Patches of scikit-learn's photographs, 63 features, after some iterations."""
+    source = ImagesSection(path="photographs", patch=Patch(size=(8, 8), stride=setting.pick(4, 16)))
+    chunks, model, params = prepared(source, [], setting.pick(K, 60), init)
+    x = all_rows(chunks)
+    for _ in range(setting.pick(WARM_ITERATIONS, 2)):
+        params = model.m_step(model.e_step(params, Rows(x), KERNELS).stats, params)
+    return model, params, x
+
+
+def drawn(setting: Setting, d: int, k: int) -> Problem:
+    """Rows of a random mixture, from its own parameters."""
+    mixture = random_mixture(d, k)
+    return *mixture.model("full"), draw(mixture, setting.pick(ROWS, 2000))
+
+
+def overlapping(setting: Setting) -> Problem:
+    """Rows without structure: components that are nearly equal, of which nothing can be left out."""
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(K, 64, 128)) / np.sqrt(128)
+    model = Mixture(Gaussian(K, np.zeros(64)))
+    covariances = 0.1 * roots @ np.swapaxes(roots, 1, 2) + np.eye(64)
+    params = model.params(weights=np.full(K, 1 / K), means=0.05 * rng.normal(size=(K, 64)), covariances=covariances)
+    return model, params, rng.normal(size=(setting.pick(OVERLAPPING_ROWS, 2000), 64)).astype(np.float32)
+
+
+# name: the problem, and how many times cheaper leaving out is at least
+PROBLEMS: dict[str, tuple[Callable[[Setting], Problem], float | None]] = {
+    f"photographs d=63 K={K}, from k-means||": (lambda setting: photographs(setting, "k-means||"), None),
+    f"photographs d=63 K={K}, from random rows": (lambda setting: photographs(setting, "random"), None),
+    "random mixture d=64 K=200": (lambda setting: drawn(setting, 64, 200), None),
+    "random mixture d=63 K=50": (lambda setting: drawn(setting, 63, 50), None),
+    f"without structure d=64 K={K}": (overlapping, NO_SLOWER),
+}
+
+
+def skipping(setting: Setting) -> Iterator[Record]:
+    """Two records a problem; the second only where something is left out."""
+    for name, (make, target) in PROBLEMS.items():
+        with single_thread():
+            model, params, x = make(setting)
+            _, share = _seconds(model, params, x, True)
+            _seconds(model, params, x, False)
+            pairs = [[_seconds(model, params, x, one)[0] for one in (True, False)] for _ in range(setting.rounds)]
+            few, every = (median(one) for one in zip(*pairs, strict=True))
+            times = {"ours_s": few, "peer": "ours, all pairs", "peer_s": every, "rounds": setting.rounds, "n": len(x)}
+            case = f"{name}, {share:.2%} of the pairs"
+            yield record("skipping", case, "all pairs / ours", every / few, target, **times)
+            if share < 1:
+                rows, totals = _differences(model, params, x)
+                yield record("skipping", f"{name}, log-densities", "relative, largest", rows, SAME, "<=")
+                yield record(
+                    "skipping", f"{name}, {ITERATIONS} log-likelihoods", "relative, largest", totals, SAME, "<="
+                )
+
+
+def _never(problem: Any, *_: Any) -> None:
+    """In place of `pruned_pass`: never leaves anything out."""
+
+
+def _seconds(model: Mixture, params: Any, x: np.ndarray, leave_out: bool) -> tuple[float, float]:
+    """CPU seconds of a pass with new parameters, and the share of the pairs that it computes."""
+    gaussian.pruned_pass = pruned.pruned_pass if leave_out else _never
+    try:
+        params = model.params(**{name: value.copy() for name, value in model.arrays(params).items()})
+        began = time.process_time()
+        share = model.e_step(params, Rows(x), KERNELS).evidence.skipped.share
+        return time.process_time() - began, share
+    finally:
+        gaussian.pruned_pass = pruned.pruned_pass
+
+
+def _log_densities(model: Mixture, params: Any, x: np.ndarray) -> np.ndarray:
+    """Of the rows in some iterations, (ITERATIONS, n)."""
+    found = []
+    for _ in range(ITERATIONS):
+        step = model.e_step(params, Rows(x), KERNELS)
+        found.append(step.score)
+        params = model.m_step(step.stats, params)
+    return np.stack(found)
+
+
+def _differences(model: Mixture, params: Any, x: np.ndarray) -> tuple[float, float]:
+    """Relative, of rows in the first iteration and of the log-likelihoods of all: between leaving pairs out and computing all."""
+    own = pruned._Work.candidates, pruned._Work.pays
+    found = []
+    try:
+        for candidates, pays in (own, (pruned._Work.all_pairs, lambda *_: True)):
+            pruned._Work.candidates, pruned._Work.pays = candidates, pays
+            found.append(_log_densities(model, params, x.astype(np.float64)))
+    finally:
+        pruned._Work.candidates, pruned._Work.pays = own
+    few, every = found
+    totals = few.sum(axis=1) / every.sum(axis=1)
+    return float(np.abs(few[0] / every[0] - 1).max()), float(np.abs(totals - 1).max())
