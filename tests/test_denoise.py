@@ -12,6 +12,7 @@ from PIL import Image
 import pipeline
 from pipeline import workflow
 from pipeline.applying import denoising, epll
+from pipeline.applying.beside import beside
 from pipeline.applying.epll import PatchPrior
 from pipeline.data.patch import patch_basis
 from pipeline.errors import InputError
@@ -323,6 +324,23 @@ def test_masks_and_kernels_by_the_command(made, tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             pipeline.denoise(made / "run", [f"data.path={harmed}"], tmp_path / "no", **given)
+
+
+def test_pictures_of_one_name_are_told_apart_by_their_folders(made, tmp_path):
+    """Each is compared with that of the same folder inside, whatever the suffix; where no folder inside has it, with that of its name alone."""
+    for folder, seed in (("one", 7), ("two", 9)):
+        for kind in ("noisy", "clean"):
+            (tmp_path / kind / folder).mkdir(parents=True)
+        Image.fromarray(scene(48, 40, seed)).save(tmp_path / "noisy" / folder / "a.png")
+        Image.fromarray(scene(48, 40, seed)).save(tmp_path / "clean" / folder / "a.tif")
+    changes = [f"data.path={tmp_path / 'noisy'}/*/a.png"]
+    out = pipeline.denoise(made / "run", changes, tmp_path / "out", 20.0, f"{tmp_path / 'clean'}/*/a.tif")
+    assert {line["psnr_noisy"] for line in table(out).values()} == {"inf"}
+    (tmp_path / "clean" / "one" / "a.tif").rename(tmp_path / "clean" / "a.tif")
+    config = validate({"data": {"source": "images", "path": "x"}, "model": {"family": "gaussian"}})
+    noisy = config.data.model_copy(update={"path": changes[0].partition("=")[2]}).open()
+    found = beside(noisy, config, "clean", f"{tmp_path / 'clean'}/**/a.tif")
+    assert [source.pictures()[0][number] for source, number in found] == ["a.tif", "two/a.tif"]
 
 
 def test_what_cannot_be_denoised_is_refused(made, tmp_path):

@@ -3,6 +3,7 @@
 
     scripts/experiments/encoding_digits.py MNIST                    the folder of the four IDX files, gzipped or not
     scripts/experiments/encoding_digits.py MNIST --train 2000 --work /scratch/digits --picture codes.png
+    scripts/experiments/encoding_digits.py MNIST --train 60000 --codes words-2 triangle-2 soft-2
 
 The first --train digits of the training set train the classifier; all 10,000 of the test set, or the first --test, are classified. Two
 models of 200 components are fitted to the patches of 6 x 6 pixels of the training digits, one patch in 2 x 2, without labels: K-means of
@@ -32,6 +33,7 @@ data: {{source: images, path: {work}/train, patch: {{size: [6, 6], stride: 2, co
 preprocess: [{{kind: zca, epsilon: 0.1}}]
 model: {{family: kmeans, n_components: 200}}
 fit: {{method: em, init: "k-means||", max_iter: 40, tol: 1.0e-4}}
+engine: {{keep_decoded: true}}
 output: {{path: {work}/kmeans, labels: false}}
 """
 GAUSSIAN = """\
@@ -39,8 +41,10 @@ data: {{source: images, path: {work}/train, patch: {{size: [6, 6], stride: 2}}}}
 preprocess: [{{kind: pca, n_components: 20}}]
 model: {{family: gaussian, n_components: 200, covariance_type: diag, reg_covar: 1.0e-4}}
 fit: {{method: em, init: "k-means||", max_iter: 40, tol: 1.0e-3}}
+engine: {{keep_decoded: true}}
 output: {{path: {work}/gaussian, labels: false}}
 """
+CONFIGS = {"kmeans": KMEANS, "gaussian": GAUSSIAN}
 CODES = [  # of which run, code, pool, grid
     ("kmeans", "words", None, (2,)),
     ("kmeans", "triangle", "sum", (1,)),
@@ -130,9 +134,15 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, help="a new folder for pictures, runs and codes; a temporary one by default"
     )
+    names = [f"{code}-{grid[-1]}" for _, code, _, grid in CODES]
+    parser.add_argument(
+        "--codes", nargs="+", choices=names, default=names, help="all by default; Fisher codes of many digits are large"
+    )
     parser.add_argument("--pixels", action="store_true", help="only classify pixels, without a fit")
     parser.add_argument("--picture", type=Path, help="also draw centres and words")
     options = parser.parse_args()
+    if options.picture is not None and "words-2" not in options.codes:
+        parser.error("--picture draws the words of --codes words-2")
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).absolute()
         digits = (
@@ -151,10 +161,11 @@ def main() -> int:
             return 0
         for part, own in zip(("train", "test"), digits, strict=True):
             write(own, work / part)
-        for config in (KMEANS, GAUSSIAN):
+        chosen = [each for each, name in zip(CODES, names, strict=True) if name in options.codes]
+        for config in (CONFIGS[run] for run in dict.fromkeys(run for run, *_ in chosen)):
             (work / "fit.yaml").write_text(config.format(work=work))
             pipeline.run(pipeline.load_config(work / "fit.yaml"))
-        for run, code, pool, grid in CODES:
+        for run, code, pool, grid in chosen:
             began = time.process_time()
             found = encoded(work, run, code, pool, grid)
             took = time.process_time() - began
