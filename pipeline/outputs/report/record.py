@@ -138,7 +138,7 @@ class Record:
             for name in [*listed, *(name for name in found if name not in listed)]
             if not (
                 _OTHER_DIMENSIONS & set(found[name])
-                or name.startswith(("model.", "preprocess_"))
+                or name.startswith(("model.", "statistics.", "preprocess_"))
                 or name.endswith("_se")
             )
         }
