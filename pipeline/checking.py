@@ -32,6 +32,7 @@ from pipeline.fitting.plan import JobPlan
 from pipeline.fitting.sink import NoSink
 from pipeline.jobconfig import Config
 from pipeline.models.base import EStep, LatentModel
+from pipeline.models.books import Quantizer
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.starts import hard_start, in_step
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
@@ -366,12 +367,14 @@ def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
     config, in_memory, rows = plan.config, max(plan.search_rows), 0.0
     moves, effort = config.fit.moves == "auto", EFFORT[config.fit.effort]
     for model in models:
-        assert isinstance(model, ClusterModel)
+        assert isinstance(model, ClusterModel | Quantizer)
         for each, some, part in searched(model, config.fit.init, plan.sparse, in_memory, effort):
             # K-means has one product with the centres, where an E-step and its moments take two with about all parameters.
             share = 1.0 if each is model else each.row_operations() / (2 * model.row_operations())
             rows += share * most_reads(each, some, plan.n_rows, moves, part)
-        if config.select.pruning:  # with fewer components a pass costs less: on average half
+        if config.select.pruning and isinstance(
+            model, ClusterModel
+        ):  # with fewer components a pass costs less: on average half
             rows += in_memory * STEPS * model.n_components / 2
     return Phase("search", 0, rows / plan.n_rows * one, f"for a start, on {in_memory} rows in memory")
 

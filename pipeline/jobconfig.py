@@ -72,7 +72,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _family_takes_the_rest(self) -> Config:
-        model, fit, family = self.model, self.fit, self.model.family
+        model, fit, family = self.model, self.fit, self.model.said
         takes = {"assignment": model.assignments, "method": model.methods, "init": model.inits}
         for name, values in takes.items():
             got = getattr(fit, name)
@@ -118,6 +118,14 @@ class Config(Section):
             )
         if self.data.labels_true is not None and not self.output.labels:
             raise ValueError("data.labels_true: is compared with labels; set output.labels to true, or leave it out")
+        of_labels = {
+            "output.top_k": self.output.top_k,
+            "data.labels_true": self.data.labels_true,
+            "output.write_back": self.output.write_back,
+        }
+        for name, got in of_labels.items():
+            if got and not model.gives_labels:
+                raise ValueError(f"{name}: is of labels, and family {family} gives a row none; leave it out")
         if self.data.labels is not None and not model.takes_labels:
             raise ValueError(
                 f"data.labels: rows of family {family} as configured do not belong to one component that could be known; leave it out"
@@ -174,7 +182,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _can_choose(self) -> Config:
-        fit, family, several = self.fit, self.model.family, len(self.model.candidates()) > 1
+        fit, family, several = self.fit, self.model.said, len(self.model.candidates()) > 1
         criteria = self.model.criteria
         if not criteria and (several or self.select != Select()):
             raise ValueError(

@@ -1,4 +1,7 @@
-"""Rows and pictures as numbers of the centres of a run of K-means, in few bits: `em-pipeline compress`."""
+"""Rows and pictures as numbers of the centres of a run of K-means, in few bits: `em-pipeline compress`.
+
+What restores them are books in the units of the data: of each a row has an entry, and these add up.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,10 @@ from pipeline.data.sources.images import ImageSource, ImagesSection
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
 from pipeline.models.base import RowArray
+from pipeline.models.lloyd import Book
 from pipeline.outputs.compressed import ROWS, Codebook, Compressed
 from pipeline.outputs.events import EventLog, Listener
-from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock, refuse_bad
+from pipeline.outputs.labels import BLOCK_BYTES, BLOCK_ROWS, LabelBlock, refuse_bad
 from pipeline.outputs.picture_files import SHOWN, draw_sheet
 from pipeline.outputs.run_directory import RunDirectory
 
@@ -40,7 +44,9 @@ def compress(
     listeners: Sequence[Listener] = (),
     began: float | None = None,
 ) -> Path:
-    """Write the nearest centre of each row in as few bits as number them; return the directory, with `compress.zarr` and a report.
+    """Write the nearest centre of each row, or that of each part or stage, in as few bits as number them; return the directory.
+
+    It gets `compress.zarr` and a report.
 
     Pictures are covered by patches side by side; at the right and the lower edge one more ends there. Of patches without their mean,
     each mean takes 8 bits more.
@@ -87,16 +93,18 @@ def finish_compressing(
 
     def made(opened: OpenRows) -> LabelBlock:
         _refuse(opened, config)
-        centres, affine = opened.params.centers, opened.affine
+        books, affine = opened.model.codebook(opened.params), opened.affine
         if affine is not None:
-            centres = centres @ affine.inverse() + affine.offset
+            inverse = 1.0 / affine.matrix if affine.matrix.ndim == 1 else affine.inverse()
+            books = _before(inverse, affine.offset, books)
         chunks, basis = opened.chunks, None
-        codebook = Codebook(centres.astype(compute_dtype(chunks.source.dtype)))
+        codebook = Codebook.of(books, compute_dtype(chunks.source.dtype))
         if isinstance(chunks.source, ImageSource):
             covering = chunks.source.covering()
             if chunks.source.patch.remove_mean:
                 basis = patch_basis(covering.patch.size, covering.channels)
-                codebook = Codebook((centres @ basis.T).astype(np.float32), covering.channels)
+                books = _before(basis.T, np.zeros(len(basis)), books)
+                codebook = Codebook.of(books, np.float32, covering.channels)
             chunks = replace(chunks, source=covering)
         return CodeBlock(chunks, opened.model, opened.params, 0, False, codebook=codebook, affine=affine, basis=basis)
 
@@ -143,6 +151,20 @@ def _refuse(opened: OpenRows, config: Config) -> None:
             )
 
 
+def _before(inverse: Array, offset: Array, books: Sequence[Book]) -> list[Book]:
+    """Return books of rows before a map, from those of mapped rows; one of a part has all values once these are mixed.
+
+    inverse : array, (d, D), or (d,) of a factor for each feature.  offset : array, (D,), which the books add once.
+    """
+    left, found = offset.copy(), []
+    for entries, first in books:
+        own = slice(first, first + entries.shape[1])
+        raw, at = (entries * inverse[own], own) if inverse.ndim == 1 else (entries @ inverse[own], slice(0, len(left)))
+        found.append(Book(raw + left[at], at.start))
+        left[at] = 0.0
+    return found
+
+
 @dataclass(frozen=True)
 class CodeBlock(LabelBlock):
     """Task: the codes of blocks start:stop of rows, reading only the chunks with them, one at a time.
@@ -170,6 +192,7 @@ class CodeBlock(LabelBlock):
         facts: dict[str, Any] = {
             "rows": source.n_rows,
             "channels_of_means": self.codebook.channels,
+            "books": [list(book) for book in self.codebook.books],
             "values_of_input": source.n_rows * source.n_features,
             "bits_of_input": source.n_rows * source.n_features * 8 * source.dtype.itemsize,
             "patch": None,
@@ -192,7 +215,8 @@ class CodeBlock(LabelBlock):
 
     def block_rows(self) -> int:
         """Return how many blocks are computed at a time, at most."""
-        return BLOCK_ROWS // ROWS
+        row = 8 * len(self.codebook.widths) + 2 * sum(self.codebook.widths)  # numbers, and a byte for each bit, twice
+        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row) // ROWS)
 
     def __call__(self, start: int, stop: int, kernels: Any) -> dict[str, Array]:
         bounds, n = self.chunks.source.bounds, self.chunks.n_rows
@@ -214,8 +238,9 @@ class CodeBlock(LabelBlock):
         return {"code": self.codebook.packed(numbers), "squared_error": blocks}
 
     def _numbers(self, x: Array, kernels: Any) -> Array:
-        """The entry and the codes of means of rows, (n, 1 + channels). x : (n, d)."""
+        """The entry of each book and the codes of means of rows, (n, books + channels). x : (n, d)."""
         mapped = x if self.basis is None else x @ self.basis.astype(x.dtype)
         mapped = mapped if self.affine is None else self.affine.apply(mapped)
-        label = self.model.predict(self.params, Rows(mapped), 0, kernels)["label"]
-        return np.column_stack([label.astype(np.int64), self.codebook.means(x)])
+        found = self.model.predict(self.params, Rows(mapped), 0, kernels)
+        code = found["code"] if "code" in found else found["label"]
+        return np.column_stack([code.astype(np.int64), self.codebook.means(x)])

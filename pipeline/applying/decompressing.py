@@ -178,8 +178,8 @@ class Restored(LabelBlock):
 
     def arrays(self) -> dict[str, RowArray]:
         """Return the array by name."""
-        entries = self.model.codebook.entries
-        return {"x": RowArray(entries.dtype.name, np.nan, columns=entries.shape[1])}
+        codebook = self.model.codebook
+        return {"x": RowArray(codebook.entries.dtype.name, np.nan, columns=codebook.n_values)}
 
     def rows_on(self) -> tuple[Grid, None]:
         """Return the grid of a table."""
@@ -190,8 +190,9 @@ class Restored(LabelBlock):
 
     def block_rows(self) -> int:
         """Return the rows of a block, at most."""
-        entries = self.model.codebook.entries
-        return min(BLOCK_ROWS, max(1, BLOCK_BYTES // (entries.shape[1] * entries.itemsize)))
+        codebook = self.model.codebook
+        row = max(codebook.n_values * codebook.entries.itemsize, sum(codebook.widths) + 8 * len(codebook.widths))
+        return min(BLOCK_ROWS, max(1, BLOCK_BYTES // row))
 
     def __call__(self, start: int, stop: int, kernels: Any) -> dict[str, Array]:
         return {"x": self.model.rows(start, stop)}

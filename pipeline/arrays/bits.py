@@ -27,8 +27,9 @@ def packed(columns: Array, widths: Sequence[int]) -> Array:
     >>> packed(np.array([[5, 1], [2, 0]]), (3, 1)).tolist()  # 101 1, 010 0
     [180]
     """
-    bits = [column[:, None] >> np.arange(width)[::-1] & 1 for column, width in zip(columns.T, widths, strict=True)]
-    return np.packbits(np.concatenate(bits, axis=1).astype(np.uint8))
+    each = zip(columns.T, widths, strict=True)
+    bits = [(column[:, None] >> np.arange(width)[::-1] & 1).astype(np.uint8) for column, width in each]
+    return np.packbits(np.concatenate(bits, axis=1))
 
 
 def unpacked(data: Array, n: int, widths: Sequence[int]) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.em.moves import improve, merge_runs, refine_all
 from pipeline.em.principal import leading
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
+from pipeline.models.books import Quantizer
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.lloyd import Centers, Lloyd
 from pipeline.models.starts import ONE_BY_ONE, HardStart, from_hard, hard_start, in_step, starting
@@ -90,8 +92,10 @@ class Search:
     progress: Callable[[Level], None]
     effort: float = 1.0
 
-    def __call__(self, model: ClusterModel) -> Any:
+    def __call__(self, model: ClusterModel | Quantizer) -> Any:
         """Return parameters to start the fit from."""
+        if isinstance(model, Quantizer):
+            return self._books(model)
         if model.above is not None:
             rows, seed = self.rows, (self.seed, 0)
             upper = self._few_centers(model.above, centers_rows(model.above, rows.n_rows)).centers
@@ -113,6 +117,18 @@ class Search:
             return self
         sample = replace(self.summary.sample, x=model.plain(self.summary.sample.x))
         return replace(self, rows=self.rows.mapped(model.plain), summary=replace(self.summary, sample=sample))
+
+    def _books(self, model: Quantizer) -> Centers:
+        """K-means of each book, of what it is given of some rows."""
+        rows, sample, found = self.rows.head(centers_rows(model.books[0], self.rows.n_rows)), self.summary.sample, []
+        for book, lloyd in enumerate(model.books):
+            own = rows.mapped(partial(model.given, book=book))
+            x = model.given(sample.x, book)
+            summary = replace(self.summary, mean=lloyd.shift, covariance=x.var(axis=0), sample=replace(sample, x=x))
+            found.append(replace(self, summary=summary, rows=own)._few_centers(lloyd, own.n_rows).centers)
+            rows = rows.mapped(partial(model.left_by, book=book, centers=found[-1], kernels=rows.kernels))
+            sample = replace(sample, x=model.left_by(sample.x, book, found[-1], rows.kernels))
+        return Centers(model.joined(found))
 
     def _few_centers(self, lloyd: Lloyd, n_rows: int) -> Centers:
         """K-means that only starts another model, on some of the rows."""
@@ -215,8 +231,10 @@ def levels(model: ClusterModel, n_rows: int) -> list[int]:
     return sizes[::-1]
 
 
-def begins_from_centers(model: ClusterModel, init: str, sparse: bool) -> bool:
+def begins_from_centers(model: ClusterModel | Quantizer, init: str, sparse: bool) -> bool:
     """Whether a search of a model begins with one of K-means."""
+    if isinstance(model, Quantizer):
+        return False  # each book is one of K-means
     return init.startswith("k-means") and not (model.of_centers or model.unit_rows or sparse)
 
 
@@ -226,9 +244,11 @@ def centers_rows(model: ClusterModel, n_rows: int) -> int:
 
 
 def searched(
-    model: ClusterModel, init: str, sparse: bool, n_rows: int, effort: float
+    model: ClusterModel | Quantizer, init: str, sparse: bool, n_rows: int, effort: float
 ) -> list[tuple[ClusterModel, int, float]]:
     """Return what one run searches for in turn, each with its number of rows and its effort: K-means, perhaps, and the model."""
+    if isinstance(model, Quantizer):
+        return [(book, centers_rows(book, n_rows), FOR_ANOTHER * effort) for book in model.books]
     if model.above is not None:
         return [(model.above, centers_rows(model.above, n_rows), FOR_ANOTHER * effort)]
     own = [(model, n_rows, effort)]

@@ -11,6 +11,7 @@ from pipeline.data.preprocess import Affine
 from pipeline.data.priors import SUFFIXES
 from pipeline.errors import InputError
 from pipeline.estimators import estimator_of, open_prior
+from pipeline.models.books import Quantizer
 from pipeline.models.families import FAMILIES
 from pipeline.outputs.model_store import load_model, load_statistics, read_dataset
 from pipeline.outputs.run_directory import RunDirectory
@@ -40,6 +41,10 @@ def open_estimator(path: str | Path) -> Any:
     if model.family in FAMILIES and FAMILIES[model.family].by_unit:
         raise InputError(
             f"{path}: a {model.words.name} has no Python class, which knows no units. Use pipeline.predict."
+        )
+    if isinstance(model, Quantizer):
+        raise InputError(
+            f"{path}: a {model.words.name} has no Python class. Use pipeline.open_run, pipeline.predict and pipeline.compress."
         )
     estimator = estimator_of(attrs["family"]).of_model(model, params, attrs)
     estimator.n_iter_, estimator.stop_reason_ = attrs["n_iter"], attrs["stop_reason"]

@@ -36,6 +36,7 @@ from pipeline.fitting.plan import JobPlan, refuse_negative, warnings_of
 from pipeline.fitting.sink import Sink
 from pipeline.jobconfig import Config
 from pipeline.models.base import Attachment, EStep, LatentModel
+from pipeline.models.books import Quantizer
 from pipeline.models.clusters import BestRows, ClusterModel, WorstRows
 from pipeline.models.mixture import Mixture
 from pipeline.models.overlap import OverlapOfRows
@@ -166,7 +167,7 @@ class Driver:
     def _found(self, summary: DataSummary, run: Run, rows: MemoryRows, seed: int) -> Run:
         """One run with searched parameters."""
         model, levels = run.model, []
-        assert isinstance(model, ClusterModel)
+        assert isinstance(model, ClusterModel | Quantizer)
 
         def progress(level: Level) -> None:
             levels.append(level)

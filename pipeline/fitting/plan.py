@@ -18,13 +18,14 @@ from pipeline.data.profile import PROFILE_TILE, Profile, ProfileJob
 from pipeline.data.sample import SampleRows, n_sampled, row_bytes
 from pipeline.em.accumulate import n_stored
 from pipeline.em.heldout import Units
-from pipeline.em.search import PRINCIPAL
+from pipeline.em.search import PRINCIPAL, centers_rows
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import IMPORTS, SMALLER_CHUNKS, UNRETURNED, Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config
 from pipeline.models.base import LatentModel
+from pipeline.models.books import Quantizer
 from pipeline.models.clusters import ClusterModel, NoRows
 from pipeline.models.families import FAMILIES
 from pipeline.models.overlap import OverlapOfRows
@@ -129,7 +130,7 @@ def _searches(config: Config, models: tuple[LatentModel, ...]) -> bool:
         return False
     if config.model.by_unit:  # rows of a sample have no units
         return False
-    return all(isinstance(model, ClusterModel) and model.location not in model.fixed for model in models)
+    return all(isinstance(model, ClusterModel | Quantizer) and model.location not in model.fixed for model in models)
 
 
 def _refuse_impossible(config: Config, chunks: Chunks, fits: bool) -> None:
@@ -187,6 +188,11 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     in_memory = 2 * max(job.search_rows, default=0) * row_bytes(chunks)
     if in_memory and d > 2 * PRINCIPAL and all(m.search.principal for m in job.models if isinstance(m, ClusterModel)):
         in_memory += 8 * PRINCIPAL * max(job.search_rows)  # their principal components stand beside them
+    for model in job.models if job.searches else ():
+        if isinstance(
+            model, Quantizer
+        ):  # what is left of some of them, while a book is searched for and the next one mapped
+            in_memory += 3 * centers_rows(model.books[0], max(job.search_rows)) * row_bytes(chunks)
     stored = (
         n_stored(config.fit.method, job.models[0]) if job.models[0].has_bound else 0
     )  # statistics between two passes

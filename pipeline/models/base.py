@@ -60,15 +60,16 @@ class Expectation(NamedTuple):
 
     Attributes
     ----------
-    stats : Additive
-        Expected sufficient statistics.
-    evidence : Evidence
+    stats, evidence : Additive, Evidence
+        Expected sufficient statistics, and what adds beside them.
     score : array, shape (n,)
         log p(x) in nats, or another number that is lowest for the row that fits worst; +inf where the weight is 0.
     label : array, shape (n,), or None
         Of hard assignments.
     label_hash : np.uint64 or None
         Sum modulo 2^64 of hashes of (row, label); equal labels have equal hashes.
+    beside : object
+        What attachments of the model's own take from it.
     """
 
     stats: Any
@@ -76,6 +77,7 @@ class Expectation(NamedTuple):
     score: Array
     label: Array | None = None
     label_hash: np.uint64 | None = None
+    beside: Any = None
 
 
 class Attachment(Protocol):
@@ -150,8 +152,7 @@ class LatentModel(ABC):
 
     Attributes
     ----------
-    family : str
-    words : Words
+    family, words : str, Words
         What the model and its parts are called.
     fields : mapping of str to Field
         Schema of the parameters.

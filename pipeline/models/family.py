@@ -47,6 +47,8 @@ class FamilySection(Variant):
         Whether the rows of a unit (a sequence, a picture) are read together and come with `Rows.units`.
     second_moments : {"matrix", "variances", "none"}
         Which second moments of the rows the profile has to form for it.
+    gives_labels : bool
+        Whether `predict` gives a row a label.
     takes_missing : bool
         Whether entries of rows may be missing (`data.bad_rows: missing`).
     takes_errors : bool
@@ -70,6 +72,7 @@ class FamilySection(Variant):
     inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "near-mean", "labels", "explicit", "run")
     criteria: ClassVar[tuple[str, ...]] = ("bic", "aic", "icl", "heldout")
     takes_labels: ClassVar[bool] = False
+    gives_labels: ClassVar[bool] = True
     counts: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
     raw: ClassVar[bool] = False
@@ -91,6 +94,11 @@ class FamilySection(Variant):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: the list names one value twice; name each once")
         return self
+
+    @property
+    def said(self) -> str:
+        """The family in messages, with what makes it another model."""
+        return self.family
 
     @property
     def fixed_parts(self) -> tuple[str, ...]:

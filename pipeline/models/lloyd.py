@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -36,6 +36,13 @@ class Centers:
     def __post_init__(self) -> None:
         # Kernels know centres by their array. This one is nobody else's, who might change it and ask again.
         object.__setattr__(self, "centers", self.centers.view())
+
+
+class Book(NamedTuple):
+    """What stands for rows, or for a part of their features. entries : (k, w).  first : the first of the w features."""
+
+    entries: Array
+    first: int
 
 
 @stored
@@ -267,6 +274,10 @@ class Lloyd(ClusterModel):
         for rows in tiles(x.shape[0], tile_height(self.n_features, self.k)):
             log_resp = np.where(label[rows, None] == np.arange(self.k), 0.0, -np.inf)
             yield rows, Labels(label[rows], squared[rows], log_resp)
+
+    def codebook(self, params: Centers) -> list[Book]:
+        """Return what rows are restored from."""
+        return [Book(params.centers, 0)]
 
     def predict(self, params: Centers, rows: Rows, top_k: int, kernels: Any) -> dict[str, Array]:
         if top_k or rows.label is not None:

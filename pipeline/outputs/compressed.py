@@ -1,7 +1,8 @@
 """compress.zarr: rows, or patches of pictures, as numbers of centres, packed into bits beside the centres.
 
-    code(block, byte)       of ROWS rows: for each the centre, then of patches without their mean the mean of each channel
-    codebook(entry, value)  the centres in the units of the data
+    code(block, byte)       of ROWS rows: for each the centre, or one of each part or stage, then of patches without their mean the mean of
+                            each channel
+    codebook(entry, value)  the centres in the units of the data, those of parts or stages side by side
     squared_error(block)    summed over rows and values
 
 Of pictures it has names, sizes and depths, so that they can be put together without the files.
@@ -9,6 +10,7 @@ Of pictures it has names, sizes and depths, so that they can be put together wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,8 @@ from pipeline.arrays.stores import open_group
 from pipeline.data.patch import assembled
 from pipeline.data.pictures import Header
 from pipeline.errors import InputError, StorageError
+from pipeline.models.books import entry_bits
+from pipeline.models.lloyd import Book
 
 _OF_PICTURES = ("picture_start", "picture", "headers", "top")
 ROWS = 1024  # of a block: it has whole bytes for any number of bits a row
@@ -30,23 +34,42 @@ MEAN_BITS = 8  # of the mean of a patch, from 0 to 1
 
 @dataclass(frozen=True)
 class Codebook:
-    """What stands for rows.
+    """What stands for rows: the sum of one entry of each book.
 
     Attributes
     ----------
-    entries : array, shape (k, d)
-        Centres in the units of the data, in the dtype of the rows that they give.
+    entries : array, shape (k, w)
+        Entries in the units of the data, in the dtype of the rows that they give; those of several books side by side.
+    books : tuple of (int, int)
+        The first value of a row that each book adds to, and the one after the last; w in all.
     channels : int
         Of patches whose means are coded for themselves; 0 where there are no means.
     """
 
     entries: Array
+    books: tuple[tuple[int, int], ...]
     channels: int = 0
+
+    @classmethod
+    def of(cls, books: Sequence[Book], dtype: Any, channels: int = 0) -> Codebook:
+        """Return the codebook of books in the units of the data."""
+        entries = np.concatenate([book.entries for book in books], axis=1).astype(dtype)
+        return cls(entries, tuple((book.first, book.first + book.entries.shape[1]) for book in books), channels)
+
+    @property
+    def n_values(self) -> int:
+        """Numbers of a row, d."""
+        return max(stop for _, stop in self.books)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Bits of the numbers of a row."""
-        return max(1, (len(self.entries) - 1).bit_length()), *[MEAN_BITS] * self.channels
+        return *[entry_bits(len(self.entries))] * len(self.books), *[MEAN_BITS] * self.channels
+
+    @property
+    def title(self) -> str:
+        """How many entries there are, such as 256 or 8 × 256."""
+        return f"{len(self.books)} × {len(self.entries)}" if len(self.books) > 1 else str(len(self.entries))
 
     def means(self, x: Array) -> Array:
         """Return the codes of the means of rows, (n, channels) int64."""
@@ -57,10 +80,13 @@ class Codebook:
         return np.rint(top * np.clip(mean, 0, 1)).astype(np.int64)
 
     def rows(self, numbers: Array) -> Array:
-        """Return rows, (n, d). numbers : (n, 1 + channels), the entry and the codes of means."""
-        found = self.entries[numbers[:, 0]]
+        """Return rows, (n, d). numbers : (n, books + channels), the entry of each book and the codes of means."""
+        found, at = np.zeros((len(numbers), self.n_values), self.entries.dtype), 0
+        for book, (first, stop) in enumerate(self.books):
+            found[:, first:stop] += self.entries[numbers[:, book], at : at + stop - first]
+            at += stop - first
         if self.channels:
-            mean = (numbers[:, 1:] / (2**MEAN_BITS - 1)).astype(found.dtype)
+            mean = (numbers[:, len(self.books) :] / (2**MEAN_BITS - 1)).astype(found.dtype)
             found += np.tile(mean, found.shape[1] // self.channels)
         return found
 
@@ -120,7 +146,11 @@ class Compressed:
             self._group = open_group(path)
             self.facts: dict[str, Any] = dict(self._group.attrs["compressed"])  # type: ignore[arg-type]
             self.n_rows = int(self.facts["rows"])
-            self.codebook = Codebook(np.asarray(self._group["codebook"]), int(self.facts["channels_of_means"]))
+            entries = np.asarray(self._group["codebook"])
+            books = self.facts.get("books", [[0, entries.shape[1]]])  # one before there were several
+            self.codebook = Codebook(entries, tuple((a, b) for a, b in books), int(self.facts["channels_of_means"]))
+            if sum(b - a for a, b in self.codebook.books) != entries.shape[1] or min(map(min, books)) < 0:
+                raise ValueError(f"books {books} are not those of its codebook")
             self._code: Any = self._group["code"]
             found = {name: np.asarray(self._group[name]) for name in _OF_PICTURES if self.patch}
         except FileNotFoundError as error:
@@ -147,7 +177,7 @@ class Compressed:
         """Bytes that it takes to put the largest picture together."""
         if self.patch is None:
             return 0
-        patches = np.diff(self._start) * self.codebook.entries.shape[1]
+        patches = np.diff(self._start) * self.codebook.n_values
         pixels = self._headers[:, 0] * self._headers[:, 1] * self.patch["channels"]
         return int((16 * patches + 16 * pixels).max())
 
@@ -166,7 +196,8 @@ class Compressed:
         if 8 * len(data) < (stop - first * ROWS) * sum(self.codebook.widths):
             raise self._damaged(f"rows {start}:{stop} have no codes")
         numbers = unpacked(data, stop - first * ROWS, self.codebook.widths)[start - first * ROWS :]
-        if len(numbers) and numbers[:, 0].max() >= len(self.codebook.entries):
+        codes = numbers[:, : len(self.codebook.books)]
+        if len(codes) and codes.max() >= len(self.codebook.entries):
             raise self._damaged(f"rows {start}:{stop} name an entry that the codebook does not have")
         return self.codebook.rows(numbers)
 
@@ -189,7 +220,7 @@ class Compressed:
     @cached_property
     def figures(self) -> Figures:
         """Rate and distortion."""
-        d, bits = self.codebook.entries.shape[1], sum(self.codebook.widths)
+        d, bits = self.codebook.n_values, sum(self.codebook.widths)
         error = float(np.asarray(self._group["squared_error"]).sum()) / (self.n_rows * d)
         psnr = None if self.patch is None else float("inf") if error == 0 else -10.0 * float(np.log10(error))
         coded = self.n_rows * bits

@@ -8,10 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from pipeline.errors import InputError
 from pipeline.models.clusters import Summary, reference
 from pipeline.models.family import ClusterSection
 from pipeline.models.hierarchy import Hierarchy
 from pipeline.models.lloyd import Lloyd
+from pipeline.models.quantizers import ProductQuantizer, ResidualQuantizer
 from pipeline.models.separation import BY_SEPARATION
 from pipeline.models.words import Words
 
@@ -43,6 +45,16 @@ class KMeansSection(CentersSection):
         "n_components is their product, or left out",
     )
 
+    parts: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="a product quantiser: K-means of each of so many parts of the features, with n_components entries each; 8 parts of 256 "
+        "entries take 8 bytes a row",
+    )
+    stages: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="a residual quantiser: K-means of rows, and in each further stage of what is left of them, with n_components entries each",
+    )
+
     also_called: ClassVar[tuple[str, ...]] = ("lloyd",)
     criteria: ClassVar[tuple[str, ...]] = BY_SEPARATION
     template: ClassVar[dict[str, Any]] = {
@@ -52,7 +64,15 @@ class KMeansSection(CentersSection):
 
     @classmethod
     def resolve(cls, raw: Mapping[str, Any]) -> type[Self]:
-        return cls if raw.get("levels") is None else HierarchySection  # type: ignore[return-value]  # of a subclass
+        given = [section for name, section in _WITH.items() if raw.get(name) is not None]
+        return given[0] if given else cls  # type: ignore[return-value]  # of a subclass
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [name for name in _WITH if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]}: does not go with {given[1]}; leave one of them out")
+        return self
 
     def build(self, summary: Summary, assignment: str) -> Lloyd:
         [k] = self.n_components
@@ -83,3 +103,47 @@ class HierarchySection(KMeansSection):
         flat = super().build(summary, assignment)
         assert self.levels is not None
         return Hierarchy(flat.k, flat.shift, flat.variance, self.levels[0])
+
+
+class QuantizerSection(KMeansSection):
+    """K-means with `parts` or `stages`: a row has an entry of each, and no label."""
+
+    takes_labels: ClassVar[bool] = False
+    gives_labels: ClassVar[bool] = False
+    methods: ClassVar[tuple[str, ...]] = ("auto",)
+    inits: ClassVar[tuple[str, ...]] = ("k-means||", "k-means++", "random", "explicit", "run")
+    criteria: ClassVar[tuple[str, ...]] = ()
+    has_silhouette: ClassVar[bool] = False
+
+    @property
+    def said(self) -> str:
+        return f"{self.family} with {'parts' if self.parts else 'stages'}"
+
+
+class ProductSection(QuantizerSection):
+    """K-means with `parts`."""
+
+    words: ClassVar[Words] = ProductQuantizer.words
+
+    def build(self, summary: Summary, assignment: str) -> ProductQuantizer:  # type: ignore[override]  # it has no labels
+        [k], parts, d = self.n_components, self.parts, len(summary.mean)
+        assert parts is not None
+        if parts > d:
+            raise InputError(
+                f"model.parts: got {parts}, but rows have {d} features after preprocess. Set it to at most {d}."
+            )
+        return ProductQuantizer(k, reference(summary), summary.variance, parts)
+
+
+class ResidualSection(QuantizerSection):
+    """K-means with `stages`."""
+
+    words: ClassVar[Words] = ResidualQuantizer.words
+
+    def build(self, summary: Summary, assignment: str) -> ResidualQuantizer:  # type: ignore[override]  # it has no labels
+        [k], stages = self.n_components, self.stages
+        assert stages is not None
+        return ResidualQuantizer(k, reference(summary), float(np.mean(summary.variance)), stages)
+
+
+_WITH: dict[str, type[KMeansSection]] = {"levels": HierarchySection, "parts": ProductSection, "stages": ResidualSection}

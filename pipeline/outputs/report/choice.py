@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.models.separation import BY_SEPARATION
 from pipeline.outputs.report import svg
 from pipeline.outputs.report.formatting import number
+from pipeline.outputs.report.rate import rate_and_distortion
 from pipeline.outputs.report.record import Record
 from pipeline.outputs.report.svg import Chart, Plot
 
@@ -118,19 +119,12 @@ def _rate_and_distortion(record: Record, table: list[dict[str, Any]]) -> Chart:
     entries = sorted(table, key=lambda entry: entry["n_components"])
     bits = np.log2([entry["n_components"] for entry in entries])
     error = np.array([entry["final_inertia"] / entry["total_weight"] for entry in entries]) / record.n_features
-    plot = Plot("bits per row, log2 K", "mean squared error of a feature", low=0)
-    plot.line(bits, error, svg.BLUE, width=1.8, dots=True)
-    chosen = next(i for i, entry in enumerate(entries) if entry["chosen"])
-    plot.ring(bits[chosen], error[chosen], "chosen")
-    alt = (
-        f"Line chart: the mean squared error goes from {number(error[0], 3)} at {number(bits[0], 3)} bits per row to {number(error[-1], 3)} at "
-        f"{number(bits[-1], 3)} bits."
-    )
     caption = (
-        "What each number of centres is worth as a code (em-pipeline compress): the number of the nearest centre stands for a row. The error is that of "
-        "the features of the model, over all rows."
+        "What each number of centres is worth as a code (em-pipeline compress): the number of the nearest centre, log2 K bits, stands for a row. The "
+        "error is that of the features of the model, over all rows."
     )
-    return Chart("Rate and distortion", plot.svg(alt), caption)
+    chosen = next(i for i, entry in enumerate(entries) if entry["chosen"])
+    return rate_and_distortion(bits, error, "Rate and distortion", caption, chosen)
 
 
 def _per_row(entry: dict[str, Any], name: str) -> float:

@@ -25,6 +25,7 @@ from pipeline.outputs.report import (
     pictures,
     prediction,
     projection,
+    rate,
     sharing,
     summary,
     tables,
@@ -113,7 +114,7 @@ def render_compressed(path: Path, resolved: dict[str, Any]) -> str:
     found = Compressed(path / "compress.zarr")
     sheet = None if found.patch is None else _sheet(path)
     return _template("compressed.html.jinja").render(
-        **_of_command(path, resolved), figures=found.figures, entries=len(found.codebook.entries), sheet=sheet
+        **_of_command(path, resolved), figures=found.figures, entries=found.codebook.title, sheet=sheet
     )
 
 
@@ -181,6 +182,7 @@ def _context(record: Record, name: str) -> dict[str, Any]:
         "when": formatting.moment(start.get("time")),
         "asked": summary.asked(record),
         "outcome": summary.outcome(record, spent),
+        "books": rate.of_books(record),
         "choice": choice(record),
         "lengths": message_lengths(record),
         "overlap": summary.overlap(record),

@@ -152,6 +152,11 @@ def outcome(record: Record, spent: Timing) -> list[Fact]:
         facts.append(Fact(name, number(per_row), unit, f"{number(record.final, 10)} in all"))
         if record.penalty:
             facts.append(Fact("Objective", number(per_row + record.penalty), unit, record.objective_text))
+        if "bits" in attrs:  # of a quantiser of several books
+            bits, d = int(attrs["bits"]), record.n_features
+            note = f"{number(bits / d, 3)} bits a feature; em-pipeline compress writes them"
+            facts.append(Fact("Rate", number(bits), f"bits a {record.row[0]}", note))
+            facts.append(Fact("Distortion", number(per_row / d), "mean squared error of a feature"))
     facts.append(
         Fact("Iterations", number(attrs.get("n_iter")), note="" if attrs.get("converged") else "not converged")
     )
@@ -217,12 +222,13 @@ def search(record: Record) -> list[dict[str, str]]:
     lines = []
     for level in record.attrs.get("search") or []:
         own = level["family"] == record.attrs["family"]
-        words = record.words if own else words_of(level["family"])
+        words = record.words if own and record.k else words_of(level["family"])
         reduced = level["features"] < record.n_features
+        of = "features of a part" if "parts" in record.attrs else "principal components"
         lines.append(
             {
                 "rows": number(level["rows"]),
-                "model": words.name + (f", {level['features']} principal components" if reduced else ""),
+                "model": words.name + (f", {level['features']} {of}" if reduced else ""),
                 "starts": number(level["starts"]),
                 "moved": ", ".join(map(str, level["moved"])) or "none",
                 "objective": f"{number(words.sign * level['objective'], 8)} ({'inertia' if words.sign < 0 else words.unit})",

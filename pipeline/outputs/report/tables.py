@@ -152,7 +152,7 @@ def others(record: Record) -> list[Table]:
     for name, dims in record.parameters.items():
         if dims[:1] + dims[2:] == ("component", "category"):
             found.append(_of_categories(record, name, dims[1]))
-        elif name not in shown and dims != ("component",) and len(dims) in (1, 2):
+        elif name not in shown and "entry" not in dims and dims != ("component",) and len(dims) in (1, 2):
             found.append(_table(record, name, dims))
     return found
 
