@@ -144,7 +144,7 @@ def _ways(
     model: Any, params: Any, rows: SearchRows, tried: int, apart: Collection[tuple[int, int]] = ()
 ) -> tuple[Any, Any, list[Fewer]]:
     """The ways to have one component less, and a model, with its parameters, that has the merged components after its own."""
-    merges = _merges_of(model)
+    merges = merges_of(model)
     sums = rows.sum_over([RemovalCosts(model, params), *([EStep(model, params)] if merges else [])])
     cost, next_best = sums[0].cost, sums[0].next_best
     near = _neighbours(next_best, 1)
@@ -155,7 +155,7 @@ def _ways(
     return wide, merged, ways + more
 
 
-def _merges_of(model: ClusterModel) -> bool:
+def merges_of(model: ClusterModel) -> bool:
     """Whether merges are considered.
 
     A centre that is removed loses as much as one that is merged. What is fixed cannot be merged, nor what all components share.

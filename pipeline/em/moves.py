@@ -1,7 +1,8 @@
 """Moves from one local optimum to a better one: components that gain by a split replace those that are hardly needed.
 
 A round splits `many` components where two fitted to their own rows gain most, refines all of them, and then removes or merges,
-some at a time, those whose rows the others, or one for two, explain nearly as well (em/merging.py). The result is accepted
+some at a time, those whose rows the others, or one for two, explain nearly as well (em/merging.py). Where no split is accepted any more,
+births take the place of splits (em/births.py). The result is accepted
 only if the objective rose and no component is near collapse. Two runs are merged in the same way: the components of both,
 less those that are least needed. Components with known rows stay. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
 
@@ -21,6 +22,7 @@ import scipy.sparse as sp
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.rows import Rows, unit
 from pipeline.em.accumulate import Method
+from pipeline.em.births import Birth, births, have_births
 from pipeline.em.loop import em
 from pipeline.em.merging import SearchRows, least_costs, narrowed, only
 from pipeline.em.run import Run
@@ -41,6 +43,7 @@ ROUNDING = 1e-9  # of the objective: a smaller gain is none
 LEAST_SHARE = 0.05  # of a row, for it to take part in the fit of a split
 SPLIT_ROWS = 4096  # of one component that the fit of a split looks at
 SPLIT_STEPS = 4
+WITH_BIRTHS = 1.5  # of the budget of splits: so many rows may be read before the last birth
 WIDE_STEPS = 4  # with more components than asked for
 MARGIN = 4  # times the rows below which a component is collapsed: no move may end with fewer
 
@@ -94,7 +97,7 @@ def refine_all(runs: Sequence[Run], rows: SearchRows, limits: Limits) -> list[Ru
 
 
 def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) -> tuple[Run, list[int]]:
-    """Make rounds of moves until single splits are rejected.
+    """Make rounds of moves until single splits, and then births, are rejected.
 
     Parameters
     ----------
@@ -104,7 +107,7 @@ def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) 
     limits : Limits
         Of the refinement after a move.
     budget : float
-        Rows that may be read before the last round begins.
+        Rows that may be read before the last round of splits begins; half as many more before the last birth.
 
     Returns
     -------
@@ -112,43 +115,49 @@ def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) 
         The run, and the number of components that each accepted round moved.
     """
     moved: list[int] = []
-    splits: list[Split] | None = None
-    end = rows.read[0] + budget
     k = _clusters(run).n_components
-    many, failed, patience = min(max(MOST_SPLITS, k // SPLIT_SHARE), k), 0, 1
-    while failed < patience and rows.read[0] < end:
-        if splits is None:
-            splits = _splits(_clusters(run), run.params, rows, SPLITS_TRIED * many)
-            if not _clusters(run).of_centers:
-                many, patience = _worthwhile(run, splits[:many], rows)
-        better = False
-        try:
-            candidate = _split_then_merge(run, rows, splits[failed:], many)
-            if candidate is None:
+    many = min(max(MOST_SPLITS, k // SPLIT_SHARE), k)
+    ends = [rows.read[0] + share * budget for _, share in KINDS]
+    kind = idle = 0
+    while idle < len(KINDS):
+        end, gain, failed, patience = ends[kind], 0.0, 0, 1
+        found = KINDS[kind][0](_clusters(run), run.params, rows, SPLITS_TRIED * many) if rows.read[0] < end else []
+        if found and not _clusters(run).of_centers:
+            many, hopeful = _worthwhile(run, found[: PATIENCE if kind else many], rows)
+            patience = hopeful if kind else max(1, hopeful)
+        while found[failed:] and failed < patience and rows.read[0] < end:
+            try:
+                candidate = _split_then_merge(run, rows, found[failed:], many)
+                if candidate is None:
+                    break
+                (trial,) = refine_all([candidate], rows, limits)
+                run, better = _compared(run, trial, rows, limits)
+            except SingularCovariance:
+                better = False
+            if better and near_empty(trial) <= near_empty(run):
+                moved.append(many)
+                gain, run = trial.objective - run.objective, trial
                 break
-            (trial,) = refine_all([candidate], rows, limits)
-            run, better = _compared(run, trial, rows, limits)
-        except SingularCovariance:
-            pass
-        if better and near_empty(trial) <= near_empty(run):
-            moved.append(many)
-            run, splits, failed = trial, None, 0
-        elif many > 1:
-            many //= 2
+            if many > 1:
+                many //= 2
+            else:
+                failed += 1
+        if gain > (limits.tol * rows.n_rows if have_births(run.model) else 0.0):
+            idle = 0
         else:
-            failed += 1
+            kind, idle = (kind + 1) % len(KINDS), idle + 1
     return run, moved
 
 
-def _worthwhile(run: Run, splits: Sequence[Split], rows: SearchRows) -> tuple[int, int]:
+def _worthwhile(run: Run, splits: Sequence[Split | Birth], rows: SearchRows) -> tuple[int, int]:
     """How many splits to make at once: those that gain more than having a component less costs. And how many to try one by one.
 
-    Both are at least 1.
+    The first is at least 1.
     """
     costs = least_costs(_clusters(run), run.params, rows, len(splits))
     many = sum(bool(split.gain > cost) for split, cost in zip(splits, costs, strict=False))
     hopeful = sum(bool(split.gain > HOPE * cost) for split, cost in zip(splits, costs[:1] * PATIENCE, strict=False))
-    return max(1, many), max(1, hopeful)
+    return max(1, many), hopeful
 
 
 def merge_runs(runs: Sequence[Run], rows: SearchRows, limits: Limits) -> list[Run]:
@@ -208,8 +217,8 @@ def near_empty(run: Run) -> int:
     return int((model.counts(run.final.stats) < MARGIN * model.least_rows).sum())
 
 
-def _split_then_merge(run: Run, rows: SearchRows, splits: list[Split], many: int) -> Run | None:
-    """One round: split `many` components, then merge or remove as many. None if no component can be split."""
+def _split_then_merge(run: Run, rows: SearchRows, splits: Sequence[Split | Birth], many: int) -> Run | None:
+    """One round: split `many` components, or add as many, then merge or remove as many. None if no component can be split."""
     model = _clusters(run)
     k = model.n_components
     chosen = [split for split in splits[:many] if split.gain > 0]
@@ -217,7 +226,7 @@ def _split_then_merge(run: Run, rows: SearchRows, splits: list[Split], many: int
         return None
     wide = model.with_components(k + len(chosen))
     params = refine(wide, _with_splits(model, wide, run.params, chosen), rows, Limits(WIDE_STEPS, 0.0)).params
-    halves = [(split.component, k + i) for i, split in enumerate(chosen)]
+    halves = [(split.component, k + i) for i, split in enumerate(chosen) if isinstance(split, Split)]
     return Run(run.restart, model, narrowed(wide, params, k, rows, halves)[1])
 
 
@@ -290,11 +299,14 @@ def _halves(x: Matrix, weight: Any) -> list[Array]:
     return found
 
 
-def _with_splits(model: ClusterModel, wide: Any, params: Any, chosen: Sequence[Split]) -> Any:
-    """Parameters with two components in place of each that is split, the second at the end."""
+def _with_splits(model: ClusterModel, wide: Any, params: Any, chosen: Sequence[Split | Birth]) -> Any:
+    """Parameters with two components in place of each that is split, the second at the end, and with those that are born."""
     fields, two = model.fields, model.with_components(2)
     arrays = {name: value.copy() for name, value in model.arrays(params).items()}
     for split in chosen:
+        if isinstance(split, Birth):
+            arrays = schema.joined(fields, arrays, split.arrays)
+            continue
         i, halves = split.component, two.arrays(split.params)
         for name, field in fields.items():
             if not field.component_axes:
@@ -304,3 +316,16 @@ def _with_splits(model: ClusterModel, wide: Any, params: Any, chosen: Sequence[S
             arrays[name][i] = halves[name][0]
             arrays[name] = np.concatenate([arrays[name], halves[name][1:]])
     return wide.params_from_arrays(schema.normalized(fields, arrays))
+
+
+def _births(model: ClusterModel, params: Any, rows: SearchRows, tried: int) -> list[Birth]:
+    try:
+        return births(model, params, rows)
+    except SingularCovariance:  # all rows lie in fewer dimensions than there are
+        return []
+
+
+KINDS = (
+    (_splits, 1.0),
+    (_births, WITH_BIRTHS),
+)  # of candidates, and the share of the budget when their last round begins

@@ -18,8 +18,9 @@ import scipy.sparse as sp
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import LowestRows
 from pipeline.data.profile import DataSummary
+from pipeline.em.births import have_births
 from pipeline.em.merging import SearchRows
-from pipeline.em.moves import improve, merge_runs, refine_all
+from pipeline.em.moves import WITH_BIRTHS, improve, merge_runs, refine_all
 from pipeline.em.principal import leading
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
@@ -262,5 +263,6 @@ def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: f
     """Return an estimate of the rows that the search of one run reads at most. n_rows : in memory, of `of`."""
     sizes = levels(model, n_rows)
     many = candidate_starts(model, sizes, of, effort)
-    moved = many[1:].count(1) * effort * PASSES * max(n_rows, FEW_ROWS) if moves else 0.0
+    parts = WITH_BIRTHS if have_births(model) else 1.0
+    moved = many[1:].count(1) * effort * parts * PASSES * max(n_rows, FEW_ROWS) if moves else 0.0
     return _start_reads(model, sizes, many) + moved

@@ -65,6 +65,7 @@ class Component(ABC):
     words: ClassVar[Words]
     halves: ClassVar[bool] = False  # whether a reset component becomes half of another (`moments.halved`)
     adds_up: ClassVar[bool] = False  # whether the statistics of two components add to those of one (`of_pairs`)
+    born: ClassVar[bool] = False  # whether it has means and covariances, of which births begin (em/births.py)
     location: ClassVar[str]
     unit_rows: ClassVar[bool] = False
     incomplete: ClassVar[bool] = False

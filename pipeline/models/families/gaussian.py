@@ -70,6 +70,7 @@ class Gaussian(Component):
     spread: ClassVar[str] = "covariances"
     halves: ClassVar[bool] = True
     adds_up: ClassVar[bool] = True
+    born: ClassVar[bool] = True
     impossible_advice: ClassVar[str] = (
         "Its distance from every component overflows: rescale the data (preprocess: standardize)."
     )
