@@ -44,6 +44,7 @@ LEAST_SHARE = 0.05  # of a row, for it to take part in the fit of a split
 SPLIT_ROWS = 4096  # of one component that the fit of a split looks at
 SPLIT_STEPS = 4
 WITH_BIRTHS = 1.5  # of the budget of splits: so many rows may be read before the last birth
+SPLITTING = 20  # passes that it takes to find components to split, to compare gains with costs, and to merge, about
 WIDE_STEPS = 4  # with more components than asked for
 MARGIN = 4  # times the rows below which a component is collapsed: no move may end with fewer
 
@@ -80,6 +81,16 @@ class Split(NamedTuple):
     gain: float
     params: Any
     read: int
+
+
+def most_passes(iterations: int) -> int:
+    """Return how many passes so many iterations take at most, with rejected steps and the last evaluation."""
+    return iterations + iterations // 2 + 2
+
+
+def round_passes(iterations: int) -> int:
+    """Return how many passes a round of moves takes at most: splits and their costs, two refinements, and what is wide narrowed."""
+    return SPLITTING + most_passes(WIDE_STEPS) + 2 * most_passes(iterations)
 
 
 def refine(model: LatentModel, params: Any, rows: SearchRows, limits: Limits) -> Run:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,14 @@ from pipeline.arrays.rows import LowestRows
 from pipeline.data.profile import DataSummary
 from pipeline.em.births import have_births
 from pipeline.em.merging import SearchRows
-from pipeline.em.moves import WITH_BIRTHS, improve, merge_runs, refine_all
+from pipeline.em.moves import WITH_BIRTHS, improve, merge_runs, most_passes, refine_all, round_passes
 from pipeline.em.principal import leading
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.models.books import Quantizer
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.lloyd import Centers, Lloyd
-from pipeline.models.starts import ONE_BY_ONE, HardStart, from_hard, hard_start, in_step, starting
+from pipeline.models.starts import ONE_BY_ONE, ROUNDS, HardStart, from_hard, hard_start, in_step, starting
 
 GROWTH = 4  # of a level over the one below
 ROWS_PER_COMPONENT = 64  # of the lowest level, at least
@@ -42,6 +43,8 @@ FEW_ROWS, FEW_PAIRS = (
 )  # fewer rows count as so many: they are soon read; of starts pairs of rows and components
 MERGING = 6  # passes that it takes to choose among the components of two runs, about
 STEPS = 12  # of EM after each round of moves
+BIRTHS = 34  # passes that it takes to fit births, at most
+BESIDE = 4  # passes for principal components, and to begin from centres and to end with them
 DRAWN = 16  # rows of each of many centres, among which k-means++ draws them
 PRINCIPAL = 64  # components that K-means is refined in, of twice as many features and more
 CENTERS_ROWS = 2**15  # that K-means is refined on where it only starts another family
@@ -137,15 +140,15 @@ class Search:
 
     def _centers(self, model: ClusterModel, rows: SearchRows) -> Centers:
         """K-means on some rows; of many features, in the space of the leading principal components."""
-        if model.unit_rows or model.n_features <= 2 * PRINCIPAL:
+        few, effort = flattened(model, self.effort)
+        if few is model:
             found: Centers = self._refine(model, self._starts(model, rows, self.summary), rows)
             return found
-        project, origin = leading(rows, model.shift, PRINCIPAL), np.zeros(PRINCIPAL)
-        flat, few = rows.mapped(project), replace(model, shift=origin)  # type: ignore[type-var]  # models are dataclasses
-        x = project(self.summary.sample.x)
+        project = leading(rows, model.shift, PRINCIPAL)
+        flat, x = rows.mapped(project), project(self.summary.sample.x)
         sample = replace(self.summary.sample, x=x)
-        summary = replace(self.summary, mean=origin, covariance=x.var(axis=0), sample=sample)
-        search = replace(self, effort=self.effort * model.n_features / PRINCIPAL)  # a pass costs so much less
+        summary = replace(self.summary, mean=few.shift, covariance=x.var(axis=0), sample=sample)
+        search = replace(self, effort=effort)
         starts = search._starts(few, flat, summary)
         centers = project.back(search._refine(few, starts, flat).centers)
         found = from_hard(model, rows.sum_over([HardStart(model, centers)]))[0]
@@ -244,25 +247,46 @@ def centers_rows(model: ClusterModel, n_rows: int) -> int:
     return min(n_rows, max(levels(model, n_rows)[0], CENTERS_ROWS))
 
 
+def flattened(model: ClusterModel, effort: float) -> tuple[ClusterModel, float]:
+    """Return what K-means is refined as, and the effort: of many features in the space of the leading principal components.
+
+    A pass costs so much less there that more of them are made in the same time.
+    """
+    if not model.of_centers or model.unit_rows or model.n_features <= 2 * PRINCIPAL:
+        return model, effort
+    few = replace(model, shift=np.zeros(PRINCIPAL))  # type: ignore[type-var]  # models are dataclasses
+    return few, effort * model.n_features / PRINCIPAL
+
+
 def searched(
     model: ClusterModel | Quantizer, init: str, sparse: bool, n_rows: int, effort: float
 ) -> list[tuple[ClusterModel, int, float]]:
     """Return what one run searches for in turn, each with its number of rows and its effort: K-means, perhaps, and the model."""
+
+    def centers(lloyd: ClusterModel, rows: int) -> tuple[ClusterModel, int, float]:
+        few, more = flattened(lloyd, FOR_ANOTHER * effort)
+        return few, rows, more
+
     if isinstance(model, Quantizer):
-        return [(book, centers_rows(book, n_rows), FOR_ANOTHER * effort) for book in model.books]
+        return [centers(book, centers_rows(book, n_rows)) for book in model.books]
     if model.above is not None:
-        return [(model.above, centers_rows(model.above, n_rows), FOR_ANOTHER * effort)]
-    own = [(model, n_rows, effort)]
+        return [centers(model.above, centers_rows(model.above, n_rows))]
+    few, more = flattened(model, effort)
+    own = [(few, n_rows, more)]
     if not begins_from_centers(model, init, sparse):
         return own
-    lloyd = Lloyd(model.n_components, model.shift)
-    return [(lloyd, centers_rows(model, n_rows), FOR_ANOTHER * effort), *own]
+    return [centers(Lloyd(model.n_components, model.shift), centers_rows(model, n_rows)), *own]
 
 
 def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: float = 1.0) -> float:
-    """Return an estimate of the rows that the search of one run reads at most. n_rows : in memory, of `of`."""
+    """Return how many rows the search of one run reads at most. n_rows : in memory, of `of`."""
     sizes = levels(model, n_rows)
     many = candidate_starts(model, sizes, of, effort)
-    parts = WITH_BIRTHS if have_births(model) else 1.0
-    moved = many[1:].count(1) * effort * parts * PASSES * max(n_rows, FEW_ROWS) if moves else 0.0
-    return _start_reads(model, sizes, many) + moved
+    with_births, births = (WITH_BIRTHS, BIRTHS) if have_births(model) else (1.0, 0)
+    first, merged = most_passes(model.search.first), most_passes(model.search.merged) + MERGING
+    reads = float(BESIDE * n_rows + sizes[0] * (ROUNDS + 2))
+    for size, (here, left) in zip(sizes, pairwise(many), strict=True):
+        reads += size * (first * here + merged * (here - left))
+        if moves and left == 1:
+            reads += with_births * effort * PASSES * max(n_rows, FEW_ROWS) + size * (round_passes(STEPS) + births)
+    return reads

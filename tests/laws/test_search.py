@@ -14,9 +14,10 @@ from sklearn.cluster import kmeans_plusplus
 from pipeline.arrays.rows import Rows
 from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.data.sample import SampleRows
+from pipeline.em import search
 from pipeline.em.moves import improve, merge_runs, near_empty, refine
 from pipeline.em.principal import leading
-from pipeline.em.search import EFFORT, Search, candidate_starts, levels, most_reads
+from pipeline.em.search import EFFORT, Search, candidate_starts, levels, most_reads, searched
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory_rows import BLOCK_ROWS, MemoryRows
 from pipeline.kernels.cpu import KERNELS
@@ -255,6 +256,24 @@ def test_a_search_goes_through_the_levels_and_reads_no_more_than_is_said(k, n, m
     assert min(sizes) >= min(128, len(x)) and min(sizes) >= min(64 * k, len(x))
     assert sizes[0] < 4 * max(128, 64 * k) and starts[0] >= 4
     assert sum(level.read for level in seen) == rows.read[0] <= most_reads(model, len(x), len(x), moves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("effort", EFFORT)
+@pytest.mark.parametrize(
+    ("family", "k", "d"),
+    [("kmeans", 12, 3), ("kmeans", 30, 150), ("full", 12, 3), ("diag", 8, 140), ("spherical", 30, 2)],
+)
+def test_a_search_with_a_small_budget_reads_no_more_than_is_said(monkeypatch, family, k, d, effort):
+    """Also in principal components, where more passes cost no more time, and where the last round of moves exceeds the budget."""
+    monkeypatch.setattr(search, "FEW_ROWS", 1)  # few rows have no more of the budget than many
+    rng = np.random.default_rng(k)
+    x = rng.normal(size=(6000, d)) + 2.0 * rng.normal(size=(k, d))[rng.integers(k, size=6000)]
+    model = Lloyd(k, x.mean(axis=0), x.var()) if family == "kmeans" else gaussian_mixture(k, x.mean(axis=0), family)
+    rows, budget = in_memory(x), EFFORT[effort]
+    Search("k-means++", True, 0, known_of(x), rows, len(x), lambda level: None, budget)(model)
+    parts = searched(model, "k-means++", False, len(x), budget)
+    assert rows.read[0] <= sum(most_reads(each, some, len(x), True, part) for each, some, part in parts)
 
 
 @pytest.mark.parametrize("init", ["random", "near-mean", "k-means++", "k-means||"])
