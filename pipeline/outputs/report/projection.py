@@ -57,11 +57,17 @@ _EXPAND: dict[tuple[str, ...], Callable[[np.ndarray, int, int], np.ndarray]] = {
 }
 
 
-def full_covariances(record: Record) -> np.ndarray | None:
-    """Return the stored covariances as (k, d, d); None for a model without them."""
+def covariances_in(space: Space | Plane, record: Record) -> np.ndarray | None:
+    """Return the stored covariances in a space, (k, D, D), or a plane, (k, 2, 2); None for a model without them.
+
+    One component after the other: as matrices, those of all may be hundreds of times as large as what is stored.
+    """
     if record.spread is None:
         return None
-    return expanded(record.spread, record.array("covariances"), record.k, record.n_features)
+    stored, several = record.array("covariances"), "component" in record.spread
+    each = (stored[k : k + 1] if several else stored for k in range(record.k))
+    found = [space.covariances(expanded(record.spread, one, 1, record.n_features)) for one in each]
+    return np.concatenate(found)
 
 
 def expanded(dims: tuple[str, ...], stored: np.ndarray, k: int, d: int) -> np.ndarray:
@@ -154,7 +160,7 @@ _NESTED = "its regions hold 20, 40, 60, 80 and 95 % of the probability"
 
 def _shade(plot: Plot, record: Record, plane: Plane) -> bool:
     """Draw the density of a Gaussian mixture in the plane as nested regions; return whether the model is one."""
-    sigma = full_covariances(record)
+    sigma = covariances_in(plane, record)
     if sigma is None:
         return False
     sides = [(float(v.min()), float(v.max())) for v in plane.sample.T]
@@ -163,7 +169,7 @@ def _shade(plot: Plot, record: Record, plane: Plane) -> bool:
     grid = np.stack(np.meshgrid(x, y), axis=-1)
     density = np.zeros(grid.shape[:2])
     centres = plane.points(record.positions)
-    for weight, mean, flat in zip(record.weights, centres, plane.covariances(sigma), strict=True):
+    for weight, mean, flat in zip(record.weights, centres, sigma, strict=True):
         values, vectors = np.linalg.eigh(flat)
         # What is thinner than the grid would fall between its points.
         spread = np.maximum(values, [(0.5 * (v[1] - v[0])) ** 2 + np.finfo(float).tiny for v in (x, y)])
@@ -180,8 +186,7 @@ def _shade(plot: Plot, record: Record, plane: Plane) -> bool:
 
 def _draw(plot: Plot, record: Record, plane: Plane, most: int = 2000) -> None:
     """Sampled rows as small dots, means as large ones, covariances as ellipses."""
-    sample, means, sigma = plane.sample[:most], plane.points(record.positions), full_covariances(record)
-    sigma = None if sigma is None else plane.covariances(sigma)
+    sample, means, sigma = plane.sample[:most], plane.points(record.positions), covariances_in(plane, record)
     plot.dots(sample[:, 0], sample[:, 1], svg.GREY, 2.6 if len(sample) <= 500 else 1.6)
     few = record.k <= len(svg.CYCLE)
     for k, mean in enumerate(means):
@@ -198,9 +203,9 @@ def _line(record: Record) -> Chart | None:
     """A histogram, of rows of one feature."""
     if not record.has("sample") or len(record.array("sample")) < 2:
         return None
-    space, sigma, words = data_space(record), full_covariances(record), record.words
+    space, sigma, words = data_space(record), covariances_in(data_space(record), record), record.words
     sample, means = space.points(record.array("sample"))[:, 0], space.points(record.positions)[:, 0]
-    variances = None if sigma is None else space.covariances(sigma)[:, 0, 0]
+    variances = None if sigma is None else sigma[:, 0, 0]
     heights, edges = np.histogram(sample, bins=min(60, max(10, len(sample) // 12)), density=True)
     plot = Plot(feature_names(record)[0], "density", low=0)
     plot.bins(edges, heights, svg.GREY, 0.92)
