@@ -23,9 +23,9 @@ from pipeline.data.earlier import Earlier, Statistics
 from pipeline.em.run import Run
 from pipeline.estimators.callbacks import CallbackSupportMixin, called_back, with_callbacks
 from pipeline.estimators.cells import on_dimensions
+from pipeline.estimators.configs import config_of
 from pipeline.estimators.fit import OnPass, Start, copied, fitted, seed_of, value_errors
 from pipeline.estimators.rows import InputRows, column_of, input_rows
-from pipeline.jobconfig import validate
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.clusters import ClusterModel
 from pipeline.models.hierarchy import Grouped, Hierarchy
@@ -317,7 +317,7 @@ class KMeans(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerM
             fit["init"] = "random"
             start = Start([{"centers": centers} for centers in self._centers(table, weight)])
         model, data = {"family": "kmeans", "n_components": k, "levels": self.levels}, {"bad_rows": table.bad_rows}
-        config = validate({"data": data, "model": model, "fit": fit}, name="KMeans").resolved()
+        config = config_of("KMeans", data=data, model=model, fit=fit)
         return fitted(config, chunks, start, True, on_pass, earlier)
 
     def _restarts(self) -> int:

@@ -24,9 +24,10 @@ from pipeline.data.units import UnitSource, starts_of
 from pipeline.em.run import Run
 from pipeline.estimators.callbacks import CallbackSupportMixin, called_back, with_callbacks
 from pipeline.estimators.cells import is_xarray, on_dimensions
+from pipeline.estimators.configs import config_of
 from pipeline.estimators.fit import Progress, Start, fitted, seed_of, value_errors
 from pipeline.estimators.rows import InputRows, column_of, input_rows, mean_of
-from pipeline.jobconfig import Config, validate
+from pipeline.jobconfig import Config
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import LatentModel
 from pipeline.models.family import ClusterSection
@@ -243,9 +244,7 @@ class MixtureEstimator(CallbackSupportMixin, DensityMixin, BaseEstimator):  # ty
         section = self._section()
         fit |= {} if _adapts(section) else {"init": init}
         fit |= {"max_iter": self.max_iter or 1, "random_state": seed}
-        return validate(
-            {"data": {"bad_rows": bad_rows}, "model": section, "fit": fit}, name=type(self).__name__
-        ).resolved()
+        return config_of(type(self).__name__, data={"bad_rows": bad_rows}, model=section, fit=fit)
 
     @property
     def _missing(self) -> bool:
