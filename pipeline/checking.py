@@ -370,7 +370,7 @@ def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
         assert isinstance(model, ClusterModel | Quantizer)
         for each, some, part in searched(model, config.fit.init, plan.sparse, in_memory, effort):
             # K-means has one product with the centres, where an E-step and its moments take two with about all parameters.
-            products = 1 if each is model or model.of_centers else 2
+            products = 1 if each is model or isinstance(model, Quantizer) or model.of_centers else 2
             share = each.row_operations() / (products * model.row_operations())
             rows += share * most_reads(each, some, plan.n_rows, moves, part)
         if config.select.pruning and isinstance(

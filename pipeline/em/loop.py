@@ -90,6 +90,7 @@ def em(
         After each pass.
     """
     current = [_going_on(replace(run, accumulator=run.accumulator or method.first(run.model))) for run in runs]
+    del runs  # large models: what is not needed any more is freed
     while live := [i for i, run in enumerate(current) if run.final is None]:
         events: list[Event] = []
         current = [extrapolate(run) if run.stop_reason is None else run for run in current]
@@ -103,6 +104,7 @@ def em(
                     continue
                 current[i], happened = advance(current[i], partial, limits, read, method)
                 events += happened
+            del jobs, partials, partial
         yield list(current), events
 
 

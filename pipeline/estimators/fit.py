@@ -100,6 +100,7 @@ def _fitted(
     else:
         params = [run.params for run in driver.starts(summary, UserStart(), sample)]
     runs = [Run(i, model, _with(model, each, start.arrays, i)) for i, each in enumerate(params)]
+    del params  # so that only the iterations hold them
     return (best_run(driver.advance(summary, runs)) if iterate else runs[0]), driver
 
 

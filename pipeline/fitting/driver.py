@@ -224,23 +224,34 @@ class Driver:
         return runs
 
     def advance(self, summary: DataSummary, runs: list[Run], resting: Sequence[Run] = ()) -> list[Run]:
-        """Run the loop to its end. resting : runs that are saved together with these."""
+        """Run the loop to its end.
+
+        Parameters
+        ----------
+        summary : DataSummary
+        runs : list of Run
+            Emptied: starts are not in memory beside what follows from them.
+        resting : sequence of Run
+            Runs that are saved together with these.
+        """
         labels, read, began = {run.candidate: run.model.label for run in runs}, [0], time.perf_counter()
-        first = runs
+        now, passes = list(runs), 0
+        runs.clear()
         try:
-            for current, events in self.iterations(summary, runs, read):
-                before, runs, now = runs, current, time.perf_counter()
-                self._log_pass(summary, runs, now - began, read[0])
+            for current, events in self.iterations(summary, now, read):
+                before, now, passes = now, current, passes + 1
+                self._log_pass(summary, now, time.perf_counter() - began, read[0])
                 read[0] = 0
                 for event in events:
-                    self.sink.log(**event.facts(), name=labels[event.candidate], refit=runs[0].refit)
-                self.sink.passed(summary, before, runs, resting)
+                    self.sink.log(**event.facts(), name=labels[event.candidate], refit=now[0].refit)
+                self.sink.passed(summary, before, now, resting)
+                del before, current
                 began = time.perf_counter()
         except BaseException:  # a stop, a lost cluster, a chunk that cannot be read: the passes before it are saved
-            if runs is not first:
-                self.sink.interrupted(summary, runs, resting)
+            if passes:
+                self.sink.interrupted(summary, now, resting)
             raise
-        return runs
+        return now
 
     def iterations(
         self, summary: DataSummary, runs: Sequence[Run], read: list[int] | None = None
@@ -266,8 +277,14 @@ class Driver:
         limits = Limits(fit.max_iter or 0, fit.tol or 0.0, lambda: self.sink.stops)
         return em(runs, evaluate, limits, summary.n_rows, method, tuple(final))
 
-    def finish(self, summary: DataSummary, runs: Sequence[Run]) -> tuple[Choice, list[Run], DataSummary]:
+    def finish(self, summary: DataSummary, runs: list[Run]) -> tuple[Choice, list[Run], DataSummary]:
         """Run all candidates to their ends, and fit the chosen one to all rows if some were held out, unless that is not wanted.
+
+        Parameters
+        ----------
+        summary : DataSummary
+        runs : list of Run
+            Emptied, as by `advance`.
 
         Returns
         -------
@@ -275,6 +292,7 @@ class Driver:
             The choice, all restarts of the chosen candidate, and the statistics of the rows that these were fitted to.
         """
         fits, refits = [run for run in runs if not run.refit], [run for run in runs if run.refit]
+        runs.clear()
         fits = self.advance(summary, fits, refits)
         choice = choose(fits, self.config.select.criterion, summary.total)
         for entry in choice.shown:

@@ -16,9 +16,9 @@ from pipeline.arrays.tiles import TILE_BYTES
 from pipeline.data.chunks import Chunks
 from pipeline.data.profile import PROFILE_TILE, Profile, ProfileJob
 from pipeline.data.sample import SampleRows, n_sampled, row_bytes
-from pipeline.em.accumulate import n_stored
+from pipeline.em.accumulate import EPOCHS, n_stored
 from pipeline.em.heldout import Units
-from pipeline.em.search import PRINCIPAL, centers_rows
+from pipeline.em.search import EFFORT, PRINCIPAL, candidate_starts, centers_rows, levels, searched
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import IMPORTS, SMALLER_CHUNKS, UNRETURNED, Plan, plan, task_bytes
 from pipeline.engine.tree import shard_level
@@ -29,6 +29,7 @@ from pipeline.models.books import Quantizer
 from pipeline.models.clusters import ClusterModel, NoRows
 from pipeline.models.families import FAMILIES
 from pipeline.models.overlap import OverlapOfRows
+from pipeline.models.schema import n_bytes
 from pipeline.models.starts import ROUNDS
 from pipeline.outputs.labels import BLOCK_ROWS
 from pipeline.outputs.labels import row_bytes as label_bytes
@@ -93,6 +94,13 @@ class JobPlan:
         if not self.searches:
             return []
         return [SampleRows(max(self.search_rows) / self.n_rows, self.config.fit.random_state)]
+
+    def searches_of(self, candidate: int) -> list[tuple[ClusterModel, int]]:
+        """What the search of a candidate refines in turn, each with the number of runs that it begins with."""
+        fit, model, rows = self.config.fit, self.models[candidate], self.search_rows[candidate]
+        assert isinstance(model, ClusterModel | Quantizer)
+        parts = searched(model, fit.init, self.sparse, rows, EFFORT[fit.effort])
+        return [(each, candidate_starts(each, levels(each, some), self.n_rows, part)[0]) for each, some, part in parts]
 
     def search_share(self, candidate: int) -> float:
         """Return the share of all rows that the search of a candidate uses."""
@@ -196,8 +204,18 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     stored = (
         n_stored(config.fit.method, job.models[0]) if job.models[0].has_bound else 0
     )  # statistics between two passes
-    # What is stored is there once more while a checkpoint is written.
-    driver = (8 + 2 * stored) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + in_memory
+    # What is stored is there once more while a checkpoint is written. Parameters are there before and after an M-step, and twice more
+    # for the candidate whose components are reset.
+    driver = (4 + 2 * stored) * statistics * n_init + 3 * (square + sample + n_init * ROUNDS * drawn) + in_memory
+    sizes = [_params_bytes(model) for model in job.models]
+    parameters = 2 * n_init * sum(sizes) + 2 * max(sizes)
+    searching = 0
+    for refined, many in [part for i in range(len(job.search_rows)) for part in job.searches_of(i)]:
+        # The runs of the lowest level share each pass, and store statistics between two; runs that are joined have 2K components.
+        own, one = _params_bytes(refined), refined.e_step_bytes()
+        searching = max(searching, task(max(2, many) * one, TILE_BYTES + 2 * refined.scratch_bytes()))
+        parameters = max(parameters, n_init * sum(sizes) + many * (2 * own + (EPOCHS + 1) * one) + 4 * own)
+    driver += parameters
     errors = 0
     if config.output.standard_errors:
         full = config.output.standard_errors is True
@@ -207,11 +225,17 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     driver += min(UNRETURNED, 4 * chunks.pass_bytes()) if imports else 0  # in proportion, where there are few rows
     resident, processes = chunks.source.resident(), uses_processes(engine)
     driver += resident
-    each = max(fitting, labelling, errors) + resident * processes
+    each = max(fitting, searching, labelling, errors) + resident * processes
     advice = advice if decoding > chunks.chunk_bytes else SMALLER_CHUNKS
     if of_unit > TILE_BYTES:
         advice += f", split the longest unit, of {longest} rows, in data.units (a unit is in one chunk, whole)"
     return plan(engine.memory, engine.workers, each, chunks.chunk_bytes, driver, processes, imports, advice)
+
+
+def _params_bytes(model: LatentModel) -> int:
+    """Bytes of a model's parameters, with what is computed from them once."""
+    stored = n_bytes(model.fields, model.sizes)
+    return stored + model.prepared_bytes() if isinstance(model, ClusterModel) else stored
 
 
 def refuse_negative(config: Config, profile: Profile) -> None:

@@ -9,6 +9,7 @@ from weakref import finalize
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import tiles
 from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.choice import FLOAT32_CONDITION
 from pipeline.kernels.pairs import packed_blocks
@@ -17,6 +18,7 @@ from pipeline.kernels.softmax import padded
 
 FIRST, SECOND, ITERATIONS = 3, 16, 2  # directions of the bounds; steps of the subspace iteration that finds them
 MOMENTS_CONDITION = 1e3  # of covariances whose moments are computed in float32: 1e-4 of the smallest eigenvalue
+BLOCK_NUMBERS = 2**19  # of the components' factors from which directions are found at a time
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -126,11 +128,15 @@ def leading_directions(problem: GaussianProblem, m: int) -> Array:
     centre = problem.means.mean(axis=0)
     about = problem.means - centre
     spread = problem.covariances.mean(axis=0) + about.T @ about / k
-    flipped = np.ascontiguousarray(np.swapaxes(factors, 1, 2))
-    columns = np.random.default_rng(0).normal(size=(d, m))
-    found = np.broadcast_to(np.linalg.qr(columns)[0], (k, d, m))
-    for _ in range(ITERATIONS):
-        found = factors @ found
-        found = spread @ found + about[:, :, None] * (about[:, None] @ found)
-        found = np.linalg.qr(flipped @ found)[0]
-    return np.asarray(factors @ found)
+    columns = np.linalg.qr(np.random.default_rng(0).normal(size=(d, m)))[0]
+    directions = np.empty((k, d, m))
+    for some in tiles(k, max(1, BLOCK_NUMBERS // (d * d))):
+        own, from_centre = factors[some], about[some]
+        flipped = np.ascontiguousarray(np.swapaxes(own, 1, 2))
+        found = np.broadcast_to(columns, (len(own), d, m))
+        for _ in range(ITERATIONS):
+            found = own @ found
+            found = spread @ found + from_centre[:, :, None] * (from_centre[:, None] @ found)
+            found = np.linalg.qr(flipped @ found)[0]
+        directions[some] = own @ found
+    return directions

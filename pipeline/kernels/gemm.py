@@ -21,6 +21,7 @@ from pipeline.kernels.softmax import padded, softmax_rows
 TILE_NUMBERS = (
     2**21
 )  # features and responsibilities of a tile: about as many as a core's share of the caches has room for
+BLOCK_NUMBERS = 2**19  # of the components' matrices that coefficients are computed from at a time
 
 
 def gemm_pass(problem: GaussianProblem, x: Array, weight: Array | None, arena: Arena) -> GaussianSums:
@@ -146,16 +147,18 @@ def _fill_coefficients(problem: GaussianProblem, chosen: Array, reference: Array
         slope = m @ (problem.factors @ problem.factors.T)
     elif shape.kind == PAIRS:
         # In scratch memory: new arrays cost 4,500 page faults a chunk at d = 64, K = 200, 6 % of the E-step of 8192 rows.
-        d, real = m.shape[1], np.dtype(np.float64)
-        factors = np.take(problem.factors, chosen, 0, arena.array("factors", (size, d, d), real), mode="clip")
-        precision = arena.array("precisions", (size, d, d), real)
-        np.matmul(factors, np.swapaxes(factors, 1, 2), out=precision)
-        slope = np.einsum("kij,kj->ki", precision, m)
+        d, real, slope = m.shape[1], np.dtype(np.float64), np.empty_like(m)
         i, j = np.tril_indices(d)
-        lower = arena.array("lower triangles", (size, q), real)
-        np.take(precision.reshape(size, d * d), i * d + j, 1, lower, mode="clip")
-        lower *= np.where(i == j, -0.5, -1.0)
-        out[:q] = lower.T
+        for some in tiles(size, max(1, BLOCK_NUMBERS // (d * d))):
+            few = some.stop - some.start
+            factors = np.take(problem.factors, chosen[some], 0, arena.array("factors", (few, d, d), real), mode="clip")
+            precision = arena.array("precisions", (few, d, d), real)
+            np.matmul(factors, np.swapaxes(factors, 1, 2), out=precision)
+            slope[some] = np.einsum("kij,kj->ki", precision, m[some])
+            lower = arena.array("lower triangles", (few, q), real)
+            np.take(precision.reshape(few, d * d), i * d + j, 1, lower, mode="clip")
+            lower *= np.where(i == j, -0.5, -1.0)
+            out[:q, some] = lower.T
     else:
         precision = problem.factors[chosen] ** 2
         if shape.kind == SPHERE:
@@ -182,5 +185,6 @@ def _collected(
     if rest:
         others = order[k - len(rest) :]
         sum_x[others] = [moments.sum_x for moments in rest]
-        sum_xx[others] = shape.packed(np.stack([moments.sum_xx for moments in rest]))
+        for c, moments in zip(others, rest, strict=True):
+            sum_xx[c] = shape.packed(moments.sum_xx[None])[0]
     return about, sum_x, sum_xx

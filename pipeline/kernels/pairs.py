@@ -49,13 +49,15 @@ def packed_blocks(factors: Array, dtype: np.dtype[Any], triangular: bool) -> tup
     """
     k, d, m = factors.shape
     step = lanes(dtype)
-    filled = np.zeros((k, d, -(-m // step) * step), dtype)
-    with np.errstate(over="ignore"):
-        filled[:, :, :m] = factors
-    first = np.arange(0, filled.shape[2], step)
+    first = np.arange(0, m, step)
     stops = np.minimum(d, first + step) if triangular else np.full(len(first), d)
-    blocks = [filled[:, :stop, at : at + step].reshape(k, -1) for at, stop in zip(first, stops, strict=True)]
-    return np.concatenate(blocks, axis=1), stops
+    ends = np.cumsum(stops * step)
+    blocks = np.zeros((k, ends[-1]), dtype)
+    with np.errstate(over="ignore"):
+        for at, stop, end in zip(first, stops, ends, strict=True):
+            block = blocks[:, end - stop * step : end].reshape(k, stop, step)
+            block[:, :, : m - at] = factors[:, :stop, at : at + step]
+    return blocks, stops
 
 
 @exact_kernel

@@ -270,6 +270,10 @@ class ClusterModel(LatentModel):
         """Return rows as starts and distances take them: whole. x : (n, d)."""
         return x
 
+    def prepared_bytes(self) -> int:
+        """Return the bytes of what is computed once from the parameters."""
+        return 0
+
     def scratch_bytes(self) -> int:
         """Return the bytes that an E-step needs beside tiles and statistics."""
         return 0

@@ -155,6 +155,10 @@ class Component(ABC):
         """Return rows as starts and distances take them: whole. x : (n, d)."""
         return x
 
+    def prepared_bytes(self) -> int:
+        """Return the bytes of what is computed once from theta."""
+        return 0
+
     def scratch_bytes(self) -> int:
         """Return the bytes that an E-step needs beside tiles and statistics."""
         return 0

@@ -11,7 +11,7 @@ their lower triangles (k, d (d + 1) / 2) are summed, sent and stored. [Bishop 20
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,9 +19,14 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dtrtri
 
 from pipeline.arrays.dtypes import Array
+from pipeline.arrays.tiles import tiles
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.kernels.simd import packed
 from pipeline.models.schema import POSITIVE, POSITIVE_DEFINITE, Field
+
+BLOCK_NUMBERS = (
+    2**19
+)  # of matrices at a time: beside K of d x d there is no room for several temporary arrays of the same size
 
 
 class Shape(NamedTuple):
@@ -98,9 +103,33 @@ class Shape(NamedTuple):
 
     def moved(self, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> tuple[Array, Array]:
         """Return first and second moments about points moved by `by`. counts : (k,), or (k, d) of features.  sum_x, by : (k, d)."""
-        cross = self.outer(by, sum_x) + self.outer(sum_x, by)
         counts = counts if counts.ndim == 2 else counts[:, None]
-        return sum_x - counts * by, sum_xx - cross + self.outer(by * counts, by)
+        if not self.per_component:
+            return sum_x - counts * by, self._moved(counts, sum_x, sum_xx, by)
+        second = np.empty(sum_xx.shape)
+        for own in _blocks(len(by), second[0].size):
+            second[own] = self._moved(counts[own], sum_x[own], sum_xx[own], by[own])
+        return sum_x - counts * by, second
+
+    def _moved(self, counts: Array, sum_x: Array, sum_xx: Array, by: Array) -> Array:
+        cross = self.outer(by, sum_x) + self.outer(sum_x, by)
+        return sum_xx - cross + self.outer(by * counts, by)
+
+
+def _blocks(k: int, size: int) -> Iterator[slice]:
+    """Yield ranges of k components with so many numbers each."""
+    return tiles(k, max(1, BLOCK_NUMBERS // size))
+
+
+def _by_blocks(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Return the function of components' matrices (k, d, d) and something else of theirs (k, ...), for some components at a time."""
+
+    def by_blocks(matrices: Array, others: Array) -> Array:
+        return np.concatenate(
+            [function(matrices[own], others[own]) for own in _blocks(len(matrices), matrices[0].size)]
+        )
+
+    return by_blocks
 
 
 def _cholesky_factor(covariance: Array) -> Array:
@@ -114,6 +143,14 @@ def _cholesky_factor(covariance: Array) -> Array:
     if failed or not (pivots > len(lower) * np.finfo(np.float64).eps * np.diagonal(covariance)).all():
         return np.full_like(covariance, np.nan)
     return dtrtri(lower, lower=1)[0].T
+
+
+def _cholesky_factors(covariances: Array) -> Array:
+    """Return the factors of (k, d, d)."""
+    factors = np.empty(covariances.shape)
+    for factor, covariance in zip(factors, covariances, strict=True):
+        factor[:] = _cholesky_factor(covariance)
+    return factors
 
 
 def _squares(diff: Array) -> Array:
@@ -168,7 +205,9 @@ def _from_lower(packed: Array, d: int) -> Array:
 
 
 def _full_covariances(moments: Array, counts: Array, d: int, reg: float) -> Array:
-    covariances = _ratio(_from_lower(moments, d), counts)
+    covariances = _from_lower(moments, d)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        covariances /= counts[:, None, None]
     covariances[:, np.arange(d), np.arange(d)] += reg
     return covariances
 
@@ -186,7 +225,7 @@ def _matrix_trace(factors: Array, moments: Array) -> Array:
     return np.einsum("...ij,...ij->...", np.swapaxes(factors, -1, -2) @ moments, np.swapaxes(factors, -1, -2))
 
 
-def _matrix_strain(factors: Array, changes: Array, d: int) -> Array:
+def _matrix_strain(factors: Array, changes: Array) -> Array:
     return np.square(np.swapaxes(factors, -1, -2) @ changes @ factors).sum(axis=(-2, -1))
 
 
@@ -199,10 +238,10 @@ FULL = Shape(
     tile_moment=_full_moment,
     packed=_lower,
     mahalanobis=_matrix_mahalanobis,
-    factor=lambda covariances: np.stack([_cholesky_factor(c) for c in covariances]),
+    factor=_cholesky_factors,
     log_det=_log_diagonal,
-    trace=lambda factors, moments: _matrix_trace(factors, _from_lower(moments, factors.shape[-1])),
-    strain=_matrix_strain,
+    trace=_by_blocks(lambda factors, moments: _matrix_trace(factors, _from_lower(moments, factors.shape[-1]))),
+    strain=lambda factors, changes, d: _by_blocks(_matrix_strain)(factors, changes),
     covariances=_full_covariances,
     extremes=lambda covariances, k: _extreme_eigenvalues(covariances),
     traces=lambda covariances, k, d: np.trace(covariances, axis1=1, axis2=2),
@@ -225,7 +264,7 @@ TIED = Shape(
     factor=_cholesky_factor,
     log_det=_log_diagonal,
     trace=_matrix_trace,
-    strain=_matrix_strain,
+    strain=lambda factor, change, d: _matrix_strain(factor, change),
     covariances=_tied_covariances,
     extremes=lambda covariance, k: np.repeat(_extreme_eigenvalues(covariance[None]), k, axis=0),
     traces=lambda covariance, k, d: np.full(k, np.trace(covariance)),
@@ -291,9 +330,10 @@ SHAPES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 
 def _extreme_eigenvalues(covariances: Array) -> Array:
     """(k, 2) smallest and largest eigenvalues of symmetric matrices (k, d, d); NaN where they are not finite."""
-    finite = np.isfinite(covariances).all(axis=(1, 2))
     extremes = np.full((len(covariances), 2), np.nan)
-    extremes[finite] = np.linalg.eigvalsh(covariances[finite])[:, [0, -1]]
+    for own in _blocks(len(covariances), covariances[0].size):
+        finite = np.isfinite(covariances[own]).all(axis=(1, 2))
+        extremes[own][finite] = np.linalg.eigvalsh(covariances[own][finite])[:, [0, -1]]
     return extremes
 
 

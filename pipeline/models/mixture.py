@@ -154,6 +154,9 @@ class Mixture(ClusterModel):
     def scratch_bytes(self) -> int:
         return int(self.component.scratch_bytes())
 
+    def prepared_bytes(self) -> int:
+        return int(self.component.prepared_bytes())
+
     def without_fixed(self, field: str) -> Mixture:
         rest = tuple(name for name in self.component.fixed if name != field)
         return self if rest == self.component.fixed else replace(self, component=replace(self.component, fixed=rest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class RunSink:
     ) -> None:
         self.directory, self.log, self._output, self._computed = directory, log, output, computed
         self._generation, self._saved_at = generation, time.perf_counter()
-        self._saved: Sequence[Run] | None = None
+        self._saved: list[weakref.ref[Run]] = []  # so that they are freed with the pass
         self._last: Sequence[Run] | None = None
 
     def progress(self, done: int, of: int) -> None:
@@ -74,13 +75,13 @@ class RunSink:
 
     def interrupted(self, summary: DataSummary, runs: Sequence[Run], resting: Sequence[Run]) -> None:
         """Write a checkpoint, unless the newest one has these runs. What the pass has stored is still needed."""
-        if self._saved is not runs:
+        if [id(saved()) for saved in self._saved] != [id(run) for run in runs]:
             self._checkpoint(summary, runs, resting)
 
     def _checkpoint(self, summary: DataSummary, runs: Sequence[Run], resting: Sequence[Run]) -> None:
         began = time.perf_counter()
         self._write(summary, [*resting, *runs])
-        self._saved = runs
+        self._saved = [weakref.ref(run) for run in runs]
         self.log("checkpoint", generation=self._generation, seconds=time.perf_counter() - began)
 
     def _write(self, summary: DataSummary, runs: Sequence[Run]) -> None:

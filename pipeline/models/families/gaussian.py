@@ -27,7 +27,7 @@ from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary, reference
 from pipeline.models.collapse import mended, pooled, without_width
-from pipeline.models.component import Component, Pass
+from pipeline.models.component import Pass
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
 from pipeline.models.deconvolution import OfRowsWithErrors
 from pipeline.models.family import ClusterSection
@@ -47,6 +47,7 @@ from pipeline.models.moments import (
 from pipeline.models.noise import NoisyMixture
 from pipeline.models.prior import Adapted, Prior, PriorOption
 from pipeline.models.schema import Field, Fields
+from pipeline.models.sizes import OfShape
 from pipeline.models.words import Words
 
 LOG_2PI = float(np.log(2.0 * np.pi))
@@ -54,7 +55,7 @@ LOG_2PI = float(np.log(2.0 * np.pi))
 
 @stored
 @dataclass(frozen=True)
-class Gaussian(Component):
+class Gaussian(OfShape):
     """Gaussian components. fixed : fields that stay at their initial values.  prior : None for maximum likelihood."""
 
     n_components: int
@@ -171,10 +172,6 @@ class Gaussian(Component):
     def _moments(self, by: Array | None) -> list[Moments]:
         points = np.broadcast_to(self._points(by), (self.n_components, self.n_features))
         return [Moments(self.shape, point) for point in points]
-
-    def statistics_bytes(self) -> int:
-        moments = self.shape.moments_shape(self.n_components, self.n_features)
-        return 8 * (self.n_components * self.n_features + int(np.prod(moments)))
 
     def label_statistics(self, x: Matrix, labels: Array, weight: Array) -> GaussianStats:
         moments = self._moments(None)
