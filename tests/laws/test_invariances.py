@@ -25,6 +25,7 @@ from tests.laws.common import (
     gaussian_mixture,
     job,
     kmeans,
+    log_det_rounding,
     multinomial,
 )
 from tests.problems import count_problem, gaussian_problems, kmeans_problem, kmeans_problems, seeds
@@ -138,7 +139,8 @@ def test_weight_is_how_often_a_row_is_there(family, assignment, data):
     assert len(weighted.history) == len(copied.history)
     assert weighted.stop_reason.split()[0] == copied.stop_reason.split()[0]
     close_params(model, weighted.params, copied.params, 1e-9)
-    close(weighted.objective, copied.objective, 1e-9)
+    rounding = log_det_rounding(model, copied.params, float(times.sum()))  # a few rows nearly on a line
+    assert abs(weighted.objective - copied.objective) <= 1e-9 * abs(copied.objective) + rounding
     close(weighted.history[-1].weight, copied.history[-1].weight, 1e-12)
     close(weighted.history[-1].traced["n_effective"], copied.history[-1].traced["n_effective"], 1e-9)
 
