@@ -51,14 +51,8 @@ def written(page: str, machine: Mapping[str, Any], records: Sequence[Record]) ->
     )
     rows = [TITLES[:-1], ("---",) * (len(TITLES) - 1)]
     for record in records:
-        *cells, wanted, met = _cells(record)
-        rows.append(
-            (
-                *cells,
-                f"{wanted} **{met}**"
-                if met.startswith("missed")
-                else f"{wanted} {met.removeprefix('met')}".strip(" ,"),
-            )
-        )
+        *cells, wanted, met = (cell.replace("|", "\\|") for cell in _cells(record))
+        said = met.removeprefix("met").strip(" ,")
+        rows.append((*cells, f"{wanted} **{said}**" if met.startswith("missed") else f"{wanted} {said}".strip()))
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     return f"{before}{BEGIN}\n{measured_on}\n\n{lines}\n\n{END}{after}"
