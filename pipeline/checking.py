@@ -373,9 +373,8 @@ def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
             products = 1 if each is model or isinstance(model, Quantizer) or model.of_centers else 2
             share = each.row_operations() / (products * model.row_operations())
             rows += share * most_reads(each, some, plan.n_rows, moves, part)
-        if config.select.pruning and isinstance(
-            model, ClusterModel
-        ):  # with fewer components a pass costs less: on average half
+        if config.select.pruning:  # with fewer components a pass costs less: on average half
+            assert isinstance(model, ClusterModel)
             rows += in_memory * STEPS * model.n_components / 2
     return Phase("search", 0, rows / plan.n_rows * one, f"for a start, on {in_memory} rows in memory")
 

@@ -276,7 +276,7 @@ def test_too_few_drawn_rows_are_no_search(tmp_path, data, monkeypatch):
 
 
 def test_restarts_of_a_search_begin_from_different_places(tmp_path, data):
-    """The first from the best K-means, the others from random rows: no two from the same rows, and those of K-means by their seeds."""
+    """Only the first begins from the best K-means; the others from random rows that differ."""
     fit = {"method": "auto", "n_init": 3, "tol": 1e-2, "max_iter": 40}
     workflow.run(job(data, fit=fit), tmp_path / "run")
     found = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "level"]

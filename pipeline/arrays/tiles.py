@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 TILE_BYTES = 2**22  # of working arrays: about the caches that one core can use
+BLOCK_NUMBERS = (
+    2**19
+)  # of components' matrices at a time: beside those of all there is no room for several temporary arrays of that size
 FIRST_ROWS = 64
 
 
@@ -14,6 +17,11 @@ def tiles(n: int, height: int) -> Iterator[slice]:
     """Yield consecutive row ranges of at most `height` rows."""
     for start in range(0, n, height):
         yield slice(start, min(start + height, n))
+
+
+def blocks(k: int, size: int) -> Iterator[slice]:
+    """Yield consecutive ranges of k components whose matrices, of `size` numbers each, are computed at a time."""
+    return tiles(k, max(1, BLOCK_NUMBERS // size))
 
 
 def first_few_then_tiles(n: int, height: int) -> Iterator[slice]:

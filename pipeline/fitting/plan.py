@@ -196,11 +196,9 @@ def memory_plan(job: JobPlan, chunks: Chunks, imports: int = IMPORTS) -> Plan:
     in_memory = 2 * max(job.search_rows, default=0) * row_bytes(chunks)
     if in_memory and d > 2 * PRINCIPAL and all(m.search.principal for m in job.models if isinstance(m, ClusterModel)):
         in_memory += 8 * PRINCIPAL * max(job.search_rows)  # their principal components stand beside them
-    for model in job.models if job.searches else ():
-        if isinstance(
-            model, Quantizer
-        ):  # what is left of some of them, while a book is searched for and the next one mapped
-            in_memory += 3 * centers_rows(model.books[0], max(job.search_rows)) * row_bytes(chunks)
+    # What is left of some of them, while a book is searched for and the next one mapped.
+    books = [model.books[0] for model in job.models if job.searches and isinstance(model, Quantizer)]
+    in_memory += sum(3 * centers_rows(book, max(job.search_rows)) * row_bytes(chunks) for book in books)
     stored = (
         n_stored(config.fit.method, job.models[0]) if job.models[0].has_bound else 0
     )  # statistics between two passes

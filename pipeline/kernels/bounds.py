@@ -9,7 +9,7 @@ from weakref import finalize
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.arrays.tiles import tiles
+from pipeline.arrays.tiles import blocks
 from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.choice import FLOAT32_CONDITION
 from pipeline.kernels.pairs import packed_blocks
@@ -18,7 +18,6 @@ from pipeline.kernels.softmax import padded
 
 FIRST, SECOND, ITERATIONS = 3, 16, 2  # directions of the bounds; steps of the subspace iteration that finds them
 MOMENTS_CONDITION = 1e3  # of covariances whose moments are computed in float32: 1e-4 of the smallest eigenvalue
-BLOCK_NUMBERS = 2**19  # of the components' factors from which directions are found at a time
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -130,7 +129,7 @@ def leading_directions(problem: GaussianProblem, m: int) -> Array:
     spread = problem.covariances.mean(axis=0) + about.T @ about / k
     columns = np.linalg.qr(np.random.default_rng(0).normal(size=(d, m)))[0]
     directions = np.empty((k, d, m))
-    for some in tiles(k, max(1, BLOCK_NUMBERS // (d * d))):
+    for some in blocks(k, d * d):
         own, from_centre = factors[some], about[some]
         flipped = np.ascontiguousarray(np.swapaxes(own, 1, 2))
         found = np.broadcast_to(columns, (len(own), d, m))

@@ -5,7 +5,6 @@ Where a chunk has few rows for each centre, preparing them again would take long
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Any, NamedTuple
 from weakref import finalize
 
@@ -50,20 +49,19 @@ class Prepared(NamedTuple):
 
 
 _known: dict[tuple[int, bytes, str], Prepared] = {}
-_lock = Lock()
 
 
 def prepared(centers: Array, shift: Array, dtype: np.dtype[Any]) -> Prepared:
     """Prepare centres for rows of a dtype, or return what is prepared for the same array. No centre may change in place."""
     key = (id(centers), shift.tobytes(), dtype.str)
-    with _lock:
-        found = _known.get(key)
-        if found is None:
-            found = _prepared(centers, shift.astype(dtype))
-            if found.nbytes + sum(each.nbytes for each in list(_known.values())) <= MOST_BYTES:
-                _known[key] = found
-                finalize(centers, _known.pop, key, None)
+    if (found := _known.get(key)) is not None:
         return found
+    # Without a lock: of two threads that begin at once both prepare, where those with other centres would wait for one another.
+    found = _prepared(centers, shift.astype(dtype))
+    if found.nbytes + sum(each.nbytes for each in list(_known.values())) <= MOST_BYTES:
+        _known[key] = found
+        finalize(centers, _known.pop, key, None)
+    return found
 
 
 def _prepared(centers: Array, reference: Array) -> Prepared:

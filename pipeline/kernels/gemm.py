@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.arrays.tiles import tiles
+from pipeline.arrays.tiles import blocks, tiles
 from pipeline.kernels.arena import Arena
 from pipeline.kernels.base import GaussianProblem, GaussianSums
 from pipeline.kernels.choice import MOST_PAIR_FEATURES, GemmShare, gemm_shares
@@ -21,7 +21,6 @@ from pipeline.kernels.softmax import padded, softmax_rows
 TILE_NUMBERS = (
     2**21
 )  # features and responsibilities of a tile: about as many as a core's share of the caches has room for
-BLOCK_NUMBERS = 2**19  # of the components' matrices that coefficients are computed from at a time
 
 
 def gemm_pass(problem: GaussianProblem, x: Array, weight: Array | None, arena: Arena) -> GaussianSums:
@@ -149,7 +148,7 @@ def _fill_coefficients(problem: GaussianProblem, chosen: Array, reference: Array
         # In scratch memory: new arrays cost 4,500 page faults a chunk at d = 64, K = 200, 6 % of the E-step of 8192 rows.
         d, real, slope = m.shape[1], np.dtype(np.float64), np.empty_like(m)
         i, j = np.tril_indices(d)
-        for some in tiles(size, max(1, BLOCK_NUMBERS // (d * d))):
+        for some in blocks(size, d * d):
             few = some.stop - some.start
             factors = np.take(problem.factors, chosen[some], 0, arena.array("factors", (few, d, d), real), mode="clip")
             precision = arena.array("precisions", (few, d, d), real)

@@ -11,7 +11,7 @@ their lower triangles (k, d (d + 1) / 2) are summed, sent and stored. [Bishop 20
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,14 +19,10 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dtrtri
 
 from pipeline.arrays.dtypes import Array
-from pipeline.arrays.tiles import tiles
+from pipeline.arrays.tiles import blocks
 from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.kernels.simd import packed
 from pipeline.models.schema import POSITIVE, POSITIVE_DEFINITE, Field
-
-BLOCK_NUMBERS = (
-    2**19
-)  # of matrices at a time: beside K of d x d there is no room for several temporary arrays of the same size
 
 
 class Shape(NamedTuple):
@@ -107,7 +103,7 @@ class Shape(NamedTuple):
         if not self.per_component:
             return sum_x - counts * by, self._moved(counts, sum_x, sum_xx, by)
         second = np.empty(sum_xx.shape)
-        for own in _blocks(len(by), second[0].size):
+        for own in blocks(len(by), second[0].size):
             second[own] = self._moved(counts[own], sum_x[own], sum_xx[own], by[own])
         return sum_x - counts * by, second
 
@@ -116,18 +112,11 @@ class Shape(NamedTuple):
         return sum_xx - cross + self.outer(by * counts, by)
 
 
-def _blocks(k: int, size: int) -> Iterator[slice]:
-    """Yield ranges of k components with so many numbers each."""
-    return tiles(k, max(1, BLOCK_NUMBERS // size))
-
-
 def _by_blocks(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     """Return the function of components' matrices (k, d, d) and something else of theirs (k, ...), for some components at a time."""
 
     def by_blocks(matrices: Array, others: Array) -> Array:
-        return np.concatenate(
-            [function(matrices[own], others[own]) for own in _blocks(len(matrices), matrices[0].size)]
-        )
+        return np.concatenate([function(matrices[own], others[own]) for own in blocks(len(matrices), matrices[0].size)])
 
     return by_blocks
 
@@ -331,7 +320,7 @@ SHAPES = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 def _extreme_eigenvalues(covariances: Array) -> Array:
     """(k, 2) smallest and largest eigenvalues of symmetric matrices (k, d, d); NaN where they are not finite."""
     extremes = np.full((len(covariances), 2), np.nan)
-    for own in _blocks(len(covariances), covariances[0].size):
+    for own in blocks(len(covariances), covariances[0].size):
         finite = np.isfinite(covariances[own]).all(axis=(1, 2))
         extremes[own][finite] = np.linalg.eigvalsh(covariances[own][finite])[:, [0, -1]]
     return extremes

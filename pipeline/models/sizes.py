@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 
 from pipeline.models.component import Component
@@ -12,9 +14,9 @@ class OfShape(Component):
     """Bytes of the statistics of a covariance type, and of what is computed from them and beside them."""
 
     @property
+    @abstractmethod
     def shape(self) -> Shape:
         """The functions of the covariance type."""
-        raise NotImplementedError
 
     def statistics_bytes(self) -> int:
         moments = self.shape.moments_shape(self.n_components, self.n_features)

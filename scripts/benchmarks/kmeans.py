@@ -131,7 +131,7 @@ def _against_peers(setting: Setting, case: str, x: np.ndarray, centers: np.ndarr
     ways = {"ours": ours(x, centers), **_installed(x, centers)}
     times = interleaved(ways, setting.rounds)
     ns = {name: timed.median / len(x) / len(centers) * 1e9 for name, timed in times.items()}  # per row and centre
-    for peer in ways.keys() - {"ours"}:
+    for peer in [name for name in ways if name != "ours"]:
         wanted = target if peer == "scikit-learn" else None
         yield compared("kmeans", case, times, peer, wanted, n=len(x), ns=ns)
 

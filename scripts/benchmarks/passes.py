@@ -38,8 +38,9 @@ ROWS_CASE, SLOPE, SLOPE_OFF = (16, 64), 1.0, 0.03
 
 @cache
 def _block(d: int, k: int) -> np.ndarray:
-    """One chunk of rows, made once in each process. (n, d) float32."""
-    return draw(random_mixture(d, k), rows_per_target(d, 4))
+    """One chunk of rows, made once in each process, with the bits of all others. (n, d) float32."""
+    with single_thread():
+        return draw(random_mixture(d, k), rows_per_target(d, 4))
 
 
 class Repeated(Source):
