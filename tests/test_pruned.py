@@ -76,7 +76,8 @@ def test_bounds_hold(seed: int) -> None:
     given = model.component._problem(params.theta, np.log(params.weights), False)
     x = x.astype(np.float32)
     work = pruned._Work(given, bounds.bounds_of(given, x.dtype), Arena())
-    pairs = work.candidates(work.tile(x))
+    found = work.candidates(work.tile(x))
+    pairs = found.pairs
     chosen = np.zeros((N, K), dtype=bool)
     chosen[pairs.rows, np.repeat(np.arange(K), pairs.counts)] = True
     exact = direct(model, params, x)
@@ -84,7 +85,35 @@ def test_bounds_hold(seed: int) -> None:
     assert (exact < least - pruned.TAIL)[~chosen].all()
     assert chosen.sum() < 0.5 * N * K
     rest = np.where(chosen, -np.inf, exact).max(axis=1)
-    assert (pairs.skipped >= rest - 1e-4 * np.abs(rest)).all(), "the certificate is above what was skipped"
+    assert (found.skipped >= rest - 1e-4 * np.abs(rest)).all(), "the certificate is above what was skipped"
+
+
+@pytest.mark.parametrize("apart", [0.3, 2.0])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_remains_is_what_is_needed(apart: float, ranks: int) -> None:
+    """Of what is computed exactly the pairs within TAIL of the row's highest, or rank-th highest, are handed on, whatever bounds say."""
+    model, params, x = problem(Gaussian, 4, apart)
+    given = model.component._problem(params.theta, np.log(params.weights), False)
+    work = pruned._Work(given, bounds.bounds_of(given, x.dtype), Arena(), ranks)
+    found = work.candidates(work.tile(x))
+    exact = direct(model, params, x)
+    gap = exact - np.sort(exact, axis=1)[:, [-ranks]] + pruned.TAIL
+    assert np.abs(gap).min() > 1e-6, "no pair is so near the threshold that rounding decides"
+    rows, components = found.pairs.rows, found.pairs.components
+    assert sorted(zip(rows, components, strict=True)) == sorted(zip(*np.nonzero(gap >= 0), strict=True))
+    assert np.abs(found.value - exact[rows, components]).max() <= 1e-12 * np.abs(found.value).max()
+    assert found.computed is not None and len(rows) <= found.computed <= N * K
+
+
+@pytest.mark.parametrize("size", [1e18, 1e25, 1e36])
+def test_rows_whose_bounds_overflow(size: float) -> None:
+    """Squares that no float32 holds rule out nothing wrongly: densities are those of all pairs."""
+    model, params, x = problem(Gaussian)
+    x[::50] *= size
+    found = model.e_step(params, Rows(x), KERNELS)
+    assert found.evidence.skipped.share < 0.5
+    exact = direct(model, params, x).max(axis=1)
+    assert np.allclose(found.score[::50], exact[::50], rtol=1e-12)
 
 
 def test_where_components_overlap_nothing_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from pipeline.arrays.dtypes import Array
 from pipeline.arrays.tiles import blocks
 from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.choice import FLOAT32_CONDITION
-from pipeline.kernels.pairs import packed_blocks
+from pipeline.kernels.pairs import packed_blocks, whole_rows, whole_vectors
 from pipeline.kernels.skipping import RHO
 from pipeline.kernels.softmax import padded
 
-FIRST, SECOND, ITERATIONS = 3, 16, 2  # directions of the bounds; steps of the subspace iteration that finds them
+DIRECTIONS, ITERATIONS = 3, 2  # of the bounds; steps of the subspace iteration that finds them
 MOMENTS_CONDITION = 1e3  # of covariances whose moments are computed in float32: 1e-4 of the smallest eigenvalue
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -24,18 +24,16 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 class Bounds(NamedTuple):
     """What all chunks of a pass need.
 
-    first : directions as (d, FIRST c) float32, a slab of c columns for each, c as of `padded`; shifts : (FIRST c,), the means'
-    projections.  second : directions in blocks (kernels/pairs.py).  slack : for both, slope and offset (k,) float32, of |y|² and
-    constant: what is taken from a squared distance for rounding.  about : the means about the reference.  means : by precision, in two parts.
+    directions : (d, DIRECTIONS c) float32, a slab of c columns for each, c as of `padded`; shifts : (DIRECTIONS c,), the means'
+    projections.  slack : slope and offset (c,) float32, of |y|² and constant: what is taken from a squared distance for
+    rounding.  means : (k, e) by precision, in two parts.
     densities, moments : components by the precision of their densities and moments.  factors : in blocks, by precision.
     """
 
     reference: Array
-    first: Array
+    directions: Array
     shifts: Array
-    second: tuple[Array, Array]
-    slack: tuple[tuple[Array, Array], tuple[Array, Array]]
-    about: tuple[Array, Array]
+    slack: tuple[Array, Array]
     means: dict[Any, tuple[Array, Array]]
     densities: dict[Any, Array]
     moments: dict[Any, Array]
@@ -63,26 +61,21 @@ def bounds_of(problem: GaussianProblem, dtype: np.dtype[Any]) -> Bounds:
     """Prepare the bounds. dtype : of the rows' computation."""
     factors, reference = problem.factors, problem.shift.astype(np.float32).astype(np.float64)
     d = problem.means.shape[1]
-    offsets = problem.means - reference
-    directions = leading_directions(problem, min(d, SECOND))
-    first = directions[:, :, :FIRST]
-    shifts = np.einsum("kd,kdm->mk", offsets, first)
+    directions = leading_directions(problem, min(d, DIRECTIONS))
+    shifts = np.einsum("kd,kdm->mk", problem.means - reference, directions)
     double = dtype != FLOAT32
     densities = _by_precision(double | (problem.condition > FLOAT32_CONDITION))
     moments = _by_precision(double | (problem.condition > MOMENTS_CONDITION))
     with np.errstate(over="ignore"):
-        slack = _slack(first, np.square(shifts).max(axis=0)), _slack(directions, np.square(offsets).sum(axis=1), True)
         return Bounds(
             reference,
-            _whole(first.transpose(1, 2, 0)).reshape(d, -1),
+            _whole(directions.transpose(1, 2, 0)).reshape(d, -1),
             _whole(shifts).reshape(-1),
-            packed_blocks(directions, FLOAT32, triangular=False),
-            slack,
-            _two_parts(offsets, FLOAT32),
+            _slack(directions, shifts),
             {precision: _two_parts(problem.means, precision) for precision in {*densities, *moments}},
             densities,
             moments,
-            {precision: packed_blocks(factors, precision, triangular=True) for precision in densities},
+            {precision: packed_blocks(factors, precision) for precision in densities},
         )
 
 
@@ -94,19 +87,21 @@ def _whole(values: Array) -> Array:
     return out
 
 
-def _slack(directions: Array, far: Array, times_length: bool = False) -> tuple[Array, Array]:
-    """far : (k,), squares of the means' projections, or of what is to be multiplied with the directions' lengths."""
+def _slack(directions: Array, shifts: Array) -> tuple[Array, Array]:
+    """directions : (k, d, m).  shifts : (m, k)."""
     _, d, m = directions.shape
     rounding = 2 * m / RHO * ((d + 8) * 2.0**-24) ** 2
     length = np.square(directions).sum(axis=1).max(axis=1)
-    offset = far * length if times_length else far
-    return (rounding * length).astype(FLOAT32), (rounding * offset).astype(FLOAT32)
+    return _whole(rounding * length), _whole(rounding * np.square(shifts).max(axis=0))
 
 
 def _two_parts(means: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    high = means.astype(dtype, order="C")
-    low = (means - high).astype(dtype, order="C")
-    return high, low[:0] if dtype == FLOAT64 else low
+    """(k, e), zeros beyond d."""
+    high = means.astype(dtype)
+    low = (means - high).astype(dtype)
+    k, e = len(means), whole_vectors(means.shape[1], FLOAT32)
+    upper, lower = (whole_rows(part, np.empty((k, e), dtype)) for part in (high, low))
+    return upper, lower[:0] if dtype == FLOAT64 else lower
 
 
 def _by_precision(double: Array) -> dict[Any, Array]:

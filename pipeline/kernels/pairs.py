@@ -17,8 +17,10 @@ from pipeline.arrays.dtypes import Array
 from pipeline.kernels.compiling import exact_kernel
 from pipeline.kernels.vectors import (
     NARROW_BYTES,
+    columns,
     element,
     fma,
+    lines,
     narrow,
     narrow_lanes,
     put,
@@ -42,34 +44,35 @@ def whole_vectors(d: int, dtype: np.dtype[Any]) -> int:
     return -(-d // step) * step
 
 
-def packed_blocks(factors: Array, dtype: np.dtype[Any], triangular: bool) -> tuple[Array, Array]:
-    """Factors (k, d, m) in blocks of L columns, one line of L after the other, and how many lines each block has.
-
-    triangular : whether they are upper triangles, of which a block ends at the diagonal.
-    """
-    k, d, m = factors.shape
+def packed_blocks(factors: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Upper triangles (k, d, d) in blocks of L columns, one line of L after the other, and how many lines each block has."""
+    k, d = factors.shape[:2]
     step = lanes(dtype)
-    first = np.arange(0, m, step)
-    stops = np.minimum(d, first + step) if triangular else np.full(len(first), d)
+    first = np.arange(0, d, step)
+    stops = np.minimum(d, first + step)  # a block ends at the diagonal
     ends = np.cumsum(stops * step)
     blocks = np.zeros((k, ends[-1]), dtype)
     with np.errstate(over="ignore"):
         for at, stop, end in zip(first, stops, ends, strict=True):
             block = blocks[:, end - stop * step : end].reshape(k, stop, step)
-            block[:, :, : m - at] = factors[:, :stop, at : at + step]
+            block[:, :, : d - at] = factors[:, :stop, at : at + step]
     return blocks, stops
 
 
+def whole_rows(rows: Array, out: Array) -> Array:
+    """Rows (n, d) in out (n, e), and zeros behind them: what is read in whole vectors."""
+    d = rows.shape[1]
+    out[:, :d] = rows
+    out[:, d:] = 0
+    return out
+
+
 @exact_kernel
-def _subtract(x: np.ndarray, row: int, high: np.ndarray, low: np.ndarray, c: int, diff: np.ndarray, line: int) -> None:
-    """diff[line] <- x[row] - mean c, the mean in two parts. low : (0, d) for no second part."""
-    d = x.shape[1]
-    if low.shape[0]:
-        for j in range(d):
-            diff[line, j] = x[row, j] - high[c, j] - low[c, j]
-    else:
-        for j in range(d):
-            diff[line, j] = x[row, j] - high[c, j]
+def _subtract(rows: Any, row: Any, high: Any, low: Any, c: int, diff: Any, line: int) -> None:
+    """diff[line] <- rows[row] - mean c, the mean in two parts. low : (0, e) for no second part. Views."""
+    for at in range(0, columns(rows), narrow_lanes(rows)):
+        t = narrow(rows, (row, at)) - narrow(high, (c, at))
+        put(diff, (line, at), t - narrow(low, (c, at)) if lines(low) else t)
 
 
 @exact_kernel
@@ -89,26 +92,26 @@ def pair_distances(
 
     Parameters
     ----------
-    x : array, shape (n, d), float32 or float64
-        Its dtype is that of high, low, factor and diff.
+    x : array, shape (n, e), float32 or float64
+        Zeros beyond d, as in high and low. Its dtype is that of high, low, factor and diff.
     rows : array, shape (p,), int32
     start : array, shape (k + 1,), int64
     chosen : array, int64
         The components whose pairs are computed.
-    high, low : arrays, shape (k, d)
-        The means in two parts; low may be (0, d).
+    high, low : arrays, shape (k, e)
+        The means in two parts; low may be (0, e).
     factor, stops : arrays, shapes (k, m) and (blocks,)
         From `packed_blocks`.
-    diff : array, shape (GROUP, d), scratch
+    diff : array, shape (GROUP, e), scratch
     out : array, shape (p,), float64
     """
-    v, f = view(diff), view(factor)
+    v, f, every, upper, lower = view(diff), view(factor), view(x), view(high), view(low)
     step = narrow_lanes(v)
     for c in chosen:
         for p in range(start[c], start[c + 1], GROUP):
             last = start[c + 1] - 1
             for r in range(GROUP):
-                _subtract(x, rows[min(p + r, last)], high, low, c, diff, r)
+                _subtract(every, np.int64(rows[min(p + r, last)]), upper, lower, c, v, r)
             zero = spread(0.0, narrow(f, (c, 0)))
             s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero
             at = 0
@@ -144,6 +147,7 @@ def pair_moments(
     start: np.ndarray,
     share: np.ndarray,
     chosen: np.ndarray,
+    d: int,
     high: np.ndarray,
     low: np.ndarray,
     diff: np.ndarray,
@@ -158,7 +162,9 @@ def pair_moments(
     ----------
     share : array, shape (p,), float64
         What each pair's row counts; pairs with 0 are skipped.
-    diff, product : arrays, shape (MOST_ROWS, e), scratch, zeros beyond d
+    d : int
+        Features.
+    diff, product : arrays, shape (MOST_ROWS, e), scratch
     part : array, shape (GROUP, L), scratch
     sum_x : array, shape (k, e), float64
         Added to, as sum_xx.
@@ -166,8 +172,8 @@ def pair_moments(
         Of each row only the vectors up to the diagonal are written.
     The others as of `pair_distances`.
     """
-    d = x.shape[1]
     v, w, q = view(diff), view(product), view(part)
+    every, upper, lower = view(x), view(high), view(low)
     step = narrow_lanes(v)
     for c in chosen:
         p, end = start[c], start[c + 1]
@@ -175,11 +181,10 @@ def pair_moments(
             m = 0
             while p < end and m < MOST_ROWS:
                 if share[p] > 0:
-                    _subtract(x, rows[p], high, low, c, diff, m)
-                    product[m, 0] = share[p]
-                    r = product[m, 0]  # in the dtype of computation
-                    for j in range(d):
-                        product[m, j] = diff[m, j] * r
+                    _subtract(every, np.int64(rows[p]), upper, lower, c, v, m)
+                    for at in range(0, columns(v), step):
+                        t = narrow(v, (m, at))
+                        put(w, (m, at), t * spread(share[p], t))
                     m += 1
                 p += 1
             if m == 0:

@@ -3,10 +3,10 @@
     log p(x, k) <= s_k - |W_kᵀ (x - μ_k)|² / 2,    W_k = P_k V_k,  V_kᵀ V_k = 1,  P_k P_kᵀ = Σ_k⁻¹
 
 for any m orthonormal columns V_k, because a projection is no longer than what it projects. One matrix product a tile
-gives bounds of all pairs from the first directions; more directions follow where these do not rule a pair out. Pairs whose
-bound is more than TAIL below a density that is computed for the row have responsibilities below e^-TAIL, half a unit of
-rounding; the others are computed from gathered rows (kernels/pairs.py). A bound that is replaced by its exact density
-stays a bound, so the highest of a row's bounds is computed, again and again, to raise what the others are compared with.
+gives bounds of all pairs. Pairs whose bound is more than TAIL below the highest density of the row have responsibilities
+below e^-TAIL, half a unit of rounding, and are skipped; the others are computed from gathered rows (kernels/pairs.py).
+The highest density is found by computing the pairs with the highest bounds, then all whose bound is above what was found:
+only these can be higher, and none of them is to be skipped.
 
 The bounds are computed in float32, and lowered distances cover their rounding. A computed projection z errs by at most
 e = γ (|y| |w| + |o|), y = x - reference, o = (μ - reference)·w, γ = (d + 8) 2^-24, and for 0 < ρ < 1
@@ -28,30 +28,41 @@ from pipeline.kernels.arena import Arena
 from pipeline.kernels.base import NOTHING_SKIPPED, GaussianProblem, GaussianSums, Skipped
 from pipeline.kernels.bounds import FLOAT32, FLOAT64, Bounds, BoundsCache
 from pipeline.kernels.features import PAIRS
-from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, pair_distances, pair_moments, whole_vectors
-from pipeline.kernels.skipping import collect, filtered, grouped, lower_distances, pair_softmax, project_tile
+from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, pair_distances, pair_moments, whole_rows, whole_vectors
+from pipeline.kernels.skipping import (
+    by_component,
+    gaussian_density,
+    merged,
+    pair_softmax,
+    project_tile,
+    raise_highest,
+    survivors,
+    take,
+    take_highest,
+)
 from pipeline.kernels.softmax import padded
 
 TAIL = 36.75  # nats: e^-TAIL = 1.1e-16
 MARGIN = 0.01  # nats, for the rounding of a computed density, and of the last additions of a bound
 RELATIVE = 2.0**-20  # of a density, for the same
-ROUNDS = 2  # densities of a row that are computed to compare bounds with, after each stage
+FIRST = 3  # highest-bounded pairs of a row that are computed before it is known what others are compared with
+PART = 0.5  # of the way from a row's highest density that was found up to the bounds that were not computed
 LEAST_COMPONENTS, LEAST_FEATURES, LEAST_ROWS = 48, 40, 256  # below, bounds cost more than they save
-# Share of pairs above which it is faster to compute all by matrix products, A - B / d²: a pair costs some 0.037 d² ns, all by
-# products 0.027 d² each, and the bound of one 34 ns, measured at d = 64; 0.8 of the break-even.
-MOST_SHARE = (0.58, 735.0)
+# Share of pairs above which it is faster to compute all by matrix products: (A, B) for A - B / d², of passes, and of densities
+# alone. At d = 64 in float32 a density takes 57 ns and its moments 85, all by products 77 a pair, densities alone half.
+MOST_SHARE = {"pass": (0.58, 500.0), "densities": (0.55, 320.0)}
 PROBED = 32  # one row of so many tells whether it is worth while: at least 16, and at most 128
 TILE_PAIRS = 2**19  # of which few are computed; an eighth, where all are
+LEAST_HEIGHT = 1024  # rows of a tile of which few pairs are computed: each tile reads and writes all moments, 32 KiB a component at d = 64
 PROJECTED = 256  # rows at a time
 INT32 = np.dtype(np.int32)
 
 
 class Pairs(NamedTuple):
-    """Pairs by component: those of c are rows[start[c] : start[c + 1]].  skipped : (n,), the highest bound of the others."""
+    """Pairs by component: those of c are rows[start[c] : start[c + 1]]."""
 
     rows: Array
     start: Array
-    skipped: Array | None = None
 
     @property
     def counts(self) -> Array:
@@ -64,8 +75,20 @@ class Pairs(NamedTuple):
         return np.repeat(np.arange(len(self.start) - 1), self.counts)
 
 
+class Densities(NamedTuple):
+    """Log joint densities (p,) and squared distances (p,) of pairs, float64.  skipped : (n,), the
+    highest bound, or value, of the others.  computed : pairs, others included.
+    """
+
+    pairs: Pairs
+    value: Array
+    distance: Array
+    skipped: Array | None = None
+    computed: int | None = None
+
+
 class Tile(NamedTuple):
-    """Rows of a tile by precision, about the reference in float32, and their squared lengths there."""
+    """Rows of a tile by precision, (n, e) with zeros beyond d; about the reference, (n, d) in float32; and their squared lengths there."""
 
     x: dict[Any, Array]
     y: Array
@@ -101,16 +124,17 @@ def pruned_pass(
     log_norm, sum_w, scales, entropy = np.empty(n), np.zeros(k), np.zeros((2, k)), 0.0
     computed, largest = 0, 0.0
     sum_x, sum_xx = work.new_moments()
-    for rows in tiles(n, work.height(TILE_PAIRS if prunes else TILE_PAIRS // 8)):
+    for rows in tiles(n, work.height(prunes)):
         tile = work.tile(x[rows])
-        pairs = work.candidates(tile) if prunes else work.all_pairs(tile)
-        value, distance = work.densities(tile, pairs)
+        found = work.candidates(tile) if prunes else work.all_pairs(tile)
+        pairs, value, distance, *_ = found
         share = arena.array("shares", (padded(len(value), 8),), FLOAT64)
         scratch = arena.array("row sums", (3, len(tile.y)), FLOAT64)
         w = np.empty(0) if weight is None else weight[rows]
         more, dropped = pair_softmax(pairs.rows, value, w, problem.hard, np.exp(-TAIL), scratch, log_norm[rows], share)
-        entropy, computed, share = entropy + more, computed + len(value), share[: len(value)]
-        largest = max(largest, dropped, work.largest(pairs, log_norm[rows]))
+        entropy, share = entropy + more, share[: len(value)]
+        computed += len(value) if found.computed is None else found.computed
+        largest = max(largest, dropped, work.largest(found, log_norm[rows]))
         sum_w += _by_component(share, pairs)
         if problem.df is not None:
             df = np.repeat(problem.df, pairs.counts)
@@ -137,19 +161,14 @@ def near_joint(problem: GaussianProblem, x: Array, ranks: int, arena: Arena, cac
     if not may_skip(problem):
         return None
     work = _Work(problem, cache.of(problem, x.dtype), arena, ranks)
-    if not work.pays(x):
+    if not work.pays(x, "densities"):
         return None
     out = np.full((len(x), work.k), -np.inf)
-    for rows in tiles(len(x), work.height(TILE_PAIRS)):
+    for rows in tiles(len(x), work.height(True)):
         tile = work.tile(x[rows])
-        pairs = work.candidates(tile)
-        out[rows][pairs.rows, pairs.components] = work.densities(tile, pairs)[0]
+        pairs, value, *_ = work.candidates(tile)
+        out[rows][pairs.rows, pairs.components] = value
     return out
-
-
-def _padded(values: Array, width: int) -> Array:
-    """Values (k,) and zeros behind them."""
-    return np.concatenate([values, np.zeros(width - len(values), values.dtype)])
 
 
 def _by_component(values: Array, pairs: Pairs) -> Array:
@@ -168,9 +187,10 @@ class _Work:
         self.problem, self.bounds, self.arena = problem, bounds, arena
         self.k, self.d = problem.means.shape
 
-    def height(self, pairs: int) -> int:
-        """Rows of a tile with so many pairs. It depends on the model alone: it decides in which order moments are summed."""
-        return 1 << int(np.clip(np.log2(pairs / self.k), 6, 12))
+    def height(self, prunes: bool) -> int:
+        """Rows of a tile. It depends on the model alone: it decides in which order moments are summed."""
+        pairs, least = (TILE_PAIRS, LEAST_HEIGHT) if prunes else (TILE_PAIRS // 8, 64)
+        return 1 << int(np.clip(np.log2(pairs / self.k), np.log2(least), 12))
 
     def tile(self, x: Array) -> Tile:
         found = self.bounds
@@ -178,112 +198,88 @@ class _Work:
         with np.errstate(over="ignore"):
             np.subtract(x, found.reference.astype(x.dtype), out=y, casting="same_kind")
             size = np.einsum("nd,nd->n", y, y)
-        return Tile({p: x.astype(p, copy=False) for p in {*found.densities, *found.moments}}, y, size)
+        e, rows = whole_vectors(self.d, FLOAT32), {}
+        for precision in {*found.densities, *found.moments}:
+            rows[precision] = whole_rows(x, self.arena.array(f"rows in {precision}", (len(x), e), precision))
+        return Tile(rows, y, size)
 
-    def pays(self, x: Array) -> bool:
+    def pays(self, x: Array, what: str = "pass") -> bool:
         """Whether to skip is faster than to compute all pairs, by some rows of a chunk."""
         n = len(x)
         if not may_skip(self.problem) or n < LEAST_ROWS:
             return False
         few = np.ascontiguousarray(x[:: -(-n // int(np.clip(n // PROBED, 16, 128)))])
-        pairs = self.candidates(self.tile(few))
-        return len(pairs.rows) <= (MOST_SHARE[0] - MOST_SHARE[1] / self.d**2) * len(few) * self.k
+        computed = self.candidates(self.tile(few)).computed
+        assert computed is not None
+        a, b = MOST_SHARE[what]
+        return computed <= (a - b / self.d**2) * len(few) * self.k
 
-    def all_pairs(self, tile: Tile) -> Pairs:
-        n = len(tile.y)
-        return Pairs(np.tile(np.arange(n, dtype=np.int32), self.k), n * np.arange(self.k + 1))
+    def all_pairs(self, tile: Tile) -> Densities:
+        n, k = len(tile.y), self.k
+        value, distance = np.empty((2, n * k))
+        pairs = Pairs(np.tile(np.arange(n, dtype=np.int32), k), n * np.arange(k + 1))
+        self.densities(tile, pairs, value, distance)
+        return Densities(pairs, value, distance)
 
-    def candidates(self, tile: Tile) -> Pairs:
-        """The pairs that are not ruled out."""
-        bounds, n, k = self.bounds, len(tile.y), self.k
-        upper = self.arena.array("bounds", (n, padded(k, 4)), FLOAT32)
-        least, best = np.full(n, -np.inf, np.float32), np.full(n, -1)
+    def candidates(self, tile: Tile) -> Densities:
+        """The pairs whose responsibility does not round to nothing, and some others."""
+        n, k, array = len(tile.y), self.k, self.arena.array
+        upper = array("bounds", (n, padded(k, 4)), FLOAT32)
+        chosen = array("highest bounds", (n, min(k, max(FIRST, self.ranks))), INT32)
+        ceiling, skipped = array("bounds of rows", (2, n), FLOAT32)
+        component, row, found = array("candidates", (3, n * k + 1), INT32)
+        bound = array("bounds of candidates", (n * k + 1,), FLOAT32)
+        begin, top = np.empty(n + 1, np.int64), np.full((n, max(1, self.ranks)), -np.inf)
+        some = _Computed(self, tile, top)
         with np.errstate(over="ignore", invalid="ignore"):
             self._project(tile, upper)
-            self._raise(tile, upper, least, best)
-            rows = self.arena.array("candidates", (n * k,), INT32)
-            start, skipped = np.zeros(k + 1, np.int64), np.empty(n, np.float32)
-            collect(upper, least, rows, start, skipped)
-            pairs = Pairs(rows[: start[-1]], start, skipped)
-            square = np.empty(len(pairs.rows))
-            scratch = self.arena.array("differences of bounds", (GROUP, self.d), FLOAT32)
-            pair_distances(
-                tile.y, pairs.rows, pairs.start, np.arange(k), *bounds.about, *bounds.second, scratch, square
-            )
-            component = pairs.components
-            lower = lower_distances(square, pairs.rows, start, tile.size, *bounds.slack[1])
-            self._to_density(lower, component)
-            lower = np.fmin(upper[pairs.rows, component], lower)
-            upper[pairs.rows, component] = lower
-            self._raise(tile, upper, least, best)
-            start = filtered(pairs.rows, start, upper[pairs.rows, component], least, skipped)
-        return Pairs(rows[: start[-1]], start, skipped)
+            take_highest(upper, k, chosen, ceiling)
+            places = np.flatnonzero(chosen >= 0)
+            some.add((places // chosen.shape[1]).astype(np.int32), chosen.reshape(-1)[places])
+            survivors(upper, chosen, some.least(self.tail), component, bound, begin, skipped)
+            least = some.least(0.0)
+            least += np.float32(PART) * np.fmax(0, ceiling - least)
+            count = take(component, bound, begin, least, skipped[:0], row, found)
+            some.add(row[:count], found[:count])
+            count = take(component, bound, begin, some.least(self.tail), skipped, row, found)
+            some.add(row[:count], found[:count])
+            return some.merged(skipped)
 
     def _project(self, tile: Tile, upper: Array) -> None:
-        """Write the bounds from the first directions. upper : (n, c), c as of `project_tile`."""
+        """Write the bounds. upper : (n, c), c as of `project_tile`."""
         bounds, width = self.bounds, upper.shape[1]
-        projected = self.arena.array("projections", (PROJECTED, bounds.first.shape[1]), FLOAT32)
+        projected = self.arena.array("projections", (PROJECTED, bounds.directions.shape[1]), FLOAT32)
         scale = np.full(width, -np.inf, FLOAT32)
         scale[: self.k] = self.problem.log_scale if self.problem.df is None else 0.0
-        slack = [_padded(values, width) for values in bounds.slack[0]]
         for rows in tiles(len(upper), PROJECTED):
             part = projected[: rows.stop - rows.start]
-            np.matmul(tile.y[rows], bounds.first, out=part)
-            project_tile(part, bounds.shifts, tile.size[rows], slack[0], slack[1], scale, upper[rows])
+            np.matmul(tile.y[rows], bounds.directions, out=part)
+            project_tile(part, bounds.shifts, tile.size[rows], *bounds.slack, scale, upper[rows])
         upper[:, self.k :] = -np.inf  # also where a row overflows
         if self.problem.df is not None:
-            self._to_density(upper[:, : self.k], np.arange(self.k))
+            self._to_density(upper[:, : self.k])
 
-    def _to_density(self, lower: Array, component: Array) -> None:
-        """Replace -1/2 of lower bounds of squared distances by upper bounds of log densities, float32."""
-        scale, df = self.problem.log_scale, self.problem.df
-        if df is not None:
-            lower *= np.float32(-2.0) / df.astype(np.float32)[component]
-            np.log1p(np.maximum(lower, 0, out=lower), out=lower)
-            lower *= (-0.5 * (df + self.d)).astype(np.float32)[component]
-        lower += scale.astype(np.float32)[component]
+    def _to_density(self, lower: Array) -> None:
+        """Replace -1/2 of lower bounds of squared distances by upper bounds of Student-t log densities, (n, k) float32."""
+        df = self.problem.df
+        assert df is not None
+        lower *= np.float32(-2.0) / df.astype(np.float32)
+        np.log1p(np.maximum(lower, 0, out=lower), out=lower)
+        lower *= (-0.5 * (df + self.d)).astype(np.float32)
+        lower += self.problem.log_scale.astype(np.float32)
 
-    def _raise(self, tile: Tile, upper: Array, least: Array, best: Array) -> None:
-        """Compute the highest-bounded densities of each row, put them in place of the bounds, and raise what is compared with.
-
-        upper : (n, k).  least : (n,), bounds below it are ruled out.  best : (n,), whose density was computed last.
-        """
-        if self.ranks > 1:
-            return self._raise_ranks(tile, upper, least)
-        for _ in range(ROUNDS):
-            now = upper.argmax(axis=1)
-            rows = np.flatnonzero(now != best)
-            pairs = Pairs(*grouped(rows, now, self.k))
-            value, _ = self.densities(tile, pairs)
-            rounding = MARGIN + RELATIVE * np.abs(value)
-            least[pairs.rows] = np.fmax(least[pairs.rows], value - rounding - self.tail)
-            upper[pairs.rows, now[pairs.rows]] = value + rounding
-            best[:] = now
-
-    def _raise_ranks(self, tile: Tile, upper: Array, least: Array) -> None:
-        """The same with the densities of as many components as there are ranks, of which the lowest is compared with."""
-        for _ in range(ROUNDS):
-            top = np.argpartition(upper, -self.ranks, axis=1)[:, -self.ranks :].T
-            pairs = [Pairs(*grouped(np.arange(len(upper)), now, self.k)) for now in top]
-            values = np.empty(top.shape)
-            for now, value, one in zip(top, values, pairs, strict=True):
-                value[one.rows], _ = self.densities(tile, one)
-                upper[np.arange(len(upper)), now] = value + MARGIN + RELATIVE * np.abs(value)
-            value = values.min(axis=0)
-            least[:] = np.fmax(least, value - MARGIN - RELATIVE * np.abs(value) - TAIL)
-
-    def largest(self, pairs: Pairs, log_norm: Array) -> float:
+    def largest(self, found: Densities, log_norm: Array) -> float:
         """The largest possible responsibility of pairs that are ruled out."""
-        if pairs.skipped is None:
+        if found.skipped is None:
             return 0.0
         with np.errstate(invalid="ignore"):
-            return float(np.exp(min(0.0, np.nanmax(pairs.skipped - log_norm, initial=-np.inf))))
+            return float(np.exp(min(0.0, np.nanmax(found.skipped - log_norm, initial=-np.inf))))
 
-    def densities(self, tile: Tile, pairs: Pairs) -> tuple[Array, Array]:
-        """Log joint densities of pairs, and squared distances, float64."""
-        distance = np.empty(len(pairs.rows))
+    def densities(self, tile: Tile, pairs: Pairs, value: Array, distance: Array) -> None:
+        """Write log joint densities (p,) and squared distances (p,) of pairs, float64."""
+        e = whole_vectors(self.d, FLOAT32)
         for precision, chosen in self.bounds.densities.items():
-            scratch = self.arena.array(f"differences in {precision}", (GROUP, self.d), precision)
+            scratch = self.arena.array(f"differences in {precision}", (GROUP, e), precision)
             pair_distances(
                 tile.x[precision],
                 pairs.rows,
@@ -294,11 +290,11 @@ class _Work:
                 scratch,
                 distance,
             )
-        scale, df = np.repeat(self.problem.log_scale, pairs.counts), self.problem.df
-        if df is None:
-            return scale - 0.5 * distance, distance
-        own = np.repeat(df, pairs.counts)
-        return scale - 0.5 * (own + self.d) * np.log1p(distance / own), distance
+        if self.problem.df is None:
+            gaussian_density(distance, pairs.start, self.problem.log_scale, value)
+            return
+        own = np.repeat(self.problem.df, pairs.counts)
+        value[:] = np.repeat(self.problem.log_scale, pairs.counts) - 0.5 * (own + self.d) * np.log1p(distance / own)
 
     def new_moments(self) -> tuple[Array, Array]:
         e = whole_vectors(self.d, FLOAT32)
@@ -311,13 +307,13 @@ class _Work:
         for precision, chosen in self.bounds.moments.items():
             scratch = self.arena.array(f"gathered in {precision}", (2, MOST_ROWS, e), precision)
             part = self.arena.array(f"part in {precision}", (GROUP, lanes(precision)), precision)
-            scratch[:] = 0
             pair_moments(
                 tile.x[precision],
                 pairs.rows,
                 pairs.start,
                 share,
                 chosen,
+                self.d,
                 *self.bounds.means[precision],
                 scratch[0],
                 scratch[1],
@@ -325,3 +321,46 @@ class _Work:
                 sum_x,
                 sum_xx,
             )
+
+
+class _Computed:
+    """Densities of pairs of a tile, computed set by set. top : (n, ranks), the highest of each row, which are raised."""
+
+    def __init__(self, work: _Work, tile: Tile, top: Array) -> None:
+        self.work, self.tile, self.top = work, tile, top
+        size, array = len(top) * work.k, work.arena.array
+        self.rows, (self.value, self.distance) = (
+            array("rows of pairs", (size,), INT32),
+            array("pairs", (2, size), FLOAT64),
+        )
+        self.first: list[int] = [0]
+        self.starts: list[Array] = []
+
+    def add(self, row: Array, component: Array) -> None:
+        """Compute a set of pairs (p,)."""
+        some = slice(self.first[-1], self.first[-1] + len(row))
+        pairs = Pairs(self.rows[some], np.empty(self.work.k + 1, np.int64))
+        by_component(row, component, *pairs)
+        self.work.densities(self.tile, pairs, self.value[some], self.distance[some])
+        raise_highest(pairs.rows, self.value[some], self.top)
+        self.first.append(some.stop)
+        self.starts.append(pairs.start)
+
+    def least(self, tail: float) -> Array:
+        """What is so many nats below the lowest of the highest densities of each row, and below its rounding, (n,) float32."""
+        value = self.top[:, -1]
+        return (value - MARGIN - RELATIVE * np.abs(value) - tail).astype(np.float32)
+
+    def merged(self, skipped: Array) -> Densities:
+        """All that does not round to nothing. skipped : (n,) float32, raised to the highest value of the others."""
+        size, array = self.first[-1] + 1, self.work.arena.array
+        rows, (value, distance) = (
+            array("rows of merged pairs", (size,), INT32),
+            array("merged pairs", (2, size), FLOAT64),
+        )
+        start = np.empty(self.work.k + 1, np.int64)
+        first, starts = np.array(self.first[:-1]), np.stack(self.starts)
+        least = self.top[:, -1] - self.work.tail
+        merged(self.rows, self.value, self.distance, first, starts, least, skipped, rows, value, distance, start)
+        some = slice(start[-1])
+        return Densities(Pairs(rows[some], start), value[some], distance[some], skipped, self.first[-1])

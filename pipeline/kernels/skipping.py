@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.kernels.compiling import exact_kernel, kernel
+from pipeline.kernels.compiling import exact_kernel
 from pipeline.kernels.exponential import at_least_lowest, exp
 from pipeline.kernels.vectors import fma, highest, put, spread, view, where_less, wide, wide_lanes
 
@@ -67,98 +67,221 @@ def project_tile(
             put(upper, (i, k), fma(kept * square - slack, half, start))
 
 
-@kernel
-def lower_distances(
-    square: np.ndarray, rows: np.ndarray, start: np.ndarray, size: np.ndarray, slope: np.ndarray, offset: np.ndarray
-) -> np.ndarray:
-    """-1/2 of lower bounds of squared distances of pairs, (p,) float32. square : (p,) float64, as computed in float32."""
-    out = np.empty(square.size, np.float32)
-    for k in range(start.size - 1):
-        for p in range(start[k], start[k + 1]):
-            slack = GROWN * (slope[k] * (size[rows[p]] * GROWN) + offset[k])
-            out[p] = np.float32(-0.5) * (SHRUNK * np.float32(square[p]) - slack)
-    return out
-
-
 @exact_kernel
-def grouped(rows: np.ndarray, component: np.ndarray, k_total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of each row with its component, by component: rows (p,) int32 and start (k + 1,). component : (n,)."""
-    start, out = np.zeros(k_total + 1, np.int64), np.empty(rows.size, np.int32)
-    for i in rows:
-        start[component[i] + 1] += 1
-    for k in range(k_total):
-        start[k + 1] += start[k]
-    place = start[:-1].copy()
-    for i in rows:
-        k = component[i]
-        out[place[k]] = i
-        place[k] += 1
-    return out, start
+def take_highest(upper: np.ndarray, k_total: int, chosen: np.ndarray, ceiling: np.ndarray) -> None:
+    """Write the components of each row's highest bounds, and replace these bounds by -inf; NaN is the highest.
 
-
-@exact_kernel
-def collect(upper: np.ndarray, least: np.ndarray, rows: np.ndarray, start: np.ndarray, skipped: np.ndarray) -> None:
-    """Write the pairs whose bound is not below the row's least, by component; NaN is not below.
-
-    upper : (n, c), whole wide vectors, -inf beyond k.  least : (n,).  rows : (n k,), its beginning is written.
-    start : (k + 1,), zeros.  skipped : (n,), the highest of the other bounds.
+    upper : (n, c), whole wide vectors.  chosen : (n, m) int32, the highest first, -1 where all others are -inf.
+    ceiling : (n,), the lowest of the highest bounds.
     """
-    k_total = start.size - 1
-    bounds = view(upper)
+    count = chosen.shape[1]
+    bounds, top = view(upper), np.empty(count, np.float32)
     step = wide_lanes(bounds)
     for i in range(upper.shape[0]):
-        bound, top = least[i], np.float32(-np.inf)
+        for j in range(count):
+            top[j], chosen[i, j] = -np.inf, -1
+        for first in range(0, k_total, step):
+            if not _peak(wide(bounds, (i, first))) > top[count - 1]:
+                continue
+            for k in range(first, min(first + step, k_total)):
+                bound = upper[i, k]
+                if bound != bound:
+                    bound = np.float32(np.inf)
+                if bound > top[count - 1]:
+                    j = count - 1
+                    while j > 0 and bound > top[j - 1]:
+                        top[j], chosen[i, j] = top[j - 1], chosen[i, j - 1]
+                        j -= 1
+                    top[j], chosen[i, j] = bound, k
+        ceiling[i] = top[count - 1]
+        for j in range(count):
+            if chosen[i, j] >= 0:
+                upper[i, chosen[i, j]] = -np.inf
+
+
+@exact_kernel
+def by_component(row: np.ndarray, component: np.ndarray, rows: np.ndarray, start: np.ndarray) -> None:
+    """Sort pairs by component.
+
+    row, component : (p,).  rows : (p,) int32, written.  start : (k + 1,), written: those of c are start[c] : start[c + 1].
+    """
+    start[:] = 0
+    for c in component:
+        start[c + 1] += 1
+    for c in range(1, start.size):
+        start[c] += start[c - 1]
+    place = start[:-1].copy()
+    for p in range(component.size):
+        rows[place[component[p]]] = row[p]
+        place[component[p]] += 1
+
+
+@exact_kernel
+def gaussian_density(distance: np.ndarray, start: np.ndarray, scale: np.ndarray, value: np.ndarray) -> None:
+    """Write log joint densities of pairs by component."""
+    for c in range(scale.size):
+        for p in range(start[c], start[c + 1]):
+            value[p] = scale[c] - 0.5 * distance[p]
+
+
+@exact_kernel
+def raise_highest(rows: np.ndarray, value: np.ndarray, top: np.ndarray) -> None:
+    """Insert values (p,) of rows into their highest: top (n, m) float64, the highest first."""
+    last = top.shape[1] - 1
+    for p in range(rows.size):
+        i = rows[p]
+        if value[p] > top[i, last]:
+            j = last
+            while j > 0 and value[p] > top[i, j - 1]:
+                top[i, j] = top[i, j - 1]
+                j -= 1
+            top[i, j] = value[p]
+
+
+@exact_kernel
+def survivors(
+    upper: np.ndarray,
+    chosen: np.ndarray,
+    least: np.ndarray,
+    component: np.ndarray,
+    bound: np.ndarray,
+    begin: np.ndarray,
+    skipped: np.ndarray,
+) -> None:
+    """Write the pairs that are not chosen and whose bound is not below the row's least, row by row; NaN is not below.
+
+    Parameters
+    ----------
+    upper, chosen : arrays
+        As `take_highest` leaves them.
+    least : array, shape (n,), float32
+    component, bound : arrays, shape (n k + 1,), int32 and float32
+        Written: those of row i in begin[i] : begin[i + 1].
+    begin : array, shape (n + 1,), int64
+    skipped : array, shape (n,), float32
+        Written: the highest of the other bounds.
+    """
+    k_total = (component.size - 1) // upper.shape[0]
+    bounds = view(upper)
+    step = wide_lanes(bounds)
+    at = 0
+    begin[0] = 0
+    lowest = np.float32(-np.inf)
+    for i in range(upper.shape[0]):
+        low, top = least[i], lowest
         for first in range(0, k_total, step):
             peak = _peak(wide(bounds, (i, first)))
-            if peak < bound:  # so are all of this vector
+            if peak < low:  # so are all of this vector
                 top = max(top, peak)
                 continue
             for k in range(first, min(first + step, k_total)):
-                if upper[i, k] < bound:
-                    top = max(top, upper[i, k])
-                else:
-                    start[k + 1] += 1
+                one = upper[i, k]
+                below = one < low
+                component[at], bound[at] = k, one  # without a branch, which would be guessed wrong half of the time
+                top = max(top, one if below else lowest)
+                at += 0 if below else 1
+        if low == lowest:  # nothing is below, not even what was chosen
+            kept = begin[i]
+            for p in range(begin[i], at):
+                ours = False
+                for j in range(chosen.shape[1]):
+                    ours |= chosen[i, j] == component[p]
+                if not ours:
+                    component[kept], bound[kept] = component[p], bound[p]
+                    kept += 1
+            at = kept
+        begin[i + 1] = at
         skipped[i] = top
-    for k in range(k_total):
-        start[k + 1] += start[k]
-    place = start[:-1].copy()
-    for i in range(upper.shape[0]):
-        bound = least[i]
-        for first in range(0, k_total, step):
-            if _peak(wide(bounds, (i, first))) < bound:
-                continue
-            for k in range(first, min(first + step, k_total)):
-                if not upper[i, k] < bound:
-                    rows[place[k]] = i
-                    place[k] += 1
+
+
+@exact_kernel
+def take(
+    component: np.ndarray,
+    bound: np.ndarray,
+    begin: np.ndarray,
+    least: np.ndarray,
+    skipped: np.ndarray,
+    row: np.ndarray,
+    found: np.ndarray,
+) -> int:
+    """Take the survivors whose bound is not below the row's least; return how many.
+
+    Parameters
+    ----------
+    component, bound, begin : arrays
+        From `survivors`; those that are not taken are left in them.
+    least : array, shape (n,), float32
+    skipped : array, shape (n,), float32
+        Raised to the highest bound of the others; (0,) for not at all.
+    row, found : arrays, shape (n k + 1,), int32
+        Written: rows and components of those that are taken, row by row.
+    """
+    taken, rest, lowest = 0, 0, np.float32(-np.inf)
+    for i in range(least.size):
+        first, low, top = begin[i], least[i], lowest
+        begin[i] = rest
+        for p in range(first, begin[i + 1]):  # without branches, as above
+            c, one = component[p], bound[p]
+            below = one < low
+            row[taken], found[taken] = i, c
+            component[rest], bound[rest] = c, one
+            top = max(top, one if below else lowest)
+            taken += 0 if below else 1
+            rest += 1 if below else 0
+        if skipped.size:
+            skipped[i] = max(skipped[i], top)
+    begin[least.size] = rest
+    return taken
+
+
+@exact_kernel
+def merged(
+    rows: np.ndarray,
+    value: np.ndarray,
+    distance: np.ndarray,
+    first: np.ndarray,
+    starts: np.ndarray,
+    least: np.ndarray,
+    skipped: np.ndarray,
+    all_rows: np.ndarray,
+    all_values: np.ndarray,
+    all_distances: np.ndarray,
+    start: np.ndarray,
+) -> None:
+    """Merge sets of pairs, each sorted by component, and leave out those whose value is below the row's least.
+
+    Parameters
+    ----------
+    rows, value, distance : arrays, shape (p,)
+    first : array, shape (s,)
+        Where each set begins.
+    starts : array, shape (s, k + 1)
+        Where each component's pairs begin in each set.
+    least : array, shape (n,), float64
+    skipped : array, shape (n,), float32
+        Raised to the highest value that is left out.
+    all_rows, all_values, all_distances : arrays, shape (p + 1,)
+        Written.
+    start : array, shape (k + 1,)
+        Written.
+    """
+    to = 0
+    for c in range(start.size - 1):
+        start[c] = to
+        for s in range(first.size):
+            for p in range(first[s] + starts[s, c], first[s] + starts[s, c + 1]):
+                i, one = rows[p], value[p]
+                below = one < least[i]
+                all_rows[to], all_values[to], all_distances[to] = i, one, distance[p]
+                skipped[i] = max(skipped[i], np.float32(one) if below else skipped[i])
+                to += 0 if below else 1
+    start[start.size - 1] = to
 
 
 @exact_kernel
 def _peak(v: Any) -> Any:
     """The largest of a vector; inf if one is NaN, which no comparison may rule out."""
     return highest(where_less(v, spread(np.inf, v), v, spread(np.inf, v)))
-
-
-@exact_kernel
-def filtered(
-    rows: np.ndarray, start: np.ndarray, bound: np.ndarray, least: np.ndarray, skipped: np.ndarray
-) -> np.ndarray:
-    """Leave in `rows` the pairs whose bound is not below the row's least; return the new start (k + 1,).
-
-    bound : (p,).  skipped : (n,), raised to the highest of the other bounds.
-    """
-    out = np.zeros_like(start)
-    at = 0
-    for k in range(start.size - 1):
-        for p in range(start[k], start[k + 1]):
-            i = rows[p]
-            if bound[p] < least[i]:
-                skipped[i] = max(skipped[i], bound[p])
-            else:
-                rows[at] = i
-                at += 1
-        out[k + 1] = at
-    return out
 
 
 @exact_kernel
