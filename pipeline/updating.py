@@ -11,7 +11,7 @@ from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.errors import InputError
 from pipeline.jobconfig import Config, validate
 from pipeline.outputs.earlier import chosen
-from pipeline.outputs.model_store import read_dataset
+from pipeline.outputs.model_store import read_model
 from pipeline.outputs.run_directory import RunDirectory
 
 _OF_UPDATE = ("data.", "engine.", "engine=", "output.", "fit.max_iter=", "fit.tol=", "fit.method=", "model.path=")
@@ -42,7 +42,7 @@ def config_of_update(path: str | Path, overrides: Sequence[str]) -> Config:
     where = str(directory.path.absolute())
     fit = {**safe["fit"], "init": "run", "init_path": where, "init_statistics": True, "n_init": 1}
     fit["method"] = "em" if fit.get("method") == "em" else "auto"  # blocks have no part of the statistics
-    model = chosen(safe["model"], read_dataset(directory.model).attrs)
+    model = chosen(safe["model"], read_model(directory.model).attrs)
     output = {**safe.get("output", {}), "path": f"{where}-updated", "standard_errors": False, "write_back": None}
     config = validate({**safe, "model": model, "fit": fit, "select": {}, "output": output}, list(overrides), name)
     provenance.refuse_other_code(config, record, ("model.path",))

@@ -27,6 +27,7 @@ from pipeline.applying.prediction import predict, resume_prediction
 from pipeline.applying.rows import resumed
 from pipeline.applying.sampling import sample
 from pipeline.applying.summarizing import summarize
+from pipeline.arrays.named import NamedArrays
 from pipeline.checking import Cost, cost, from_shapes
 from pipeline.config.stored import refuse_unnamed_engine, trusted
 from pipeline.data.chunks import Chunks
@@ -286,7 +287,7 @@ def resume(
 @as_written("model.zarr")
 def _goes_on(directory: RunDirectory, config: Config) -> bool:
     """Whether a finished fit goes on: it stopped at a lower max_iter, or the other candidates are gone."""
-    attrs = model_store.read_dataset(directory.model).attrs
+    attrs = model_store.read_model(directory.model).attrs
     restarts = [*attrs["restarts"], *(r for entry in attrs.get("candidates", ()) for r in entry["restarts"])]
     unfinished = any(
         r["stop_reason"].startswith("stopped") and r["n_iter"] < (config.fit.max_iter or 0) for r in restarts
@@ -326,16 +327,16 @@ def _to_the_end(job: Job, driver: Driver, summary: DataSummary, runs: list[Run])
     """Iterate and choose; ends with model.zarr."""
     choice, chosen, summary_of_all = driver.finish(summary, runs)
     if choice.others:
-        datasets = {best_run(each).model.label: _dataset(job, driver, summary, each) for each in choice.others}
-        model_store.write_datasets(job.directory.candidates, datasets)
-    model = _dataset(job, driver, summary_of_all, chosen)
+        models = {best_run(each).model.label: _stored(job, driver, summary, each) for each in choice.others}
+        model_store.write_models(job.directory.candidates, models)
+    model = _stored(job, driver, summary_of_all, chosen)
     if choice.shown:
         model.attrs["candidates"] = choice.shown
-    model_store.write_dataset(job.directory.model, model)
+    model_store.write_model(job.directory.model, model)
 
 
-def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]) -> xr.Dataset:
-    """The dataset of the best restart of a candidate: that of a job with this candidate alone."""
+def _stored(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]) -> NamedArrays:
+    """What is stored of the best restart of a candidate: that of a job with this candidate alone."""
     run, order = best_run(restarts), None
     assert run.final is not None
     if (shares := run.model.shares(run.params, run.final.stats)) is not None:
@@ -344,7 +345,7 @@ def _dataset(job: Job, driver: Driver, summary: DataSummary, restarts: list[Run]
         if summary.statistics is not None and summary.statistics.order is not None:
             order = summary.statistics.order
     sample = driver.plan.sample_rows[run.candidate]
-    return model_store.build_dataset(run, restarts, order, summary.with_sample(sample), job.chunks.source)
+    return model_store.build_model(run, restarts, order, summary.with_sample(sample), job.chunks.source)
 
 
 def _same_start(job: Job, earlier: Earlier | None = None) -> UserStart:
@@ -383,7 +384,7 @@ def _finish(job: Job) -> None:
         write_errors(directory.model, job.config.output, job.chunks, job.engine, job.log)
         directory.discard("report.html")
     if lacks_labels(directory.model, directory.labels, job.config.output):
-        model, params, affine = model_store.load_model(model_store.read_dataset(directory.model))
+        model, params, affine = model_store.load_model(model_store.read_model(directory.model))
         write_labels_of(replace(job, chunks=replace(job.chunks, affine=affine)), model, params, True)
         directory.discard("report.html")
     if lacks_column(job.config, directory.labels):

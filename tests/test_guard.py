@@ -27,7 +27,7 @@ from pipeline.data.stores import ZarrPlace
 from pipeline.errors import InputError
 from pipeline.outputs import checkpoint
 from pipeline.outputs.checkpoint import State
-from pipeline.outputs.model_store import read_dataset
+from pipeline.outputs.model_store import read_dataset, read_model
 from tests.jobs import blobs, refused, write_config, write_rows
 
 MARK = "executed"
@@ -53,6 +53,7 @@ def hostile(path: Path, filters: list[str], dtype: str = "|O") -> None:
 OPENED: dict[str, Callable[[Path], Any]] = {
     "rows": lambda path: ZarrPlace(str(path), {}, "error").open_first()[...],
     "a model": lambda path: read_dataset(path.parent),
+    "a model without xarray": lambda path: read_model(path.parent),
     "a checkpoint": lambda path: zarr.open_array(open_whole(path), mode="r")[...],
     "any": lambda path: zarr.open(guarded(path), mode="r")[...],
 }
@@ -269,5 +270,6 @@ def test_a_small_store_may_not_declare_much(tmp_path: Path, monkeypatch: pytest.
     (path / "manifest.json").write_text(json.dumps(checkpoint.sums(path)))
     said: list[str] = []
     assert checkpoint.load(tmp_path, said.append)[0] == 0 and "declares 8796093022208 bytes" in said[0]
-    with pytest.raises(Refused, match="expected no more than"):
-        read_dataset(path)
+    for read in (read_dataset, read_model):
+        with pytest.raises(Refused, match="expected no more than"):
+            read(path)

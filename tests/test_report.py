@@ -225,7 +225,7 @@ def test_outliers_are_the_rows_of_the_lowest_density(real: Path) -> None:
     from pipeline.outputs.report.record import read_record
 
     record = read_record(real)
-    model = record.model
+    model = xr.open_zarr(real / "model.zarr", consolidated=False)
     labels = xr.open_zarr(real / "labels.zarr", consolidated=False)
     kmeans = model.attrs["family"] == "kmeans"
     name = "squared_distance" if kmeans else "log_density"

@@ -163,7 +163,7 @@ def _prior(run: RunDirectory, config: Config) -> PatchPrior:
         raise InputError(
             f"denoise: got another data.patch.{changed[0]} than that of {run}, which settles it. Leave it out."
         )
-    model, params, affine = model_store.load_model(model_store.read_dataset(run.model))
+    model, params, affine = model_store.load_model(model_store.read_model(run.model))
     refused = {
         f"family {config.model.family}": not (isinstance(model, Mixture) and config.model.takes_errors),
         "model.noise": config.model.needs_box,

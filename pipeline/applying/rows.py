@@ -79,7 +79,7 @@ class OpenRows(NamedTuple):
 def open_rows(run: RunDirectory, config: Config, command: str) -> OpenRows:
     """Open the model of a run, and the rows of a config. Raises InputError if they do not go together, or memory is too little."""
     provenance.refuse_other_code(config, run.read_config(), ("model.path",))
-    model, params, affine = model_store.load_model(model_store.read_dataset(run.model))
+    model, params, affine = model_store.load_model(model_store.read_model(run.model))
     if config.data.bad_rows == "missing" and isinstance(model, Mixture) and not model.incomplete:
         model = model.for_rows("missing")
     chunks = config.open_chunks()

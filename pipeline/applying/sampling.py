@@ -82,7 +82,7 @@ def finish_sampling(
 
 def _draws(run: RunDirectory, seed: int) -> Draws:
     """Of the model of a run. Raises InputError if it cannot be sampled from."""
-    model, params, affine = model_store.load_model(model_store.read_dataset(run.model))
+    model, params, affine = model_store.load_model(model_store.read_model(run.model))
     if not isinstance(model, Mixture):
         raise InputError(f"sample: got a run of a {model.words.name}, which cannot be sampled from. Fit a mixture.")
     return Draws(model, params, affine, seed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+from zarr.codecs import ZstdCodec
 
 from pipeline import keyed
 from pipeline.applying.rows import OpenRows, asked_of, begin, open_rows, output_of
@@ -30,7 +31,7 @@ from pipeline.outputs import partial
 from pipeline.outputs.events import EventLog, Listener
 from pipeline.outputs.exported import named_rows, refuse_format, write_table
 from pipeline.outputs.labels import refuse_bad
-from pipeline.outputs.model_store import write_dataset
+from pipeline.outputs.model_store import appearing
 from pipeline.outputs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def finish_summary(
                 [found] = engine.sum_over(
                     opened.chunks, [job], None, unfinished, lambda done, of: log("progress", chunks=done, of=of)
                 )
-                write_dataset(store, _dataset(found, opened))
+                _write(store, found, opened)
                 partial.forget(target.checkpoints)
                 log("finished", seconds=time.perf_counter() - began, peak_pss=memory.bytes)
             return store if form == "zarr" else write_table(store.with_suffix(f".{form}"), [_table(store, source)])
@@ -214,6 +215,17 @@ class Choosing:
         sample = Chosen(self.per_cluster, own, hashed, np.zeros(len(live)), row, x).cut()
         best = Chosen(self.nearest, own, -share, -score.astype(np.float64), row, x).cut()
         return Summary(np.bincount(own, minlength=self.model.n_components), sample, best)
+
+
+def _write(path: Path, found: Summary, opened: OpenRows) -> None:
+    """Write the summary by xarray: what names rows may be dates."""
+    dataset = _dataset(found, opened)
+    codec = ZstdCodec(level=3, checksum=True)
+    encoding = {
+        name: {"compressors": [codec], "chunks": each.shape} for name, each in dataset.variables.items() if each.size
+    }
+    with appearing(path) as store:
+        dataset.to_zarr(store, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
 
 
 def _dataset(found: Summary, opened: OpenRows) -> xr.Dataset:

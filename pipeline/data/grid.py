@@ -97,6 +97,7 @@ class FlatRows:
         self._array, n = array, array.ndim - (names[-1:] in (("rank",), ("column",)))
         self._grid = Grid(names[:n], array.shape[:n])
         self._chunk = self._grid.block_shape(math.prod(array.chunks[:n]))
+        self.dims = self._grid.dims
         self.shape = (self._grid.n_rows, *array.shape[n:])
 
     def parts(self) -> Iterator[slice]:

@@ -19,7 +19,7 @@ from pipeline.models.covariance import SHAPES, Shape, full_covariances
 from pipeline.models.families.gaussian import Gaussian, GaussianSection
 from pipeline.models.mixture import Mixture, MixtureParams
 from pipeline.models.noise import NoisyMixture
-from pipeline.outputs.model_store import load_model, read_dataset
+from pipeline.outputs.model_store import load_model, read_model
 from pipeline.outputs.run_directory import RunDirectory
 
 FITTED = (
@@ -240,9 +240,9 @@ def save_prior(path: str | Path, output: str | Path) -> Path:
     InputError
         If the run is of another kind, or the layout is not known.
     """
-    dataset = read_dataset(RunDirectory(path).model)
-    model, params, affine = load_model(dataset)
-    data = dataset.attrs["data"]
+    stored = read_model(RunDirectory(path).model)
+    model, params, affine = load_model(stored)
+    data = stored.attrs["data"]
     refused = {
         f"a run of a {model.words.name}": not (isinstance(model, Mixture) and isinstance(model.component, Gaussian)),
         "rows that are no patches": data.get("kind") != "patch",

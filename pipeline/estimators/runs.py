@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.estimators import estimator_of, open_prior
 from pipeline.models.books import Quantizer
 from pipeline.models.families import FAMILIES
-from pipeline.outputs.model_store import load_model, load_statistics, read_dataset
+from pipeline.outputs.model_store import load_model, load_statistics, read_model
 from pipeline.outputs.run_directory import RunDirectory
 
 
@@ -35,9 +35,9 @@ def open_estimator(path: str | Path) -> Any:
     """
     if str(path).endswith(SUFFIXES):
         return open_prior(str(path))
-    dataset = read_dataset(RunDirectory(path).model)
-    model, params, affine = load_model(dataset)
-    attrs = dataset.attrs
+    stored = read_model(RunDirectory(path).model)
+    model, params, affine = load_model(stored)
+    attrs = stored.attrs
     if model.family in FAMILIES and FAMILIES[model.family].by_unit:
         raise InputError(
             f"{path}: a {model.words.name} has no Python class, which knows no units. Use pipeline.predict."
@@ -50,7 +50,7 @@ def open_estimator(path: str | Path) -> Any:
     estimator.n_iter_, estimator.stop_reason_ = attrs["n_iter"], attrs["stop_reason"]
     estimator.n_features_in_ = model.sizes["feature"]
     if "statistics" in attrs:
-        estimator.statistics_ = load_statistics(dataset)
+        estimator.statistics_ = load_statistics(stored)
     return estimator if affine is None else _after(affine, estimator)
 
 

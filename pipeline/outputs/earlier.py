@@ -17,7 +17,7 @@ from pipeline.data.user_start import UserStart, user_start
 from pipeline.errors import InputError, as_written
 from pipeline.jobconfig import Config, to_plain
 from pipeline.models.clusters import NoRows
-from pipeline.outputs.model_store import load_affine, load_statistics, read_dataset
+from pipeline.outputs.model_store import load_affine, load_statistics, read_model
 from pipeline.outputs.run_directory import RunDirectory
 
 
@@ -41,16 +41,16 @@ def start_of(config: Config, chunks: Chunks) -> UserStart:
 def _earlier(config: Config, chunks: Chunks) -> Earlier:
     directory = RunDirectory(str(config.earlier_run))
     what, plain = f"{config.key_of_earlier_run} {directory}", directory.read_config()["config"]
-    dataset = read_dataset(directory.model)
-    affine = load_affine(dataset)
-    _refuse_other_rows(what, config, plain, dataset.attrs, affine, chunks)
+    stored = read_model(directory.model)
+    affine = load_affine(stored)
+    _refuse_other_rows(what, config, plain, stored.attrs, affine, chunks)
     [model] = config.models(NoRows(chunks.n_features if affine is None else affine.n_out))
-    if dataset.attrs.get("family") != model.family:
+    if stored.attrs.get("family") != model.family:
         raise InputError(
-            f"{what}: holds a model of family {dataset.attrs.get('family')}, expected {model.family}. Name another run, or set "
+            f"{what}: holds a model of family {stored.attrs.get('family')}, expected {model.family}. Name another run, or set "
             "model.family to its."
         )
-    arrays = {name: np.asarray(dataset[name].values, np.float64) for name in model.fields if name in dataset}
+    arrays = {name: np.asarray(stored[name].values, np.float64) for name in model.fields if name in stored}
     try:
         model.params_from_arrays(arrays)
     except InputError as error:
@@ -59,8 +59,8 @@ def _earlier(config: Config, chunks: Chunks) -> Earlier:
         ) from error
     if not config.fit.init_statistics:
         return Earlier(arrays, affine)
-    statistics = load_statistics(dataset)
-    _refuse_other_model(what, config, plain, dataset.attrs, statistics)
+    statistics = load_statistics(stored)
+    _refuse_other_model(what, config, plain, stored.attrs, statistics)
     return Earlier(statistics.unordered(arrays), affine, statistics)
 
 

@@ -33,7 +33,7 @@ from pipeline.errors import InputError, StorageError, as_written
 from pipeline.models.base import RowArray
 from pipeline.outputs.coordinates import of_data
 from pipeline.outputs.measures import measures
-from pipeline.outputs.model_store import read_dataset
+from pipeline.outputs.model_store import read_model
 from pipeline.outputs.run_directory import publish, remove
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def lacks_labels(model: Path, labels: Path, output: Output) -> bool:
     """Whether labels are asked for and not complete. model : a model.zarr."""
     if not output.labels:
         return False
-    return not has_labels(labels, min(output.top_k, read_dataset(model).attrs.get("n_components", 0)))
+    return not has_labels(labels, min(output.top_k, read_model(model).attrs.get("n_components", 0)))
 
 
 def _stored(path: Path) -> int:

@@ -6,7 +6,8 @@ It does not depend on when, where, from which path or how fast the job ran: the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 import zarr
-from zarr.codecs import ZstdCodec
 
 from pipeline.arrays.dtypes import Array
+from pipeline.arrays.named import NamedArrays, read_group
 from pipeline.arrays.packing import Packed, pack, unpack
 from pipeline.arrays.rows import LowestRows
-from pipeline.arrays.stores import guarded, open_whole
+from pipeline.arrays.stores import GuardedStore, guarded, open_whole
 from pipeline.data.earlier import Statistics
 from pipeline.data.preprocess import Affine
 from pipeline.data.profile import DataSummary
@@ -51,10 +52,10 @@ def canonical_order(run: Run) -> Array:
     return np.lexsort([*positions.reshape(len(weight), -1).T[::-1], -weight]).astype(np.int64)
 
 
-def build_dataset(
+def build_model(
     run: Run, runs: Sequence[Run], order: Array | None, summary: DataSummary, source: Source
-) -> xr.Dataset:
-    """Return the dataset of a finished run.
+) -> NamedArrays:
+    """Return the content of model.zarr of a finished run.
 
     Parameters
     ----------
@@ -66,8 +67,6 @@ def build_dataset(
     summary : DataSummary
     source : Source
     """
-    import xarray as xr
-
     final = run.reported
     run = run if order is None else _reordered(run, order)
     assert run.final is not None
@@ -82,10 +81,8 @@ def build_dataset(
         size = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * len(summary.mean))))
         variables["sample"] = (("sample_row", "feature"), _plain(run.model, summary.sample.x[:size]))
     named = [field.names for field in run.model.fields.values() if field.names is not None]
-    coordinates = {dim: np.array(names, dtype=object) for each in named for dim, names in each.items()}
-    # fastpath: or xarray imports dask.array, to see whether an array is one of its own.
-    plain = {name: xr.Variable(dims, np.asarray(value), fastpath=True) for name, (dims, value) in variables.items()}
-    return xr.Dataset(plain, coordinates, attrs=_attributes(run, runs, order, summary, source, final))
+    variables |= {dim: ((dim,), np.array(names, dtype=object)) for each in named for dim, names in each.items()}
+    return NamedArrays.of(variables, _attributes(run, runs, order, summary, source, final))
 
 
 def _plain(model: LatentModel, x: Array) -> Array:
@@ -248,13 +245,22 @@ def _attributes(
     return attributes
 
 
-def write_dataset(path: Path, dataset: xr.Dataset) -> None:
-    """Write a dataset, which appears complete under its name."""
-    write_datasets(path, {"/": dataset})
+def write_model(path: Path, model: NamedArrays) -> None:
+    """Write model.zarr, which appears complete under its name."""
+    with appearing(path) as store:
+        model.write(store, "/")
 
 
-def write_datasets(path: Path, datasets: Mapping[str, xr.Dataset]) -> None:
-    """Write a store with a dataset in each group (/ is the root), which appears complete under its name."""
+def write_models(path: Path, models: Mapping[str, NamedArrays]) -> None:
+    """Write a store with a model in each group, which appears complete under its name."""
+    with appearing(path) as store:
+        for group, model in models.items():
+            model.write(store, group)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[GuardedStore]:
+    """A new zarr store, an empty group, to be filled; it appears complete under its name. Raises StorageError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         remove(temporary)
@@ -262,26 +268,33 @@ def write_datasets(path: Path, datasets: Mapping[str, xr.Dataset]) -> None:
             warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")  # strings
             store = guarded(temporary, read_only=False)
             zarr.create_group(store, zarr_format=3)
-            for group, dataset in datasets.items():
-                encoding = {
-                    name: {"compressors": [ZstdCodec(level=3, checksum=True)], "chunks": variable.shape}
-                    for name, variable in dataset.variables.items()
-                    if variable.size
-                }
-                dataset.to_zarr(store, group=group, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+            yield store
         publish(temporary, path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error}). Make room, then `resume`.") from error
 
 
+def read_model(path: Path) -> NamedArrays:
+    """Return the model of a finished run, in memory. Raises InputError without one, StorageError if it is damaged."""
+    with _opening(path) as store:
+        return read_group(store).load()
+
+
 def read_dataset(path: Path) -> xr.Dataset:
-    """Return the dataset of a finished run, in memory. Raises InputError without one, StorageError if it is damaged."""
+    """Return the model of a finished run as a dataset of xarray, in memory. Raises as `read_model`."""
     import xarray as xr
 
+    with _opening(path) as store:
+        return xr.open_zarr(store, consolidated=False, chunks=None).load()
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[GuardedStore]:
+    """The store of a model, to be read whole. Errors are those of `read_model`."""
     if not path.exists():
         raise InputError(f"{path}: there is no model yet. Finish the run first: `em-pipeline resume {path.parent}`.")
     try:
-        return xr.open_zarr(open_whole(path), consolidated=False, chunks=None).load()
+        yield open_whole(path)
     except InputError:
         raise
     except Exception as error:  # zarr, its codecs and xarray have their own kinds
@@ -292,47 +305,47 @@ def read_dataset(path: Path) -> xr.Dataset:
 
 
 @as_written("model.zarr")
-def load_model(dataset: xr.Dataset) -> tuple[Any, Any, Affine | None]:
-    """Return model, parameters and preprocessing of a stored dataset. Raises InputError for another version's."""
-    if "model" not in dataset.attrs:
+def load_model(stored: NamedArrays | xr.Dataset) -> tuple[Any, Any, Affine | None]:
+    """Return model, parameters and preprocessing of a stored model. Raises InputError for another version's."""
+    if "model" not in stored.attrs:
         raise InputError(
             "model.zarr: another version of em-pipeline wrote it, expected one with the attribute `model`. Use that version, or "
             "run the job again."
         )
-    arrays = {str(name): variable.values for name, variable in dataset.data_vars.items()}
-    for name in (str(dataset.attrs.get(key)) for key in ("family", "emission")):
+    arrays = {str(name): variable.values for name, variable in stored.data_vars.items()}
+    for name in (str(stored.attrs.get(key)) for key in ("family", "emission")):
         if name in FAMILIES:
             FAMILIES[name]  # its module registers the classes that are stored
     try:
-        model = unpack(dataset.attrs["model"], arrays)
+        model = unpack(stored.attrs["model"], arrays)
         if not isinstance(model, LatentModel):
             raise ValueError(f"it is {str(model)[:40]}")
     except ValueError as error:
         raise InputError(
             f"model.zarr: the model cannot be read ({error}). Name the file of its family again."
         ) from error
-    return model, model.params_from_arrays(arrays), load_affine(dataset)
+    return model, model.params_from_arrays(arrays), load_affine(stored)
 
 
-def load_affine(dataset: xr.Dataset) -> Affine | None:
-    """Return the preprocessing of a stored dataset; None where there is none."""
-    if "preprocess_matrix" not in dataset:
+def load_affine(stored: NamedArrays | xr.Dataset) -> Affine | None:
+    """Return the preprocessing of a stored model; None where there is none."""
+    if "preprocess_matrix" not in stored:
         return None
-    matrix = dataset["preprocess_matrix"].values
+    matrix = stored["preprocess_matrix"].values
     diagonal = matrix.shape[0] == matrix.shape[1] and np.count_nonzero(matrix - np.diag(np.diagonal(matrix))) == 0
-    return Affine(dataset["preprocess_offset"].values, np.diagonal(matrix).copy() if diagonal else matrix)
+    return Affine(stored["preprocess_offset"].values, np.diagonal(matrix).copy() if diagonal else matrix)
 
 
 @as_written("model.zarr")
-def load_statistics(dataset: xr.Dataset) -> Statistics:
-    """Return the statistics of a stored dataset. Raises InputError where there are none."""
-    attrs, arrays = dataset.attrs, {str(name): variable.values for name, variable in dataset.data_vars.items()}
+def load_statistics(stored: NamedArrays | xr.Dataset) -> Statistics:
+    """Return the statistics of a stored model. Raises InputError where there are none."""
+    attrs, arrays = stored.attrs, {str(name): variable.values for name, variable in stored.data_vars.items()}
     if "statistics" not in attrs:
         raise InputError(
             "model.zarr: has no statistics: an earlier version of em-pipeline wrote it. Run the job again, or start from its "
             "parameters: fit.init: run."
         )
-    (model, params, _), totals = load_model(dataset), unpack(attrs["statistics"], arrays)
+    (model, params, _), totals = load_model(stored), unpack(attrs["statistics"], arrays)
     if not isinstance(totals, Totals):
         raise InputError(f"model.zarr: its statistics are {str(totals)[:40]}. Run the job again.")
     order = np.array(attrs["order"], np.int64) if attrs.get("order") else None

@@ -25,16 +25,15 @@ _PALETTE = ((0, 114, 178), (192, 106, 0), (0, 135, 98), (200, 60, 30), (170, 90,
 
 def maps(record: Record) -> list[Chart]:
     """Return maps of the labels; none where samples have one dimension, or without labels."""
-    import xarray as xr
-
-    if not record.k:
+    found = record.label_array("label") if record.k else None
+    if found is None or len(found.dims) < 2:
         return []
+    import xarray as xr  # names of coordinates may be dates
+
     try:
         stored = xr.open_zarr(guarded(record.run / "labels.zarr"), consolidated=False, chunks=None)
         label = stored["label"]
     except Exception:  # zarr codecs raise what they like; without labels the report has no maps
-        return []
-    if label.ndim < 2:
         return []
     dims = [str(dim) for dim in label.dims]
     down = next((dim for dim in dims if dim.lower() in _DOWN), dims[-2])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays.named import read_group
 from pipeline.arrays.stores import guarded
 from pipeline.data.grid import FlatRows
 from pipeline.errors import InputError, StorageError
@@ -119,18 +120,15 @@ def _flagged(record: Record) -> float:
 
 def _with_oddest(record: Record) -> Record:
     """The record whose rows that fit worst are those of its store, where it has them."""
-    import xarray as xr
-
     try:
-        stored = xr.open_zarr(guarded(record.run / record.store), consolidated=False, chunks=None, decode_cf=False)
         named = {
-            str(name): each.load()
-            for name, each in stored.data_vars.items()
-            if str(name).startswith("outlier_") or name == "outliers"
+            name: (each.dims, each.values)
+            for name, each in read_group(guarded(record.run / record.store)).data_vars.items()
+            if name.startswith("outlier_") or name == "outliers"
         }
     except Exception as error:  # as in `Record.array`
         raise StorageError(f"{record.run / record.store}: cannot be read ({error}). Make it again.") from error
-    return replace(record, model=record.model.drop_dims(["outlier", "place"], errors="ignore").assign(named))
+    return replace(record, model=record.model.without(["outlier", "place"]).assign(named))
 
 
 def _scores(record: Record) -> Scores | None:

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from pipeline.arrays.named import NamedArrays, read_group
 from pipeline.arrays.stores import guarded, open_whole
 from pipeline.config.loading import read_yaml
 from pipeline.data.grid import FlatRows
@@ -27,10 +28,6 @@ from pipeline.models.words import Words
 from pipeline.outputs.events import read_events
 from pipeline.outputs.measures import measures_of
 from pipeline.outputs.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    import xarray as xr
-
 
 # Dimensions of arrays that are no parameters: history, and lists of rows.
 _OTHER_DIMENSIONS = {"iteration", "label", "rank", "outlier", "place", "sample_row", "raw_feature"}
@@ -63,7 +60,7 @@ class Record:
     """One finished run, in the directory `run`. store : in it, with the labels of rows."""
 
     run: Path
-    model: xr.Dataset
+    model: NamedArrays
     config: dict[str, Any]
     versions: dict[str, Any]
     fingerprint: dict[str, Any]
@@ -89,7 +86,7 @@ class Record:
     @property
     def title(self) -> str:
         """What was fitted: `A mixture of 200 Gaussians`."""
-        return self.words.entitle(self.k, **{str(dim): size for dim, size in self.model.sizes.items()})
+        return self.words.entitle(self.k, **self.model.sizes)
 
     @cached_property
     def measures(self) -> dict[str, Any]:
@@ -131,7 +128,7 @@ class Record:
     @cached_property
     def parameters(self) -> dict[str, tuple[str, ...]]:
         """Names and dimensions of the parameters, in the order of the model."""
-        found = {str(name): tuple(map(str, array.dims)) for name, array in sorted(self.model.data_vars.items())}
+        found = {name: array.dims for name, array in sorted(self.model.data_vars.items())}
         listed = [name for name in self.attrs.get("parameters") or () if name in found]
         return {
             name: found[name]
@@ -197,7 +194,7 @@ class Record:
     @property
     def noise(self) -> float | None:
         """Share of the noise rows; None in a model without a noise component (others have a noise of each feature)."""
-        return None if self.model.get("noise", np.zeros(1)).ndim else float(self.array("noise"))
+        return float(self.array("noise")) if self.has("noise") and not self.model["noise"].ndim else None
 
     @cached_property
     def representatives(self) -> np.ndarray:
@@ -208,7 +205,7 @@ class Record:
 
     def first(self, most: int) -> Record:
         """Return the run with its first components alone, at most so many; they are stored by decreasing weight."""
-        return self if self.k <= most else replace(self, model=self.model.isel(component=slice(most)))
+        return self if self.k <= most else replace(self, model=self.model.first("component", most))
 
     def with_parameters(self, arrays: Mapping[str, np.ndarray]) -> Record:
         """Return the run with the parameters of an earlier iteration, with components in the order of that iteration."""
@@ -384,18 +381,15 @@ def _read(array: FlatRows, at: Any) -> np.ndarray:
         ) from error
 
 
-def _open_model(store: Path) -> xr.Dataset:
-    import xarray as xr
-
+def _open_model(store: Path) -> NamedArrays:
     try:
-        model: xr.Dataset = xr.open_zarr(open_whole(store), consolidated=False, chunks=None)
+        model = read_group(open_whole(store))
     except Exception as error:  # as above: whatever zarr raises, the store is damaged
         raise StorageError(f"{store}: cannot be opened ({error}). Run the job again with --overwrite.") from error
     if not isinstance(model.attrs.get("family"), str):
         message = f"{store}: got no attribute `family`, expected a model that em-pipeline stored."
         raise StorageError(f"{message} Run the job again with --overwrite.")
-    present = {old: new for old, new in _RENAMED.items() if old in model.variables or old in model.dims}
-    return model.rename(present)
+    return model.rename(_RENAMED)
 
 
 def read_plain(path: Path) -> dict[str, Any]:
