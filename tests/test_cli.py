@@ -378,6 +378,16 @@ def test_wide_kernels_are_chosen_where_the_cpu_has_them_and_blas_does_not_know(t
     assert python("import numpy;" + CHOOSE, wide) == ["None"]
 
 
+ASK = "from pipeline.engine import blas; a = blas._chosen(); blas._ASK_FILE = 'raise SystemExit(1)'; print(*a, *blas._chosen())"
+
+
+def test_the_library_alone_answers_as_numpy_does():
+    """Whatever kernels it uses; where it cannot be asked alone, NumPy is."""
+    for environment in ({}, {"OPENBLAS_CORETYPE": "Haswell"}, {"OPENBLAS_CORETYPE": "Nehalem"}):
+        first, second = python(ASK, **environment)
+        assert first == second == environment.get("OPENBLAS_CORETYPE", first)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "resume", "predict"])
 def test_commands_choose_before_numpy_loads_unless_others_started_the_workers(tmp_path, command):
