@@ -251,11 +251,13 @@ def _validated(raw: Any, changes: list[str], name: str, lines: dict[Place, int])
     A process that is to be a scheduler or a worker never returns from here.
     """
     from pipeline.config.profiles import engine_alone, serves
+    from pipeline.engine.memory import no_search_for_garbage
 
     engine = engine_alone(raw, changes)
     if engine is not None:
         _before_numpy(engine)
-    from pipeline.jobconfig import validate  # data and models need NumPy
+    with no_search_for_garbage():
+        from pipeline.jobconfig import validate  # data and models need NumPy
 
     config = validate(raw, changes, name, lines)
     if serves(config.engine):

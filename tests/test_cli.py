@@ -388,6 +388,15 @@ def test_the_library_alone_answers_as_numpy_does():
         assert first == second == environment.get("OPENBLAS_CORETYPE", first)
 
 
+def test_garbage_is_found_after_the_imports_of_a_command(tmp_path):
+    """Searches go on, and leave out what was imported; a process with NumPy of its own stays as it is."""
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {source: npy, path: none.npy}\nmodel: {n_components: 2}\n")
+    check = "\nimport gc\ntry: c.main()\nexcept SystemExit: print(gc.isenabled(), gc.get_freeze_count() > 0)"
+    for numpy, frozen in (("", "True"), ("import numpy; ", "False")):
+        assert python(f"{numpy}import pipeline.cli as c{check}", "run", config)[-2:] == ["True", frozen]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "resume", "predict"])
 def test_commands_choose_before_numpy_loads_unless_others_started_the_workers(tmp_path, command):
