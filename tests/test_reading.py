@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.chunks import Chunks
+from pipeline.data.memory import MemorySource
+from pipeline.engine import reading
 from pipeline.engine.passes import Engine
 from pipeline.engine.reading import ChunkCache, in_turn
 from pipeline.errors import InputError
@@ -38,7 +40,7 @@ def test_chunks_come_once_and_in_order(n, ahead):
     assert list(in_turn(load, range(n), ahead)) == list(range(n))
     assert [i for i, _ in load.asked] == list(range(n))
     others = {thread for _, thread in load.asked} - {threading.get_ident()}
-    assert len(others) == ahead
+    assert len(others) == (ahead and n > 1)
 
 
 def test_the_next_chunk_is_read_while_one_computes_and_no_other():
@@ -50,6 +52,19 @@ def test_the_next_chunk_is_read_while_one_computes_and_no_other():
             time.sleep(0.001)
         time.sleep(0.005)
         assert len(load.asked) == min(i + 2, 6)
+
+
+def test_no_thread_reads_a_chunk_that_is_alone_or_in_memory(monkeypatch):
+    """To start one takes longer than to slice an array."""
+
+    def refused(*workers):
+        raise AssertionError("a thread was started")
+
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", refused)
+    assert list(in_turn(lambda i: i, [3], True)) == [3]
+    chunks = Chunks(MemorySource(np.ones((3 * 2**20, 1))), clean=True)
+    assert chunks.n_chunks > 2 and chunks.chunk_bytes > reading.WORTH_BYTES
+    assert Engine(workers=2).sum_over(chunks, [lambda rows, kernels: rows.x.sum()]) == [3 * 2**20]
 
 
 def test_an_error_comes_with_its_chunk_and_who_stops_early_waits_for_one_read_at_most():

@@ -125,7 +125,7 @@ class Engine:
         """
         began = time.perf_counter()
         wanted, blocks = range(chunks.n_chunks) if ids is None else ids, chunks.source.blocks()
-        ahead = self._ahead and chunks.chunk_bytes >= WORTH_BYTES
+        ahead = self._ahead and chunks.source.stored and chunks.chunk_bytes >= WORTH_BYTES
         work = _Pass(chunks, list(functions), self.kernels, ahead, self._cache)
         if self.cluster is None:
             if len(wanted) == 1 and blocks is None and store is None:  # a graph would take longer than a few rows

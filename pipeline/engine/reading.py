@@ -15,8 +15,8 @@ WORTH_BYTES = 2**18  # of a chunk; below, handing it from thread to thread costs
 
 
 def in_turn(load: Callable[[int], T], indices: Sequence[int], ahead: bool) -> Iterator[T]:
-    """Yield load(i) for each i, in order. ahead : another thread loads the next while the caller computes."""
-    if not ahead:
+    """Yield load(i) for each i, in order. ahead : another thread loads the next, if there is one, while the caller computes."""
+    if not ahead or len(indices) == 1:
         yield from map(load, indices)
         return
     reader = ThreadPoolExecutor(1)
