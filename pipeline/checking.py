@@ -20,7 +20,7 @@ from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary, Profile, summary_of, with_box
 from pipeline.data.user_start import UserStart
 from pipeline.em.heldout import OnTheOthers, Units
-from pipeline.em.pruning import STEPS
+from pipeline.em.pruning import budget_of, most_pruning_reads
 from pipeline.em.run import Run
 from pipeline.em.search import EFFORT, most_reads, searched
 from pipeline.engine.memory import Plan
@@ -34,6 +34,7 @@ from pipeline.jobconfig import Config
 from pipeline.models.base import EStep, LatentModel
 from pipeline.models.books import Quantizer
 from pipeline.models.clusters import ClusterModel
+from pipeline.models.mixture import Mixture
 from pipeline.models.starts import hard_start, in_step
 from pipeline.outputs.labels import BLOCK_ROWS, LabelBlock
 from pipeline.outputs.plan import of_data, of_memory
@@ -374,8 +375,8 @@ def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
             share = each.row_operations() / (products * model.row_operations())
             rows += share * most_reads(each, some, plan.n_rows, moves, part)
         if config.select.pruning:  # with fewer components a pass costs less: on average half
-            assert isinstance(model, ClusterModel)
-            rows += in_memory * STEPS * model.n_components / 2
+            assert isinstance(model, Mixture)
+            rows += most_pruning_reads(model, in_memory, budget_of(in_memory, effort) if moves else 0.0) / 2
     return Phase("search", 0, rows / plan.n_rows * one, f"for a start, on {in_memory} rows in memory")
 
 

@@ -1,4 +1,4 @@
-"""Components that too few rows support are pruned, and what the shortest message has is fitted to all rows."""
+"""Components that too few rows support are pruned, and what is left is fitted to all rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clusters(k: int, d: int = 2, n: int = 1500, seed: int = 0) -> np.ndarray:
 @given(seeds)
 @examples(8)
 def test_lengths_are_figueiredo_and_jains(seed):
-    """Their equation 15, term by term, for the number of components that is kept, which has the shortest; down to one."""
+    """Their equation 15, term by term, for the number of components that is kept; the smallest within 5 nats of the shortest; down to one."""
     d, k, n = 2, 1 + seed % 3, 900
     x = clusters(k, d, n, seed % 100)
     model = gaussian_mixture(5, x.mean(axis=0))
@@ -47,19 +47,20 @@ def test_lengths_are_figueiredo_and_jains(seed):
         best = pruned(model, params, MemoryRows(x, None, threads), n)
     assert [k for k, _ in best.lengths] == sorted({k for k, _ in best.lengths}, reverse=True)
     assert best.lengths[-1][0] == 1
-    shortest, length = min(best.lengths, key=lambda each: each[1])
-    assert shortest == best.model.n_components == len(best.params.weights)
+    limit = min(length for _, length in best.lengths) + 5.0
+    kept, length = min(each for each in best.lengths if each[1] <= limit)
+    assert kept == best.model.n_components == len(best.params.weights)
     found, price = best.model.arrays(best.params), d + d * (d + 1) / 2
     w = found["weights"]
     log_joint = gaussian_log_joint(x, *found.values(), "full")
-    expected = price / 2 * np.log(n * w / 12).sum() + shortest / 2 * np.log(n / 12) + shortest * (price + 1) / 2
+    expected = price / 2 * np.log(n * w / 12).sum() + kept / 2 * np.log(n / 12) + kept * (price + 1) / 2
     assert length == pytest.approx(expected - logsumexp(log_joint, axis=1).sum(), rel=1e-9)
 
 
 @pytest.mark.parametrize("covariance_type", ["full", *(pytest.param(t, marks=pytest.mark.slow) for t in TYPES[1:])])
 def test_a_job_keeps_as_many_components_as_there_are_clusters(tmp_path, covariance_type):
     """Of eight that it may have; the model, its history and its labels are those of four, and the log says how."""
-    # Of seeds 0 to 5, at 1 the message of six diagonal components is shorter than that of four, by 3.5 nats; at 3 it is 14 nats longer.
+    # The message of one small component more is up to 4.4 nats shorter with some seeds, which is not enough.
     store = write_rows(tmp_path / "x.zarr", clusters(4, seed=3), rows=500)
     config = job(
         store,
@@ -70,7 +71,32 @@ def test_a_job_keeps_as_many_components_as_there_are_clusters(tmp_path, covarian
     found = open_run(workflow.run(config, tmp_path / "run"))
     assert found.sizes["component"] == 4 and found.attrs["n_components"] == 4
     lengths = dict(found.attrs["message_lengths"])
-    assert min(lengths, key=lengths.__getitem__) == 4 and lengths[1] > lengths[4]
+    assert lengths[4] < min(lengths.values()) + 5 and lengths[1] > lengths[4]
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_the_message_is_no_longer_than_from_the_truth(tmp_path, seed):
+    """Weights of 1 to 1/20, scales of 1 to 4: a job finds no longer message than pruning from the true parameters does."""
+    k, d, n = 5, 4, 4000
+    rng = np.random.default_rng(seed)
+    weights = 20.0 ** -np.linspace(0, 1, k)
+    weights /= weights.sum()
+    means, scales = rng.normal(size=(k, d)) * 4, 2.0 ** rng.uniform(-1, 1, size=(k, 1, 1))
+    label = rng.choice(k, n, p=weights)
+    x = means[label] + scales[label, :, 0] * rng.normal(size=(n, d))
+    model = gaussian_mixture(k, x.mean(axis=0))
+    params = model.params(weights=weights, means=means, covariances=scales**2 * np.eye(d))
+    with ThreadPoolExecutor(2) as threads:
+        truth = pruned(model, params, MemoryRows(x, None, threads), n)
+    config = job(
+        write_rows(tmp_path / "x.zarr", x, rows=1000),
+        model={"n_components": k + 4},
+        select={"pruning": True},
+        fit={"method": "auto"},
+    )
+    found = open_run(workflow.run(config, tmp_path / "run")).attrs
+    lengths = dict(found["message_lengths"])
+    assert lengths[found["n_components"]] <= min(length for _, length in truth.lengths) + 1e-3
 
 
 def test_a_stopped_job_goes_on_with_the_components_that_are_left(tmp_path):

@@ -468,15 +468,17 @@ def test_the_search_for_the_start_is_told(plane: Path, tmp_path: Path) -> None:
 
 
 def test_annihilation_is_drawn(tmp_path: Path) -> None:
-    """The message length over the number of components, with the shortest named; nothing where there was no search for it."""
+    """The message length over the number of components, with the chosen number named; nothing where there was no search for it."""
     from pipeline.outputs.report.choice import message_lengths
     from pipeline.outputs.report.record import read_record
 
     run = dense_run(tmp_path / "run")
     assert message_lengths(read_record(run)) is None
-    zarr.open_group(run / "model.zarr").attrs["message_lengths"] = [[9, 900.0], [4, 820.0], [3, 810.0], [1, 990.0]]
+    zarr.open_group(run / "model.zarr").attrs.update(
+        {"n_components": 3, "message_lengths": [[9, 900.0], [4, 808.0], [3, 810.0], [1, 990.0]]}
+    )
     chart = message_lengths(read_record(run))
-    assert chart is not None and "from 1 to 9 components; it is shortest at 3" in chart.picture
+    assert chart is not None and "from 1 to 9 components; 3 are chosen" in chart.picture
 
 
 def test_held_out_rows_and_types_are_told(tmp_path: Path) -> None:

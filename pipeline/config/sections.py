@@ -137,8 +137,8 @@ class Select(Section):
     )
     pruning: bool = Field(
         False,
-        description="n_components is the largest number of components; those that too few rows support are pruned, to the number "
-        "with the shortest message; only for some families; true | false",
+        description="n_components is the largest number of components; those that too few rows support are pruned, to the smallest "
+        "number whose message is at most 5 nats longer than the shortest; only for some families; true | false",
     )
 
     @model_validator(mode="after")

@@ -278,15 +278,20 @@ def searched(
     return [centers(Lloyd(model.n_components, model.shift), centers_rows(model, n_rows)), *own]
 
 
+def move_reads(model: ClusterModel, n_rows: int, budget: float) -> float:
+    """Return how many rows moves read at most. budget : before their last round begins."""
+    with_births, births = (WITH_BIRTHS, BIRTHS) if have_births(model) else (1.0, 0)
+    return with_births * budget + n_rows * (round_passes(STEPS) + births)
+
+
 def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: float = 1.0) -> float:
     """Return how many rows the search of one run reads at most. n_rows : in memory, of `of`."""
     sizes = levels(model, n_rows)
     many = candidate_starts(model, sizes, of, effort)
-    with_births, births = (WITH_BIRTHS, BIRTHS) if have_births(model) else (1.0, 0)
     first, merged = most_passes(model.search.first), most_passes(model.search.merged) + MERGING
     reads = float(BESIDE * n_rows + sizes[0] * (ROUNDS + 2))
     for size, (here, left) in zip(sizes, pairwise(many), strict=True):
         reads += size * (first * here + merged * (here - left))
         if moves and left == 1:
-            reads += with_births * effort * PASSES * max(n_rows, FEW_ROWS) + size * (round_passes(STEPS) + births)
+            reads += move_reads(model, size, effort * PASSES * max(n_rows, FEW_ROWS))
     return reads

@@ -24,7 +24,7 @@ from pipeline.em.accumulate import method_of
 from pipeline.em.choice import Choice, best_run, choose
 from pipeline.em.heldout import HeldOutRows, SumJobs, Units, without
 from pipeline.em.loop import Event, em
-from pipeline.em.pruning import pruned
+from pipeline.em.pruning import budget_of, most_pruning_reads, pruned
 from pipeline.em.run import Run
 from pipeline.em.search import EFFORT, Level, Search, begins_from_centers, most_reads, searched
 from pipeline.em.stopping import Limits
@@ -178,16 +178,21 @@ class Driver:
         init, sparse = fit.init, self.plan.sparse
         if run.restart and begins_from_centers(model, init, sparse):
             init = "random"  # K-means would find the same best centres again, and the run end in the same optimum
-        # Fixed weights belong to their places. Where components are pruned, the highest likelihood of the largest number is not wanted.
-        moves = fit.moves == "auto" and "weights" not in model.fixed and not self.config.select.pruning
+        # Fixed weights belong to their places. Where components are pruned, each number of them has moves of its own.
+        pruning, moves = self.config.select.pruning, fit.moves == "auto" and "weights" not in model.fixed
+        budget = budget_of(rows.n_rows, effort) if pruning and moves else 0.0
+        moves = moves and not pruning
         own = self._own(summary, run.candidate)
         of = self.chunks.n_rows
         parts = searched(model, init, sparse, rows.n_rows, effort)
         most = sum(most_reads(each, some, of, moves, part) for each, some, part in parts)
+        if pruning:
+            assert isinstance(model, Mixture)
+            most += most_pruning_reads(model, rows.n_rows, budget)
         rows = replace(rows, after=self._telling(rows.read[0], most))
         search = Search(init, moves, seed, own, rows, of, progress, effort)
         run = replace(run, params=search(model), levels=tuple(levels))
-        return self._pruned(run, rows, summary.total) if self.config.select.pruning else run
+        return self._pruned(run, rows, summary.total, budget) if pruning else run
 
     def _telling(self, before: int, most: float) -> Callable[[int], None]:
         """Return what reports, from time to time, the rows that a search has read, of at most so many, about."""
@@ -201,11 +206,11 @@ class Driver:
 
         return tell
 
-    def _pruned(self, run: Run, rows: MemoryRows, of: float) -> Run:
-        """The run with the number of components that has the shortest message."""
+    def _pruned(self, run: Run, rows: MemoryRows, of: float, budget: float) -> Run:
+        """The run with as many components as pruning leaves."""
         began = time.perf_counter()
         assert isinstance(run.model, Mixture)
-        found = pruned(run.model, run.params, rows, of)
+        found = pruned(run.model, run.params, rows, of, budget)
         self.sink.log(
             "pruning",
             candidate=run.candidate,

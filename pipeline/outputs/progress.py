@@ -91,10 +91,7 @@ def _level(e: dict[str, Any]) -> str:
 
 
 def _pruning(e: dict[str, Any]) -> str:
-    return (
-        f"pruning: the message is shortest with {e['n_components']} of {e['lengths'][0][0]} components  "
-        f"{duration(e['seconds'])}"
-    )
+    return f"pruning: {e['n_components']} of {e['lengths'][0][0]} components are left  {duration(e['seconds'])}"
 
 
 def _resume(e: dict[str, Any]) -> str:

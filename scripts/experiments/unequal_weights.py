@@ -3,12 +3,16 @@
 
     scripts/experiments/unequal_weights.py optima --draws 3         every kind of the table, K known
     scripts/experiments/unequal_weights.py optima --kinds 5,12      some kinds: those whose name begins so
+    scripts/experiments/unequal_weights.py grids --draws 20         which K a grid and pruning choose: 4 features, K = 5, 12, 20
+    scripts/experiments/unequal_weights.py grids --kinds pruning    the same of pruning alone
     scripts/experiments/unequal_weights.py resets --draws 3         plain EM from random rows: what reset components have later
 
 A kind is named d,K,n,ratio: rows in d dimensions from K full Gaussians, whose weights fall from 1 to 1/ratio and whose scales differ by
 up to 4. The means are as far apart as makes the truth's own labels wrong for about 4 % of the rows. Nats are a row, against EM
 from the true parameters on the same rows; a component is missed as the centroid index counts it, and `truth` says how many EM from the
-truth itself misses. Resets are of rows that many components fit badly, Gaussians of one shape whose scale varies from row to row as
+truth itself misses. Grids are of the nine K from 4 below the true one to 4 above it, on 20,000 rows with weights of 1 to 1/20; pruning
+begins with the largest. A choice of another K is right where the criterion of the chosen fit is better than that of EM from the truth:
+BIC, or the message length of pruning. Resets are of rows that many components fit badly, Gaussians of one shape whose scale varies from row to row as
 that of patches of pictures does: 20 features, K = 100, n = 20,000.
 """
 
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +104,55 @@ def optima(kinds: list[str], draws: int, n_init: int) -> None:
         print(f"| {kind} | {cells} |", flush=True)
 
 
+def grids(kinds: list[str], draws: int) -> None:
+    """K chosen by BIC and by pruning, against the criterion of EM from the truth."""
+    print(
+        "| K | by | K chosen | right | its criterion less that of EM from the truth, where K is another | CPU seconds |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for k in (5, 12, 20):
+        for by in (by for by in ("BIC", "pruning") if by.startswith(tuple(kinds))):
+            model, select = (
+                ({"n_components": k + 4}, {"pruning": True})
+                if by == "pruning"
+                else ({"n_components": [*range(max(2, k - 4), k + 5)]}, {})
+            )
+            chosen, apart, right, seconds = [], [], 0, []
+            for seed in range(draws):
+                x, truth = draw(f"4,{k},20000,20", seed)
+                best = from_truth(x, truth)
+                began = time.process_time()
+                attrs = job(x, model, select, seed)
+                seconds.append(time.process_time() - began)
+                chosen.append(attrs["n_components"])
+                if by == "pruning":
+                    gap = min(nats for _, nats in attrs["message_lengths"]) - message_length(best, x)
+                else:
+                    gap = attrs["bic"] - best.bic(x)
+                right += chosen[-1] == k or gap < 0
+                apart += [f"{chosen[-1]}: {gap:+.0f}"] if chosen[-1] != k else []
+            print(
+                f"| {k} | {by} | {', '.join(map(str, chosen))} | {right} of {draws} | {', '.join(apart)} | {np.mean(seconds):.1f} |",
+                flush=True,
+            )
+
+
+def message_length(of: Any, x: np.ndarray) -> float:
+    """Figueiredo and Jain's equation 15, nats."""
+    (n, d), w = x.shape, of.weights_
+    k, t = len(w), d + d * (d + 1) / 2
+    return float(t / 2 * np.log(n * w / 12).sum() + k / 2 * np.log(n / 12) + k * (t + 1) / 2 - n * of.score(x))
+
+
+def job(x: np.ndarray, model: dict[str, Any], select: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The attributes of the model of a job."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/rows.npy", x)
+        data, output = {"source": "npy", "path": f"{folder}/rows.npy"}, {"path": f"{folder}/run", "labels": False}
+        config = {"data": data, "model": model, "select": select, "fit": {"random_state": seed}, "output": output}
+        return pipeline.open_run(pipeline.run(validate(config))).attrs
+
+
 def resets(draws: int) -> None:
     """Effective rows of reset components, ten iterations later."""
     print(
@@ -130,7 +184,7 @@ def resets(draws: int) -> None:
 def main() -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["optima", "resets"])
+    parser.add_argument("what", choices=["optima", "grids", "resets"])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--n-init", type=int, default=1, help="restarts")
     parser.add_argument("--kinds", nargs="*", default=[""])
@@ -140,6 +194,8 @@ def main() -> int:
         warnings.simplefilter("ignore")
         if words.what == "optima":
             optima(kinds, words.draws, words.n_init)
+        elif words.what == "grids":
+            grids(words.kinds, words.draws)
         else:
             resets(words.draws)
     return 0

@@ -182,13 +182,13 @@ def message_lengths(record: Record) -> Chart | None:
         return None
     components = record.words.components
     k, nats = (np.array(side) for side in zip(*lengths, strict=True))
-    best = int(nats.argmin())
+    best = int(np.flatnonzero(k == record.attrs["n_components"])[0])
     plot = Plot(components, "message length per row, nats; lower is better", whole_x=True)
     plot.line(k, nats / record.total_weight, svg.BLUE, width=1.8, dots=True)
     plot.ring(k[best], nats[best] / record.total_weight, "chosen")
-    alt = f"Line chart of the message length from {k[0]} to {k[-1]} {components}; it is shortest at {k[best]}."
+    alt = f"Line chart of the message length from {k[0]} to {k[-1]} {components}; {k[best]} are chosen."
     caption = (
         f"The fit began with {k[-1]} {components} on a sample of the rows. Those that too few rows support were pruned one "
-        f"at a time (Figueiredo and Jain 2002); the message is shortest with {k[best]}."
+        f"at a time (Figueiredo and Jain 2002). {k[best]} is the smallest number whose message is at most 5 nats longer than the shortest."
     )
     return Chart("Message length", plot.svg(alt), caption)
