@@ -1,7 +1,7 @@
 """The number of components: those that too few rows support are pruned, one at a time.
 
 A component needs more rows than half its T parameters: weights follow w_k ∝ max(0, N_k - T/2), and a component with weight 0
-is pruned. After convergence, the message length of K components is
+is pruned. So is one near collapse, which may gain without bound. After convergence, the message length of K components is
 
     L(K) = T/2 Σ_k log(n w_k / 12) + K/2 log(n / 12) + K (T + 1)/2 - log p(x)
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.arrays.dtypes import Array
 from pipeline.em.merging import SearchRows, narrowed, only
-from pipeline.em.moves import improve, most_passes, refine
+from pipeline.em.moves import MARGIN, improve, most_passes, refine
 from pipeline.em.search import FEW_ROWS, move_reads
 from pipeline.em.search import STEPS as MOVES
 from pipeline.em.stopping import Limits
@@ -118,7 +118,7 @@ def _message_length(shares: Array, price: float, of: float) -> float:
 
 
 def _settled(model: Mixture, params: Any, rows: SearchRows, threshold: float) -> tuple[Mixture, Any, float]:
-    """Run EM in which each component gives up `threshold` rows, until it has settled or one cannot and is pruned.
+    """Run EM in which each component gives up `threshold` rows, until it has settled, or one has too few and is pruned.
 
     Returns the model, its parameters and the log-likelihood, nats per row of weight; of the components before where one is pruned.
     """
@@ -129,7 +129,7 @@ def _settled(model: Mixture, params: Any, rows: SearchRows, threshold: float) ->
         total = model.rows_of(partial.stats)
         objective: float = partial.evidence.log_likelihood / total
         poorest = int(sum_w.argmin())
-        if sum_w[poorest] <= threshold and model.n_components > 1:
+        if sum_w[poorest] <= max(threshold, MARGIN * model.least_rows) and model.n_components > 1:
             return *only(model, params, np.delete(np.arange(model.n_components), poorest)), objective
         paid = sum_w - threshold if model.n_components > 1 else sum_w
         value = objective - threshold * np.log(params.weights).sum() / total
