@@ -165,24 +165,25 @@ def advance(run: Run, partial: Partial, limits: Limits, read: int, method: Metho
     # After a reset, what is stored belongs to components that are no more.
     accumulator = type(accumulator)(accumulator.kind) if resets else accumulator._replace(fallback=())
     label_hash = partial.attached.get("label_hash")
-    advanced = replace(
-        run,
-        params=params,
-        resets=(*run.resets, *moved),
-        accumulator=accumulator,
-        bound=model.bound(total, params) + model.log_prior(params) if model.has_bound else -np.inf,
-        label_hash=None if label_hash is None else int(label_hash.value),
-    )
+    bound = model.bound(total, params) if model.has_bound else np.nan
+    changes: dict[str, Any] = {
+        "params": params,
+        "resets": (*run.resets, *moved),
+        "accumulator": accumulator,
+        "bound": bound + model.log_prior(params) if model.has_bound else -np.inf,
+        "label_hash": None if label_hash is None else int(label_hash.value),
+    }
     events: list[Event] = [ResetEvent(run.restart, len(run.history), reset, run.candidate) for reset in resets]
     if accumulator.block(n_blocks):  # in the middle of an epoch
-        return advanced, events
-    entry = _entry(run, total, params)
-    advanced = replace(advanced, history=(*run.history, entry), settled=not moved, read=0)
+        return replace(run, **changes), events
+    entry = _entry(run, total, params, bound)
+    advanced = replace(run, **changes, history=(*run.history, entry), settled=not moved, read=0)
     if accumulator.kind == "incremental" and gained(run, advanced) < limits.tol:  # the last epoch gained little
         advanced = replace(advanced, accumulator=method.last(model))
-    advanced = replace(advanced, stop_reason=stop_reason(run, advanced, limits, method.accelerated))
-    if advanced.stop_reason is not None and accumulator.trail:
-        advanced = replace(advanced, params=old)  # the newest accepted point: what follows from it is not checked
+    reason = stop_reason(run, advanced, limits, method.accelerated)
+    if reason is not None:
+        # After an ascent at the newest accepted point: what follows from it is not checked.
+        advanced = replace(advanced, stop_reason=reason, params=old if accumulator.trail else params)
     return advanced, events
 
 
@@ -215,8 +216,8 @@ def _objective(run: Run, total: Totals) -> float:
     return run.model.bound(total, run.params) + run.model.log_prior(run.params)
 
 
-def _entry(run: Run, total: Totals, after: Any) -> Entry:
-    """Entry of the history. run : at the E-step.  total : of all rows.  after : parameters of the M-step."""
+def _entry(run: Run, total: Totals, after: Any, bound: float) -> Entry:
+    """Entry of the history. run : at the E-step.  total : of all rows.  after : parameters of the M-step.  bound : theirs, NaN without one."""
     model, accumulator = run.model, run.accumulator
     assert accumulator is not None
     mixed, bounded = accumulator.mixed, model.has_bound
@@ -230,7 +231,7 @@ def _entry(run: Run, total: Totals, after: Any) -> Entry:
         weight=total.evidence.weight,
         log_likelihood=np.nan if mixed or reported is None else float(reported),
         entropy=float(total.evidence.entropy) if bounded else np.nan,
-        lower_bound=model.bound(total, after) if bounded else np.nan,
+        lower_bound=bound,
         traced=model.trace(total.stats),
         rows=run.read,
         phase=accumulator.kind,
