@@ -119,8 +119,9 @@ class LowestRows:
 def lowest(score: Array, limit: int) -> Array:
     """Return the positions of scores up to the limit-th lowest, ascending; more than `limit` if scores tie."""
     # Cut by a few rows first and then by what is left: selecting among all rows would cost more than some E-steps.
-    found = np.flatnonzero(score <= _cut(score[: 1024 + 16 * limit], limit))
-    return found[score[found] <= _cut(score[found], limit)]
+    few = score[: 1024 + 16 * limit]
+    found = np.flatnonzero(score <= _cut(few, limit))
+    return found if len(few) == len(score) else found[score[found] <= _cut(score[found], limit)]
 
 
 def _cut(score: Array, limit: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.cluster import KMeans as Peer
 from sklearn.cluster import kmeans_plusplus
@@ -353,7 +354,9 @@ class KMeans(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerM
                 centers = _dense(x[rng.choice(x.shape[0], size=k, replace=False, p=share / share.sum())])
             else:
                 shift = 0.0 if sp.issparse(x) else x.mean(axis=0)  # distances far from the origin would cancel
-                centers = shift + _dense(kmeans_plusplus(x - shift, k, sample_weight=weight, random_state=rng)[0])
+                with config_context(skip_parameter_validation=True):  # which takes as long as an iteration
+                    drawn = kmeans_plusplus(x - shift, k, sample_weight=weight, random_state=rng)[0]
+                centers = shift + _dense(drawn)
             found.append(_checked(centers, k, x.shape[1]))
         return found
 

@@ -18,7 +18,11 @@ def without_width(component: Any, theta: Any, sum_w: Array, learned: bool) -> li
     learned : whether covariances are estimated.
     """
     least, broken, size = component.least_rows, component.broken(theta), (component.n_components, component.n_features)
-    may = learned & ~((sum_w >= ENOUGH * least) & ~broken)
+    enough = (sum_w >= ENOUGH * least) & ~broken
+    unbounded = learned and component.reg_covar == 0 and not component.bounded
+    if enough.all() and not unbounded:  # as almost always
+        return []
+    may = learned & ~enough
     width = np.where(may, theta.eigenvalues[:, 1], np.inf)
     rounding = np.broadcast_to(theta.rounding, size)
     narrow = (component.shape.variances(theta.covariances, *size) <= 2 * rounding).all(axis=1)
@@ -27,7 +31,7 @@ def without_width(component: Any, theta: Any, sum_w: Array, learned: bool) -> li
     flat = lost_in_rounding(
         np.square(4 * np.finfo(np.float64).eps * reach), component.shape.precisions(theta.factors, *size)
     )
-    flat &= learned and component.reg_covar == 0 and not component.bounded
+    flat &= unbounded
     found = []
     for k in range(component.n_components):
         if sum_w[k] < least:

@@ -118,6 +118,8 @@ class FamilySection(Variant):
     def candidates(self) -> list[Self]:
         """Return a section with one value of each list, for every combination, in the order of the lists."""
         names = lists_of(type(self))
+        if all(len(getattr(self, name)) == 1 for name in names):
+            return [self]
         return [
             self.model_copy(update={name: (value,) for name, value in zip(names, values, strict=True)})
             for values in product(*(getattr(self, name) for name in names))

@@ -140,6 +140,8 @@ def lost_in_rounding(rounding: Array, precisions: Array) -> Array:
 
 def resolved(component: Any, theta: Gaussians, rounding: Array) -> Gaussians:
     """Variances that moments about distant points cannot tell from 0 grow by their rounding; the next pass has nearer points."""
+    if theta.by is None:  # none is far from the shift
+        return replace(theta, rounding=rounding)
     shape = component.shape
     precisions = shape.precisions(theta.factors, *rounding.shape)
     lost = far_apart(theta.means - component.shift, precisions, component.reg_covar)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.arrays.packing import pack
-from pipeline.arrays.rows import LowestRows, Representatives
+from pipeline.arrays.rows import LowestRows, Representatives, lowest
 from pipeline.data.profile import ProfileJob
 from pipeline.engine.tree import tree_sum
 from tests.laws.common import (
@@ -248,3 +248,14 @@ def test_gaussian_statistics_are_the_textbook_sums(covariance_type, problem):
     close(stats.sum_w, resp.sum(axis=0), 1e-12)
     assert (np.abs(stats.component.sum_x - resp.T @ y) <= 1e-11 * np.abs(y).sum(axis=0) * w.max()).all()
     close(stats.component.sum_xx, expected[covariance_type], 1e-11)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, 1039, 1040, 1041, 1072, 1073, 5000])
+def test_lowest_positions_are_those_of_a_sort(n, limit):
+    """Of few scores, which are cut once, and of many, cut twice; ties are all there, inf and NaN never."""
+    score = np.random.default_rng(n).integers(0, 50, n) + 0.5
+    score[::7], score[3::11] = np.inf, np.nan
+    finite = np.sort(score[np.isfinite(score)])
+    expected = np.flatnonzero(score <= finite[:limit][-1]) if len(finite) else np.empty(0, int)
+    np.testing.assert_array_equal(lowest(score, limit), expected)
