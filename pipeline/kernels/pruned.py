@@ -27,6 +27,7 @@ from pipeline.arrays.tiles import tiles
 from pipeline.kernels.arena import Arena
 from pipeline.kernels.base import NOTHING_SKIPPED, GaussianProblem, GaussianSums, Skipped
 from pipeline.kernels.bounds import FLOAT32, FLOAT64, Bounds, BoundsCache
+from pipeline.kernels.choice import gemm_shares, uses_simd
 from pipeline.kernels.features import PAIRS
 from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, pair_distances, pair_moments, whole_rows, whole_vectors
 from pipeline.kernels.skipping import (
@@ -51,6 +52,7 @@ LEAST_COMPONENTS, LEAST_FEATURES, LEAST_ROWS = 48, 40, 256  # below, bounds cost
 # Share of pairs above which it is faster to compute all by matrix products: (A, B) for A - B / d², of passes, and of densities
 # alone. At d = 64 in float32 a density takes 57 ns and its moments 85, all by products 77 a pair, densities alone half.
 MOST_SHARE = {"pass": (0.58, 500.0), "densities": (0.55, 320.0)}
+DEARER = 1.5  # products in float64 beside those in float32, measured: 195 and 77 ns a pair
 PROBED = 32  # one row of so many tells whether it is worth while: at least 16, and at most 128
 TILE_PAIRS = 2**19  # of which few are computed; an eighth, where all are
 LEAST_HEIGHT = 1024  # rows of a tile of which few pairs are computed: each tile reads and writes all moments, 32 KiB a component at d = 64
@@ -212,7 +214,15 @@ class _Work:
         computed = self.candidates(self.tile(few)).computed
         assert computed is not None
         a, b = MOST_SHARE[what]
-        return computed <= (a - b / self.d**2) * len(few) * self.k
+        return computed <= min(1.0, (a - b / self.d**2) * self._cost_of_products(x.dtype)) * len(few) * self.k
+
+    def _cost_of_products(self, dtype: np.dtype[Any]) -> float:
+        """How many times dearer all pairs are than MOST_SHARE says, because products of float32 rows are computed in float64."""
+        if dtype != FLOAT32 or uses_simd(self.problem):
+            return 1.0
+        shares = [one for one in gemm_shares(self.problem, dtype) if one.precision == FLOAT32]
+        single = sum(part.stop - part.start for one in shares for part in (one.densities, one.moments))
+        return 1.0 + DEARER * (1.0 - single / (2 * self.k))
 
     def all_pairs(self, tile: Tile) -> Densities:
         n, k = len(tile.y), self.k
