@@ -165,8 +165,16 @@ class Search:
             summary = replace(
                 summary, sample=LowestRows(few.shape[0], none, none.astype(np.int64), few, none + 1.0, none)
             )
-        job = starting(model, init, many, self.seed, summary, rows.kernels, some_known=some_known)
-        return in_step([job], lowest.sum_over)[0]
+        if model.of_centers or not init.startswith("k-means"):
+            parts = [(init, many, self.seed)]
+        else:  # centres of these rows lead to few optima; random rows to many, whose best components merges keep
+            parts = [(init, 1, self.seed), ("random", many - 1, self.seed + 1)]
+        jobs = [
+            starting(model, way, n, seed, summary, rows.kernels, some_known=some_known)
+            for way, n, seed in parts
+            if n > 0
+        ]
+        return [start for found in in_step(jobs, lowest.sum_over) for start in found]
 
     def _refine(self, model: ClusterModel, starts: Sequence[Any], rows: SearchRows) -> Any:
         """Refine the starts on each level, merge them until few enough are left, and move components of the last."""

@@ -21,13 +21,14 @@ from pipeline.arrays.packing import stored
 from pipeline.config import Section
 from pipeline.kernels.base import CountsProblem
 from pipeline.kernels.counts import log_coefficients
-from pipeline.models.clusters import Summary
+from pipeline.models.clusters import SearchEffort, Summary
 from pipeline.models.component import Component, Pass
 from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
 from pipeline.models.words import Words
 
+START_ENTRIES = 2**23  # of the probabilities of all candidate starts: they are in memory together
 WORDS = 100  # of a document that is drawn
 
 
@@ -68,6 +69,12 @@ class Multinomial(Component):
     )
     location: ClassVar[str] = "log_prob"
     impossible_advice: ClassVar[str] = "Raise model.concentration above 1, so that every word keeps some probability."
+
+    @property
+    def search(self) -> SearchEffort:  # type: ignore[override]  # by its size
+        """Of many starts that soon settle: responsibilities of documents are nearly 0 or 1, and optima many."""
+        starts = max(4, min(32, START_ENTRIES // (self.n_components * self.n_words)))
+        return SearchEffort(starts=starts, first=8, merged=8)
 
     @property
     def shift(self) -> Array:  # type: ignore[override]  # of no rows in particular
