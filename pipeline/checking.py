@@ -373,7 +373,7 @@ def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
             # K-means has one product with the centres, where an E-step and its moments take two with about all parameters.
             products = 1 if each is model or isinstance(model, Quantizer) or model.of_centers else 2
             share = each.row_operations() / (products * model.row_operations())
-            rows += share * most_reads(each, some, plan.n_rows, moves, part)
+            rows += share * most_reads(each, some, plan.n_rows, moves and not config.select.pruning, part)
         if config.select.pruning:  # with fewer components a pass costs less: on average half
             assert isinstance(model, Mixture)
             rows += most_pruning_reads(model, in_memory, budget_of(in_memory, effort) if moves else 0.0) / 2
