@@ -696,7 +696,7 @@ def test_a_directory_in_use_is_refused(tmp_path, data):
 EARLY = {
     "no such store": ({"data": {"path": "nowhere.zarr"}}, InputError),
     "more components than rows": ({"model": {"n_components": 601}}, InputError),
-    "too little memory": ({"engine": {"memory": "350MiB"}}, InputError),
+    "too little memory": ({"engine": {"memory": "300MiB"}}, InputError),
     "unknown profile": ({"engine": {"scheduler": "slurm"}}, InputError),
     "weights of another length": ({"data": {"weights": "short.npy"}}, InputError),
     "no labels to start from": ({"fit": {"init": "labels", "init_path": "nowhere.npy"}}, InputError),

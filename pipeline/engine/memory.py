@@ -19,8 +19,8 @@ from pipeline.errors import InputError
 
 MIB = 2**20
 # This process without data. Measured as resident size, which is PSS where no other process maps the libraries: jobs on 0.1 MB of
-# rows peak at 302 to 309 MiB, and at 365 where kernels are compiled.
-IMPORTS = 370 * MIB
+# rows peak at 238 to 253 MiB, and at 280 to 322 where kernels are compiled.
+IMPORTS = 330 * MIB
 UNRETURNED = 80 * MIB  # at most, of what searches and statistics have freed
 WORKER_IMPORTS = 230 * MIB  # of one local worker process
 SMALLER_CHUNKS = "store the data in smaller chunks"
