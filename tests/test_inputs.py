@@ -881,7 +881,7 @@ def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(tmp_path, m
         {
             "data": {"source": "images", "path": str(tmp_path), "patch": {"stride": 8}},
             "model": {"n_components": 2},
-            "engine": {"memory": "460MiB", "workers": 1},
+            "engine": {"memory": "420MiB", "workers": 1},
             "output": {"path": str(tmp_path / "run")},
         }
     )
