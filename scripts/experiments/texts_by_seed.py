@@ -5,8 +5,8 @@
     scripts/experiments/texts_by_seed.py docword.kos.txt.gz --seeds 3    fewer fits
 
 The two other sets: scikit-learn's 1,797 digits, whose 64 pixels are counts to 16, and 5,000 documents drawn from 20 multinomials of
-2,000 words, whose weights fall from 1 to 1/20. Prints the log-likelihood of each fit, in nats a document from the best, and the fit
-from the labels that the documents were drawn with, which is a fit from the truth.
+2,000 words, whose weights fall from 1 to 1/20. Prints the log-likelihood of each fit, in nats a document from the best, and that of
+EM from the words' true probabilities.
 """
 
 from __future__ import annotations

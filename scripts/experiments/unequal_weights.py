@@ -126,7 +126,7 @@ def grids(kinds: list[str], draws: int) -> None:
                 seconds.append(time.process_time() - began)
                 chosen.append(attrs["n_components"])
                 if by == "pruning":
-                    gap = min(nats for _, nats in attrs["message_lengths"]) - message_length(best, x)
+                    gap = dict(attrs["message_lengths"])[chosen[-1]] - message_length(best, x)
                 else:
                     gap = attrs["bic"] - best.bic(x)
                 right += chosen[-1] == k or gap < 0

@@ -188,7 +188,7 @@ def message_lengths(record: Record) -> Chart | None:
     plot.ring(k[best], nats[best] / record.total_weight, "chosen")
     alt = f"Line chart of the message length from {k[0]} to {k[-1]} {components}; {k[best]} are chosen."
     caption = (
-        f"The fit began with {k[-1]} {components} on a sample of the rows. Those that too few rows support were pruned one "
-        f"at a time (Figueiredo and Jain 2002). {k[best]} is the smallest number whose message is at most 5 nats longer than the shortest."
+        f"The fit began with {k[-1]} {components} on a sample of the rows. One at a time they were "
+        f"removed or merged, first those that too few rows support (Figueiredo and Jain 2002). {k[best]} is the smallest number whose message is at most 5 nats longer than the shortest."
     )
     return Chart("Message length", plot.svg(alt), caption)
