@@ -24,7 +24,7 @@ import zarr
 from pipeline.arrays import stores
 from pipeline.arrays.stores import Refused, guarded, open_whole
 from pipeline.data.stores import ZarrPlace
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.outputs import checkpoint
 from pipeline.outputs.checkpoint import State
 from pipeline.outputs.model_store import read_dataset, read_model
@@ -273,3 +273,23 @@ def test_a_small_store_may_not_declare_much(tmp_path: Path, monkeypatch: pytest.
     for read in (read_dataset, read_model):
         with pytest.raises(Refused, match="expected no more than"):
             read(path)
+
+
+@pytest.mark.parametrize(("zarr_format", "sharded"), [(2, False), (3, False), (3, True)])
+def test_a_cut_chunk_of_blosc_is_an_error(tmp_path: Path, zarr_format: Any, sharded: bool) -> None:
+    """blosc decodes what is in memory behind a chunk that has lost its end, and says nothing: found as wrong numbers of the last rows."""
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    codec: Any = numcodecs.Blosc() if zarr_format == 2 else zarr.codecs.BloscCodec()
+    options: Any = {"shards": (30, 4)} if sharded else {}
+    array = zarr.create_array(
+        tmp_path / "x.zarr", data=x, chunks=(15, 4), compressors=codec, zarr_format=zarr_format, **options
+    )
+    chunk = tmp_path / "x.zarr" / array.metadata.encode_chunk_key((1, 0))
+    whole = chunk.read_bytes()
+    if sharded:  # the stated length of the first chunk in it, one more than it has
+        length = int.from_bytes(whole[12:16], "little")
+        chunk.write_bytes(whole[:12] + (length + 2**20).to_bytes(4, "little") + whole[16:])
+    else:
+        chunk.write_bytes(whole[:-8])
+    with pytest.raises(StorageError, match="fewer bytes than it states"):
+        zarr.open_array(guarded(tmp_path / "x.zarr"), mode="r")[:]

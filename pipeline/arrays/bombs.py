@@ -56,14 +56,22 @@ class Chunk:
         if self.compressor is None:
             return None
         most = SLACK * self.size + SLACK_BYTES
-        parts = _inside(stored, self.shard) if self.shard is not None and is_whole else [stored]
-        return next((wrong for part in parts if (wrong := self._problem(part, most)) is not None), None)
+        return next((wrong for part in self._parts(stored, is_whole) if (wrong := self._problem(part, most))), None)
+
+    def is_cut(self, stored: memoryview, is_whole: bool) -> bool:
+        """Return whether stored bytes end before the length that they state. is_whole : as of `problem`."""
+        return self.compressor is not None and any(
+            len(part) < stated_length(part, self.compressor[0]) for part in self._parts(stored, is_whole)
+        )
+
+    def _parts(self, stored: memoryview, is_whole: bool) -> list[memoryview]:
+        return _inside(stored, self.shard) if self.shard is not None and is_whole else [stored]
 
     def _problem(self, stored: memoryview, most: int) -> str | None:
         assert self.compressor is not None
         name, options = self.compressor
         if name in _STATED:
-            declared = _declared(stored, name, most)
+            declared = stated_bytes(stored, name, most)
             return f"declares {declared} bytes, expected {self.size}" if declared > most else None
         if len(stored) * _RATIO.get(name, np.inf) <= most:
             return None
@@ -139,8 +147,21 @@ def _lzma(options: Mapping[str, Any]) -> lzma.LZMADecompressor:
     return lzma.LZMADecompressor(format_, memlimit=DICTIONARY)
 
 
-def _declared(stored: memoryview, compressor: str, most: int) -> int:
-    """The decoded bytes that the header of an encoded chunk states; 0 where there is no header."""
+def stated_length(stored: memoryview, compressor: str) -> int:
+    """Return the bytes of an encoded chunk by its header; 0 where that is not stated. Past the end, blosc decodes what is in memory."""
+    return int.from_bytes(stored[12:16], "little") if compressor == "blosc" else 0
+
+
+def stated_bytes(stored: memoryview, compressor: str, most: int) -> int:
+    """Return the decoded bytes that the header of an encoded chunk states; 0 where there is no header.
+
+    Parameters
+    ----------
+    stored : memoryview
+    compressor : {"blosc", "lz4", "zstd"}
+    most : int
+        Where a zstd stream states no size, its blocks are counted until they are more than this.
+    """
     head = bytes(stored[:24])
     if compressor == "blosc":
         return int.from_bytes(head[4:8], "little")

@@ -81,7 +81,7 @@ class GuardedStore(WrapperStore[Any]):
             for path, array in _arrays(key, value.to_bytes(), str(self._store)):
                 self._chunks[path] = _refuse_odd(array, f"{self._store}/{path}".rstrip("/"))
         else:
-            self._refuse_bomb(key, value, byte_range is None)
+            self._refuse_chunk(key, memoryview(value.as_numpy_array()), byte_range is None)
         return value
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
@@ -109,12 +109,16 @@ class GuardedStore(WrapperStore[Any]):
                 f"{inner.root / key}: has {found.st_size} bytes, expected at most {most} of metadata. Write it again."
             )
 
-    def _refuse_bomb(self, key: str, value: Any, is_whole: bool) -> None:
-        """Raise Refused where an encoded chunk holds much more than a chunk of its array. is_whole : not a part of a shard."""
+    def _refuse_chunk(self, key: str, stored: memoryview, is_whole: bool) -> None:
+        """Raise Damaged for an encoded chunk that is cut, Refused for one that holds much more than its array's. is_whole : not a part of a shard."""
         folders = key.split("/")
         known = (self._chunks.get("/".join(folders[:i])) for i in range(len(folders) - 1, -1, -1))
         chunk = next((found for found in known if found is not None), None)
-        wrong = None if chunk is None else chunk.problem(memoryview(value.as_numpy_array()), is_whole)
+        if chunk is None:
+            return
+        if chunk.is_cut(stored, is_whole):
+            raise Damaged(f"{self._store}/{key}: has fewer bytes than it states. Restore the store.")
+        wrong = chunk.problem(stored, is_whole)
         if wrong is not None:
             raise Refused(f"{self._store}/{key}: {wrong}. Write the store again.")
 
