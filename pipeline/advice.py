@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pipeline.checking import Cost
 from pipeline.data.chunks import Chunks
 from pipeline.data.source import TARGET_BYTES
-from pipeline.engine.reading import WORTH_BYTES
+from pipeline.engine.reading import worth_ahead
 from pipeline.jobconfig import Config
 from pipeline.outputs.progress import duration, size
 
@@ -96,7 +96,7 @@ def _memory(cost: Cost, config: Config, chunks: Chunks) -> Iterator[str]:
     if plan["workers"] < wanted:
         each = size(plan["per_task"])
         yield f"memory allows {plan['workers']} tasks at a time of {wanted}: each needs {each}. {remedy}."
-    elif not plan["ahead"] and chunks.chunk_bytes >= WORTH_BYTES:
+    elif not plan["ahead"] and worth_ahead(chunks):
         yield f"memory does not allow to read ahead: each pass waits for its reads. {remedy}."
 
 

@@ -25,7 +25,7 @@ from pipeline.em.run import Run
 from pipeline.em.search import EFFORT, most_reads, searched
 from pipeline.engine.memory import Plan
 from pipeline.engine.passes import ChunkFunction, Engine
-from pipeline.engine.reading import WORTH_BYTES
+from pipeline.engine.reading import worth_ahead
 from pipeline.engine.tree import shard_level
 from pipeline.fitting.driver import Driver, for_report
 from pipeline.fitting.plan import JobPlan
@@ -141,7 +141,7 @@ class Timer:
     def __init__(self, engine: Engine, chunks: Chunks, ahead: bool) -> None:
         """chunks : unmapped rows.  ahead : whether there is memory to read ahead."""
         self.read_seconds, self.basis = 0.0, "chunks"
-        self.engine, self.raw, self._ahead = engine, chunks, ahead and chunks.chunk_bytes >= WORTH_BYTES
+        self.engine, self.raw, self._ahead = engine, chunks, ahead and worth_ahead(chunks)
         shards = self._shards(TIMED_CHUNKS)
         self.ids, self.first = sorted({i for shard in shards for i in shard}), sorted({shard[0] for shard in shards})
         self.loading, self.overhead = (self._seconds_of_nothing() for _ in range(2))

@@ -28,7 +28,7 @@ class ArraySource(Source):
         self.stored_chunk = stored_chunk(array)  # rows, features of an object
         unit = int(self.stored_chunk[0])
         self.bounds = even_bounds(int(array.shape[0]), rows_per_target(self.n_features, self.dtype.itemsize, unit))
-        self._place = place
+        self._place, self.fetched_ahead = place, isinstance(place, ZarrPlace) and place.fetches_ahead
         codecs = unprotected(array)
         self._unprotected = None if codecs is None else f"{place} (codecs: {codecs})"
 

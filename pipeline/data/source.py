@@ -41,6 +41,8 @@ class Source(ABC):
         Whether `read` returns a `scipy.sparse.csr_array`.
     stored : bool
         Whether rows are outside this process, where they may change between two reads.
+    fetched_ahead : bool
+        Whether the system fetches the next chunk while one is decoded, so that reading does not wait for a disk.
     """
 
     n_features: int
@@ -48,6 +50,7 @@ class Source(ABC):
     bounds: np.ndarray
     sparse: bool = False
     stored: bool = True
+    fetched_ahead: bool = False
 
     @property
     def n_rows(self) -> int:

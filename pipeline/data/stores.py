@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.arrays.stores import METADATA, GuardedStore
 from pipeline.config.paths import is_url
 from pipeline.data.files import damaged, reading, refuse_absent, remedy
 from pipeline.data.place import Place
+from pipeline.data.whole_chunks import announce, read_whole_chunks
 from pipeline.errors import InputError, PipelineError, StorageError
 
 # Codecs that store a sum of what they encode and compare it when they decode; zstd does so where it is asked to.
@@ -92,6 +93,11 @@ class ZarrPlace(Place):
         with self.opening():
             yield node
 
+    @property
+    def fetches_ahead(self) -> bool:
+        """Whether the system reads into its cache what follows a box, without waiting."""
+        return not is_url(self.path) and hasattr(os, "posix_fadvise")
+
     def read(self, start: int, stop: int, then: int = 0) -> np.ndarray:
         """Read entries start:stop along the first axis, as `read_box`. then : how many following ones the disk may read ahead."""
         return self.read_box((slice(start, stop),), then)
@@ -111,14 +117,19 @@ class ZarrPlace(Place):
         StorageError
             Naming the stored chunk that is missing or damaged.
         """
+        start, stop, local = box[0].start, box[0].stop, not is_url(self.path)
+        found = read_whole_chunks(self.path, self.name, start, stop, then) if local and len(box) == 1 else None
+        if found is not None:
+            return found
         try:
             array = self.open()
         except Exception as error:
             raise damaged(str(self), f"it could be opened before and now {type(error).__name__}: {error}") from error
         if any(size < part.stop for size, part in zip(array.shape, box, strict=False)):
             raise damaged(f"{self}, {_named(box)}", f"it has shrunk to shape {array.shape}")
-        stop = box[0].stop
-        self._announce(array, (slice(stop, min(stop + then, array.shape[0])), *box[1:]))
+        if local and stop < (end := min(stop + then, array.shape[0])):
+            keys = map(array.metadata.encode_chunk_key, _stored(array, (slice(stop, end), *box[1:])))
+            announce(os.path.join(self.path, self.name, key) for key in keys)
         try:
             if self.missing_chunks == "error":
                 refuse_holes(array, box)
@@ -127,18 +138,6 @@ class ZarrPlace(Place):
             raise
         except Exception as error:
             raise damaged(self._name_damage(array, box), f"{type(error).__name__}: {error}") from error
-
-    def _announce(self, array: Any, box: tuple[slice, ...]) -> None:
-        """Ask the system to read files into its cache, without waiting, if it can."""
-        if box[0].start >= box[0].stop or is_url(self.path) or not hasattr(os, "posix_fadvise"):
-            return
-        for where in _stored(array, box):
-            with suppress(OSError):  # absent or unreadable: the read itself raises
-                file = os.open(os.path.join(self.path, self.name, array.metadata.encode_chunk_key(where)), os.O_RDONLY)
-                try:
-                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(file)
 
     def _name_damage(self, array: Any, box: tuple[slice, ...]) -> str:
         """Name the chunk under a box that cannot be decoded, which the error of a whole read does not."""

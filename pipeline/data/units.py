@@ -85,7 +85,7 @@ class UnitSource(Source):
         if self.whole:
             ends = np.append(self.starts, bounds[-1])
             bounds = np.unique(ends[np.searchsorted(ends, bounds)])
-        own = {name: getattr(self.inner, name) for name in ("n_features", "dtype", "sparse", "stored")}
+        own = {name: getattr(self.inner, name) for name in ("n_features", "dtype", "sparse", "stored", "fetched_ahead")}
         for name, value in {**own, "bounds": bounds}.items():
             object.__setattr__(self, name, value)  # attributes of every source, derived once
 

@@ -24,7 +24,7 @@ from pipeline.arrays.rows import Rows
 from pipeline.config import EngineSection
 from pipeline.data.chunks import Chunks
 from pipeline.engine.blas import single_thread
-from pipeline.engine.reading import WORTH_BYTES, ChunkCache, in_turn
+from pipeline.engine.reading import ChunkCache, in_turn, worth_ahead
 from pipeline.engine.stored_sums import MOST_STORED, FinishedSums, SumStore, total
 from pipeline.engine.tree import Span, below, shard_level, sum_of, tree_sum, uncovered
 from pipeline.errors import InputError, PipelineError, Stopped, StorageError
@@ -125,7 +125,7 @@ class Engine:
         """
         began = time.perf_counter()
         wanted, blocks = range(chunks.n_chunks) if ids is None else ids, chunks.source.blocks()
-        ahead = self._ahead and chunks.source.stored and chunks.chunk_bytes >= WORTH_BYTES
+        ahead = self._ahead and worth_ahead(chunks)
         work = _Pass(chunks, list(functions), self.kernels, ahead, self._cache)
         if self.cluster is None:
             if len(wanted) == 1 and blocks is None and store is None:  # a graph would take longer than a few rows

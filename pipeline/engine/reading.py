@@ -14,6 +14,15 @@ T = TypeVar("T")
 WORTH_BYTES = 2**18  # of a chunk; below, handing it from thread to thread costs as much as reading it
 
 
+def worth_ahead(chunks: Chunks) -> bool:
+    """Return whether another thread should load the next chunk: a chunk is large enough, and to read it may mean to wait.
+
+    Where the system fetches it ahead, only decoding is left, for which a thread more would compete with those that compute.
+    """
+    source = chunks.source
+    return source.stored and not source.fetched_ahead and chunks.chunk_bytes >= WORTH_BYTES
+
+
 def in_turn(load: Callable[[int], T], indices: Sequence[int], ahead: bool) -> Iterator[T]:
     """Yield load(i) for each i, in order. ahead : another thread loads the next, if there is one, while the caller computes."""
     if not ahead or len(indices) == 1:
