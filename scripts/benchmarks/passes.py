@@ -46,6 +46,8 @@ def _block(d: int, k: int) -> np.ndarray:
 class Repeated(Source):
     """The same chunk of a random mixture again and again: rows without a disk, in any process. n_rows in all."""
 
+    stored = False  # they do not change: no checksums
+
     def __init__(self, d: int, k: int, n_rows: int) -> None:
         """d, k : of the mixture."""
         self.n_features, self.dtype, self._k = d, np.dtype(np.float32), k
@@ -58,6 +60,8 @@ class Repeated(Source):
 
 class Nothing(Source):
     """Chunks of one row."""
+
+    stored = False
 
     def __init__(self, n_chunks: int) -> None:
         """n_chunks : of them."""
