@@ -85,10 +85,19 @@ def reference(summary: Summary) -> Array:
     sample = sample[:, : len(mean)]  # errors of rows follow their entries
     if summary.n_missing:
         sample = np.where(np.isnan(sample), mean, sample)
+    if _is_amid(mean, sample):  # quantiles take as long as an iteration over few rows
+        return mean
     low, middle, high = np.quantile(sample, [0.05, 0.5, 0.95], axis=0)
     with np.errstate(over="ignore", invalid="ignore"):
         away = np.abs(mean - middle) > AWAY * (high - low)
     return middle if (away & (high > low)).any() else mean
+
+
+def _is_amid(mean: Array, sample: Array) -> bool:
+    """Whether a tenth of the sample is on each side of the mean, in each feature: it is among nine tenths of the rows."""
+    few, n = len(sample) // 10, len(sample)
+    below = np.count_nonzero(sample <= mean, axis=0)
+    return few > 1 and bool(((below > few) & (below < n - few)).all())
 
 
 class NoRows:

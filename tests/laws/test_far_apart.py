@@ -2,9 +2,13 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.jobconfig import validate
@@ -169,3 +173,18 @@ def test_k_means_is_right_about_a_reference_among_the_rows():
     label = np.repeat([0, 1, 2], [500, 500, 3])
     expected = [filled[label == k].mean(axis=0) for k in range(3)]
     close(run.params.centers[np.argsort(run.params.centers[:, 0])], expected, 0.2)
+
+
+@given(
+    arrays(
+        np.float64, st.tuples(st.integers(1, 60), st.integers(1, 3)), elements=st.sampled_from([0.0, 1.0, 2.0, 1e8])
+    ),
+    st.sampled_from([0.0, 1.0, 1e7, 1e13]),
+)
+def test_the_mean_is_taken_where_it_is_among_the_rows(sample, shift):
+    """Whether quantiles are formed or not: the mean unless it is 1e5 ranges of nine tenths of the rows from their median."""
+    mean = sample.mean(axis=0) + shift
+    low, middle, high = np.quantile(sample, [0.05, 0.5, 0.95], axis=0)
+    far = ((np.abs(mean - middle) > 1e5 * (high - low)) & (high > low)).any()
+    found = reference(SimpleNamespace(mean=mean, sample=SimpleNamespace(x=sample), n_missing=0))
+    np.testing.assert_array_equal(found, middle if far else mean)
