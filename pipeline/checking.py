@@ -20,7 +20,7 @@ from pipeline.data.chunks import Chunks
 from pipeline.data.profile import DataSummary, Profile, summary_of, with_box
 from pipeline.data.user_start import UserStart
 from pipeline.em.heldout import OnTheOthers, Units
-from pipeline.em.pruning import budget_of, most_pruning_reads
+from pipeline.em.pruning import most_pruning_reads
 from pipeline.em.run import Run
 from pipeline.em.search import EFFORT, most_reads, searched
 from pipeline.engine.memory import Plan
@@ -28,7 +28,7 @@ from pipeline.engine.passes import ChunkFunction, Engine
 from pipeline.engine.reading import worth_ahead
 from pipeline.engine.tree import shard_level
 from pipeline.fitting.driver import Driver, for_report
-from pipeline.fitting.plan import JobPlan
+from pipeline.fitting.plan import JobPlan, moves_of
 from pipeline.fitting.sink import NoSink
 from pipeline.jobconfig import Config
 from pipeline.models.base import EStep, LatentModel
@@ -366,17 +366,17 @@ def _starts(
 def _search(plan: JobPlan, models: Sequence[LatentModel], one: float) -> Phase:
     """The search for a start. one : seconds of a pass of one fit over all rows, with the same arithmetic."""
     config, in_memory, rows = plan.config, max(plan.search_rows), 0.0
-    moves, effort = config.fit.moves == "auto", EFFORT[config.fit.effort]
     for model in models:
         assert isinstance(model, ClusterModel | Quantizer)
-        for each, some, part in searched(model, config.fit.init, plan.sparse, in_memory, effort):
+        moves, budget = moves_of(config, model, in_memory)
+        for each, some, part in searched(model, config.fit.init, plan.sparse, in_memory, EFFORT[config.fit.effort]):
             # K-means has one product with the centres, where an E-step and its moments take two with about all parameters.
             products = 1 if each is model or isinstance(model, Quantizer) or model.of_centers else 2
             share = each.row_operations() / (products * model.row_operations())
-            rows += share * most_reads(each, some, plan.n_rows, moves and not config.select.pruning, part)
+            rows += share * most_reads(each, some, plan.n_rows, moves, part)
         if config.select.pruning:  # with fewer components a pass costs less: on average half
             assert isinstance(model, Mixture)
-            rows += most_pruning_reads(model, in_memory, budget_of(in_memory, effort) if moves else 0.0) / 2
+            rows += most_pruning_reads(model, in_memory, budget) / 2
     return Phase("search", 0, rows / plan.n_rows * one, f"for a start, on {in_memory} rows in memory")
 
 

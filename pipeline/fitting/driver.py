@@ -24,7 +24,7 @@ from pipeline.em.accumulate import method_of
 from pipeline.em.choice import Choice, best_run, choose
 from pipeline.em.heldout import HeldOutRows, SumJobs, Units, without
 from pipeline.em.loop import Event, em
-from pipeline.em.pruning import budget_of, most_pruning_reads, pruned
+from pipeline.em.pruning import most_pruning_reads, pruned
 from pipeline.em.run import Run
 from pipeline.em.search import EFFORT, Level, Search, begins_from_centers, most_reads, searched
 from pipeline.em.stopping import Limits
@@ -32,7 +32,7 @@ from pipeline.engine.memory import cores
 from pipeline.engine.memory_rows import MemoryRows
 from pipeline.engine.passes import Engine
 from pipeline.engine.stored_sums import PROGRESS_SECONDS
-from pipeline.fitting.plan import JobPlan, refuse_negative, warnings_of
+from pipeline.fitting.plan import JobPlan, moves_of, refuse_negative, warnings_of
 from pipeline.fitting.sink import Sink
 from pipeline.jobconfig import Config
 from pipeline.models.base import Attachment, EStep, LatentModel
@@ -178,12 +178,8 @@ class Driver:
         init, sparse = fit.init, self.plan.sparse
         if run.restart and begins_from_centers(model, init, sparse):
             init = "random"  # K-means would find the same best centres again, and the run end in the same optimum
-        # Fixed weights belong to their places. Where components are pruned, each number of them has moves of its own.
-        pruning, moves = self.config.select.pruning, fit.moves == "auto" and "weights" not in model.fixed
-        budget = budget_of(rows.n_rows, effort) if pruning and moves else 0.0
-        moves = moves and not pruning
-        own = self._own(summary, run.candidate)
-        of = self.chunks.n_rows
+        moves, budget = moves_of(self.config, model, rows.n_rows)
+        own, of, pruning = self._own(summary, run.candidate), self.chunks.n_rows, self.config.select.pruning
         parts = searched(model, init, sparse, rows.n_rows, effort)
         most = sum(most_reads(each, some, of, moves, part) for each, some, part in parts)
         if pruning:

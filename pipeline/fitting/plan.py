@@ -18,6 +18,7 @@ from pipeline.data.profile import PROFILE_TILE, Profile, ProfileJob
 from pipeline.data.sample import SampleRows, n_sampled, row_bytes
 from pipeline.em.accumulate import EPOCHS, n_stored
 from pipeline.em.heldout import Units
+from pipeline.em.pruning import budget_of
 from pipeline.em.search import EFFORT, PRINCIPAL, candidate_starts, centers_rows, levels, searched
 from pipeline.engine.cluster import uses_processes
 from pipeline.engine.memory import IMPORTS, SMALLER_CHUNKS, UNRETURNED, Plan, plan, task_bytes
@@ -124,6 +125,17 @@ def plan_job(config: Config, chunks: Chunks, fits: bool = True) -> JobPlan:
     return JobPlan(
         config, models, sample, search, chunks.n_rows, chunks.n_features, chunks.source.sparse, chunks.noise is not None
     )
+
+
+def moves_of(config: Config, model: LatentModel, n_rows: int) -> tuple[bool, float]:
+    """Return whether a search makes moves, and the rows that moves beside pruning may read.
+
+    Where components are pruned, each number of them has moves of its own. n_rows : in memory.
+    """
+    wanted = config.fit.moves == "auto" and "weights" not in model.fixed  # fixed weights belong to their places
+    if not config.select.pruning:
+        return wanted, 0.0
+    return False, budget_of(n_rows, EFFORT[config.fit.effort]) if wanted else 0.0
 
 
 def _sample_rows(k: int, n_features: int) -> int:
