@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from pipeline import KMeans, keyed
+from pipeline.kernels import centers as kernel_centers
 from pipeline.kernels import nearest
 from pipeline.kernels.blocks import BLOCK
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.cpu import KERNELS
 from pipeline.kernels.nearest import TILE, add_residuals
-from pipeline.kernels.nearest_bounds import nearest_by_bounds
+from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
 
 SIZES = [
     (n, d, k)
@@ -177,6 +178,21 @@ def test_bounds_give_way_where_they_rule_out_little():
     rows[-1, 3] = np.nan
     _, certain = nearest_by_bounds(rows, *given(prepared(centers, np.zeros(128), rows.dtype)))
     assert not certain[-1] and certain[:-1].mean() > 0.9
+
+
+def test_few_rows_form_no_bounds(monkeypatch):
+    """Directions that too few rows would use took half of a pass of hierarchical K-means; distances are the same without them."""
+    x, centers, shift = clustered(1, np.float32)
+    every = KERNELS.lloyd_pass(x, None, centers, shift)
+
+    def refuse(*_):
+        raise AssertionError("bounds were formed")
+
+    monkeypatch.setattr(kernel_centers, "leading_of", refuse)
+    few = LEAST_ROWS - 1
+    np.testing.assert_array_equal(KERNELS.lloyd_pass(x[:few], None, centers.copy(), shift).label, every.label[:few])
+    with pytest.raises(AssertionError, match="bounds were formed"):
+        KERNELS.lloyd_pass(x[: few + 1], None, centers.copy(), shift)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -48,28 +48,31 @@ class Prepared(NamedTuple):
         return self.factors.nbytes + self.blocks.nbytes + self.square.nbytes + self.block_squares.nbytes
 
 
-_known: dict[tuple[int, bytes, str], Prepared] = {}
+_known: dict[tuple[int, bytes, str, bool], Prepared] = {}
 
 
-def prepared(centers: Array, shift: Array, dtype: np.dtype[Any]) -> Prepared:
-    """Prepare centres for rows of a dtype, or return what is prepared for the same array. No centre may change in place."""
-    key = (id(centers), shift.tobytes(), dtype.str)
+def prepared(centers: Array, shift: Array, dtype: np.dtype[Any], bounded: bool = True) -> Prepared:
+    """Prepare centres for rows of a dtype, or return what is prepared for the same array. No centre may change in place.
+
+    bounded : whether there are rows enough for bounds, whose directions take as long to find as many distances.
+    """
+    key = (id(centers), shift.tobytes(), dtype.str, bounded)
     if (found := _known.get(key)) is not None:
         return found
     # Without a lock: of two threads that begin at once both prepare, where those with other centres would wait for one another.
-    found = _prepared(centers, shift.astype(dtype))
+    found = _prepared(centers, shift.astype(dtype), bounded)
     if found.nbytes + sum(each.nbytes for each in list(_known.values())) <= MOST_BYTES:
         _known[key] = found
         finalize(centers, _known.pop, key, None)
     return found
 
 
-def _prepared(centers: Array, reference: Array) -> Prepared:
+def _prepared(centers: Array, reference: Array, bounded: bool) -> Prepared:
     (k, d), dtype = centers.shape, reference.dtype
     points = centers - reference
     n_blocks = -(-k // BLOCK)
     factors, square = np.zeros((n_blocks * BLOCK, d), dtype), np.full(n_blocks * BLOCK, np.inf, dtype)
     factors[:k], square[:k] = -2.0 * points, np.einsum("kd,kd->k", points, points)
     blocks = np.ascontiguousarray(factors.reshape(n_blocks, BLOCK, d).swapaxes(1, 2))
-    leading = leading_of(factors[:k], square[:k])
+    leading = leading_of(factors[:k], square[:k]) if bounded else None
     return Prepared(reference, factors[:k], square[:k], blocks, square.reshape(n_blocks, BLOCK), leading)

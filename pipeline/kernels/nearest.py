@@ -18,7 +18,7 @@ from pipeline.kernels.base import LloydSums
 from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, transpose_square, update_nearest
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.compiling import exact_kernel, kernel
-from pipeline.kernels.nearest_bounds import nearest_by_bounds
+from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
 
 DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
@@ -28,7 +28,7 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     """See `Kernels.lloyd_pass`."""
     x = np.ascontiguousarray(x, compute_dtype(x.dtype))
     (k, d), n = centers.shape, len(x)
-    made = prepared(centers, shift, x.dtype)
+    made = prepared(centers, shift, x.dtype, n >= LEAST_ROWS)
     label, score = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
     weights = np.empty(0) if weight is None else weight
