@@ -286,7 +286,7 @@ def test_a_cut_chunk_of_blosc_is_an_error(tmp_path: Path, zarr_format: Any, shar
     )
     chunk = tmp_path / "x.zarr" / array.metadata.encode_chunk_key((1, 0))
     whole = chunk.read_bytes()
-    if sharded:  # the stated length of the first chunk in it, one more than it has
+    if sharded:  # the first chunk inside states more bytes than the whole shard has
         length = int.from_bytes(whole[12:16], "little")
         chunk.write_bytes(whole[:12] + (length + 2**20).to_bytes(4, "little") + whole[16:])
     else:

@@ -1,6 +1,7 @@
 """Whole chunks decoded beside zarr: what zarr reads, bit for bit, and nothing that zarr would refuse."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,13 @@ def test_odd_chunks_are_left_to_zarr(tmp_path: Path, options: dict[str, Any]) ->
     """A chunk that is absent, cut, of another size or a pipe is not decoded here; what is read instead is an error or fill values."""
     written(tmp_path / "x.zarr", **options)
     written(tmp_path / "long.zarr", **{**options, "chunks": (12, 3)})
-    v2 = options.get("zarr_format") == 2
-    chunk, longer = (tmp_path / name / ("1.0" if v2 else "c/1/0") for name in ("x.zarr", "long.zarr"))
+    key = "1.0" if options.get("zarr_format") == 2 else "c/1/0"
+    chunk, longer = tmp_path / "x.zarr" / key, tmp_path / "long.zarr" / key
     place, whole = ZarrPlace(str(tmp_path / "x.zarr"), {}, "error"), chunk.read_bytes()
     for odd in (b"", whole[:-8], whole[: len(whole) // 2], longer.read_bytes()):
         chunk.write_bytes(odd)
         assert read_whole_chunks(place.path, "", 6, 12) is None
-        with pytest.raises(StorageError, match=r"1.0"):
+        with pytest.raises(StorageError, match=re.escape(key)):
             place.read(6, 12)
     chunk.unlink()
     assert read_whole_chunks(place.path, "", 6, 12) is None

@@ -25,7 +25,7 @@ from pipeline.arrays.stores import METADATA, GuardedStore
 from pipeline.config.paths import is_url
 from pipeline.data.files import damaged, reading, refuse_absent, remedy
 from pipeline.data.place import Place
-from pipeline.data.whole_chunks import announce, read_whole_chunks
+from pipeline.data.whole_chunks import CAN_FETCH, announce, read_whole_chunks
 from pipeline.errors import InputError, PipelineError, StorageError
 
 # Codecs that store a sum of what they encode and compare it when they decode; zstd does so where it is asked to.
@@ -96,7 +96,7 @@ class ZarrPlace(Place):
     @property
     def fetches_ahead(self) -> bool:
         """Whether the system reads into its cache what follows a box, without waiting."""
-        return not is_url(self.path) and hasattr(os, "posix_fadvise")
+        return CAN_FETCH and not is_url(self.path)
 
     def read(self, start: int, stop: int, then: int = 0) -> np.ndarray:
         """Read entries start:stop along the first axis, as `read_box`. then : how many following ones the disk may read ahead."""

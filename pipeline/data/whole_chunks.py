@@ -24,6 +24,7 @@ from pipeline.arrays.bombs import stated_bytes, stated_length
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.stores import guarded
 
+CAN_FETCH = hasattr(os, "posix_fadvise")  # whether the system can be asked to
 _DECODERS: dict[str, Callable[[Any, Any], Any]] = {"zstd": zstd.decompress, "blosc": blosc.decompress}
 
 
@@ -60,7 +61,7 @@ def read_whole_chunks(path: str, name: str, start: int, stop: int, then: int = 0
 
 def announce(files: Iterable[str | Path]) -> None:
     """Ask the system to read files into its cache, without waiting, if it can."""
-    if not hasattr(os, "posix_fadvise"):
+    if not CAN_FETCH:
         return
     for path in files:
         with suppress(OSError):  # absent or unreadable: the read itself raises

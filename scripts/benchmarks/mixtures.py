@@ -47,6 +47,16 @@ def random_mixture(d: int, k: int, seed: int = 0) -> RandomMixture:
     return RandomMixture(np.full(k, 1.0 / k), means, covariances)
 
 
+def without_structure(d: int, k: int, n: int) -> tuple[Mixture, Any, np.ndarray]:
+    """A model, parameters and n float32 rows, of which no pair can be left out: components are nearly equal."""
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(k, d, 2 * d)) / np.sqrt(2 * d)
+    model = Mixture(Gaussian(k, np.zeros(d)))
+    covariances = 0.1 * roots @ np.swapaxes(roots, 1, 2) + np.eye(d)
+    params = model.params(weights=np.full(k, 1 / k), means=0.05 * rng.normal(size=(k, d)), covariances=covariances)
+    return model, params, rng.normal(size=(n, d)).astype(np.float32)
+
+
 def draw(mixture: RandomMixture, n: int, dtype: str = "float32", seed: int = 1) -> np.ndarray:
     """Rows of a mixture, (n, d)."""
     rng = np.random.default_rng(seed)

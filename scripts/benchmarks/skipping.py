@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Record, Setting, record
-from benchmarks.mixtures import draw, random_mixture
+from benchmarks.mixtures import draw, random_mixture, without_structure
 from benchmarks.patches import PICTURES, all_rows, prepared
 from pipeline.arrays.rows import Rows
 from pipeline.data.patch import Patch
@@ -23,7 +23,6 @@ from pipeline.data.sources.images import ImagesSection
 from pipeline.engine.blas import single_thread
 from pipeline.kernels import gaussian, pruned
 from pipeline.kernels.cpu import KERNELS
-from pipeline.models.families.gaussian import Gaussian
 from pipeline.models.mixture import Mixture
 
 Problem = tuple[Mixture, Any, np.ndarray]
@@ -60,12 +59,7 @@ def drawn(setting: Setting, d: int, k: int) -> Problem:
 
 def overlapping(setting: Setting) -> Problem:
     """Rows without structure: components that are nearly equal, of which nothing can be left out."""
-    rng = np.random.default_rng(0)
-    roots = rng.normal(size=(K, 64, 128)) / np.sqrt(128)
-    model = Mixture(Gaussian(K, np.zeros(64)))
-    covariances = 0.1 * roots @ np.swapaxes(roots, 1, 2) + np.eye(64)
-    params = model.params(weights=np.full(K, 1 / K), means=0.05 * rng.normal(size=(K, 64)), covariances=covariances)
-    return model, params, rng.normal(size=(setting.pick(OVERLAPPING_ROWS, 2000), 64)).astype(np.float32)
+    return without_structure(64, K, setting.pick(OVERLAPPING_ROWS, 2000))
 
 
 # name: the problem, and how many times cheaper leaving out is at least
