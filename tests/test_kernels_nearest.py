@@ -5,7 +5,7 @@ import pytest
 
 from pipeline import KMeans, keyed
 from pipeline.kernels import centers as kernel_centers
-from pipeline.kernels import nearest
+from pipeline.kernels import nearest, nearest_bounds
 from pipeline.kernels.blocks import BLOCK
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.cpu import KERNELS
@@ -134,21 +134,50 @@ def clustered(seed, dtype, n=700, d=128, k=256):
     return x, centers, x.mean(axis=0, dtype=np.float64)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bounds_leave_labels_and_sums_as_they_are(monkeypatch, dtype):
-    """The bits of a pass that computes all distances, ties and near ties included; most rows are certain, and those that tie are not."""
-    x, centers, shift = clustered(0, dtype)
-    weight = np.where(np.arange(len(x)) % 7 == 0, 0.0, 1.5)
+def passes(monkeypatch, x, weight, centers, shift):
+    """A pass with bounds, what these found, and a pass that computes all distances."""
     seen, bounded = [], nearest.nearest_by_bounds
-    monkeypatch.setattr(nearest, "nearest_by_bounds", lambda *given: seen.append(bounded(*given)) or seen[-1])
-    found = KERNELS.lloyd_pass(x, weight, centers, shift, first=9)
-    monkeypatch.setattr(nearest, "nearest_by_bounds", lambda *given: None)
-    every = KERNELS.lloyd_pass(x, weight, centers, shift, first=9)
+    with monkeypatch.context() as patch:
+        patch.setattr(nearest, "nearest_by_bounds", lambda *given: seen.append(bounded(*given)) or seen[-1])
+        found = KERNELS.lloyd_pass(x, weight, centers, shift, first=9)
+        patch.setattr(nearest, "nearest_by_bounds", lambda *given: None)
+        every = KERNELS.lloyd_pass(x, weight, centers.copy(), shift, first=9)
+    return found, seen[0], every
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d", "k"), [(700, 128, 256), (513, 131, 259), (23000, 128, 300)])
+def test_bounds_leave_labels_and_sums_as_they_are(monkeypatch, dtype, n, d, k):
+    """The bits of a pass that computes all distances, ties and near ties included, whatever does not fill a vector, a block or a tile."""
+    x, centers, shift = clustered(0, dtype, n, d, k)
+    weight = np.where(np.arange(len(x)) % 7 == 0, 0.0, 1.5)
+    found, label, every = passes(monkeypatch, x, weight, centers, shift)
     for ours, theirs in zip(found, every, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    label, certain = seen[0]
-    assert certain.mean() > 0.9 and (label[certain] == every.label[certain]).all()
-    assert not certain[np.isin(every.label, [5, 200])].any() and (every.label == 5).any()
+    np.testing.assert_array_equal(label, every.label)
+    assert (label == 5).any() and not (label == 200).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bounds_leave_odd_rows_as_they_are(monkeypatch, dtype):
+    """Rows with NaN, with infinities, and so large that their squares overflow have the labels that computing all distances gives, and so have those beside them."""
+    x, centers, shift = clustered(1, dtype)
+    x[3, 3], x[44, 0], x[45, 7], x[-1] = np.nan, np.inf, -np.inf, np.finfo(dtype).max / 4
+    weight = np.isfinite(x).all(axis=1).astype(np.float64)
+    with np.errstate(all="ignore"):
+        _, label, every = passes(monkeypatch, x, weight, centers, shift)
+    np.testing.assert_array_equal(label, every.label)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_of_chosen_centres_have_the_bits_of_all(dtype):
+    """A row whose bounds rule out nothing is compared with all centres one by one: the same numbers as block by block."""
+    rng = np.random.default_rng(3)
+    x, centers, shift = rng.normal(size=(600, 128)).astype(dtype), rng.normal(size=(257, 128)), np.zeros(128)
+    label = np.empty(len(x), np.int32)
+    groups, computed = nearest_bounds._settled(x, *given(prepared(centers, shift, x.dtype)), label)
+    assert computed > 0.9 * groups * len(centers)
+    np.testing.assert_array_equal(label, KERNELS.lloyd_pass(x, None, centers, shift).label)
 
 
 def given(made):
@@ -169,15 +198,10 @@ def test_centres_are_prepared_once_for_each_array():
 
 
 def test_bounds_give_way_where_they_rule_out_little():
-    """Rows without structure, whose bounds are near one another; rows with NaN are left to the pass that computes all."""
+    """Rows without structure, whose bounds are near one another, are left to the pass that computes all distances."""
     rng = np.random.default_rng(0)
     x, centers = rng.normal(size=(700, 128)).astype(np.float32), rng.normal(size=(256, 128))
-    made = prepared(centers, np.zeros(128), x.dtype)
-    assert nearest_by_bounds(x, *given(made)) is None
-    rows, centers, _ = clustered(1, np.float32)
-    rows[-1, 3] = np.nan
-    _, certain = nearest_by_bounds(rows, *given(prepared(centers, np.zeros(128), rows.dtype)))
-    assert not certain[-1] and certain[:-1].mean() > 0.9
+    assert nearest_by_bounds(x, *given(prepared(centers, np.zeros(128), x.dtype))) is None
 
 
 def test_few_rows_form_no_bounds(monkeypatch):

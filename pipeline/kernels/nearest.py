@@ -15,10 +15,10 @@ import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels.base import LloydSums
-from pipeline.kernels.blocks import BLOCK, SQUARE_BYTES, VECTOR_BYTES, transpose_square, update_nearest
+from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, update_nearest
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.compiling import exact_kernel, kernel
-from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
+from pipeline.kernels.nearest_bounds import LEAST_ROWS, load_group, nearest_by_bounds
 
 DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
@@ -33,12 +33,9 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
     weights = np.empty(0) if weight is None else weight
     found = nearest_by_bounds(x, made.reference, made.factors, made.square, made.leading)
-    search = centers, made.reference, made.blocks, made.block_squares
     if found is not None:
-        label, rest = found[0], np.flatnonzero(~found[1])
-        left, none = np.empty(len(rest), np.int32), np.empty(0)
-        _pass(x[rest], none, 0, *search, False, left, np.empty(len(rest)), np.zeros(k), np.zeros((k, d)))
-        label[rest] = left
+        label = found
+    search = centers, made.reference, made.blocks, made.block_squares
     inertia, key = _pass(x, weights, first, *search, found is not None, label, score, sum_w, sum_x)
     apart = _are_told_apart(made.square) if x.itemsize == 8 else np.zeros(k, np.bool_)
     largest = float(made.square.max())
@@ -136,7 +133,9 @@ def _pass(
                 for t in range(m):  # not tail[:m] = …: see compiling.py
                     for i in range(d):
                         tail[t, i] = x[start + t, i]
-            _load(x[start : start + TILE] if m == TILE else tail, reference, rows)
+            tile = x[start : start + TILE] if m == TILE else tail
+            for g in range(TILE // lanes):
+                load_group(tile, g * lanes, reference, rows[g])
             best[:] = np.inf
             chosen[:] = 0
             for b in range(len(coefficients)):
@@ -192,22 +191,6 @@ def _are_doubtful(x: np.ndarray, reference: np.ndarray, score: np.ndarray, limit
             square += apart * apart
         out[t] = -score[t] < limit * square and score[t] < np.inf
     return out
-
-
-@exact_kernel
-def _load(tile: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> None:
-    """rows <- tile - reference, transposed in groups of one vector. tile : (TILE, d).  rows : (groups, d, lanes)."""
-    groups, d, lanes = rows.shape
-    side = SQUARE_BYTES // tile.itemsize
-    squares = d - d % side
-    for g in range(groups):
-        group = rows[g]
-        for t in range(0, lanes, side):
-            for i in range(0, squares, side):
-                transpose_square(tile, g * lanes + t, i, reference, group, t)
-        for t in range(lanes):
-            for i in range(squares, d):
-                group[i, t] = tile[g * lanes + t, i] - reference[i]
 
 
 @kernel

@@ -4,10 +4,13 @@ With y = x about the reference, Q of orthonormal columns and the lengths t = sqr
 
     |c|² - 2 y·c  >=  |c|² - 2 (Qᵀy)·(Qᵀc) - 2 t_y t_c
 
-by the Cauchy-Schwarz inequality, which is one small matrix product for all centres. [Bottesch, Bühler and Kächele 2016] Q spans the directions in which
-the centres differ most; whatever it is, the bound holds. The score of the centre of the lowest bound is computed first, then of
-those whose bound is not above the lowest score. From bounds is taken what rounding may have added to them, to these scores and to
-Lloyd's own; a row whose two lowest scores differ by less than rounding is left to Lloyd's pass.
+by the Cauchy-Schwarz inequality, a distance in few dimensions. [Bottesch, Bühler and Kächele 2016] Q spans the directions in which
+the centres differ most; whatever it is, the bound holds. From bounds is taken what rounding may have added to them and taken from
+Lloyd's own scores.
+
+Rows are sorted by the nearest of a few centres, the pivots, so that those side by side have the same centres near them. For as many rows as a
+vector has lanes all bounds are computed, then the scores of the centres of the lowest bounds, then those of all centres whose bound
+is not above the lowest score for any of these rows, in Lloyd's order and with Lloyd's bits.
 """
 
 from __future__ import annotations
@@ -17,40 +20,67 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.kernels.compiling import kernel
+from pipeline.arrays.tiles import TILE_BYTES
+from pipeline.kernels.blocks import (
+    BLOCK,
+    SQUARE_BYTES,
+    VECTOR_BYTES,
+    any_reaches,
+    bound_nearest,
+    in_blocks,
+    transpose_square,
+    update_among,
+    update_nearest,
+)
+from pipeline.kernels.compiling import exact_kernel
 
 LEAST_FEATURES, LEAST_CENTERS, LEAST_ROWS = 128, 256, 512  # with fewer, all distances take less time (measured)
-DIRECTIONS = 32  # of Q
+DIRECTIONS = 48  # of Q
 ITERATIONS = 2  # of the subspace iteration
-ROWS, LOOK = 256, 128  # of a tile; of the first, after which it is decided
-WORTH = 0.7  # of the operations of all distances
-SCAN, GATHERED = 3, 4  # operations that a bound, and a factor of a distance by gathering, take the time of
-LANES = 32  # bounds that are compared at once
+CENTERS_PER_PIVOT = 16
+ROWS = 256  # that are projected at once
+LOOK = 64  # rows, by which it is decided
+WORTH = 0.8  # of the operations of all distances
+SCAN = 6  # operations that it takes the time of to look at a bound twice
 
 
 class Leading(NamedTuple):
-    """What all chunks of a pass need. basis : (d, q).  bounds : (q + 3, k), which a row's (Qᵀy, t, |y|, 1) is multiplied by."""
+    """What all chunks of a pass need.
+
+    Attributes
+    ----------
+    basis : array, shape (d, q)
+    bounds, bound_constants : arrays, shapes (ceil(k / BLOCK), q + 2, BLOCK) and (ceil(k / BLOCK), BLOCK)
+        A bound is a constant and the product with a row's (Qᵀy, t, |y|).
+    pivots, pivot_squares : arrays, shapes (ceil(p / BLOCK), q, BLOCK) and (ceil(p / BLOCK), BLOCK)
+        The same for distances along Q to the pivots.
+    """
 
     basis: Array
     bounds: Array
+    bound_constants: Array
+    pivots: Array
+    pivot_squares: Array
 
 
 def leading_of(factors: Array, square: Array) -> Leading | None:
     """Return what bounds of these centres take; None where all distances take less time. Shapes as for `nearest_by_bounds`."""
-    (k, d), q = factors.shape, DIRECTIONS
+    (k, d), q, dtype = factors.shape, DIRECTIONS, factors.dtype
     if d < LEAST_FEATURES or k < LEAST_CENTERS or not np.isfinite(square).all():
         return None
     c = factors.astype(np.float64) / -2.0
     basis = np.random.default_rng(0).normal(size=(d, q))
     for _ in range(ITERATIONS):
         basis = np.linalg.qr(c.T @ (c @ basis))[0]
-    basis = basis.astype(factors.dtype)
+    basis = basis.astype(dtype)
     along = c @ basis.astype(np.float64)
-    length = np.einsum("kd,kd->k", c, c)
-    left = np.sqrt(np.maximum(length - np.einsum("kq,kq->k", along, along), 0.0) + _slack(factors.dtype, d) * length)
-    loose = _loose(factors.dtype, d, q)  # what rounding may have added to a bound is taken off
-    lines = -2.0 * along.T, -2.0 * left[None], -2.0 * loose * np.sqrt(length)[None], (1.0 - loose) * square[None]
-    return Leading(basis, np.concatenate(lines).astype(factors.dtype))
+    length, length_along = np.einsum("kd,kd->k", c, c), np.einsum("kq,kq->k", along, along)
+    left = np.sqrt(np.maximum(length - length_along, 0.0) + _slack(dtype, d) * length)
+    loose = _loose(dtype, d, q)  # what rounding may have added to a bound is taken off
+    columns = np.concatenate([-2.0 * along, -2.0 * left[:, None], -2.0 * loose * np.sqrt(length)[:, None]], axis=1)
+    bounds = in_blocks(columns.astype(dtype), ((1.0 - loose) * square).astype(dtype))
+    some = slice(None, None, CENTERS_PER_PIVOT)
+    return Leading(basis, *bounds, *in_blocks(-2.0 * along[some].astype(dtype), length_along[some].astype(dtype)))
 
 
 def _loose(dtype: Any, d: int, q: int) -> float:
@@ -63,87 +93,167 @@ def _slack(dtype: Any, d: int) -> float:
     return 16.0 * d * float(np.finfo(dtype).eps)
 
 
-def nearest_by_bounds(
-    x: Array, reference: Array, factors: Array, square: Array, leading: Leading | None
-) -> tuple[Array, Array] | None:
-    """Return the nearest centres of rows, (n,) int32, and whether each is certain; None where that would not save time.
+def nearest_by_bounds(x: Array, reference: Array, factors: Array, square: Array, leading: Leading | None) -> Array | None:  # fmt: skip
+    """Return the nearest centres of rows, (n,) int32; None where that would not save time.
 
     x : (n, d).  reference : (d,).  factors : (k, d), minus twice the centres about the reference.  square : (k,), of their lengths.
     """
-    (n, d), k = x.shape, len(factors)
+    n, d = x.shape
     if n < LEAST_ROWS or leading is None:
         return None
-    eps, q, slack = float(np.finfo(x.dtype).eps), leading.basis.shape[1], _slack(x.dtype, d)
-    bound = (q * d + k * (q + 3 + SCAN)) / 2  # a matrix product is twice as fast as distances are
-    if bound > WORTH * k * d:
+    given, label = (reference, factors, square, leading), np.empty(n, np.int32)
+    groups, computed = _settled(x[:: n // LOOK], *given, label)
+    k, m = len(factors), leading.bounds.shape[1]
+    if k * (m + SCAN) + d * (computed / groups) > WORTH * k * d:
         return None
-    label, certain = np.empty(n, np.int32), np.empty(n, np.bool_)
-    y, projected = np.empty((ROWS, d), x.dtype), np.ones((ROWS, q + 3), x.dtype)
-    bounds, start = np.empty((ROWS, k), x.dtype), 0
-    while start < n:
-        m = min(LOOK if start == 0 else ROWS, n - start)
-        rows = slice(start, start + m)
-        np.subtract(x[rows], reference, out=y[:m])
-        length = np.einsum("nd,nd->n", y[:m], y[:m])
-        along = np.matmul(y[:m], leading.basis)
-        projected[:m, :q] = along
-        projected[:m, q] = np.sqrt(np.maximum(length - np.einsum("nq,nq->n", along, along), 0.0) + slack * length)
-        projected[:m, q + 1] = np.sqrt(length)
-        np.matmul(projected[:m], leading.bounds, out=bounds[:m])
-        first = bounds[:m].argmin(axis=1).astype(np.int32)
-        computed = _settle(y[:m], bounds[:m], factors, square, (d + 16) * eps, first, label[rows], certain[rows])
-        if start == 0 and bound + GATHERED * d * computed / m > WORTH * k * d:
-            return None
-        start += m
-    return label, certain
+    many = TILE_BYTES // (2 * x.itemsize * m)
+    for start in range(0, n, many):
+        _settled(x[start : start + many], *given, label[start : start + many])
+    return label
 
 
-@kernel
+def bounds_bytes(k: int) -> int:
+    """Return the bytes beside tiles: bounds for a vector of rows, and the centres near them."""
+    return (VECTOR_BYTES + 8) * k
+
+
+def _settled(
+    x: Array, reference: Array, factors: Array, square: Array, leading: Leading, label: Array
+) -> tuple[int, int]:
+    """Write labels; return the numbers of groups of rows, and of the scores that were computed for them."""
+    projected = _projected(x, reference, leading.basis)
+    pivot = np.empty(len(x), np.int32)
+    _nearest_pivots(projected, leading.pivots, leading.pivot_squares, pivot)
+    order = np.argsort(pivot, kind="stable")
+    found: tuple[int, int] = _settle(
+        x, reference, projected, order, leading.bounds, leading.bound_constants, factors, square, label
+    )
+    return found
+
+
+def _projected(x: Array, reference: Array, basis: Array) -> Array:
+    """(n, q + 2): (Qᵀy, t, |y|) of each row."""
+    (n, d), q = x.shape, basis.shape[1]
+    out, y = np.empty((n, q + 2), x.dtype), np.empty((min(n, ROWS), d), x.dtype)
+    for start in range(0, n, ROWS):
+        some = out[start : start + ROWS]
+        rows = np.subtract(x[start : start + ROWS], reference, out=y[: len(some)])
+        length, along = np.einsum("nd,nd->n", rows, rows), rows @ basis
+        some[:, :q] = along
+        some[:, q] = np.sqrt(
+            np.maximum(length - np.einsum("nq,nq->n", along, along), 0.0) + _slack(x.dtype, d) * length
+        )
+        some[:, q + 1] = np.sqrt(length)
+    return out
+
+
+@exact_kernel
+def _nearest_pivots(projected: np.ndarray, pivots: np.ndarray, squares: np.ndarray, pivot: np.ndarray) -> None:
+    """Write the pivot that is nearest along Q, (n,) int32. Which one it is decides about the time alone."""
+    n, q = len(projected), pivots.shape[1]
+    lanes = VECTOR_BYTES // projected.itemsize
+    rows, best, index = (
+        np.zeros((q, lanes), projected.dtype),
+        np.empty(lanes, projected.dtype),
+        np.empty(lanes, projected.dtype),
+    )
+    for start in range(0, n, lanes):
+        m = min(lanes, n - start)
+        for t in range(m):
+            for i in range(q):
+                rows[i, t] = projected[start + t, i]
+        best[:] = np.inf
+        index[:] = 0
+        for b in range(len(pivots)):
+            update_nearest(rows, pivots[b], squares[b], b * BLOCK, best, index)
+        for t in range(m):
+            pivot[start + t] = np.int32(index[t])
+
+
+@exact_kernel
 def _settle(
-    y: np.ndarray,
+    x: np.ndarray,
+    reference: np.ndarray,
+    projected: np.ndarray,
+    order: np.ndarray,
     bounds: np.ndarray,
+    constants: np.ndarray,
     factors: np.ndarray,
     square: np.ndarray,
-    rounding: float,
-    first: np.ndarray,
     label: np.ndarray,
-    certain: np.ndarray,
-) -> int:
-    """Write labels and whether they are certain; return how many distances were computed. rounding : of two scores, as in `_loose`."""
-    (n, d), k, computed = y.shape, len(square), 0
-    for t in range(n):
-        own = first[t]
-        dot = length = y[t, 0] * np.float32(0.0)
-        for i in range(d):
-            dot += y[t, i] * factors[own, i]
-            length += y[t, i] * y[t, i]
-        twice = 2.0 * np.sqrt(np.float64(length))
-        best, chosen = square[own] + dot, own
-        high = best + rounding * (
-            square[own] + twice * np.sqrt(square[own])
-        )  # which the chosen centre's score cannot exceed
-        low = np.inf  # which those of the others exceed
-        computed += 1
-        for start in range(0, k, LANES):
-            stop, near, limit = min(start + LANES, k), 0, high
-            for j in range(start, stop):
-                near += bounds[t, j] <= limit
-            if near == 0:
-                continue
-            for j in range(start, stop):
-                if j == own or bounds[t, j] > high:
-                    continue
-                dot = y[t, 0] * np.float32(0.0)
-                for i in range(d):
-                    dot += y[t, i] * factors[j, i]
-                score = square[j] + dot
-                computed += 1
-                error = rounding * (square[j] + twice * np.sqrt(square[j]))
-                if score < best:
-                    error, high = high - best, score + error
-                    low, best, chosen = min(low, best - error), score, j
-                else:
-                    low = min(low, score - error)
-        label[t] = chosen
-        certain[t] = low > high
-    return computed
+) -> tuple[int, int]:
+    """See `_settled`."""
+    (n, d), k, m = x.shape, len(square), projected.shape[1]
+    lanes = VECTOR_BYTES // x.itemsize
+    groups, computed = -(-n // lanes), 0
+    along, tile, rows = np.empty((m, lanes), x.dtype), np.empty((lanes, d), x.dtype), np.empty((d, lanes), x.dtype)
+    best, index, limit = np.empty(lanes, x.dtype), np.empty(lanes, x.dtype), np.empty(lanes, x.dtype)
+    bound, near = np.empty((len(bounds) * BLOCK, lanes), x.dtype), np.empty(k + BLOCK, np.int64)
+    for g in range(groups):
+        for t in range(lanes):
+            row = order[min(g * lanes + t, n - 1)]  # the last rows are filled up by the last
+            for i in range(m):
+                along[i, t] = projected[row, i]
+            for i in range(d):
+                tile[t, i] = x[row, i]
+        load_group(tile, 0, reference, rows)
+        best[:] = np.inf
+        index[:] = 0
+        for b in range(len(bounds)):
+            bound_nearest(along, bounds[b], constants[b], b * BLOCK, best, index, bound[b * BLOCK : (b + 1) * BLOCK])
+        # The lowest score of those of the lowest bounds is the limit, as Lloyd computes it.
+        count = 0
+        for t in range(lanes):
+            own, known = np.int64(index[t]), False
+            for j in range(count):
+                known |= near[j] == own
+            if not known:
+                near[count] = own
+                count += 1
+        limit[:] = np.inf
+        _among(rows, factors, square, near, count, limit, index)
+        count = 0
+        for j in range(k):
+            if any_reaches(bound[j], limit):
+                near[count] = j
+                count += 1
+        best[:] = np.inf
+        index[:] = 0
+        _among(rows, factors, square, near, count, best, index)
+        for t in range(min(lanes, n - g * lanes)):
+            label[order[g * lanes + t]] = np.int32(index[t])
+        computed += count
+    return groups, computed
+
+
+@exact_kernel
+def _among(
+    rows: np.ndarray,
+    factors: np.ndarray,
+    square: np.ndarray,
+    near: np.ndarray,
+    count: int,
+    best: np.ndarray,
+    index: np.ndarray,
+) -> None:
+    """Update the lowest scores by those of the centres near[:count], ascending; more of near is overwritten."""
+    if count == 0:
+        return
+    for j in range(count, -(-count // BLOCK) * BLOCK):
+        near[j] = near[count - 1]
+    for j in range(0, count, BLOCK):
+        update_among(rows, factors, square, near[j : j + BLOCK], best, index)
+
+
+@exact_kernel
+def load_group(tile: np.ndarray, first: int, reference: np.ndarray, group: np.ndarray) -> None:
+    """group, (d, lanes) <- tile[first : first + lanes] - reference, transposed."""
+    d, lanes = group.shape
+    side = SQUARE_BYTES // tile.itemsize
+    squares = d - d % side
+    for t in range(0, lanes, side):
+        for i in range(0, squares, side):
+            transpose_square(tile, first + t, i, reference, group, t)
+    for t in range(lanes):
+        for i in range(squares, d):
+            group[i, t] = tile[first + t, i] - reference[i]

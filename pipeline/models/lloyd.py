@@ -21,6 +21,7 @@ from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.errors import InputError
 from pipeline.kernels.base import LloydSums
 from pipeline.kernels.nearest import add_residuals
+from pipeline.kernels.nearest_bounds import bounds_bytes
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals
 from pipeline.models.clusters import ClusterModel, Labels, Removal, SearchEffort, Summary, WorstRows
 from pipeline.models.schema import Field, Fields
@@ -262,6 +263,9 @@ class Lloyd(ClusterModel):
         own = np.maximum(labels, 0).astype(np.int32)
         add_residuals(rows, weights, own, origin, np.empty(len(rows)), sum_w, sum_x)
         return LloydStats(sum_w, sum_x, 0.0)
+
+    def scratch_bytes(self) -> int:
+        return bounds_bytes(self.k)
 
     def statistics_bytes(self) -> int:
         return 8 * self.k * (1 + self.n_features)
