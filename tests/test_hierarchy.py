@@ -71,6 +71,44 @@ def test_an_e_step_equals_a_slow_reference(seed, groups, k, cut):
     assert parts.attached["label_hash"].value == whole.attached["label_hash"].value
 
 
+@given(
+    seed=st.integers(0, 2**16), d=st.sampled_from([1, 3, 40]), n=st.sampled_from([3, 700]), groups=st.integers(1, 12)
+)
+@settings(max_examples=25, deadline=None)
+def test_a_label_does_not_depend_on_the_other_rows(seed, d, n, groups):
+    """The labels of one row at a time, of any few rows, and those by differences: float64 tells them, float32 all but for rounding."""
+    rng, x = np.random.default_rng(seed), rows_of(800, d, seed)
+    model, params = grouped(x, groups, int(rng.integers(1, 300)), seed)
+    some = rng.permutation(len(x))[:n]
+    for dtype in ("float64", "float32"):
+        rows = x.astype(dtype)
+        whole = model.nearest(params, rows, KERNELS)
+        few = model.nearest(params, rows[some], KERNELS)
+        alone = [model.nearest(params, rows[[t]], KERNELS)[0][0] for t in some[:5]]
+        for one, other in zip(whole, few, strict=True):
+            np.testing.assert_array_equal(one[some], other)
+        np.testing.assert_array_equal(alone, few[0][:5])
+        squared = ((rows - params.centers[slow_labels(rows.astype(float), params)]) ** 2).sum(axis=1)
+        scale = ((x - x.mean(axis=0)) ** 2).sum(axis=1).max()
+        np.testing.assert_allclose(whole[1], squared, rtol=0, atol=64 * np.finfo(dtype).eps * scale)
+
+
+@pytest.mark.parametrize(("dtype", "fine"), [("float32", 1e-3), ("float64", 1e-7), ("float32", 10.0)])
+def test_centres_nearer_than_rounding_are_told_apart(dtype, fine):
+    """By differences where the dtype about the upper centre does not tell them; of equal centres the lowest has the rows, also of another group."""
+    rng = np.random.default_rng(0)
+    upper = 100.0 * rng.normal(size=(12, 3))
+    places = upper[rng.integers(12, size=30)] + 10.0 + fine * rng.normal(size=(30, 3))
+    centers = np.concatenate([places, places])[rng.permutation(60)]
+    x = (places[rng.integers(30, size=500)] + 0.3 * fine * rng.normal(size=(500, 3))).astype(dtype)
+    model = Hierarchy(60, x.mean(axis=0).astype(float), 1.0, 12)
+    params = model.params(centers=centers, group=rng.integers(12, size=60).astype(float), upper_centers=upper)
+    label = model.nearest(params, x, KERNELS)[0]
+    np.testing.assert_array_equal(label, slow_labels(x.astype(float), params))
+    sums = model.sums(params, x, None, 0, KERNELS)
+    np.testing.assert_array_equal(sums.sum_w, np.bincount(label, minlength=60))
+
+
 @pytest.mark.parametrize("groups", [1, NEAR])
 def test_with_few_groups_it_is_lloyd(groups):
     """As many groups as a row is looked up in: labels, distances and sums of the flat K-means of the same centres."""

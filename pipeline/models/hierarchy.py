@@ -20,7 +20,8 @@ from pipeline.arrays.dtypes import Array, Matrix, compute_dtype
 from pipeline.arrays.packing import stored
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.kernels.base import LloydSums
-from pipeline.kernels.nearest import add_residuals, label_key, nearest
+from pipeline.kernels.grouped import nearest_in_groups, settled
+from pipeline.kernels.nearest import _move, add_residuals, label_key, nearest
 from pipeline.models.base import Attachment, Reset
 from pipeline.models.clusters import BestRows, WorstRows
 from pipeline.models.lloyd import Centers, HashedLabels, Lloyd, LloydStats
@@ -131,7 +132,7 @@ class Hierarchy(Lloyd):
         return BestRows().nbytes(self) <= SHOWN_BYTES
 
     def scratch_bytes(self) -> int:
-        return 2 * self.statistics_bytes()  # sums about the centres, moved to the shift
+        return self.statistics_bytes()  # of the centres that a row is compared with, at most all
 
     def row_operations(self) -> float:
         return 4.0 * self.n_features * (self.groups + min(self.k, NEAR * self.k / self.groups))
@@ -166,30 +167,36 @@ class Hierarchy(Lloyd):
         found = list(each(below, np.flatnonzero(many).tolist()))
         return Grouped.of(np.concatenate(found), np.repeat(np.arange(self.groups), many).astype(np.float64), upper)
 
-    def _groups(self, params: Grouped, x: Array, look_up: Callable[..., Any]) -> Iterator[tuple[Array, int, Array]]:
-        """Yield the rows below each upper centre, its number, and the centres that these rows are compared with. look_up : as `Kernels.nearest`."""
-        above = look_up(x, params.upper_centers, self.shift)[0]
+    def _groups(self, params: Grouped, above: Array) -> Iterator[tuple[Array, int, Array]]:
+        """Yield the rows below each upper centre, its number, and the centres that these rows are compared with. above : (n,)."""
         order = np.argsort(above, kind="stable")
         ends = np.searchsorted(above[order], np.arange(self.groups + 1))
         for group in np.flatnonzero(np.diff(ends)).tolist():
             yield order[ends[group] : ends[group + 1]], group, params.candidates(group)
 
     def nearest(self, params: Centers, x: Matrix, kernels: Any) -> tuple[Array, Array]:
-        assert isinstance(params, Grouped)
-        label, squared = np.empty(x.shape[0], np.int32), np.empty(x.shape[0])
-        for rows, group, near in self._groups(params, x, kernels.nearest):
-            # About the upper centre, which is near the rows: distances cancel less.
-            found, squared[rows] = kernels.nearest(x[rows], params.centers[near], params.upper_centers[group])
-            label[rows] = near[found]
-        return label, squared
+        found = self._summed(params, x, np.ones(x.shape[0]), kernels)
+        return found.label, -found.score
 
     def sums(self, params: Centers, x: Matrix, weight: Array | None, first: int, kernels: Any) -> LloydSums:
-        label, score = self.nearest(params, x, kernels)
-        weights, x = np.ones(len(x)) if weight is None else weight, np.ascontiguousarray(x, compute_dtype(x.dtype))
+        weights = np.ones(x.shape[0]) if weight is None else weight
+        found = self._summed(params, x, weights, kernels)
+        _move(found.sum_w, params.centers, self.shift, found.sum_x)
+        return found._replace(label_key=label_key(found.label, weights, first, self.k))
+
+    def _summed(self, params: Centers, x: Matrix, weights: Array, kernels: Any) -> LloydSums:
+        """As `sums`, with sums about the centres and without the key."""
+        assert isinstance(params, Grouped)
+        x, upper = np.ascontiguousarray(x, compute_dtype(x.dtype)), params.upper_centers
+        above, score = kernels.nearest(x, upper, self.shift)[0], np.empty(len(x))
+        compared = params.centers, params.near, params.members, params.first
+        label = nearest_in_groups(x, above, upper, *compared)
         sum_w, sum_x = np.zeros(self.k), np.zeros_like(params.centers)
         inertia = add_residuals(x, weights, label, params.centers, score, sum_w, sum_x)
-        sum_x += sum_w[:, None] * (params.centers - self.shift)
-        return LloydSums(label, score, sum_w, sum_x, inertia, label_key(label, weights, first, self.k))
+        if settled(x, above, upper, *compared, score, label):
+            sum_w[:], sum_x[:] = 0.0, 0.0
+            inertia = add_residuals(x, weights, label, params.centers, score, sum_w, sum_x)
+        return LloydSums(label, score, sum_w, sum_x, inertia, np.uint64(0))
 
     def m_step(self, stats: LloydStats, params: Centers | None) -> Centers:
         """Means of the rows; a centre without rows stays."""
@@ -216,7 +223,8 @@ class Hierarchy(Lloyd):
         """As of K-means, the next centre being one of those that a row is compared with."""
         assert isinstance(params, Grouped)
         found = np.zeros(x.shape[0], np.float32)
-        for rows, _, near in self._groups(params, x, nearest):
+        above = nearest(x, params.upper_centers, self.shift)[0]
+        for rows, _, near in self._groups(params, above):
             found[rows] = Lloyd(len(near), self.shift).silhouette(Centers(params.centers[near]), x[rows])
         return found
 
