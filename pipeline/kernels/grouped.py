@@ -12,7 +12,8 @@ import numpy as np
 from pipeline.arrays.dtypes import Array
 from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, update_nearest
 from pipeline.kernels.compiling import exact_kernel, kernel
-from pipeline.kernels.nearest import DOUBTFUL, TILE, _load
+from pipeline.kernels.nearest import DOUBTFUL
+from pipeline.kernels.nearest_bounds import load_group
 
 LOOK = 8  # features, after which a sum may be too large already
 
@@ -84,9 +85,8 @@ def _look_up(
 ) -> None:
     """Write labels. order[ends[g] : ends[g + 1]] : the rows of group g.  most : centres that a row is compared with."""
     d, lanes = x.shape[1], VECTOR_BYTES // x.itemsize
-    tile, rows = np.zeros((TILE, d), x.dtype), np.empty((TILE // lanes, d, lanes), x.dtype)
-    best, chosen = np.empty((TILE // lanes, lanes), x.dtype), np.empty(TILE, x.dtype)
-    index = chosen.reshape(best.shape)
+    tile, rows = np.zeros((lanes, d), x.dtype), np.empty((d, lanes), x.dtype)
+    best, index = np.empty(lanes, x.dtype), np.empty(lanes, x.dtype)
     candidates, n_blocks = np.empty(most, np.int64), -(-most // BLOCK)
     blocks, square = np.empty((n_blocks, d, BLOCK), x.dtype), np.empty((n_blocks, BLOCK), x.dtype)
     for g in range(len(reference)):
@@ -94,20 +94,19 @@ def _look_up(
             continue
         count = _merge(near[g], members, first, candidates)
         _prepare(centers, candidates[:count], reference[g], blocks, square)
-        for start in range(ends[g], ends[g + 1], TILE):
-            m = min(TILE, ends[g + 1] - start)
-            used = -(-m // lanes)
+        # A vector of rows stays in the first-level cache, and the blocks of centres in the second.
+        for start in range(ends[g], ends[g + 1], lanes):
+            m = min(lanes, ends[g + 1] - start)
             for t in range(m):
                 for i in range(d):
                     tile[t, i] = x[order[start + t], i]
-            _load(tile, reference[g], rows[:used])
+            load_group(tile, 0, reference[g], rows)
             best[:] = np.inf
-            chosen[:] = 0
-            for v in range(used):  # whose rows stay in the first-level cache, and the blocks of centres in the second
-                for b in range(-(-count // BLOCK)):
-                    update_nearest(rows[v], blocks[b], square[b], b * BLOCK, best[v], index[v])
+            index[:] = 0
+            for b in range(-(-count // BLOCK)):
+                update_nearest(rows, blocks[b], square[b], b * BLOCK, best, index)
             for t in range(m):
-                label[order[start + t]] = np.int32(candidates[int(chosen[t])])
+                label[order[start + t]] = np.int32(candidates[int(index[t])])
 
 
 @exact_kernel

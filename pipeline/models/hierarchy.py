@@ -132,7 +132,9 @@ class Hierarchy(Lloyd):
         return BestRows().nbytes(self) <= SHOWN_BYTES
 
     def scratch_bytes(self) -> int:
-        return self.statistics_bytes()  # of the centres that a row is compared with, at most all
+        return max(
+            self.above.scratch_bytes(), self.statistics_bytes()
+        )  # of the centres that a row is compared with, at most all
 
     def row_operations(self) -> float:
         return 4.0 * self.n_features * (self.groups + min(self.k, NEAR * self.k / self.groups))
