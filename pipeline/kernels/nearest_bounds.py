@@ -68,11 +68,10 @@ def leading_of(factors: Array, square: Array) -> Leading | None:
     (k, d), q, dtype = factors.shape, DIRECTIONS, factors.dtype
     if d < LEAST_FEATURES or k < LEAST_CENTERS or not np.isfinite(square).all():
         return None
+    scaled, basis = factors / np.sqrt(square.max() or 1.0), np.random.default_rng(0).normal(size=(d, q)).astype(dtype)
+    for _ in range(ITERATIONS):  # whatever the basis is, the bound holds: rounding does not matter here
+        basis = np.linalg.qr(scaled.T @ (scaled @ basis))[0]
     c = factors.astype(np.float64) / -2.0
-    basis = np.random.default_rng(0).normal(size=(d, q))
-    for _ in range(ITERATIONS):
-        basis = np.linalg.qr(c.T @ (c @ basis))[0]
-    basis = basis.astype(dtype)
     along = c @ basis.astype(np.float64)
     length, length_along = np.einsum("kd,kd->k", c, c), np.einsum("kq,kq->k", along, along)
     left = np.sqrt(np.maximum(length - length_along, 0.0) + _slack(dtype, d) * length)
