@@ -14,7 +14,7 @@ from pipeline import KMeans, workflow
 from pipeline.arrays.rows import Rows
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep
-from pipeline.models.hierarchy import NEAR, Grouped, Hierarchy
+from pipeline.models.hierarchy import ENOUGH, NEAR, Grouped, Hierarchy, shared
 from pipeline.outputs.model_store import load_model
 from tests.jobs import Interrupt, command, job, refused, results, write_config, write_rows
 
@@ -138,6 +138,22 @@ def test_an_empty_centre_moves_to_the_farthest_row_and_to_its_group():
         assert moved.group[k] == params.group[before]
     again = model.nearest(moved, x, KERNELS)[0]
     assert set(done) <= set(again[far.row[: len(done)]].tolist())
+
+
+@pytest.mark.parametrize("each", [2, ENOUGH + 1])
+def test_a_start_has_different_centres_in_the_groups_of_their_rows(each):
+    """As many as in proportion to a group's rows; where these are few for each centre, rows, of which equal ones count once."""
+    x = rows_of(600)
+    x[:60] = x[60:120]
+    model, k = Hierarchy(600 // each, x.mean(axis=0), 1.0, 7), 600 // each
+    upper = x[100:107]
+    found = model.start_below(upper, x, None, (0, 0), KERNELS, map)
+    own = KERNELS.nearest(x, upper, model.shift)[0]
+    np.testing.assert_array_equal(np.bincount(found.group.astype(int), minlength=7), shared(k, np.bincount(own)))
+    assert len(np.unique(found.centers, axis=0)) == k
+    if each < ENOUGH:
+        np.testing.assert_array_equal(KERNELS.nearest(found.centers, upper, model.shift)[0], found.group)
+        assert {tuple(c) for c in found.centers} <= {tuple(row) for row in x}
 
 
 def fitted(folder: Path, rows: int, **engine: object) -> Path:

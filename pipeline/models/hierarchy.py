@@ -29,6 +29,7 @@ from pipeline.models.schema import Field, Fields, Support
 from pipeline.models.starts import plus_plus
 
 NEAR = 8  # groups that a row's centre is looked for in
+ENOUGH = 5  # rows for each centre (measured)
 MOST_MOVED = 1024  # empty centres that move in one iteration
 SHOWN_BYTES = 2**24  # of the nearest rows of each centre, which the report shows
 
@@ -143,7 +144,7 @@ class Hierarchy(Lloyd):
         return Grouped.of(arrays["centers"], arrays["group"], arrays["upper_centers"])
 
     def start_below(self, upper: Array, rows: Array, weight: Array | None, seed: Sequence[int], kernels: Any, each: Map) -> Grouped:  # fmt: skip
-        """Return centres by k-means++ among the rows below each upper centre, as many as in proportion to these rows.
+        """Return centres among the rows below each upper centre, as many as in proportion to these rows: see `started`.
 
         Parameters
         ----------
@@ -164,7 +165,7 @@ class Hierarchy(Lloyd):
 
         def below(group: int) -> Array:
             some = order[ends[group - 1] if group else 0 : ends[group]]
-            return plus_plus(rows[some], weight[some], int(many[group]), np.random.default_rng([*seed, group]), kernels)
+            return started(rows[some], weight[some], int(many[group]), np.random.default_rng([*seed, group]), kernels)
 
         found = list(each(below, np.flatnonzero(many).tolist()))
         return Grouped.of(np.concatenate(found), np.repeat(np.arange(self.groups), many).astype(np.float64), upper)
@@ -229,6 +230,19 @@ class Hierarchy(Lloyd):
         for rows, _, near in self._groups(params, above):
             found[rows] = Lloyd(len(near), self.shift).silhouette(Centers(params.centers[near]), x[rows])
         return found
+
+
+def started(rows: Array, weight: Array, k: int, rng: np.random.Generator, kernels: Any) -> Array:
+    """Return k centres among rows, (k, d): by k-means++, or different rows at random where there are fewer than ENOUGH for each.
+
+    Of so few, k-means++ takes those that are far from all others, which then stay alone.
+    """
+    if len(rows) < ENOUGH * k:
+        different = np.unique(rows, axis=0, return_index=True)[1]
+        share = weight[different]
+        if np.count_nonzero(share) >= k:
+            return rows[rng.choice(different, k, replace=False, p=share / share.sum())].astype(np.float64)
+    return plus_plus(rows, weight, k, rng, kernels)
 
 
 def shared(k: int, size: Array) -> Array:
