@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, update_nearest
+from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, update_among
 from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.nearest import DOUBTFUL
 from pipeline.kernels.nearest_bounds import load_group
@@ -87,14 +87,17 @@ def _look_up(
     d, lanes = x.shape[1], VECTOR_BYTES // x.itemsize
     tile, rows = np.zeros((lanes, d), x.dtype), np.empty((d, lanes), x.dtype)
     best, index = np.empty(lanes, x.dtype), np.empty(lanes, x.dtype)
-    candidates, n_blocks = np.empty(most, np.int64), -(-most // BLOCK)
-    blocks, square = np.empty((n_blocks, d, BLOCK), x.dtype), np.empty((n_blocks, BLOCK), x.dtype)
+    candidates, places = np.empty(most, np.int64), np.empty(most + BLOCK, np.int64)
+    factors, square = np.empty((most, d), x.dtype), np.empty(most, x.dtype)
     for g in range(len(reference)):
         if ends[g] == ends[g + 1]:
             continue
         count = _merge(near[g], members, first, candidates)
-        _prepare(centers, candidates[:count], reference[g], blocks, square)
-        # A vector of rows stays in the first-level cache, and the blocks of centres in the second.
+        for j in range(count):
+            square[j] = _point(centers, candidates[j], reference[g], factors[j])
+        for j in range(count + BLOCK):  # the last ones fill up a block
+            places[j] = min(j, count - 1)
+        # A vector of rows stays in the first-level cache, and the factors in the second.
         for start in range(ends[g], ends[g + 1], lanes):
             m = min(lanes, ends[g + 1] - start)
             for t in range(m):
@@ -103,8 +106,8 @@ def _look_up(
             load_group(tile, 0, reference[g], rows)
             best[:] = np.inf
             index[:] = 0
-            for b in range(-(-count // BLOCK)):
-                update_nearest(rows, blocks[b], square[b], b * BLOCK, best, index)
+            for j in range(0, count, BLOCK):
+                update_among(rows, factors, square, places[j : j + BLOCK], best, index)
             for t in range(m):
                 label[order[start + t]] = np.int32(candidates[int(index[t])])
 
@@ -133,25 +136,9 @@ def _merge(near: np.ndarray, members: np.ndarray, first: np.ndarray, out: np.nda
     return count
 
 
-@exact_kernel
-def _prepare(
-    centers: np.ndarray, chosen: np.ndarray, reference: np.ndarray, blocks: np.ndarray, square: np.ndarray
-) -> None:
-    """Write minus twice the chosen centres about the reference, and their squared lengths, as `Prepared` has them."""
-    d = len(reference)
-    factors = np.zeros((BLOCK, d), reference.dtype)
-    for b in range(-(-len(chosen) // BLOCK)):
-        for j in range(BLOCK):
-            place = b * BLOCK + j
-            square[b, j] = _point(centers, chosen[place], reference, factors[j]) if place < len(chosen) else np.inf
-        for i in range(d):
-            for j in range(BLOCK):
-                blocks[b, i, j] = factors[j, i]
-
-
 @kernel
 def _point(centers: np.ndarray, k: int, reference: np.ndarray, out: np.ndarray) -> float:
-    """Write minus twice a centre about the reference; return its squared length."""
+    """Write minus twice a centre about the reference; return its squared length: as `Prepared` has them."""
     square = 0.0
     for i in range(len(reference)):
         point = centers[k, i] - reference[i]
