@@ -262,3 +262,8 @@ def only(model: Any, params: Any, components: Array) -> tuple[Any, Any]:
     fewer = model.with_components(len(components))
     arrays = schema.selected(model.fields, model.arrays(params), components)
     return fewer, fewer.params_from_arrays(schema.normalized(model.fields, arrays))
+
+
+def parameters_of_one(model: ClusterModel) -> int:
+    """Return the number of free parameters of a component beside its weight."""
+    return model.with_components(2).n_free_parameters() - model.with_components(1).n_free_parameters() - 1

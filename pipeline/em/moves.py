@@ -24,7 +24,7 @@ from pipeline.arrays.rows import Rows, unit
 from pipeline.em.accumulate import Method
 from pipeline.em.births import Birth, births, have_births
 from pipeline.em.loop import em
-from pipeline.em.merging import SearchRows, least_costs, narrowed, only
+from pipeline.em.merging import RemovalCosts, SearchRows, least_costs, narrowed, only, parameters_of_one
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
 from pipeline.errors import SingularCovariance
@@ -145,7 +145,7 @@ def improve(run: Run, rows: SearchRows, limits: Limits, budget: float = np.inf) 
                 run, better = _compared(run, trial, rows, limits)
             except SingularCovariance:
                 better = False
-            if better and near_empty(trial) <= near_empty(run):
+            if better and (near_empty(trial) <= near_empty(run) or _gains_without_few(trial, run, rows)):
                 moved.append(many)
                 gain, run = trial.objective - run.objective, trial
                 break
@@ -223,9 +223,33 @@ def _compared(run: Run, trial: Run, rows: SearchRows, limits: Limits) -> tuple[R
 
 def near_empty(run: Run) -> int:
     """Return how many components are near collapse."""
-    assert run.final is not None
+    return int(_few(run).sum())
+
+
+def _few(run: Run) -> Array:
+    """Which components are near collapse, (k,) bool."""
     model = _clusters(run)
-    return int((model.counts(run.final.stats) < MARGIN * model.least_rows).sum())
+    return np.asarray(model.counts(_final(run).stats) < MARGIN * model.least_rows)
+
+
+def _final(run: Run) -> Any:
+    assert run.final is not None
+    return run.final
+
+
+def _gains_without_few(trial: Run, run: Run, rows: SearchRows) -> bool:
+    """Whether the candidate is better even without what its components near collapse may gain by chance, or gain at all.
+
+    By chance, the rows of a component can gain a nat for each of its parameters, and what it takes to say which rows they are.
+    """
+    model, few = _clusters(trial), _few(trial)
+    if model.of_centers:
+        return False
+    total = float(rows.n_rows) if rows.weight is None else float(rows.weight.sum())
+    size = np.maximum(model.counts(_final(trial).stats)[few], 1.0)
+    chance = parameters_of_one(model) + size * np.log(total / size)
+    [removal] = rows.sum_over([RemovalCosts(model, trial.params)])
+    return bool(trial.objective - np.minimum(removal.cost[few], chance).sum() > run.objective)
 
 
 def _split_then_merge(run: Run, rows: SearchRows, splits: Sequence[Split | Birth], many: int) -> Run | None:

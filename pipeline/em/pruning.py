@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.em.merging import SearchRows, narrowed, only
+from pipeline.em.merging import SearchRows, narrowed, only, parameters_of_one
 from pipeline.em.moves import MARGIN, improve, most_passes, refine
 from pipeline.em.search import FEW_ROWS, move_reads
 from pipeline.em.search import STEPS as MOVES
@@ -65,7 +65,7 @@ def pruned(model: Mixture, params: Any, rows: SearchRows, of: float, budget: flo
     Pruned
     """
     total = float(rows.n_rows if rows.weight is None else rows.weight.sum())
-    price = _price(model) / 2.0
+    price = parameters_of_one(model) / 2.0
     best, shortest, lengths = (model, params), np.inf, []
     before, rises = np.inf, 0
     while True:
@@ -104,11 +104,6 @@ def _moved(model: Mixture, params: Any, rows: SearchRows, budget: float) -> Any:
     except SingularCovariance:
         return params
     return improve(run, rows, limits, budget)[0].params
-
-
-def _price(model: Mixture) -> int:
-    """T, the number of parameters of one component beside its weight."""
-    return model.with_components(2).n_free_parameters() - model.with_components(1).n_free_parameters() - 1
 
 
 def _message_length(shares: Array, price: float, of: float) -> float:

@@ -108,7 +108,7 @@ def test_the_cost_of_leaving_out_a_center_is_what_its_rows_then_have_farther_to_
 @given(seeds, st.sampled_from(["gaussian", "kmeans", "multinomial"]))
 @examples(15)
 def test_moves_never_lower_the_objective_nor_leave_more_near_empty_components(seed, family):
-    """Whatever the rows and the start."""
+    """Whatever the rows and the start, where no cluster is small."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(600, 2)) + 6.0 * rng.normal(size=(5, 2))[rng.integers(5, size=600)]
     model, arrays = (
@@ -132,6 +132,28 @@ def test_moves_never_lower_the_objective_nor_leave_more_near_empty_components(se
     assert near_empty(after) <= near_empty(before)
     assert after.objective > before.objective or not moved
     assert after.model.n_components == 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_moves_find_a_small_cluster_and_none_in_rows_of_one(seed):
+    """80 rows in 20 features are near collapse: a cluster apart gains more than chance could, and some rows of a single cluster do not."""
+    rng, d = np.random.default_rng(seed), 20
+    sizes = [2000, 1500, 80]
+    label = np.repeat(np.arange(3), sizes)
+    x = rng.permutation(rng.normal(size=(len(label), d)) + np.array([[0.0], [4.0], [-3.0]])[label])
+    truth = {"weights": np.array(sizes) / len(x), "means": np.repeat([[0.0], [4.0], [-3.0]], d, axis=1)}
+    model, rows, limits = gaussian_mixture(3, x.mean(axis=0)), in_memory(x), Limits(30, 1e-6)
+    best = refine(model, model.params_from_arrays({**truth, "covariances": np.stack([np.eye(d)] * 3)}), rows, limits)
+    high = x.mean(axis=1) > 2.0  # the second cluster in halves, the first with the third
+    half = np.where(high, 1 + (x[:, 0] > 4.0), 0)
+    start = model.m_step(model.label_statistics(x, half), None)
+    found, _ = improve(refine(model, start, rows, limits), rows, limits)
+    assert near_empty(best) == near_empty(found) == 1
+    assert found.objective >= best.objective - 1e-4 * len(x)
+    one = rng.normal(size=(1500, d))
+    model, rows = gaussian_mixture(3, np.zeros(d)), in_memory(one)
+    before = refine(model, model.m_step(model.label_statistics(one, np.arange(1500) % 3), None), rows, limits)
+    assert near_empty(improve(before, rows, limits)[0]) == 0
 
 
 @given(seeds, st.sampled_from(["gaussian", "kmeans"]), st.integers(2, 5))
