@@ -11,7 +11,7 @@ from weakref import finalize
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.kernels.blocks import BLOCK
+from pipeline.kernels.blocks import in_blocks
 from pipeline.kernels.nearest_bounds import Leading, leading_of
 
 MOST_BYTES = 2**26  # of all that is kept
@@ -68,11 +68,7 @@ def prepared(centers: Array, shift: Array, dtype: np.dtype[Any], bounded: bool =
 
 
 def _prepared(centers: Array, reference: Array, bounded: bool) -> Prepared:
-    (k, d), dtype = centers.shape, reference.dtype
-    points = centers - reference
-    n_blocks = -(-k // BLOCK)
-    factors, square = np.zeros((n_blocks * BLOCK, d), dtype), np.full(n_blocks * BLOCK, np.inf, dtype)
-    factors[:k], square[:k] = -2.0 * points, np.einsum("kd,kd->k", points, points)
-    blocks = np.ascontiguousarray(factors.reshape(n_blocks, BLOCK, d).swapaxes(1, 2))
-    leading = leading_of(factors[:k], square[:k]) if bounded else None
-    return Prepared(reference, factors[:k], square[:k], blocks, square.reshape(n_blocks, BLOCK), leading)
+    points, dtype = centers - reference, reference.dtype
+    factors, square = (-2.0 * points).astype(dtype), np.einsum("kd,kd->k", points, points).astype(dtype)
+    leading = leading_of(factors, square) if bounded else None
+    return Prepared(reference, factors, square, *in_blocks(factors, square), leading)
