@@ -45,7 +45,7 @@ def cut_in_two(x, label):
     return np.where((label == 4) & (x[:, 3] > 0), 5, np.where(label == 5, quarter, label))
 
 
-@pytest.mark.parametrize("seed", [1, 3, 6])
+@pytest.mark.parametrize("seed", [3, 6, 8])
 def test_a_small_cluster_that_large_ones_share_is_found(seed):
     """By moves with births, up to the optimum that EM from the truth has; splits alone miss it."""
     x, label = small_among_large(seed)

@@ -42,11 +42,12 @@ HOPE = 0.5  # of the cost of having a component less: what such a split must gai
 ROUNDING = 1e-9  # of the objective: a smaller gain is none
 LEAST_SHARE = 0.05  # of a row, for it to take part in the fit of a split
 SPLIT_ROWS = 4096  # of one component that the fit of a split looks at
-SPLIT_STEPS = 4
+SPLIT_STEPS, MORE_STEPS = 4, 16  # of a fit from each half, and, of mixtures, of the better one
+SETTLED = 1e-2  # nats a row: a smaller gain ends the fit of a split
 WITH_BIRTHS = 1.5  # of the budget of splits: so many rows may be read before the last birth
-SPLITTING = 20  # passes that it takes to find components to split, to compare gains with costs, and to merge, about
+SPLITTING = 36  # passes that it takes to find components to split, to compare gains with costs, and to merge, about
 WIDE_STEPS = 4  # with more components than asked for
-MARGIN = 4  # times the rows below which a component is collapsed: no move may end with fewer
+MARGIN = 4  # times the rows below which a component is collapsed: no move ends with fewer, unless it gains more than chance would
 
 
 @dataclass(frozen=True)
@@ -302,16 +303,41 @@ def _fit_two(model: ClusterModel, rows: Rows, kernels: Any) -> Split:
     before = one.objective(EStep(one, params)(rows, kernels).totals, params)
     two = model.with_components(2)
     halves = _halves(unit(x) if model.unit_rows else x, weight)[: 1 if model.of_centers else 2]
-    best = Split(-1, -np.inf, None, rows.n * (2 + len(halves) * (SPLIT_STEPS + 2)))
+    least, passes, best = MARGIN * model.least_rows, 2, None
     for labels in halves:
         params = two.m_step(two.label_statistics(x, labels.astype(np.int64), weight), None)
         for _ in range(SPLIT_STEPS):
             params = two.m_step(EStep(two, params)(rows, kernels).stats, params)
+        found = _Fit.of(two, params, rows, kernels)
+        passes += SPLIT_STEPS + 2
+        if found.fewest >= least and (best is None or found.objective > best.objective):
+            best = found
+    if best is None:
+        return Split(-1, -np.inf, None, passes * rows.n)
+    more = 0 if model.of_centers else MORE_STEPS  # in many features two clusters that overlap take so many to part
+    for _ in range(more):
+        found = _Fit.of(two, two.m_step(best.stats, best.params), rows, kernels)
+        passes += 1
+        if found.fewest < least:
+            break
+        gained, best = found.objective - best.objective, found
+        if gained < SETTLED * rows.total_weight:
+            break
+    return Split(-1, best.objective - before, best.params, passes * rows.n)
+
+
+class _Fit(NamedTuple):
+    """Parameters of two components and what an E-step finds. fewest : soft counts of the smaller one."""
+
+    params: Any
+    stats: Any
+    objective: float
+    fewest: float
+
+    @classmethod
+    def of(cls, two: ClusterModel, params: Any, rows: Rows, kernels: Any) -> _Fit:
         totals = EStep(two, params)(rows, kernels).totals
-        gain = two.objective(totals, params) - before
-        if two.counts(totals.stats).min() >= MARGIN * model.least_rows and gain > best.gain:
-            best = best._replace(gain=gain, params=params)
-    return best
+        return cls(params, totals.stats, two.objective(totals, params), float(two.counts(totals.stats).min()))
 
 
 def _halves(x: Matrix, weight: Any) -> list[Array]:

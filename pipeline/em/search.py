@@ -35,7 +35,7 @@ ROWS_PER_COMPONENT = 64  # of the lowest level, at least
 LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
 EFFORT = {"low": 0.25, "medium": 1.0, "high": 4.0}  # fit.effort: parts of what follows
 START_PASSES = 96  # over all rows, as two or three fits take: candidate starts are refined and merged in so many, about
-PASSES = 24  # over all rows in memory: so many rows may be read on one level before the last round of moves begins
+PASSES = 32  # over all rows in memory: so many rows may be read on one level before the last round of moves begins
 FOR_ANOTHER = 0.25  # of the effort, for K-means that only starts another family
 FEW_ROWS, FEW_PAIRS = (
     2**16,
