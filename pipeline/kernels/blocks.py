@@ -74,7 +74,7 @@ def _transpose_square(typing: Any, x: Any, s: Any, i: Any, reference: Any, rows:
     return types.void(x, types.intp, types.intp, reference, rows, types.intp), generate
 
 
-def _nearest_of_block(context: Any, builder: Any, rows: Any, args: Any, element: Any, constant: Any, name_of: Any, low: Any, name: Any, out: Any = None) -> None:  # fmt: skip
+def _nearest_of_block(context: Any, builder: Any, rows: Any, element: Any, constant: Any, name_of: Any, low: Any, name: Any, out: Any = None) -> None:  # fmt: skip
     """Compare constant(j) + sum_i element(j, i) rows[i] for each j of a block with the lowest so far, a row in each lane.
 
     rows : type and array of the rows, (d, v).  element, constant, name_of : give pointers and a number for code that reads a
@@ -143,7 +143,7 @@ def _consecutive(context: Any, builder: Any, signature: Any, args: Any, out: Any
         return builder.add(args[3], whole(j))
 
     rows = signature.args[0], x
-    _nearest_of_block(context, builder, rows, args, element, constant, name_of, low.data, name.data, out)
+    _nearest_of_block(context, builder, rows, element, constant, name_of, low.data, name.data, out)
 
 
 def _bound_nearest(typing: Any, rows: Any, coefficients: Any, constant: Any, first: Any, best: Any, index: Any, out: Any) -> tuple[Any, Any]:  # fmt: skip
@@ -173,7 +173,7 @@ def _update_among(typing: Any, rows: Any, factors: Any, square: Any, numbers: An
             return builder.gep(start.data, [own[j]])
 
         rows = signature.args[0], x
-        _nearest_of_block(context, builder, rows, args, element, constant, own.__getitem__, low.data, name.data)
+        _nearest_of_block(context, builder, rows, element, constant, own.__getitem__, low.data, name.data)
         return context.get_dummy_value()
 
     return types.void(rows, factors, square, numbers, best, index), generate

@@ -69,8 +69,10 @@ def leading_of(factors: Array, square: Array) -> Leading | None:
     if d < LEAST_FEATURES or k < LEAST_CENTERS or not np.isfinite(square).all():
         return None
     scaled, basis = factors / np.sqrt(square.max() or 1.0), np.random.default_rng(0).normal(size=(d, q)).astype(dtype)
-    for _ in range(ITERATIONS):  # whatever the basis is, the bound holds: rounding does not matter here
-        basis = np.linalg.qr(scaled.T @ (scaled @ basis))[0]
+    for _ in range(
+        ITERATIONS
+    ):  # whatever the orthonormal basis is, the bound holds: rounding of the products does not matter
+        basis = np.linalg.qr((scaled.T @ (scaled @ basis)).astype(np.float64))[0].astype(dtype)
     c = factors.astype(np.float64) / -2.0
     along = c @ basis.astype(np.float64)
     length, length_along = np.einsum("kd,kd->k", c, c), np.einsum("kq,kq->k", along, along)
