@@ -57,13 +57,14 @@ def mixed(a, b, out):
 def test_exp_and_log_err_by_little_more_than_their_rounding(dtype):
     """Against long double, over all of their range; exp of the lowest it takes is 0, of 0 it is 1."""
     eps, rng = np.finfo(dtype).eps, np.random.default_rng(0)
-    floor = -87.0 if dtype == np.float32 else -708.0
+    floor = -50.0 if dtype == np.float32 else -708.0
     v = np.concatenate([[0.0, floor, -1e-30], rng.uniform(floor, 0, 2**15 - 3)]).astype(dtype)
     out = np.empty_like(v)
     apply(v, out, 0)
     expected = np.exp(v.astype(np.longdouble))
     expected[v == dtype(floor)] = 0
     assert (out[0], out[1]) == (1.0, 0.0)
+    assert out[out > 0].min() * 1e-8**2 > np.finfo(dtype).tiny  # subnormal products are slow
     assert (np.abs(out - expected) <= 2 * eps * expected).all()
     v = np.exp(np.concatenate([[0.0], rng.uniform(-80, 80, 2**15 - 2), [1e-9]])).astype(dtype)
     out = np.empty_like(v)
@@ -81,7 +82,7 @@ def test_operations_are_those_of_numpy(dtype):
     width = WIDE_BYTES // np.dtype(dtype).itemsize
     out = np.zeros((3, 5 * width), dtype)
     mixed(a, b, out)
-    assert (out[:, 3 * width : 4 * width] == (-87 if dtype == np.float32 else -708)).all()
+    assert (out[:, 3 * width : 4 * width] == (-50 if dtype == np.float32 else -708)).all()
     v, w = a[:, :width], b[:, :width]
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(out[:, :width], v * w + 1, rtol=0, atol=8 * eps)
