@@ -64,7 +64,8 @@ def test_exp_and_log_err_by_little_more_than_their_rounding(dtype):
     expected = np.exp(v.astype(np.longdouble))
     expected[v == dtype(floor)] = 0
     assert (out[0], out[1]) == (1.0, 0.0)
-    assert out[out > 0].min() * 1e-8**2 > np.finfo(dtype).tiny  # subnormal products are slow
+    if dtype == np.float32:  # of rows that are small too: subnormal products are slow
+        assert out[out > 0].min() * 1e-8**2 > np.finfo(dtype).tiny
     assert (np.abs(out - expected) <= 2 * eps * expected).all()
     v = np.exp(np.concatenate([[0.0], rng.uniform(-80, 80, 2**15 - 2), [1e-9]])).astype(dtype)
     out = np.empty_like(v)
