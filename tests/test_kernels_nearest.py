@@ -138,6 +138,7 @@ def passes(monkeypatch, x, weight, centers, shift):
     """A pass with bounds, what these found, and a pass that computes all distances."""
     seen, bounded = [], nearest.nearest_by_bounds
     with monkeypatch.context() as patch:
+        patch.setattr(nearest_bounds, "WORTH", np.inf)  # also where they take longer
         patch.setattr(nearest, "nearest_by_bounds", lambda *given: seen.append(bounded(*given)) or seen[-1])
         found = KERNELS.lloyd_pass(x, weight, centers, shift, first=9)
         patch.setattr(nearest, "nearest_by_bounds", lambda *given: None)
@@ -175,8 +176,8 @@ def test_scores_of_chosen_centres_have_the_bits_of_all(dtype):
     rng = np.random.default_rng(3)
     x, centers, shift = rng.normal(size=(600, 128)).astype(dtype), rng.normal(size=(257, 128)), np.zeros(128)
     label = np.empty(len(x), np.int32)
-    groups, computed = nearest_bounds._settled(x, *given(prepared(centers, shift, x.dtype)), label)
-    assert computed > 0.9 * groups * len(centers)
+    computed = nearest_bounds._settled(x, *given(prepared(centers, shift, x.dtype)), label)
+    assert computed > 0.9 * len(centers)
     np.testing.assert_array_equal(label, KERNELS.lloyd_pass(x, None, centers, shift).label)
 
 
@@ -202,6 +203,8 @@ def test_bounds_give_way_where_they_rule_out_little():
     rng = np.random.default_rng(0)
     x, centers = rng.normal(size=(700, 128)).astype(np.float32), rng.normal(size=(256, 128))
     assert nearest_by_bounds(x, *given(prepared(centers, np.zeros(128), x.dtype))) is None
+    x, centers, shift = clustered(1, np.float32, d=784, k=600)
+    assert nearest_by_bounds(x, *given(prepared(centers, shift, x.dtype))) is not None
 
 
 def test_few_rows_form_no_bounds(monkeypatch):

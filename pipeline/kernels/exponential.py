@@ -17,7 +17,7 @@ def lowest(like: Any) -> Any:
     """The lowest argument of exp, in all lanes.
 
     e^-50 = 2e-22 is nothing beside the 1 that is the largest of a row, and its products with two small numbers are still normal float32:
-    subnormal ones take some CPUs a hundred times as long. e^-708 is the smallest power that is a normal float64.
+    some CPUs take far longer for subnormal ones. e^-708 is the smallest power that is a normal float64.
     """
     return spread(-50.0 if is_single(like) else -708.0, like)
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, update_among
+from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES
 from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.nearest import DOUBTFUL
-from pipeline.kernels.nearest_bounds import load_group
+from pipeline.kernels.nearest_bounds import among, load_group
 
 LOOK = 8  # features, after which a sum may be too large already
 
@@ -95,8 +95,7 @@ def _look_up(
         count = _merge(near[g], members, first, candidates)
         for j in range(count):
             square[j] = _point(centers, candidates[j], reference[g], factors[j])
-        for j in range(count + BLOCK):  # the last ones fill up a block
-            places[j] = min(j, count - 1)
+            places[j] = j
         # A vector of rows stays in the first-level cache, and the factors in the second.
         for start in range(ends[g], ends[g + 1], lanes):
             m = min(lanes, ends[g + 1] - start)
@@ -106,8 +105,7 @@ def _look_up(
             load_group(tile, 0, reference[g], rows)
             best[:] = np.inf
             index[:] = 0
-            for j in range(0, count, BLOCK):
-                update_among(rows, factors, square, places[j : j + BLOCK], best, index)
+            among(rows, factors, square, places, count, best, index)
             for t in range(m):
                 label[order[start + t]] = np.int32(candidates[int(index[t])])
 

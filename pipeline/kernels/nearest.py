@@ -42,7 +42,7 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     if not apart.all() and _corrected(x, weights, centers, shift, made.reference, label, score, apart, largest):
         sum_w[:], sum_x[:] = 0.0, 0.0
         inertia, key = _pass(x, weights, first, *search, True, label, score, sum_w, sum_x)
-    _move(sum_w, centers, shift, sum_x)
+    move_to(sum_w, centers, shift, sum_x)
     return LloydSums(label, score, sum_w, sum_x, inertia, key)
 
 
@@ -152,7 +152,7 @@ def _pass(
 
 
 @exact_kernel
-def _move(sum_w: np.ndarray, centers: np.ndarray, shift: np.ndarray, sum_x: np.ndarray) -> None:
+def move_to(sum_w: np.ndarray, centers: np.ndarray, shift: np.ndarray, sum_x: np.ndarray) -> None:
     """Make sums about the centres, (k, d), sums about the shift."""
     for k in range(len(centers)):
         if sum_w[k] != 0.0:

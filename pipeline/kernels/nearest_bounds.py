@@ -39,9 +39,12 @@ DIRECTIONS = 48  # of Q
 ITERATIONS = 2  # of the subspace iteration
 CENTERS_PER_PIVOT = 16
 ROWS = 256  # that are projected at once
-LOOK = 64  # rows, by which it is decided
-WORTH = 0.8  # of the operations of all distances
-SCAN = 6  # operations that it takes the time of to look at a bound twice
+LOOK, EVERY = 512, 4  # rows, of which every fourth vector decides
+WORTH = 0.85  # of the operations of all distances
+SCAN = 16  # operations that writing a bound and comparing it takes the time of (measured, as is the next)
+FIXED = (
+    150  # distances that projecting, sorting and copying a row takes the time of, and the centre of its lowest bound
+)
 
 
 class Leading(NamedTuple):
@@ -103,9 +106,9 @@ def nearest_by_bounds(x: Array, reference: Array, factors: Array, square: Array,
     if n < LEAST_ROWS or leading is None:
         return None
     given, label = (reference, factors, square, leading), np.empty(n, np.int32)
-    groups, computed = _settled(x[:: n // LOOK], *given, label)
+    computed = _settled(x[:: n // LOOK], *given, label, EVERY)
     k, m = len(factors), leading.bounds.shape[1]
-    if k * (m + SCAN) + d * (computed / groups) > WORTH * k * d:
+    if k * (m + SCAN) + d * (computed + FIXED) > WORTH * k * d:
         return None
     many = TILE_BYTES // (2 * x.itemsize * m)
     for start in range(0, n, many):
@@ -118,17 +121,14 @@ def bounds_bytes(k: int) -> int:
     return (VECTOR_BYTES + 8) * k
 
 
-def _settled(
-    x: Array, reference: Array, factors: Array, square: Array, leading: Leading, label: Array
-) -> tuple[int, int]:
-    """Write labels; return the numbers of groups of rows, and of the scores that were computed for them."""
+def _settled(x: Array, reference: Array, factors: Array, square: Array, leading: Leading, label: Array, step: int = 1) -> float:  # fmt: skip
+    """Write labels, of every step-th vector of rows; return how many scores were computed for a row."""
     projected = _projected(x, reference, leading.basis)
     pivot = np.empty(len(x), np.int32)
     _nearest_pivots(projected, leading.pivots, leading.pivot_squares, pivot)
     order = np.argsort(pivot, kind="stable")
-    found: tuple[int, int] = _settle(
-        x, reference, projected, order, leading.bounds, leading.bound_constants, factors, square, label
-    )
+    given = leading.bounds, leading.bound_constants, factors, square
+    found: float = _settle(x, reference, projected, order, *given, label, step)
     return found
 
 
@@ -182,15 +182,16 @@ def _settle(
     factors: np.ndarray,
     square: np.ndarray,
     label: np.ndarray,
-) -> tuple[int, int]:
+    step: int,
+) -> float:
     """See `_settled`."""
     (n, d), k, m = x.shape, len(square), projected.shape[1]
     lanes = VECTOR_BYTES // x.itemsize
-    groups, computed = -(-n // lanes), 0
+    groups, computed, seen = -(-n // lanes), 0, 0
     along, tile, rows = np.empty((m, lanes), x.dtype), np.empty((lanes, d), x.dtype), np.empty((d, lanes), x.dtype)
     best, index, limit = np.empty(lanes, x.dtype), np.empty(lanes, x.dtype), np.empty(lanes, x.dtype)
     bound, near = np.empty((len(bounds) * BLOCK, lanes), x.dtype), np.empty(k + BLOCK, np.int64)
-    for g in range(groups):
+    for g in range(0, groups, step):
         for t in range(lanes):
             row = order[min(g * lanes + t, n - 1)]  # the last rows are filled up by the last
             for i in range(m):
@@ -212,7 +213,7 @@ def _settle(
                 near[count] = own
                 count += 1
         limit[:] = np.inf
-        _among(rows, factors, square, near, count, limit, index)
+        among(rows, factors, square, near, count, limit, index)
         count = 0
         for j in range(k):
             if any_reaches(bound[j], limit):
@@ -220,15 +221,16 @@ def _settle(
                 count += 1
         best[:] = np.inf
         index[:] = 0
-        _among(rows, factors, square, near, count, best, index)
+        among(rows, factors, square, near, count, best, index)
         for t in range(min(lanes, n - g * lanes)):
             label[order[g * lanes + t]] = np.int32(index[t])
         computed += count
-    return groups, computed
+        seen += 1
+    return computed / seen
 
 
 @exact_kernel
-def _among(
+def among(
     rows: np.ndarray,
     factors: np.ndarray,
     square: np.ndarray,

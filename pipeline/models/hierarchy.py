@@ -21,7 +21,7 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.kernels.base import LloydSums
 from pipeline.kernels.grouped import nearest_in_groups, settled
-from pipeline.kernels.nearest import _move, add_residuals, label_key, nearest
+from pipeline.kernels.nearest import add_residuals, label_key, move_to, nearest
 from pipeline.models.base import Attachment, Reset
 from pipeline.models.clusters import BestRows, WorstRows
 from pipeline.models.lloyd import Centers, HashedLabels, Lloyd, LloydStats
@@ -29,7 +29,7 @@ from pipeline.models.schema import Field, Fields, Support
 from pipeline.models.starts import plus_plus
 
 NEAR = 8  # groups that a row's centre is looked for in
-ENOUGH = 5  # rows for each centre (measured)
+ENOUGH = 5  # rows for each centre: of fewer, k-means++ takes those that stay alone
 MOST_MOVED = 1024  # empty centres that move in one iteration
 SHOWN_BYTES = 2**24  # of the nearest rows of each centre, which the report shows
 
@@ -133,9 +133,8 @@ class Hierarchy(Lloyd):
         return BestRows().nbytes(self) <= SHOWN_BYTES
 
     def scratch_bytes(self) -> int:
-        return max(
-            self.above.scratch_bytes(), self.statistics_bytes()
-        )  # of the centres that a row is compared with, at most all
+        compared = self.statistics_bytes()  # the centres that a row is compared with are at most all
+        return max(self.above.scratch_bytes(), compared)
 
     def row_operations(self) -> float:
         return 4.0 * self.n_features * (self.groups + min(self.k, NEAR * self.k / self.groups))
@@ -184,7 +183,7 @@ class Hierarchy(Lloyd):
     def sums(self, params: Centers, x: Matrix, weight: Array | None, first: int, kernels: Any) -> LloydSums:
         weights = np.ones(x.shape[0]) if weight is None else weight
         found = self._summed(params, x, weights, kernels)
-        _move(found.sum_w, params.centers, self.shift, found.sum_x)
+        move_to(found.sum_w, params.centers, self.shift, found.sum_x)
         return found._replace(label_key=label_key(found.label, weights, first, self.k))
 
     def _summed(self, params: Centers, x: Matrix, weights: Array, kernels: Any) -> LloydSums:
