@@ -35,7 +35,6 @@ ROWS_PER_COMPONENT = 64  # of the lowest level, at least
 LEAST_ROWS = 10  # times the rows below which a component is collapsed: the same
 EFFORT = {"low": 0.25, "medium": 1.0, "high": 4.0}  # fit.effort: parts of what follows
 START_PASSES = 96  # over all rows, as two or three fits take: candidate starts are refined and merged in so many, about
-PASSES = 32  # over all rows in memory: so many rows may be read on one level before the last round of moves begins
 FOR_ANOTHER = 0.25  # of the effort, for K-means that only starts another family
 FEW_ROWS, FEW_PAIRS = (
     2**16,
@@ -180,7 +179,7 @@ class Search:
         """Refine the starts on each level, merge them until few enough are left, and move components of the last."""
         tol, first, merged = model.search.tol, model.search.first, model.search.merged
         sizes = levels(model, rows.n_rows)
-        budget = self.effort * PASSES * max(rows.n_rows, FEW_ROWS)
+        budget = self.effort * model.search.passes * max(rows.n_rows, FEW_ROWS)
         for size, left in zip(sizes, candidate_starts(model, sizes, self.of, self.effort)[1:], strict=True):
             if size == self.of and len(starts) == 1 and not self.moves:
                 break  # the fit itself does the same
@@ -301,5 +300,5 @@ def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: f
     for size, (here, left) in zip(sizes, pairwise(many), strict=True):
         reads += size * (first * here + merged * (here - left))
         if moves and left == 1:
-            reads += move_reads(model, size, effort * PASSES * max(n_rows, FEW_ROWS))
+            reads += move_reads(model, size, effort * model.search.passes * max(n_rows, FEW_ROWS))
     return reads

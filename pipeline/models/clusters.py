@@ -116,6 +116,7 @@ class SearchEffort(NamedTuple):
     level_rows : least rows of the lowest level; fewer rows have other local optima.
     starts : candidate starts on the lowest level, at least.  finalists : on the highest.  A budget may allow only fewer.
     first, merged : iterations of each candidate start on a level, and after a merge of two.
+    passes : over all rows in memory; so many rows may be read on a level before the last round of moves begins.
     tol : nats per row, of the refinement on each level.
     principal : whether rows of many features are searched in the space of their leading principal components.
     """
@@ -127,6 +128,7 @@ class SearchEffort(NamedTuple):
     principal: bool = False
     first: int = 20
     merged: int = 12
+    passes: int = 32
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Lloyd(ClusterModel):
     has_bound: ClassVar[bool] = False
     knows_bound: ClassVar[bool] = True
     share: ClassVar[float] = 1.0  # of a squared distance, in the inertia
-    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, principal=True, first=8, merged=6)
+    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, principal=True, first=8, merged=6, passes=24)
     words: ClassVar[Words] = Words(
         name="K-means",
         title="K-means with {k} clusters",

@@ -38,7 +38,7 @@ class SphericalKMeans(Lloyd):
     family: ClassVar[str] = "spherical-kmeans"
     unit_rows: ClassVar[bool] = True
     share: ClassVar[float] = 0.5  # |x - c|² = 2 (1 - cosine)
-    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, first=8, merged=6)
+    search: ClassVar[SearchEffort] = SearchEffort(2**15, 32, 16, 0.0, first=8, merged=6, passes=24)
     words: ClassVar = Lloyd.words._replace(
         name="spherical K-means",
         title="Spherical K-means with {k} clusters",
