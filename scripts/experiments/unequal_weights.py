@@ -84,8 +84,8 @@ def from_truth(x: np.ndarray, truth: Any) -> Any:
     return pipeline.GaussianMixture(len(weights), tol=1e-6, max_iter=2000, **start).fit(x)
 
 
-def optima(kinds: list[str], draws: int, n_init: int) -> None:
-    """`auto` against the truth."""
+def optima(kinds: list[str], draws: int, **options: Any) -> None:
+    """`auto` against the truth. options : of the fits."""
     print(
         "| d, K, n, largest : smallest weight | nats a row | missed (truth) | CPU seconds |\n|---|---|---|---|",
         flush=True,
@@ -96,7 +96,7 @@ def optima(kinds: list[str], draws: int, n_init: int) -> None:
             x, truth = draw(kind, seed)
             best = from_truth(x, truth)
             began = time.process_time()
-            found = pipeline.GaussianMixture(len(truth[0]), method="auto", n_init=n_init, random_state=seed).fit(x)
+            found = pipeline.GaussianMixture(len(truth[0]), method="auto", random_state=seed, **options).fit(x)
             seconds.append(time.process_time() - began)
             nats.append(found.score(x) - best.score(x))
             misses.append(f"{missed(found.means_, truth[1])} ({missed(best.means_, truth[1])})")
@@ -187,13 +187,15 @@ def main() -> int:
     parser.add_argument("what", choices=["optima", "grids", "resets"])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--n-init", type=int, default=1, help="restarts")
+    parser.add_argument("--tol", type=float, default=1e-3, help="nats a row, of the fits")
+    parser.add_argument("--max-iter", type=int, default=100, help="iterations of the fits at most")
     parser.add_argument("--kinds", nargs="*", default=[""])
     words = parser.parse_args()
     kinds = [kind for kind in KINDS if kind.startswith(tuple(words.kinds))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if words.what == "optima":
-            optima(kinds, words.draws, words.n_init)
+            optima(kinds, words.draws, n_init=words.n_init, tol=words.tol, max_iter=words.max_iter)
         elif words.what == "grids":
             grids(words.kinds, words.draws)
         else:
