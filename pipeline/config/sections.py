@@ -81,7 +81,7 @@ class Fit(Section):
         None,
         ge=0,
         description="stop when the objective changes by less, in nats per row, and, except for method em, the estimated "
-        "remaining gain is less; null: the family's default",
+        "remaining gain is less than a tenth of it; null: the family's default",
     )
     moves: Annotated[
         Literal["auto", "off"],

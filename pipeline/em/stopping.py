@@ -2,9 +2,9 @@
 
 A run stops when the objective per row moved by less than tol, strictly, so that tol = 0 never stops it. Slow convergence, a
 plateau and the end of an extrapolation step satisfy this too. So a certified run also requires that at three iterations in
-a row the estimated distance to the maximum in the Fisher metric is below sqrt(2 tol). Then the remaining gain, the length of
-the M-step and the next gain of plain EM are below tol, sqrt(2 tol) and tol per row. (Aitken's estimate alone stopped 5 of 12
-runs too early, by up to 23 tol; three in a row 3 of 12; this rule none.)
+a row the estimated distance to the maximum in the Fisher metric is below sqrt(2 left), with left a tenth of tol. Then the
+remaining gain, the length of the M-step and the next gain of plain EM are below left, sqrt(2 left) and left per row. (Aitken's
+estimate alone stopped 5 of 12 runs too early, by up to 23 tol; three in a row 3 of 12; this rule, of tol itself, none.)
 
 Newton's and quasi-Newton steps aim at the maximum itself: half the square of their length is what is left to gain.
 
@@ -22,6 +22,9 @@ import numpy as np
 from pipeline.em.certificate import remaining_distance
 from pipeline.em.run import Run
 
+LEFT = (
+    0.1  # of tol, that a certified run may still gain: runs are compared with each other, and what is left is an error
+)
 IN_A_ROW = 3  # iterations: one of three is the end of an extrapolation step, the others are EM's own
 NEGLIGIBLE = 1e-4  # of the distance allowed: of float32 rows, steps as short as that are rounding, and have no rate
 
@@ -43,7 +46,7 @@ def stop_reason(before: Run, after: Run, limits: Limits, certified: bool = False
         Around the last M-step.
     limits : Limits
     certified : bool
-        Whether the remaining gain must be below tol too.
+        Whether the remaining gain must be below a tenth of tol too.
     """
     same_labels = before.label_hash is not None and before.label_hash == after.label_hash
     reason = after.model.converged(before.params, after.params, same_labels, limits.tol)
@@ -73,8 +76,8 @@ def _by_objective(before: Run, after: Run, tol: float, certified: bool) -> str |
 
 def _is_near(run: Run, tol: float) -> bool:
     if run.model.ascent is not None and run.model.ascent.is_newton:
-        return run.history[-1].remaining_gain < tol
-    allowed = np.sqrt(2.0 * tol)
+        return run.history[-1].remaining_gain < LEFT * tol
+    allowed = np.sqrt(2.0 * LEFT * tol)
     latest = run.history[-IN_A_ROW:]
     near = (
         remaining_distance(e.fisher_norm, e.remaining_gain) < allowed or e.fisher_norm < NEGLIGIBLE * allowed

@@ -170,7 +170,7 @@ def test_what_is_left_is_what_plain_em_still_gains(family, data):
 @examples(8)
 @given(digits=st.integers(2, 5), data=st.data())
 def test_converged_means_that_plain_em_has_nothing_left_to_do(family, digits, data):
-    """Fisher norm below sqrt(2 tol), less than tol left by the certificate, and plain EM from there stops at once."""
+    """A tenth of tol left by the certificate at most, the Fisher norm below sqrt(2) times its root, and plain EM from there stops at once."""
     tol = 10.0**-digits
     options = {} if family == "multinomial" else {"reg_covar": 0.0}
     model, params, x, weight, _ = data.draw(cases(family, **options))
@@ -179,8 +179,9 @@ def test_converged_means_that_plain_em_has_nothing_left_to_do(family, digits, da
     assume(not any(hasattr(event, "reset") for event in events))
     assume(run.stop_reason.startswith("converged"))  # five spheres for one cluster may take more than 1,000 iterations
     last = run.history[-1]
-    assert last.remaining_gain < tol or last.fisher_norm < 1e-4 * np.sqrt(2 * tol)
-    assert last.fisher_norm < np.sqrt(2 * tol)
+    left = tol / 10
+    assert last.remaining_gain < left or last.fisher_norm < 1e-4 * np.sqrt(2 * left)
+    assert last.fisher_norm < np.sqrt(2 * left)
     again, _ = fit(model, run.params, chunks, 50, tol)
     assert len(again.history) == 2 and again.stop_reason.startswith("converged")
     assert last.remaining_gain in (0, np.inf) or f"{last.remaining_gain:.2g} nats per row are left" in run.stop_reason
@@ -198,3 +199,19 @@ def test_a_plateau_is_not_an_end():
     freed, _ = fit(model, start, chunks, 200, 1e-3, method("auto", chunks))
     assert len(stuck.history) < 5 and freed.stop_reason.startswith("converged")
     assert (freed.log_likelihood - stuck.log_likelihood) / len(x) > 0.3
+
+
+@pytest.mark.parametrize("seed", [1, 6, 10, 11])
+def test_a_slow_climb_is_not_an_end(seed):
+    """Of two clusters that overlap, plain EM to its end gains less than a tenth of tol more.
+
+    With seed 11 there were 63 tol to gain where the certificate first said less than tol: the rate rises late.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1000, 2)) + 2.0 * rng.integers(2, size=(1000, 1))
+    model, _ = gaussian({**gaussian_problem(0, n=1000, d=2, k=2), "x": x}, "full")
+    start = model.params(weights=np.full(2, 0.5), means=x[:2], covariances=np.tile(np.cov(x.T), (2, 1, 1)))
+    chunks = chunks_of(x)
+    ended, _ = fit(model, start, chunks, 1000, 1e-3, method("auto", chunks))
+    limit, _ = fit(model, ended.params, chunks, 20_000, 1e-13)
+    assert (limit.log_likelihood - ended.log_likelihood) / len(x) < 1e-4
