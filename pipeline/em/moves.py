@@ -45,9 +45,7 @@ SPLIT_ROWS = 4096  # of one component that the fit of a split looks at
 SPLIT_STEPS, MORE_STEPS = 4, 16  # of a fit from each half, and, of mixtures, of the better one
 SETTLED = 1e-2  # nats a row: a smaller gain ends the fit of a split
 WITH_BIRTHS = 1.5  # of the budget of splits: so many rows may be read before the last birth
-SPLITTING = (
-    37  # passes that it takes to find components to split, to compare gains with costs and chance, and to merge, about
-)
+SPLITTING = 37  # passes, about, to find components to split, to compare gains with costs and chance, and to merge
 WIDE_STEPS = 4  # with more components than asked for
 MARGIN = 4  # times the rows below which a component is collapsed: no move ends with fewer, unless it gains more than chance would
 

@@ -22,9 +22,7 @@ import numpy as np
 from pipeline.em.certificate import remaining_distance
 from pipeline.em.run import Run
 
-LEFT = (
-    0.1  # of tol, that a certified run may still gain: runs are compared with each other, and what is left is an error
-)
+LEFT = 0.1  # of tol: what a certified run may still gain is an error where runs are compared
 IN_A_ROW = 3  # iterations: one of three is the end of an extrapolation step, the others are EM's own
 NEGLIGIBLE = 1e-4  # of the distance allowed: of float32 rows, steps as short as that are rounding, and have no rate
 

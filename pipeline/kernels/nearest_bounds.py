@@ -42,9 +42,7 @@ ROWS = 256  # that are projected at once
 LOOK, EVERY = 512, 4  # rows, of which every fourth vector decides
 WORTH = 0.85  # of the operations of all distances
 SCAN = 16  # operations that writing a bound and comparing it takes the time of (measured, as is the next)
-FIXED = (
-    150  # distances that projecting, sorting and copying a row takes the time of, and the centre of its lowest bound
-)
+FIXED = 150  # distances that a row's projection, sorting, copying and centre of lowest bound take the time of
 
 
 class Leading(NamedTuple):

@@ -186,9 +186,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["optima", "grids", "resets"])
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--n-init", type=int, default=1, help="restarts")
-    parser.add_argument("--tol", type=float, default=1e-3, help="nats a row, of the fits")
-    parser.add_argument("--max-iter", type=int, default=100, help="iterations of the fits at most")
+    parser.add_argument("--n-init", type=int, default=1, help="restarts, of the fits of optima")
+    parser.add_argument("--tol", type=float, default=1e-3, help="nats a row, of the fits of optima")
+    parser.add_argument("--max-iter", type=int, default=100, help="iterations of the fits of optima at most")
     parser.add_argument("--kinds", nargs="*", default=[""])
     words = parser.parse_args()
     kinds = [kind for kind in KINDS if kind.startswith(tuple(words.kinds))]

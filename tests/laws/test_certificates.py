@@ -201,13 +201,12 @@ def test_a_plateau_is_not_an_end():
     assert (freed.log_likelihood - stuck.log_likelihood) / len(x) > 0.3
 
 
-@pytest.mark.parametrize("seed", [1, 6, 10, 11])
-def test_a_slow_climb_is_not_an_end(seed):
+def test_a_slow_climb_is_not_an_end():
     """Of two clusters that overlap, plain EM to its end gains less than a tenth of tol more.
 
-    With seed 11 there were 63 tol to gain where the certificate first said less than tol: the rate rises late.
+    There were 63 tol to gain where the certificate first said less than tol: the rate rises late.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(11)
     x = rng.normal(size=(1000, 2)) + 2.0 * rng.integers(2, size=(1000, 1))
     model, _ = gaussian({**gaussian_problem(0, n=1000, d=2, k=2), "x": x}, "full")
     start = model.params(weights=np.full(2, 0.5), means=x[:2], covariances=np.tile(np.cov(x.T), (2, 1, 1)))
