@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -13,6 +13,7 @@ from sklearn.mixture import GaussianMixture
 
 from pipeline.arrays.packing import pack
 from pipeline.em.choice import criteria
+from pipeline.kernels.choice import LIMITS, uses_simd
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.base import EStep, Evidence
 from tests.laws.common import (
@@ -172,8 +173,12 @@ def float32_problem(seed, d, k, condition):
 @pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6, 1e8])
 @examples(20)
 @given(d=st.integers(2, 32), k=st.integers(1, 4), seed=seeds)
+@example(d=19, k=4, seed=85)
 def test_float32_log_densities_are_those_of_float64(condition, covariance_type, d, k, seed):
-    """Within 1e-5 (d + Mahalanobis^2) nats of float64 on the same rows and parameters, at 100 sd from the origin."""
+    """On the same rows and parameters, at 100 sd from the origin.
+
+    Within 1e-5 (d + Mahalanobis^2) nats; by matrix products, which cancel terms of size c_k, within eps c_k more.
+    """
     x, weights, means, full = float32_problem(seed, d, k, condition)
     narrow = {
         "full": full,
@@ -187,7 +192,10 @@ def test_float32_log_densities_are_those_of_float64(condition, covariance_type, 
     low, high = (model.log_joint(params, rows, KERNELS) for rows in (x, x.astype(np.float64)))
     expanded = full_covariances(covariances, covariance_type, k, d)
     mahalanobis = -2 * (high - np.log(weights)) - d * np.log(2 * np.pi) - np.linalg.slogdet(expanded)[1]
-    assert (np.abs(low - high) <= 1e-5 * (d + mahalanobis)).all()
+    problem = model.component._problem(params.theta, np.log(weights), False)
+    products = np.zeros(k, dtype=bool) if uses_simd(problem) else problem.reach <= LIMITS[np.dtype(np.float32)][0]
+    cancelled = np.where(products, np.finfo(np.float32).eps * problem.reach, 0.0)
+    assert (np.abs(low - high) <= 1e-5 * (d + mahalanobis) + cancelled).all()
     close(high, gaussian_log_joint(x.astype(np.float64), weights, means, covariances, covariance_type), 1e-7)
 
 
