@@ -13,7 +13,7 @@ from pipeline.kernels.features import DIAGONAL, NONE, PAIRS, SPHERE
 from pipeline.kernels.gemm import gemm_log_joint, gemm_pass
 from pipeline.kernels.pruned import counted, pruned_pass
 from pipeline.kernels.simd import simd_joint, simd_pass, whole
-from pipeline.kernels.simd_sums import TILE
+from pipeline.kernels.simd_sums import LEAST_GATHERED, TILE
 
 
 def gaussian_pass(
@@ -32,6 +32,7 @@ def gaussian_pass(
     log_norm, sum_w, sum_x = np.empty(len(x)), np.zeros(k), np.zeros((k, e))
     sum_xx = np.zeros((k, e, e) if matrices else (k, 1, d))
     x, high, low, factor, log_scale = _simd_arguments(problem, x)
+    gathers = k if matrices and problem.shape.per_component and d >= LEAST_GATHERED else 0  # tied ones have no moments
     entropy = simd_pass(
         x,
         np.empty(0) if weight is None else weight,
@@ -45,7 +46,10 @@ def gaussian_pass(
         sum_w,
         sum_x,
         sum_xx,
-        arena.array("simd", (d + e + k + 7, TILE), x.dtype),
+        arena.array("simd", (2 * d + e + k + 8, TILE), x.dtype),
+        arena.array("waiting rows", (gathers, TILE), np.dtype(np.int32)),
+        arena.array("their shares", (gathers, TILE), x.dtype),
+        arena.array("copied rows", (TILE, d), x.dtype),
     )
     sum_xx = problem.shape.from_lanes(sum_xx[:, :d, :d])
     return GaussianSums(log_norm, problem.means, sum_w, sum_x[:, :d], sum_xx, entropy, every)

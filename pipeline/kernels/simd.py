@@ -18,7 +18,17 @@ import numpy as np
 
 from pipeline.kernels.compiling import exact_kernel
 from pipeline.kernels.exponential import at_least_lowest, exp, log
-from pipeline.kernels.simd_sums import TILE, diagonal_moments, first_moments, soft_count, triangular_moments
+from pipeline.kernels.simd_sums import (
+    LEAST,
+    TILE,
+    diagonal_moments,
+    first_moments,
+    gather,
+    load_waiting,
+    pays_to_gather,
+    soft_count,
+    triangular_moments,
+)
 from pipeline.kernels.vectors import (
     columns,
     element,
@@ -75,8 +85,14 @@ def simd_pass(
     sum_x: np.ndarray,
     sum_xx: np.ndarray,
     scratch: np.ndarray,
+    waiting: np.ndarray,
+    shares: np.ndarray,
+    copied: np.ndarray,
 ) -> float:
     """Add the moments of rows about the means to sums.
+
+    Of a component that has few rows of a tile, these are gathered until they fill a tile, and the others left out, whose
+    responsibilities round to nothing.
 
     Parameters
     ----------
@@ -101,9 +117,13 @@ def simd_pass(
     sum_x : array, shape (k, e), float64
     sum_xx : array, shape (k, e, e) or (k, 1, d), float64
         Of matrices only the lower triangles are written.
-    scratch : array, shape (d + e + k + 7, TILE)
+    scratch : array, shape (2 d + e + k + 8, TILE)
         Handed in, because views own nothing: numba would free an array of this function after its last mention here,
         while a view of it is still in use.
+    waiting, shares : arrays, shape (k, TILE), int32 and x's dtype
+        Scratch for rows that are gathered, and their weight x responsibility; (0, TILE) for none.
+    copied : array, shape (TILE, d)
+        Scratch for the same.
 
     Returns
     -------
@@ -114,16 +134,26 @@ def simd_pass(
     k_total, e = len(high), sum_x.shape[1]
     scratch[:] = 0  # lines of differences beyond d stay 0
     tile, single = scratch[e + k_total + 4 : e + k_total + 4 + d], e + k_total + 4 + d
-    tile_weight, highest, log_mass = scratch[single], scratch[single + 1], scratch[single + 2]
+    tile_weight, highest, log_mass, floor = (
+        scratch[single],
+        scratch[single + 1],
+        scratch[single + 2],
+        scratch[single + 3],
+    )
     diff, joint, part = view(scratch[:e]), view(scratch[e : e + k_total]), view(scratch[e + k_total : e + k_total + 4])
-    rows, w, peak, rest = view(tile), view(tile_weight), view(highest), view(log_mass)
+    rows, w, peak, rest, least = view(tile), view(tile_weight), view(highest), view(log_mass), view(floor)
     upper, lower, scale, constant = view(high), view(low), view(factor), view(log_scale)
     first, squares = view(sum_x), view(sum_xx)
     diagonal = sum_xx.shape[1] == 1
+    gathered = scratch[single + 4 :]
+    few, resp, of_few = view(gathered), scratch[e : e + k_total], view(shares)
+    count = np.zeros(len(shares), np.int64)  # of rows that wait
     entropy = 0.0
     for start in range(0, n, TILE):
         m = min(TILE, n - start)
         _load(x, weight, start, m, tile, tile_weight)
+        for t in range(TILE):
+            floor[t] = LEAST * tile_weight[t]
         _joint(rows, upper, lower, scale, constant, diagonal, diff, joint)
         if hard:
             _one_hot(joint, w, peak, rest)
@@ -132,10 +162,17 @@ def simd_pass(
         for t in range(m):
             log_norm[start + t] = np.float64(highest[t]) + np.float64(log_mass[t])
         for k in range(k_total):
-            count = soft_count(joint, k)
-            if count == 0.0:
+            mass, own = soft_count(joint, least, k)
+            if mass == 0.0:
                 continue
-            sum_w[k] += count
+            sum_w[k] += mass
+            if len(shares) and pays_to_gather(own, d):
+                if count[k] + own > TILE:
+                    load_waiting(x, waiting[k], shares[k], count[k], copied, gathered)
+                    _add_gathered(few, upper, lower, of_few, k, diff, part, first, squares)
+                    count[k] = 0
+                count[k] = gather(resp[k], floor, start, count[k], waiting[k], shares[k])
+                continue
             _differences(rows, upper, lower, k, diff)
             if not second:
                 first_moments(diff, joint, k, first)
@@ -143,7 +180,20 @@ def simd_pass(
                 diagonal_moments(diff, joint, k, d, first, squares)
             else:
                 triangular_moments(diff, joint, k, part, first, squares)
+    for k in range(len(shares)):
+        if count[k]:
+            load_waiting(x, waiting[k], shares[k], count[k], copied, gathered)
+            _add_gathered(few, upper, lower, of_few, k, diff, part, first, squares)
     return entropy
+
+
+@exact_kernel
+def _add_gathered(
+    rows: Any, high: Any, low: Any, resp: Any, k: int, diff: Any, part: Any, sum_x: Any, sum_xx: Any
+) -> None:
+    """Add the moments of gathered rows about mean k."""
+    _differences(rows, high, low, k, diff)
+    triangular_moments(diff, resp, k, part, sum_x, sum_xx)
 
 
 @exact_kernel

@@ -11,20 +11,97 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.kernels.blocks import SQUARE_BYTES, transpose_square
 from pipeline.kernels.compiling import exact_kernel
-from pipeline.kernels.vectors import add, columns, fma, lines, narrow, narrow_lanes, put, spread, total
+from pipeline.kernels.vectors import (
+    add,
+    columns,
+    fma,
+    highest,
+    lines,
+    narrow,
+    narrow_lanes,
+    put,
+    spread,
+    total,
+    view,
+    where_less,
+)
 
 TILE = 256  # rows
+LEAST = np.exp(-36.75)  # half a unit of rounding: lower responsibilities are left out of moments that are gathered
+GATHER = 24  # features: to gather a row takes the time of so many of its moments, times the features
+LEAST_GATHERED = 24  # features: with fewer, moments of all rows take less time
 
 
 @exact_kernel
-def soft_count(resp: Any, k: int) -> float:
-    """Sum of weight x responsibility of component k. resp : (k, TILE)."""
+def soft_count(resp: Any, floor: Any, k: int) -> tuple[float, int]:
+    """Sum of weight x responsibility of component k, and how many rows count: where it is above the row's floor.
+
+    resp : (k, TILE).  floor : (TILE,).
+    """
     step = narrow_lanes(resp)
-    mass = spread(0.0, narrow(resp, (k, 0)))
+    zero = spread(0.0, narrow(resp, (k, 0)))
+    mass, rows, one = zero, zero, spread(1.0, zero)
     for t in range(0, TILE, step):
-        mass = mass + narrow(resp, (k, t))
-    return np.float64(total(mass))
+        r = narrow(resp, (k, t))
+        mass, rows = mass + r, rows + where_less(narrow(floor, t), r, one, zero)
+    return float(total(mass)), int(total(rows))
+
+
+@exact_kernel
+def pays_to_gather(rows: int, d: int) -> bool:
+    """Whether to gather so many rows of a tile takes less time than moments of all."""
+    return rows * (d + GATHER) < TILE * d
+
+
+@exact_kernel
+def gather(resp: np.ndarray, floor: np.ndarray, start: int, count: int, waiting: np.ndarray, shares: np.ndarray) -> int:
+    """Append the rows of a tile that count for a component to those that wait; return how many wait then.
+
+    Parameters
+    ----------
+    resp, floor : arrays, shape (TILE,)
+        Weight x responsibility, and what it is above where a row counts.
+    start : int
+        First row of the tile.
+    count : int
+        Of the rows that wait; all must fit.
+    waiting, shares : arrays, shape (TILE,)
+        Their numbers, and their weight x responsibility.
+    """
+    own, least = view(resp), view(floor)
+    step = narrow_lanes(own)
+    for t in range(0, TILE, step):
+        if highest(narrow(own, t) - narrow(least, t)) <= 0.0:  # none of these
+            continue
+        for s in range(t, t + step):
+            if resp[s] > floor[s]:
+                waiting[count], shares[count] = start + s, resp[s]
+                count += 1
+    return count
+
+
+@exact_kernel
+def load_waiting(
+    x: np.ndarray, waiting: np.ndarray, shares: np.ndarray, count: int, copied: np.ndarray, rows: np.ndarray
+) -> None:
+    """Transpose the rows that wait; the lanes after them repeat the last, with a share of 0. copied : (TILE, d).  rows : (d, TILE)."""
+    d = x.shape[1]
+    for t in range(count, TILE):
+        waiting[t], shares[t] = waiting[count - 1], 0.0
+    for t in range(TILE):
+        row = waiting[t]
+        for i in range(d):
+            copied[t, i] = x[row, i]
+    side = SQUARE_BYTES // x.itemsize
+    squares, origin = d - d % side, np.zeros(d, x.dtype)
+    for i in range(0, squares, side):
+        for t in range(0, TILE, side):
+            transpose_square(copied, t, i, origin, rows, t)
+    for i in range(squares, d):
+        for t in range(TILE):
+            rows[i, t] = copied[t, i]
 
 
 @exact_kernel

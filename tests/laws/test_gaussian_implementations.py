@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.arrays.rows import Rows
-from pipeline.kernels import choice
+from pipeline.kernels import choice, pruned
 from pipeline.kernels.cpu import KERNELS
 from tests.laws.common import TYPES, assigned, gaussian_mixture
 from tests.reference import gaussian_log_joint
@@ -80,6 +80,37 @@ def test_implementations_agree(covariance_type, d, k, dtype, tolerance, assignme
         ]
         for a, b in values:
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * (1 + np.abs(b).max()))
+
+
+@mock.patch.object(pruned, "might_pay", lambda *_: False)
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 1e-5)])
+@pytest.mark.parametrize(("d", "k"), [(24, 2), (30, 7), (63, 40)])
+def test_rows_that_are_gathered_count_as_others(d, k, dtype, tolerance, assignment):
+    """By SIMD, of clusters that are apart: rows in order fill tiles of one component, mixed ones are gathered; and none is lost or doubled.
+
+    Some have weight 0, some are in the middle, and some components have no row.
+    """
+    rng = np.random.default_rng(k)
+    means, label = rng.normal(size=(k, d)) * 4, np.sort(rng.integers(max(2, k - 1), size=5000))
+    x = (means[label] + rng.normal(size=(5000, d))).astype(dtype)
+    middle = 0.5 if assignment == "soft" else 0.4  # a tie would be decided by rounding
+    x[::97] = middle * means[0] + (1 - middle) * means[1]
+    weight = rng.integers(0, 3, size=5000) * 0.5
+    model = gaussian_mixture(k, x.mean(axis=0, dtype=np.float64), "full", assignment=assignment)
+    params = model.params(weights=np.full(k, 1 / k), means=means, covariances=np.tile(np.eye(d), (k, 1, 1)))
+    log_joint = gaussian_log_joint(
+        x.astype(np.float64), np.full(k, 1 / k), means, np.tile(np.eye(d), (k, 1, 1)), "full"
+    )
+    resp = np.exp(log_joint - log_joint.max(axis=1, keepdims=True))
+    resp = np.eye(k)[log_joint.argmax(axis=1)] if assignment == "hard" else resp / resp.sum(axis=1, keepdims=True)
+    expected = model.component.statistics(params.theta, x, resp * weight[:, None])
+    for order in (np.arange(5000), rng.permutation(5000)):
+        found, _, _ = e_step(model, params, x[order], weight[order])
+        np.testing.assert_allclose(found.sum_w, (resp * weight[:, None]).sum(axis=0), rtol=1e-6, atol=1e-9)
+        for name in ("sum_x", "sum_xx"):
+            value, exact = getattr(found.component, name), getattr(expected, name)
+            assert np.abs(value - exact).max() <= tolerance * np.abs(exact).max()
 
 
 @mock.patch.object(choice, "FEW_COMPONENTS", 0)
