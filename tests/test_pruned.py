@@ -9,17 +9,19 @@ import pytest
 
 from pipeline.arrays.dtypes import Array
 from pipeline.arrays.rows import Rows
-from pipeline.kernels import bounds, gaussian, pruned
+from pipeline.kernels import bounds, gaussian, pruned, skipping_costs
 from pipeline.kernels.arena import Arena
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families.gaussian import Gaussian
 from pipeline.models.families.student_t import StudentT
 from pipeline.models.mixture import Mixture
 
-K, D, N = 50, 40, 600
+K, D, N = 52, 40, 600  # all pairs are computed by matrix products
 
 
-def problem(family: Any, seed: int = 0, apart: float = 2.0, k: int = K, d: int = D) -> tuple[Mixture, Any, Array]:
+def problem(
+    family: Any, seed: int = 0, apart: float = 2.0, k: int = K, d: int = D, n: int = N
+) -> tuple[Mixture, Any, Array]:
     """A model, its parameters, and rows drawn from it. apart : deviation of the means."""
     rng = np.random.default_rng(seed)
     means = 3.0 + apart * rng.standard_normal((k, d))
@@ -28,7 +30,7 @@ def problem(family: Any, seed: int = 0, apart: float = 2.0, k: int = K, d: int =
     model = Mixture(family(k, np.full(d, 3.0)))
     spread = {model.component.spread: covariances}
     params = model.params(weights=rng.dirichlet(np.full(k, 3.0)), means=means, **spread)
-    return model, params, model.sample(params, N, rng)[0]
+    return model, params, model.sample(params, n, rng)[0]
 
 
 def direct(model: Mixture, params: Any, x: Array) -> Array:
@@ -45,15 +47,20 @@ def direct(model: Mixture, params: Any, x: Array) -> Array:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("family", [Gaussian, StudentT])
-def test_what_is_skipped_rounds_to_nothing(family: Any, dtype: str) -> None:
-    """No responsibility that is left out exceeds e^-TAIL, nor the certificate; densities and sums are those of all pairs."""
-    model, params, x = problem(family)
+@pytest.mark.parametrize(
+    ("family", "k", "d", "n"), [(Gaussian, K, D, N), (Gaussian, 32, 48, 8192), (StudentT, K, D, N)]
+)
+def test_what_is_skipped_rounds_to_nothing(family: Any, k: int, d: int, n: int, dtype: str) -> None:
+    """No responsibility that is left out exceeds e^-TAIL, nor the certificate; densities and sums are those of all pairs.
+
+    Those of few components would be computed by SIMD.
+    """
+    model, params, x = problem(family, k=k, d=d, n=n)
     x = x.astype(dtype)
-    weight = np.random.default_rng(1).integers(0, 3, N) * 1.0
+    weight = np.random.default_rng(1).integers(0, 3, n) * 1.0
     found = model.e_step(params, Rows(x, weight=weight), KERNELS)
     skipped = found.evidence.skipped
-    assert skipped.share < 0.2 and skipped.pairs == N * K and skipped.largest <= 1.2e-16
+    assert skipped.share < 0.2 and skipped.pairs == n * k and skipped.largest <= 1.2e-16
     exact = direct(model, params, x)
     peak = exact.max(axis=1)
     log_norm = peak + np.log(np.exp(exact - peak[:, None]).sum(axis=1))
@@ -132,21 +139,35 @@ def test_where_components_overlap_nothing_is_skipped(monkeypatch: pytest.MonkeyP
     assert np.isnan(few.e_step(params, Rows(x), KERNELS).evidence.skipped.share)
 
 
-def test_products_in_float64_are_dearer() -> None:
-    """What skipping is compared with costs 2.5 times as much where float32 rows need products in float64, and in between for some components."""
-    k = 60
-    model, params, _ = problem(Gaussian, k=k)
-    given = model.component._problem(params.theta, np.log(params.weights), False)
-    for reach, dtype, cost in (
-        (np.full(k, 10.0), "float32", 1.0),
-        (np.full(k, 1e6), "float32", 2.5),
-        (np.repeat([10.0, 1e6], k // 2), "float32", 1.75),
-        (np.full(k, 5e3), "float32", 1.75),  # densities in float32, moments in float64
-        (np.full(k, 1e6), "float64", 1.0),
+def test_all_pairs_take_longer_in_float64() -> None:
+    """What skipping is compared with: products of float32 rows that are computed in float64, all or some; and SIMD, all or none."""
+    single, double = (skipping_costs.PRODUCTS[np.dtype(dtype)] for dtype in ("float32", "float64"))
+    for reach, dtype, of_pair in (
+        (np.full(K, 10.0), "float32", single),
+        (np.full(K, 1e6), "float32", double),
+        (np.repeat([10.0, 1e6], K // 2), "float32", (single + double) / 2),
+        (np.full(K, 5e3), "float32", (single + double) / 2),  # densities in float32, moments in float64
+        (np.full(K, 1e6), "float64", double),
     ):
-        other = given._replace(reach=reach)
-        work = pruned._Work(other, bounds.bounds_of(other, np.dtype(dtype)), Arena())
-        assert work._cost_of_products(np.dtype(dtype)) == pytest.approx(cost)
+        found = skipping_costs.of_all(given(K)._replace(reach=reach), np.dtype(dtype), K, True)
+        assert found == pytest.approx(K * D * D * of_pair)
+    for condition, dtype, wide in (([1e2] * 20, "float32", False), ([1e2] * 19 + [1e5], "float32", True), ([1e2] * 20, "float64", True)):  # fmt: skip
+        found = skipping_costs.of_all(given(20)._replace(condition=np.array(condition)), np.dtype(dtype), 20, False)
+        assert found == pytest.approx(
+            20 * D * D * skipping_costs.VECTORS[np.dtype("float64" if wide else "float32")] / 2
+        )
+
+
+def test_too_little_to_skip_is_known_without_bounds() -> None:
+    """Few rows, features or components: nothing is prepared, and all pairs are computed."""
+    for k, d, n, might in ((32, 48, 8192, True), (32, 48, 8191, False), (K, D, N, True), (32, 24, 8192, False), (4, 48, 8192, False)):  # fmt: skip
+        assert skipping_costs.might_pay(given(k, d), np.zeros((n, d), np.float32), True) == might
+
+
+def given(k: int, d: int = D) -> Any:
+    """What kernels get of a problem."""
+    model, params, _ = problem(Gaussian, k=k, d=d, n=2)
+    return model.component._problem(params.theta, np.log(params.weights), False)._replace(condition=np.full(k, 10.0))
 
 
 def test_hard_labels_and_known_labels() -> None:
@@ -177,7 +198,7 @@ def test_results_do_not_depend_on_what_was_computed_before() -> None:
 @pytest.mark.parametrize("family", [Gaussian, StudentT])
 def test_labels_and_costs_of_removal_are_those_of_all_pairs(family: Any) -> None:
     """Predictions and the cost of leaving a component out, whose next-best component is then found exactly."""
-    model, params, x = problem(family)
+    model, params, x = problem(family, d=80)
     assert (
         KERNELS.gaussian_near_joint(model.component._problem(params.theta, np.log(params.weights), False), x, 2)
         is not None

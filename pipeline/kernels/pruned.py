@@ -27,8 +27,6 @@ from pipeline.arrays.tiles import tiles
 from pipeline.kernels.arena import Arena
 from pipeline.kernels.base import NOTHING_SKIPPED, GaussianProblem, GaussianSums, Skipped
 from pipeline.kernels.bounds import FLOAT32, FLOAT64, Bounds, BoundsCache
-from pipeline.kernels.choice import gemm_shares, uses_simd
-from pipeline.kernels.features import PAIRS
 from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, pair_distances, pair_moments, whole_rows, whole_vectors
 from pipeline.kernels.skipping import (
     by_component,
@@ -41,6 +39,7 @@ from pipeline.kernels.skipping import (
     take,
     take_highest,
 )
+from pipeline.kernels.skipping_costs import may_skip, might_pay, pays
 from pipeline.kernels.softmax import padded
 
 TAIL = 36.75  # nats: e^-TAIL = 1.1e-16
@@ -48,11 +47,6 @@ MARGIN = 0.01  # nats, for the rounding of a computed density, and of the last a
 RELATIVE = 2.0**-20  # of a density, for the same
 FIRST = 3  # highest-bounded pairs of a row that are computed before it is known what others are compared with
 PART = 0.5  # of the way from a row's highest density that was found up to the bounds that were not computed
-LEAST_COMPONENTS, LEAST_FEATURES, LEAST_ROWS = 48, 40, 256  # below, bounds cost more than they save
-# Share of pairs above which it is faster to compute all by matrix products: (A, B) for A - B / d², of passes, and of densities
-# alone. At d = 64 in float32 a density takes 57 ns and its moments 85, all by products 77 a pair, densities alone half.
-MOST_SHARE = {"pass": (0.58, 500.0), "densities": (0.55, 320.0)}
-DEARER = 1.5  # products in float64 beside those in float32, measured: 195 and 77 ns a pair
 PROBED = 32  # one row of so many tells whether it is worth while: at least 16, and at most 128
 TILE_PAIRS = 2**19  # of which few are computed; an eighth, where all are
 LEAST_HEIGHT = 1024  # rows of a tile of which few pairs are computed: each tile reads and writes all moments, 32 KiB a component at d = 64
@@ -97,12 +91,6 @@ class Tile(NamedTuple):
     size: Array
 
 
-def may_skip(problem: GaussianProblem) -> bool:
-    """Whether there may be enough to skip."""
-    k, d = problem.means.shape
-    return problem.shape.kind == PAIRS and k >= LEAST_COMPONENTS and d >= LEAST_FEATURES
-
-
 def counted(problem: GaussianProblem, n: int, computed: int | None = None, largest: float = 0.0) -> Skipped:
     """What a pass over n rows left out. computed : pairs; None for all."""
     if not may_skip(problem):
@@ -117,10 +105,11 @@ def pruned_pass(
     """E-step of one chunk that skips pairs; None if too few can be. x : (n, d), float32 or float64, C-contiguous."""
     (k, d), n = problem.means.shape, len(x)
     every = problem.df is not None  # other kernels have no moments of Student-t components
-    if not (every or may_skip(problem)):
+    prunes = might_pay(problem, x, True)
+    if not (every or prunes):
         return None
     work = _Work(problem, cache.of(problem, x.dtype), arena)
-    prunes = work.pays(x)
+    prunes = prunes and work.pays(x, True)
     if not (every or prunes):
         return None
     log_norm, sum_w, scales, entropy = np.empty(n), np.zeros(k), np.zeros((2, k)), 0.0
@@ -160,10 +149,10 @@ def pruned_pass(
 
 def near_joint(problem: GaussianProblem, x: Array, ranks: int, arena: Arena, cache: BoundsCache) -> Array | None:
     """See `Kernels.gaussian_near_joint`. x : (n, d), float32 or float64, C-contiguous."""
-    if not may_skip(problem):
+    if not might_pay(problem, x, False):
         return None
     work = _Work(problem, cache.of(problem, x.dtype), arena, ranks)
-    if not work.pays(x, "densities"):
+    if not work.pays(x, False):
         return None
     out = np.full((len(x), work.k), -np.inf)
     for rows in tiles(len(x), work.height(True)):
@@ -205,24 +194,12 @@ class _Work:
             rows[precision] = whole_rows(x, self.arena.array(f"rows in {precision}", (len(x), e), precision))
         return Tile(rows, y, size)
 
-    def pays(self, x: Array, what: str = "pass") -> bool:
-        """Whether to skip is faster than to compute all pairs, by some rows of a chunk."""
-        n = len(x)
-        if not may_skip(self.problem) or n < LEAST_ROWS:
-            return False
-        few = np.ascontiguousarray(x[:: -(-n // int(np.clip(n // PROBED, 16, 128)))])
-        computed = self.candidates(self.tile(few)).computed
-        assert computed is not None
-        a, b = MOST_SHARE[what]
-        return computed <= min(1.0, (a - b / self.d**2) * self._cost_of_products(x.dtype)) * len(few) * self.k
-
-    def _cost_of_products(self, dtype: np.dtype[Any]) -> float:
-        """How many times dearer all pairs are than MOST_SHARE says, because products of float32 rows are computed in float64."""
-        if dtype != FLOAT32 or uses_simd(self.problem):
-            return 1.0
-        shares = [one for one in gemm_shares(self.problem, dtype) if one.precision == FLOAT32]
-        single = sum(part.stop - part.start for one in shares for part in (one.densities, one.moments))
-        return 1.0 + DEARER * (1.0 - single / (2 * self.k))
+    def pays(self, x: Array, moments: bool) -> bool:
+        """Whether to skip is faster than to compute all pairs, by some rows of a chunk. moments : as in `might_pay`."""
+        few = np.ascontiguousarray(x[:: -(-len(x) // int(np.clip(len(x) // PROBED, 16, 128)))])
+        found = self.candidates(self.tile(few))
+        assert found.computed is not None
+        return pays(self.problem, x.dtype, found.computed / len(few), len(found.value) / len(few), moments)
 
     def all_pairs(self, tile: Tile) -> Densities:
         n, k = len(tile.y), self.k
