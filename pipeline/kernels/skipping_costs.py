@@ -18,10 +18,8 @@ from pipeline.kernels.features import PAIRS
 from pipeline.kernels.simd_sums import GATHER, LEAST_GATHERED
 
 LEAST_FEATURES, LEAST_WORK = 24, 2**14  # d, and k d² of all pairs: below, bounds cost more than they save
-LEAST_ROWS = {
-    True: 8192,
-    False: 256,
-}  # of a chunk, by whether SIMD computes all pairs: fewer are computed while bounds are prepared
+# Rows of a chunk, at least, by whether SIMD computes all pairs: fewer are computed while bounds are prepared.
+LEAST_ROWS = {True: 8192, False: 256}
 # Of skipping: (a row, each feature of it), (a bound, each feature of it).
 ROW, BOUND = (350.0, 9.0), (5.0, 0.2)
 # Of a pair: (a, b) for a + b d².
