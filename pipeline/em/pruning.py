@@ -24,8 +24,8 @@ import numpy as np
 from pipeline.arrays.dtypes import Array
 from pipeline.em.merging import SearchRows, narrowed, only, parameters_of_one
 from pipeline.em.moves import MARGIN, improve, most_passes, refine
-from pipeline.em.search import FEW_ROWS, move_reads
 from pipeline.em.search import STEPS as MOVES
+from pipeline.em.search import move_budget, move_reads
 from pipeline.em.stopping import Limits
 from pipeline.errors import SingularCovariance
 from pipeline.models.base import EStep
@@ -87,7 +87,7 @@ def pruned(model: Mixture, params: Any, rows: SearchRows, of: float, budget: flo
 
 def budget_of(n_rows: int, effort: float) -> float:
     """Return how many rows may be read with one number of components before its last round of moves begins."""
-    return effort * PASSES * max(n_rows, FEW_ROWS)
+    return move_budget(PASSES, n_rows, effort)
 
 
 def most_pruning_reads(model: Mixture, n_rows: int, budget: float) -> float:

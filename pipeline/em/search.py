@@ -179,7 +179,7 @@ class Search:
         """Refine the starts on each level, merge them until few enough are left, and move components of the last."""
         tol, first, merged = model.search.tol, model.search.first, model.search.merged
         sizes = levels(model, rows.n_rows)
-        budget = self.effort * model.search.passes * max(rows.n_rows, FEW_ROWS)
+        budget = move_budget(model.search.passes, rows.n_rows, self.effort)
         for size, left in zip(sizes, candidate_starts(model, sizes, self.of, self.effort)[1:], strict=True):
             if size == self.of and len(starts) == 1 and not self.moves:
                 break  # the fit itself does the same
@@ -285,6 +285,11 @@ def searched(
     return [centers(Lloyd(model.n_components, model.shift), centers_rows(model, n_rows)), *own]
 
 
+def move_budget(passes: float, n_rows: int, effort: float) -> float:
+    """Return how many rows may be read before the last round of moves begins. passes : over the rows in memory, for fit.effort: medium."""
+    return effort * passes * max(n_rows, FEW_ROWS)
+
+
 def move_reads(model: ClusterModel, n_rows: int, budget: float) -> float:
     """Return how many rows moves read at most. budget : before their last round begins."""
     with_births, births = (WITH_BIRTHS, BIRTHS) if have_births(model) else (1.0, 0)
@@ -300,5 +305,5 @@ def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: f
     for size, (here, left) in zip(sizes, pairwise(many), strict=True):
         reads += size * (first * here + merged * (here - left))
         if moves and left == 1:
-            reads += move_reads(model, size, effort * model.search.passes * max(n_rows, FEW_ROWS))
+            reads += move_reads(model, size, move_budget(model.search.passes, n_rows, effort))
     return reads
