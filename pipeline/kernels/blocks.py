@@ -1,4 +1,4 @@
-"""Two innermost steps of K-means, written as vector instructions: transposing a square, and rows against six centres.
+"""Two innermost steps of K-means, written as vector instructions: transposing squares, and rows against six centres.
 
 From loops over arrays a compiler does not keep a block of sums in registers. Here a step loads one feature of many rows
 and multiplies it with six centres, so that arithmetic, not memory, limits the speed: as in a large matrix product.
@@ -15,6 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pipeline.arrays.dtypes import Array
+from pipeline.kernels.compiling import exact_kernel
 
 BLOCK = 6  # centres: with vectors of two registers 12 sums, of 16 registers (32 with AVX-512)
 SQUARE_BYTES = 32  # side of a transposed square: one AVX register
@@ -202,3 +203,17 @@ update_nearest: Any = intrinsic(_update_nearest)
 bound_nearest: Any = intrinsic(_bound_nearest)
 update_among: Any = intrinsic(_update_among)
 any_reaches: Any = intrinsic(_any_reaches)
+
+
+@exact_kernel
+def load_group(tile: np.ndarray, first: int, reference: np.ndarray, group: np.ndarray) -> None:
+    """group, (d, lanes) <- tile[first : first + lanes] - reference, transposed."""
+    d, lanes = group.shape
+    side = SQUARE_BYTES // tile.itemsize
+    squares = d - d % side
+    for t in range(0, lanes, side):
+        for i in range(0, squares, side):
+            transpose_square(tile, first + t, i, reference, group, t)
+    for t in range(lanes):
+        for i in range(squares, d):
+            group[i, t] = tile[first + t, i] - reference[i]

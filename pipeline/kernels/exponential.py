@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.kernels.compiling import exact_kernel
 from pipeline.kernels.vectors import exponent, fma, is_single, power_of_two, significand, spread, where_less
 
+TAIL = 36.75  # nats below the largest of a row: e^-TAIL = 1.1e-16 of it, half a unit of rounding, is nothing
 _LOG2E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.4286068203094172e-06  # the first has 15 bits: its product with m is exact
 _LN2, _ROOT2 = 0.6931471805599453, 1.4142135623730951

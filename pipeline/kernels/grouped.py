@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES
+from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, load_group
 from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.nearest import DOUBTFUL
-from pipeline.kernels.nearest_bounds import among, load_group
+from pipeline.kernels.nearest_bounds import among
 
 LOOK = 8  # features, after which a sum may be too large already
 

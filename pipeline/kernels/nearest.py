@@ -15,10 +15,10 @@ import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels.base import LloydSums
-from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, update_nearest
+from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, load_group, update_nearest
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.compiling import exact_kernel, kernel
-from pipeline.kernels.nearest_bounds import LEAST_ROWS, load_group, nearest_by_bounds
+from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
 
 DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them

@@ -23,12 +23,11 @@ from pipeline.arrays.dtypes import Array
 from pipeline.arrays.tiles import TILE_BYTES
 from pipeline.kernels.blocks import (
     BLOCK,
-    SQUARE_BYTES,
     VECTOR_BYTES,
     any_reaches,
     bound_nearest,
     in_blocks,
-    transpose_square,
+    load_group,
     update_among,
     update_nearest,
 )
@@ -244,17 +243,3 @@ def among(
         near[j] = near[count - 1]
     for j in range(0, count, BLOCK):
         update_among(rows, factors, square, near[j : j + BLOCK], best, index)
-
-
-@exact_kernel
-def load_group(tile: np.ndarray, first: int, reference: np.ndarray, group: np.ndarray) -> None:
-    """group, (d, lanes) <- tile[first : first + lanes] - reference, transposed."""
-    d, lanes = group.shape
-    side = SQUARE_BYTES // tile.itemsize
-    squares = d - d % side
-    for t in range(0, lanes, side):
-        for i in range(0, squares, side):
-            transpose_square(tile, first + t, i, reference, group, t)
-    for t in range(lanes):
-        for i in range(squares, d):
-            group[i, t] = tile[first + t, i] - reference[i]

@@ -27,6 +27,7 @@ from pipeline.arrays.tiles import tiles
 from pipeline.kernels.arena import Arena
 from pipeline.kernels.base import NOTHING_SKIPPED, GaussianProblem, GaussianSums, Skipped
 from pipeline.kernels.bounds import FLOAT32, FLOAT64, Bounds, BoundsCache
+from pipeline.kernels.exponential import TAIL
 from pipeline.kernels.pairs import GROUP, MOST_ROWS, lanes, pair_distances, pair_moments, whole_rows, whole_vectors
 from pipeline.kernels.skipping import (
     by_component,
@@ -42,7 +43,6 @@ from pipeline.kernels.skipping import (
 from pipeline.kernels.skipping_costs import may_skip, might_pay, pays
 from pipeline.kernels.softmax import padded
 
-TAIL = 36.75  # nats: e^-TAIL = 1.1e-16
 MARGIN = 0.01  # nats, for the rounding of a computed density, and of the last additions of a bound
 RELATIVE = 2.0**-20  # of a density, for the same
 FIRST = 3  # highest-bounded pairs of a row that are computed before it is known what others are compared with

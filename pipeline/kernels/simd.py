@@ -4,7 +4,8 @@
 
 A vector holds one feature of many rows, a row in each lane. A tile of TILE rows is transposed, feature by feature; with
 16 features in float32 it takes 16 KiB and stays in the first-level cache. Distances, log-sum-exp and moments are sums in
-registers: a row is read once, and no (rows x components) array leaves the tile. The mean is subtracted before anything
+registers, and no (rows x components) array leaves the tile. A row is read once; of many features once more for each
+component that has few rows of its tile: these wait until they fill a tile. The mean is subtracted before anything
 else, so the error does not grow with the distance from the origin.
 
 Shapes: n rows, d features, k components, e = whole(d) lines of differences.
@@ -17,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.kernels.compiling import exact_kernel
-from pipeline.kernels.exponential import at_least_lowest, exp, log
+from pipeline.kernels.exponential import TAIL, at_least_lowest, exp, log
 from pipeline.kernels.simd_sums import (
-    LEAST,
     TILE,
     diagonal_moments,
     first_moments,
@@ -43,6 +43,8 @@ from pipeline.kernels.vectors import (
     wide,
     wide_lanes,
 )
+
+LEAST = np.exp(-TAIL)  # lower responsibilities add nothing to moments that are gathered
 
 
 def whole(d: int) -> int:
@@ -91,8 +93,7 @@ def simd_pass(
 ) -> float:
     """Add the moments of rows about the means to sums.
 
-    Of a component that has few rows of a tile, these are gathered until they fill a tile, and the others left out, whose
-    responsibilities round to nothing.
+    Of a component that has few rows of a tile, these are gathered, and the others left out, whose responsibilities round to nothing.
 
     Parameters
     ----------

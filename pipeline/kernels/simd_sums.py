@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.kernels.blocks import SQUARE_BYTES, transpose_square
+from pipeline.kernels.blocks import load_group
 from pipeline.kernels.compiling import exact_kernel
 from pipeline.kernels.vectors import (
     add,
@@ -29,8 +29,7 @@ from pipeline.kernels.vectors import (
 )
 
 TILE = 256  # rows
-LEAST = np.exp(-36.75)  # half a unit of rounding: lower responsibilities are left out of moments that are gathered
-GATHER = 24  # features: to gather a row takes the time of so many of its moments, times the features
+GATHER = 24  # to gather a row of d features takes so many times d, where its moments take d²
 LEAST_GATHERED = 24  # features: with fewer, moments of all rows take less time
 
 
@@ -94,14 +93,7 @@ def load_waiting(
         row = waiting[t]
         for i in range(d):
             copied[t, i] = x[row, i]
-    side = SQUARE_BYTES // x.itemsize
-    squares, origin = d - d % side, np.zeros(d, x.dtype)
-    for i in range(0, squares, side):
-        for t in range(0, TILE, side):
-            transpose_square(copied, t, i, origin, rows, t)
-    for i in range(squares, d):
-        for t in range(TILE):
-            rows[i, t] = copied[t, i]
+    load_group(copied, 0, np.zeros(d, x.dtype), rows)
 
 
 @exact_kernel
