@@ -15,7 +15,10 @@ from pipeline.em.stopping import Limits
 from pipeline.engine.memory_rows import MemoryRows
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families.bernoulli import Bernoulli
+from pipeline.models.families.gaussian import Gaussian
 from pipeline.models.families.poisson import Poisson
+from pipeline.models.families.student_t import StudentT
+from pipeline.models.families.vmf import VonMisesFisher
 from pipeline.models.mixture import Mixture
 from pipeline.models.moments import halved
 from tests.laws.common import chunks_of, close, close_fields, fit, gaussian_mixture, multinomial_mixture
@@ -104,6 +107,31 @@ def test_the_statistics_of_a_pair_are_those_of_its_rows_together(family):
             expected = getattr(both.component, name)
             if value is not None and np.ndim(value):
                 close(value[p], expected[0], 1e-12, name)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "spherical", "student-t", "vmf", "missing", "missing counts"])
+def test_what_pairs_are_screened_by_is_the_expected_log_joint(family):
+    """Component by component: the differences between two parameters add up to those of all components."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, size=(60, 3)) + (
+        0.0 if family in ("multinomial", "poisson", "bernoulli", "missing counts") else rng.random((60, 3))
+    )
+    model = {
+        **FAMILIES,
+        "spherical": lambda d: gaussian_mixture(3, np.zeros(d), "spherical"),
+        "student-t": lambda d: Mixture(StudentT(3, np.zeros(d))),
+        "vmf": lambda d: Mixture(VonMisesFisher(3, d)),
+        "missing": lambda d: Mixture(Gaussian(3, np.zeros(d), covariance_type="diag").with_missing()),
+        "missing counts": lambda d: Mixture(Poisson(3, np.full(d, 0.5)).with_missing()),
+    }[family](3)
+    if family == "missing counts":
+        x[rng.random(x.shape) < 0.2] = np.nan
+    rows = sp.csr_array(x) if family == "multinomial" else x
+    own, other = (model.m_step(model.label_statistics(rows, rng.integers(3, size=60)), None) for _ in range(2))
+    stats, component, one = model.label_statistics(rows, np.arange(60) % 3), model.component, np.ones(3)
+    each = [component.expected_log_densities(of.theta, stats.sum_w, stats.component) for of in (own, other)]
+    total = [component.expected_log_joint(of.theta, one, stats.sum_w, stats.component) for of in (own, other)]
+    assert each[0].shape == (3,) and (each[0] - each[1]).sum() == pytest.approx(total[0] - total[1], rel=1e-10)
 
 
 def test_moves_repair_a_large_cluster_cut_in_two():

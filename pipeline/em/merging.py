@@ -21,6 +21,7 @@ import scipy.sparse as sp
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.rows import Rows
 from pipeline.arrays.tiles import tile_height, tiles
+from pipeline.kernels.losses import add_merges
 from pipeline.models import schema
 from pipeline.models.base import EStep
 from pipeline.models.clusters import ClusterModel, Removal
@@ -29,6 +30,7 @@ from pipeline.models.mixture import Mixture, MixtureParams, MixtureStats
 T = TypeVar("T")
 NEIGHBOURS = 3  # of each component, with which a merge is considered
 TRIED = 10  # merges at least, whose costs are computed from the rows
+SCREENED_BYTES = 2**23  # of the statistics of pairs that are screened at once
 
 
 class SearchRows(Protocol):
@@ -96,17 +98,13 @@ class MergeCosts:
 
     def __call__(self, rows: Rows, kernels: Any) -> Array:
         """Return the costs on one chunk, nats."""
-        total, (first, second) = np.zeros(len(self.pairs)), self.pairs.T
-        k = self.model.n_components - len(self.pairs)
+        lost, k = np.zeros(len(self.pairs)), self.model.n_components - len(self.pairs)
+        weight = np.ones(rows.n) if rows.weight is None else rows.weight
         for part in tiles(rows.n, tile_height(self.model.n_features, self.model.n_components)):
             log_joint = self.model.log_joint(self.params, rows.x[part], kernels)
-            log_norm = self.model.log_norm(self.params, log_joint[:, :k])[:, None]
-            share = np.exp(np.minimum(log_joint - log_norm, 700.0))
-            # Without the pair its rows may have nothing left but rounding, which may be negative.
-            after = np.maximum(1.0 - share[:, first] - share[:, second], np.finfo(np.float64).tiny) + share[:, k:]
-            lost = -np.log(after)
-            total += lost.sum(axis=0) if rows.weight is None else rows.weight[part] @ lost
-        return total
+            log_norm = self.model.log_norm(self.params, log_joint[:, :k])
+            add_merges(log_joint, log_norm, weight[part], self.pairs, lost)
+        return lost
 
 
 class Fewer(NamedTuple):
@@ -177,17 +175,17 @@ def _merges(
     """The model with a component for each of the `tried` best pairs after its own, its parameters, and the merges."""
     k = model.n_components
     near = _neighbours(next_best, NEIGHBOURS)
-    pairs = {(min(i, j), max(i, j)) for i in range(k) for j in near[i] if i != j}
-    unknown = [pair for pair in sorted(pairs.difference(apart)) if not np.isin(pair, rows.known).any()]
+    considered = {(min(i, j), max(i, j)) for i in range(k) for j in near[i] if i != j}
+    unknown = [pair for pair in sorted(considered.difference(apart)) if not np.isin(pair, rows.known).any()]
     if not unknown:
         return model, params, []
-    one = model.with_components(1)
-    own = [_most(one, model, stats, (i, i)) for i in range(k)]  # of twice the rows
-    screened = np.array([0.5 * (own[i] + own[j]) - _most(one, model, stats, (i, j)) for i, j in unknown])
+    own = _most(model, stats, np.repeat(np.arange(k)[:, None], 2, axis=1))  # of twice the rows
+    pairs = np.array(unknown)
+    screened = 0.5 * own[pairs].sum(axis=1) - _most(model, stats, pairs)
     order = [p for p in np.argsort(screened, kind="stable")[:tried] if np.isfinite(screened[p])]
     if not order:
         return model, params, []
-    best = np.array(unknown)[order]
+    best = pairs[order]
     joint = model.with_components(len(best))
     of_pairs = joint.m_step(_of_pairs(model, stats, best), None)
     arrays = schema.joined(model.fields, model.arrays(params), joint.arrays(of_pairs))
@@ -213,13 +211,16 @@ def _of_pairs(model: Mixture, stats: MixtureStats, pairs: Array) -> MixtureStats
     return replace(stats, sum_w=stats.sum_w[first] + stats.sum_w[second], component=component)
 
 
-def _most(one: Mixture, model: Mixture, stats: MixtureStats, pair: tuple[int, int]) -> float:
-    """The expected log density of a pair's rows at the parameters of one component that fit them best, nats."""
-    summed = _of_pairs(model, stats, np.array([pair]))
-    theta = one.component.m_step(summed.component, summed.sum_w, None)
-    if one.component.broken(theta).any():
-        return -np.inf
-    return float(one.component.expected_log_joint(theta, np.ones(1), summed.sum_w, summed.component))
+def _most(model: Mixture, stats: MixtureStats, pairs: Array) -> Array:
+    """The expected log densities of the rows of pairs at the parameters of one component that fit them best, (p,) nats."""
+    at_once, found = max(1, SCREENED_BYTES * model.n_components // model.statistics_bytes()), []
+    for start in range(0, len(pairs), at_once):
+        summed = _of_pairs(model, stats, pairs[start : start + at_once])
+        component = model.with_components(len(summed.sum_w)).component
+        theta = component.m_step(summed.component, summed.sum_w, None)
+        most = component.expected_log_densities(theta, summed.sum_w, summed.component)
+        found.append(np.where(component.broken(theta), -np.inf, most))
+    return np.concatenate(found)
 
 
 def _taken(ways: Sequence[Fewer], excess: int, known: Array) -> list[Fewer]:

@@ -131,6 +131,10 @@ class Component(ABC):
     def expected_log_joint(self, theta: Any, weights: Array, sum_w: Array, stats: Any) -> float:
         """Return sum_n sum_k r_nk (log pi_k + log p(x_n | theta_k)), total nats, where 0 log 0 = 0."""
 
+    def expected_log_densities(self, theta: Any, sum_w: Array, stats: Any) -> Array:
+        """Return sum_n r_nk log p(x_n | theta_k) of each component, (k,) nats, up to what no component changes; where statistics add up."""
+        raise NotImplementedError
+
     @abstractmethod
     def start_at(self, rows: Array, summary: Summary | None) -> Any:
         """Return theta of components at given rows. rows : (k, d).  summary : of all rows, None at a reset."""

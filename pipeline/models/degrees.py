@@ -30,6 +30,12 @@ def stirling(a: Array | float) -> Array:
     return np.where(np.asarray(a) >= SERIES, series, gammaln(a) - (a - 0.5) * np.log(a) + a - 0.5 * LOG_2PI)
 
 
+def expected_log_density(df: Array, d: int, sum_w: Array, sum_u: Array, gap: Array) -> Array:
+    """Return sums of r E log (p(u) u^(d/2)), (k,) nats. sum_u, gap : of r E u and of r (E log u - E u + 1)."""
+    a = 0.5 * df
+    return sum_w * (0.5 * (np.log(a) - LOG_2PI) - stirling(a)) + a * gap + (0.5 * d - 1.0) * (gap + sum_u - sum_w)
+
+
 def log_less_psi(a: Array | float) -> Array:
     """log a - psi(a), above 0, falling to 1/(2a)."""
     y = 1.0 / np.square(a)

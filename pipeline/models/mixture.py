@@ -19,6 +19,7 @@ from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import Representatives, Rows
 from pipeline.arrays.tiles import first_few_then_tiles, tile_height, tiles
 from pipeline.errors import InputError
+from pipeline.kernels.losses import add_removals
 from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Totals, weighted_total
 from pipeline.models.clusters import ClusterModel, Labels, Removal, SearchEffort, Summary, WorstRows
 from pipeline.models.component import Pass
@@ -217,6 +218,10 @@ class Mixture(ClusterModel):
     def _log_weights(self, params: MixtureParams) -> Array:
         return log(params.weights)
 
+    def _log_noise(self, params: MixtureParams) -> float:
+        """Log joint density of noise, the same for all rows."""
+        return -np.inf
+
     def log_norm(self, params: MixtureParams, log_joint: Array) -> Array:
         """log p(x) of rows, (n,), from their log joints (n, k)."""
         return log_sum_exp(log_joint)
@@ -348,19 +353,12 @@ class Mixture(ClusterModel):
         return total
 
     def removal_costs(self, params: MixtureParams, x: Matrix, weight: Array | None, kernels: Any) -> Removal:
-        """Sums of -log(1 - r_nk); for r_nk near 1, the other responsibilities are summed, so that no digit is lost."""
-        n = x.shape[0]
+        n, log_weights, log_noise = x.shape[0], self._log_weights(params), self._log_noise(params)
         cost, label, second = np.zeros(self.n_components), np.empty(n, np.int32), np.empty(n, np.int32)
+        weights = np.ones(n) if weight is None else weight
         for rows in self._tiles(x):
-            log_joint = self.component.near_log_joint(params.theta, self._log_weights(params), x[rows], 2, kernels)
-            log_norm = self.log_norm(params, log_joint)
-            each, top = np.arange(len(log_joint)), log_joint.argmax(axis=1)
-            with np.errstate(divide="ignore"):
-                lost = -np.log1p(-np.exp(log_joint - log_norm[:, None]))
-            log_joint[each, top] = -np.inf
-            lost[each, top] = log_norm - self.log_norm(params, log_joint)
-            cost += lost.sum(axis=0) if weight is None else weight[rows] @ lost
-            label[rows], second[rows] = top, log_joint.argmax(axis=1)
+            log_joint = self.component.near_log_joint(params.theta, log_weights, x[rows], 2, kernels)
+            add_removals(log_joint, log_noise, weights[rows], cost, label[rows], second[rows])
         return Removal.of(cost, label, second, weight)
 
     def responsibilities(self, params: MixtureParams, x: Matrix, least: float, kernels: Any) -> sp.csr_array:

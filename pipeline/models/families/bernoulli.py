@@ -104,6 +104,10 @@ class Bernoulli(Component):
         ones = xlogy(stats.sum_x, p).sum() + xlog1py(self._seen(stats, sum_w) - stats.sum_x, -p).sum()
         return float(xlogy(sum_w, weights).sum() + ones)
 
+    def expected_log_densities(self, theta: Chances, sum_w: Array, stats: BernoulliStats) -> Array:
+        p = theta.probabilities
+        return (xlogy(stats.sum_x, p) + xlog1py(self._seen(stats, sum_w) - stats.sum_x, -p)).sum(axis=1)
+
     def log_prior(self, theta: Chances) -> float:
         """(concentration - 1) sum_kj log p_kj (1 - p_kj), up to a constant."""
         if self.concentration == 1.0:

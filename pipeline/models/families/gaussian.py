@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field as Option
+from scipy.special import xlogy
 
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
@@ -226,16 +227,15 @@ class Gaussian(OfShape):
         return 0.0 if self.prior is None else self.prior.log_density(self.shape, theta.means, theta.factors)
 
     def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: GaussianStats) -> float:
-        shape, d = self.shape, self.n_features
-        counts = self._zeroth(stats, sum_w)
-        moments = shape.moved(counts, stats.sum_x, stats.sum_xx, theta.means - self._points(stats.by))[1]
-        live = sum_w > 0  # 0 log 0 = 0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            per_row = np.log(weights) + shape.log_det(theta.factors, d) - 0.5 * d * LOG_2PI
-        distances = shape.trace(theta.factors, moments)
-        if shape.per_component:
-            distances = distances[live]
-        return float((sum_w[live] * per_row[live]).sum() - 0.5 * np.sum(distances))
+        return float(xlogy(sum_w, weights).sum() + self.expected_log_densities(theta, sum_w, stats).sum())
+
+    def expected_log_densities(self, theta: Gaussians, sum_w: Array, stats: GaussianStats) -> Array:
+        by, live = theta.means - self._points(stats.by), sum_w > 0
+        moments = self.shape.moved(self._zeroth(stats, sum_w), stats.sum_x, stats.sum_xx, by)[1]
+        per_row = self.shape.log_det(theta.factors, self.n_features) - 0.5 * self.n_features * LOG_2PI
+        distances = self.shape.trace(theta.factors, moments)  # of all components together where they share a covariance
+        own = np.where(live, distances, 0.0) if self.shape.per_component else distances / len(sum_w)
+        return np.where(live, sum_w * per_row, 0.0) - 0.5 * own
 
     def step_squares(self, stats: GaussianStats, sum_w: Array, theta: Gaussians, new: Gaussians) -> tuple[float, ...]:
         """N_k/N (Δμᵀ Σ⁻¹ Δμ + tr((Σ⁻¹ ΔΣ)²) / 2), summed."""

@@ -134,6 +134,10 @@ class Multinomial(Component):
         words = np.multiply(counts, theta.log_prob[live], out=np.zeros_like(counts), where=counts > 0)
         return float(np.sum(xlogy(sum_w, weights)) + np.sum(words) + stats.log_coefficient)
 
+    def expected_log_densities(self, theta: WordProbabilities, sum_w: Array, stats: CountStats) -> Array:
+        counts = stats.sum_x
+        return np.multiply(counts, theta.log_prob, out=np.zeros_like(counts), where=counts > 0).sum(axis=1)
+
     def log_prior(self, theta: WordProbabilities) -> float:
         """(concentration - 1) sum_kv log theta_kv, up to a constant."""
         if self.concentration == 1.0:

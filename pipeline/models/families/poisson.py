@@ -95,6 +95,9 @@ class Poisson(Component):
         of_counts = xlogy(stats.sum_x[live], theta.rates[live]).sum() - self._expected(theta, sum_w, stats)
         return float(xlogy(sum_w, weights).sum() + of_counts - stats.log_factorials)
 
+    def expected_log_densities(self, theta: Rates, sum_w: Array, stats: PoissonStats) -> Array:
+        return (xlogy(stats.sum_x, theta.rates) - self._seen(stats, sum_w) * theta.rates).sum(axis=1)
+
     def _expected(self, theta: Rates, sum_w: Array, stats: PoissonStats) -> float:
         """Sum of the expected counts."""
         live = sum_w > 0

@@ -28,7 +28,7 @@ from pipeline.kernels.cholesky import Moments
 from pipeline.kernels.softmax import padded, softmax_rows
 from pipeline.models.clusters import Summary
 from pipeline.models.component import Component, Pass
-from pipeline.models.degrees import LEAST, MOST, log_less_psi, log_scale, root, slope, stirling
+from pipeline.models.degrees import LEAST, MOST, expected_log_density, log_less_psi, log_scale, root, slope, stirling
 from pipeline.models.families.gaussian import LOG_2PI, Gaussian, GaussianSection
 from pipeline.models.incomplete import Drawn, ExpectedMoments, OfDistances, OfIncompleteRows, WithMoments
 from pipeline.models.mixture import Mixture
@@ -226,12 +226,9 @@ class StudentT(Gaussian):
             found = 2.0 * root(-gap / counts)
         return replace(new, df=np.where(counts > 0, found, theta.df))
 
-    def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: Any) -> float:
-        assert isinstance(theta, StudentTs)
-        a, b = 0.5 * theta.df, 0.5 * self.n_features
-        sum_log_u = stats.gap + stats.sum_u - sum_w
-        of_u = sum_w * (0.5 * (np.log(a) - LOG_2PI) - stirling(a)) + a * stats.gap + (b - 1.0) * sum_log_u
-        return super().expected_log_joint(theta, weights, sum_w, stats) + float(of_u.sum())
+    def expected_log_densities(self, theta: Any, sum_w: Array, stats: Any) -> Array:
+        of_u = expected_log_density(theta.df, self.n_features, sum_w, stats.sum_u, stats.gap)
+        return super().expected_log_densities(theta, sum_w, stats) + of_u
 
     def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
         """As of Gaussians, with E u for the rows of a mean, and N_k/N (psi'(a) - 1/a) Δa² of a = nu/2."""

@@ -125,6 +125,10 @@ class VonMisesFisher(Component):
         per_row = self._log_scale(theta.concentrations)
         return float(xlogy(sum_w, weights).sum() + sum_w @ per_row + theta.concentrations @ along)
 
+    def expected_log_densities(self, theta: Caps, sum_w: Array, stats: DirectionStats) -> Array:
+        along = np.einsum("kd,kd->k", theta.directions, stats.sum_x)
+        return sum_w * self._log_scale(theta.concentrations) + theta.concentrations * along
+
     def step_squares(self, stats: DirectionStats, sum_w: Array, theta: Caps, new: Caps) -> tuple[float, ...]:
         """N_k/N (kappa A |Δmu|² + A' Δkappa²), A = E mu·x."""
         moved = new.directions - theta.directions, new.concentrations - theta.concentrations
