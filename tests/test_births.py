@@ -57,11 +57,11 @@ def test_a_small_cluster_that_large_ones_share_is_found(seed):
     assert start.objective < best.objective - 30
     run, moved = improve(start, rows, LIMITS)
     assert moved and run.objective > best.objective - 1.0
-    all_kinds, moves.KINDS = moves.KINDS, moves.KINDS[:1]
+    all_stages, moves.STAGES = moves.STAGES, moves.STAGES[:1]
     try:
         assert improve(start, rows, LIMITS)[0].objective < best.objective - 30
     finally:
-        moves.KINDS = all_kinds
+        moves.STAGES = all_stages
 
 
 @pytest.mark.parametrize("kind", ["full", "diag", "spherical"])

@@ -23,9 +23,10 @@ import numpy as np
 
 from pipeline.arrays.dtypes import Array
 from pipeline.em.merging import SearchRows, narrowed, only, parameters_of_one
-from pipeline.em.moves import MARGIN, improve, most_passes, refine
+from pipeline.em.moves import improve, most_passes, refine
 from pipeline.em.search import STEPS as MOVES
 from pipeline.em.search import move_budget, move_reads
+from pipeline.em.splits import MARGIN
 from pipeline.em.stopping import Limits
 from pipeline.errors import SingularCovariance
 from pipeline.models.base import EStep

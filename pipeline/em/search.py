@@ -21,7 +21,7 @@ from pipeline.arrays.rows import LowestRows
 from pipeline.data.profile import DataSummary
 from pipeline.em.births import have_births
 from pipeline.em.merging import SearchRows
-from pipeline.em.moves import WITH_BIRTHS, improve, merge_runs, most_passes, refine_all, round_passes
+from pipeline.em.moves import TRIAL_STEPS, WITH_BIRTHS, improve, merge_runs, most_passes, refine_all, round_passes
 from pipeline.em.principal import leading
 from pipeline.em.run import Run
 from pipeline.em.stopping import Limits
@@ -40,6 +40,8 @@ FEW_ROWS, FEW_PAIRS = (
     2**16,
     2**22,
 )  # fewer rows count as so many: they are soon read; of starts pairs of rows and components
+ROWS_FOR_ALL = 2**18  # the rows that moves that promise little may read, over their passes, are at most as many,
+NUMBERS_FOR_ALL = 2**29  # and so many over the numbers of a mixture's statistics
 MERGING = 6  # passes that it takes to choose among the components of two runs, about
 STEPS = 12  # of EM after each round of moves
 BIRTHS = 34  # passes that it takes to fit births, at most
@@ -180,6 +182,7 @@ class Search:
         tol, first, merged = model.search.tol, model.search.first, model.search.merged
         sizes = levels(model, rows.n_rows)
         budget = move_budget(model.search.passes, rows.n_rows, self.effort)
+        thorough = thorough_budget(model, self.effort)
         for size, left in zip(sizes, candidate_starts(model, sizes, self.of, self.effort)[1:], strict=True):
             if size == self.of and len(starts) == 1 and not self.moves:
                 break  # the fit itself does the same
@@ -192,7 +195,7 @@ class Search:
                 runs = merge_runs(runs, level, Limits(merged, tol))
             moved: list[int] = []
             if self.moves and len(runs) == 1:
-                best, moved = improve(runs[0], level, Limits(STEPS, tol), budget)
+                best, moved = improve(runs[0], level, Limits(STEPS, tol), budget, thorough)
                 runs = [best]
             read, objective = rows.read[0] - before, runs[0].objective / size
             self.progress(Level(model.family, size, read, len(starts), moved, objective, model.n_features))
@@ -290,10 +293,18 @@ def move_budget(passes: float, n_rows: int, effort: float) -> float:
     return effort * passes * max(n_rows, FEW_ROWS)
 
 
-def move_reads(model: ClusterModel, n_rows: int, budget: float) -> float:
-    """Return how many rows moves read at most. budget : before their last round begins."""
+def thorough_budget(model: ClusterModel, effort: float) -> float:
+    """Return how many rows may be read before the last move begins that promises little: where a pass takes little time. None of centres."""
+    if model.of_centers:
+        return 0.0
+    return effort * model.search.passes * min(ROWS_FOR_ALL, 8 * NUMBERS_FOR_ALL // model.statistics_bytes())
+
+
+def move_reads(model: ClusterModel, n_rows: int, budget: float, thorough: float = 0.0) -> float:
+    """Return how many rows moves read at most. budget, thorough : before their last rounds begin."""
     with_births, births = (WITH_BIRTHS, BIRTHS) if have_births(model) else (1.0, 0)
-    return with_births * budget + n_rows * (round_passes(STEPS) + births)
+    longest = max(STEPS, TRIAL_STEPS if thorough else 0)
+    return max(with_births * budget, thorough) + n_rows * (round_passes(longest) + births)
 
 
 def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: float = 1.0) -> float:
@@ -305,5 +316,6 @@ def most_reads(model: ClusterModel, n_rows: int, of: int, moves: bool, effort: f
     for size, (here, left) in zip(sizes, pairwise(many), strict=True):
         reads += size * (first * here + merged * (here - left))
         if moves and left == 1:
-            reads += move_reads(model, size, move_budget(model.search.passes, n_rows, effort))
+            budget = move_budget(model.search.passes, n_rows, effort)
+            reads += move_reads(model, size, budget, thorough_budget(model, effort))
     return reads

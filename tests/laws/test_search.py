@@ -15,9 +15,10 @@ from pipeline.arrays.rows import Rows
 from pipeline.data.profile import ProfileJob, summary_of
 from pipeline.data.sample import SampleRows
 from pipeline.em import search
-from pipeline.em.moves import _fit_two, improve, merge_runs, near_empty, refine
+from pipeline.em.moves import improve, merge_runs, near_empty, refine
 from pipeline.em.principal import leading
 from pipeline.em.search import EFFORT, Search, candidate_starts, levels, most_reads, searched
+from pipeline.em.splits import _fit_two
 from pipeline.em.stopping import Limits
 from pipeline.engine.memory_rows import BLOCK_ROWS, MemoryRows
 from pipeline.kernels.cpu import KERNELS
@@ -132,6 +133,26 @@ def test_moves_never_lower_the_objective_nor_leave_more_near_empty_components(se
     assert near_empty(after) <= near_empty(before)
     assert after.objective > before.objective or not moved
     assert after.model.n_components == 4
+
+
+@pytest.mark.parametrize(("seed", "gain"), [(10, 3), (11, 3), (18, 0), (28, 3)])
+def test_moves_that_promise_little_are_tried_at_last_while_few_rows_were_read(seed, gain):
+    """Eight clusters that overlap, weights from 1 to 1/30: they gain some nats, total, where there is something to gain, and never lose any."""
+    rng, k = np.random.default_rng(seed), 8
+    weights = 30.0 ** -np.linspace(0.0, 1.0, k)
+    means, scales = 4 * rng.normal(size=(k, 2)), rng.uniform(0.4, 1.6, k)
+    label = rng.choice(k, 3000, p=weights / weights.sum())
+    x = means[label] + scales[label][:, None] * rng.normal(size=(3000, 2))
+    model, rows, limits = gaussian_mixture(k, x.mean(axis=0)), in_memory(x), Limits(12, 1e-4)
+    start = model.start_at(x[rng.choice(3000, k, replace=False)], known_of(x))
+    run = refine(model, start, rows, Limits(50, 1e-6))
+    found, read = {}, {}
+    for thorough in (0.0, 1.0, np.inf):
+        before = rows.read[0]
+        found[thorough] = improve(run, rows, limits, thorough=thorough)[0].objective
+        read[thorough] = rows.read[0] - before
+    assert found[1.0] == found[0.0] and read[1.0] == read[0.0]  # more rows than that had been read before
+    assert found[np.inf] >= found[0.0] + gain and read[np.inf] > read[0.0]
 
 
 @pytest.mark.parametrize("seed", range(3))
