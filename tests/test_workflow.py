@@ -282,8 +282,9 @@ def test_restarts_of_a_search_begin_from_different_places(tmp_path, data):
     found = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "level"]
     assert {event["restart"] for event in found if event["family"] == "kmeans"} == {0}
     assert {event["restart"] for event in found if event["family"] == "gaussian"} == {0, 1, 2}
-    first = [next(event["objective"] for event in found if event["restart"] == each) for each in (1, 2)]
-    assert first[0] != first[1]
+    first = [next(event for event in found if event["restart"] == each) for each in (1, 2)]
+    # They may end in the same optimum, but not by the same moves.
+    assert [first[0][name] for name in ("objective", "read")] != [first[1][name] for name in ("objective", "read")]
 
 
 def test_from_given_starts_there_is_no_search(tmp_path, data):
