@@ -13,6 +13,7 @@ gain of the objective, and the cost of removing a component is exact while the o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -127,12 +128,10 @@ class _Moving:
         """
         failed, patience = 0, self._patience(found, every)
         while failed < patience and self.rows.read[0] < end:
-            before, better = self.run, None
-            try:
-                candidate = _split_then_merge(before, self.rows, found[failed:][: self.many])
+            better = None
+            with suppress(SingularCovariance):
+                candidate = _split_then_merge(self.run, self.rows, found[failed:][: self.many])
                 better = self._better(candidate, every)
-            except SingularCovariance:
-                pass
             if better is not None:
                 gain, self.run = better.objective - self.run.objective, better
                 self.moved.append(self.many)
