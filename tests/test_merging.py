@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy.special import logsumexp
+from scipy.stats import gamma, multivariate_normal
 
 from pipeline.em.merging import MergeCosts, least_costs, narrowed
 from pipeline.em.moves import improve, refine
@@ -15,7 +17,7 @@ from pipeline.em.stopping import Limits
 from pipeline.engine.memory_rows import MemoryRows
 from pipeline.kernels.cpu import KERNELS
 from pipeline.models.families.bernoulli import Bernoulli
-from pipeline.models.families.gaussian import Gaussian
+from pipeline.models.families.columns import IncompleteMeasures
 from pipeline.models.families.poisson import Poisson
 from pipeline.models.families.student_t import StudentT
 from pipeline.models.families.vmf import VonMisesFisher
@@ -109,29 +111,51 @@ def test_the_statistics_of_a_pair_are_those_of_its_rows_together(family):
                 close(value[p], expected[0], 1e-12, name)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "spherical", "student-t", "vmf", "missing", "missing counts"])
-def test_what_pairs_are_screened_by_is_the_expected_log_joint(family):
-    """Component by component: the differences between two parameters add up to those of all components."""
+WITHOUT_NAN = {
+    **FAMILIES,
+    "spherical": lambda d: gaussian_mixture(3, np.zeros(d), "spherical"),
+    "vmf": lambda d: Mixture(VonMisesFisher(3, d)),
+}
+WITH_NAN = {
+    "measures": lambda d: Mixture(IncompleteMeasures(3, np.zeros(d), covariance_type="diag")),
+    "missing counts": lambda d: Mixture(Poisson(3, np.full(d, 0.5)).with_missing()),
+    "missing chances": lambda d: Mixture(Bernoulli(3, np.full(d, 0.5)).with_missing()),
+}
+
+
+@pytest.mark.parametrize("family", [*WITHOUT_NAN, *WITH_NAN])
+def test_what_pairs_are_screened_by_are_sums_of_log_densities(family):
+    """Of each component's rows, from its statistics, for the parameters of other rows: constants cancel in the difference of two."""
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 2, size=(60, 3)) + (
-        0.0 if family in ("multinomial", "poisson", "bernoulli", "missing counts") else rng.random((60, 3))
-    )
-    model = {
-        **FAMILIES,
-        "spherical": lambda d: gaussian_mixture(3, np.zeros(d), "spherical"),
-        "student-t": lambda d: Mixture(StudentT(3, np.zeros(d))),
-        "vmf": lambda d: Mixture(VonMisesFisher(3, d)),
-        "missing": lambda d: Mixture(Gaussian(3, np.zeros(d), covariance_type="diag").with_missing()),
-        "missing counts": lambda d: Mixture(Poisson(3, np.full(d, 0.5)).with_missing()),
-    }[family](3)
-    if family == "missing counts":
+    x = rng.integers(0, 2, size=(60, 3)).astype(np.float64)
+    if family == "vmf":
+        x = rng.normal(size=x.shape)
+        x /= np.linalg.norm(x, axis=1)[:, None]
+    if family in WITH_NAN:
         x[rng.random(x.shape) < 0.2] = np.nan
-    rows = sp.csr_array(x) if family == "multinomial" else x
-    own, other = (model.m_step(model.label_statistics(rows, rng.integers(3, size=60)), None) for _ in range(2))
-    stats, component, one = model.label_statistics(rows, np.arange(60) % 3), model.component, np.ones(3)
-    each = [component.expected_log_densities(of.theta, stats.sum_w, stats.component) for of in (own, other)]
-    total = [component.expected_log_joint(of.theta, one, stats.sum_w, stats.component) for of in (own, other)]
-    assert each[0].shape == (3,) and (each[0] - each[1]).sum() == pytest.approx(total[0] - total[1], rel=1e-10)
+    rows, model = sp.csr_array(x) if family == "multinomial" else x, (WITHOUT_NAN | WITH_NAN)[family](3)
+    label, component = np.arange(60) % 3, model.component
+    stats = model.label_statistics(rows, label)
+    found, expected = [], []
+    for _ in range(2):
+        theta = model.m_step(model.label_statistics(rows, rng.integers(3, size=60)), None).theta
+        found.append(component.expected_log_densities(theta, stats.sum_w, stats.component))
+        own = component.log_joint(theta, np.zeros(3), rows, KERNELS)[np.arange(60), label]
+        expected.append(np.bincount(label, own))
+    np.testing.assert_allclose(found[0] - found[1], expected[0] - expected[1], rtol=1e-9, atol=1e-9)
+
+
+def test_student_t_pairs_are_screened_by_rows_and_their_precisions():
+    """Rows of a start have precision 1: N(x | mu, Sigma) Gamma(1 | nu/2, nu/2), by scipy's densities."""
+    rng = np.random.default_rng(0)
+    x, label = rng.normal(size=(60, 3)), np.arange(60) % 3
+    model, df = Mixture(StudentT(3, np.zeros(3))), np.array([2.0, 5.0, 30.0])
+    stats = model.label_statistics(x, label)
+    theta = replace(model.m_step(stats, None).theta, df=df)
+    found = model.component.expected_log_densities(theta, stats.sum_w, stats.component)
+    for k in range(3):
+        of_rows = multivariate_normal(theta.means[k], theta.covariances[k]).logpdf(x[label == k]).sum()
+        assert found[k] == pytest.approx(of_rows + 20 * gamma(df[k] / 2, scale=2 / df[k]).logpdf(1.0), rel=1e-9)
 
 
 def test_moves_repair_a_large_cluster_cut_in_two():

@@ -25,6 +25,7 @@ from pipeline.kernels.losses import add_merges
 from pipeline.models import schema
 from pipeline.models.base import EStep
 from pipeline.models.clusters import ClusterModel, Removal
+from pipeline.models.component import OfSums
 from pipeline.models.mixture import Mixture, MixtureParams, MixtureStats
 
 T = TypeVar("T")
@@ -158,7 +159,7 @@ def merges_of(model: ClusterModel) -> bool:
 
     A centre that is removed loses as much as one that is merged. What is fixed cannot be merged, nor what all components share.
     """
-    if not isinstance(model, Mixture) or model.fixed or not model.component.adds_up:
+    if not isinstance(model, Mixture) or model.fixed or not isinstance(model.component, OfSums):
         return False
     return all(field.component_axes for field in model.component.fields.values())
 

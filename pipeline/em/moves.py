@@ -6,8 +6,7 @@ births take the place of splits (em/births.py). At last, of mixtures of few rows
 accepted only if the objective rose and no component is near collapse. Two runs are merged in the same way: the components of both,
 less those that are least needed. Components with known rows stay. [Ueda, Nakano, Ghahramani and Hinton 2000; Fränti 2018; Fritzke 2020]
 
-Gains and costs follow from the responsibilities: by Jensen's inequality the gain of a split is a lower bound of the
-gain of the objective, and the cost of removing a component is exact while the others are fixed.
+Gains of splits are lower bounds; the cost of removing a component is exact while the others are fixed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,6 @@ from pipeline.models import schema
 from pipeline.models.base import LatentModel
 from pipeline.models.clusters import ClusterModel
 
-T = TypeVar("T")
 ACCELERATED = Method(accelerated=True)
 MOST_SPLITS = 8  # in one round, or a 16th of the components; halved when a round fails
 SPLIT_SHARE = 16

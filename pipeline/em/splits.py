@@ -1,6 +1,6 @@
 """Splits: two components in place of one, fitted to the rows of the one.
 
-By Jensen's inequality the gain of a split is a lower bound of the gain of the objective, while the other components are fixed.
+By Jensen's inequality, with the responsibilities of the one, the gain of a split is a lower bound of the gain of the objective.
 [Ueda, Nakano, Ghahramani and Hinton 2000]
 """
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from scipy.special import xlogy
 
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.tiles import tile_height, tiles
@@ -64,7 +65,6 @@ class Component(ABC):
     family: ClassVar[str]
     words: ClassVar[Words]
     halves: ClassVar[bool] = False  # whether a reset component becomes half of another (`moments.halved`)
-    adds_up: ClassVar[bool] = False  # whether the statistics of two components add to those of one (`of_pairs`)
     born: ClassVar[bool] = False  # whether it has means and covariances, of which births begin (em/births.py)
     location: ClassVar[str]
     unit_rows: ClassVar[bool] = False
@@ -131,10 +131,6 @@ class Component(ABC):
     def expected_log_joint(self, theta: Any, weights: Array, sum_w: Array, stats: Any) -> float:
         """Return sum_n sum_k r_nk (log pi_k + log p(x_n | theta_k)), total nats, where 0 log 0 = 0."""
 
-    def expected_log_densities(self, theta: Any, sum_w: Array, stats: Any) -> Array:
-        """Return sum_n r_nk log p(x_n | theta_k) of each component, (k,) nats, up to what no component changes; where statistics add up."""
-        raise NotImplementedError
-
     @abstractmethod
     def start_at(self, rows: Array, summary: Summary | None) -> Any:
         """Return theta of components at given rows. rows : (k, d).  summary : of all rows, None at a reset."""
@@ -200,12 +196,6 @@ class Component(ABC):
             stats = part if stats is None else stats + part
         return Pass(log_norm, sum_w, stats, entropy)
 
-    def of_pairs(self, stats: Any, first: Array, second: Array) -> Any:
-        """Return the statistics of pairs of components, each as one component. first, second : (p,) int."""
-        k, stats = self.n_components, stats.about_the_shift()
-        sums = {name: v[first] + v[second] for name, v in vars(stats).items() if np.shape(v)[:1] == (k,)}
-        return replace(stats, **sums)
-
     def step_squares(self, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
         """Return terms of the squared Fisher norm of a step, sum_k N_k/N Δᵀ I_k Δ: by default twice the gain of the step."""
         one = np.ones(self.n_components)
@@ -257,3 +247,20 @@ class Component(ABC):
     def broken(self, theta: Any) -> Array:
         """Return which components have a density that cannot be computed, (k,) bool."""
         return np.zeros(self.n_components, dtype=bool)
+
+
+class OfSums(Component):
+    """Components whose statistics are sums over the rows of each, so that those of two add to those of one."""
+
+    @abstractmethod
+    def expected_log_densities(self, theta: Any, sum_w: Array, stats: Any) -> Array:
+        """Return sum_n r_nk log p(x_n | theta_k) of each component, (k,) nats, up to what depends on the rows alone."""
+
+    def expected_log_joint(self, theta: Any, weights: Array, sum_w: Array, stats: Any) -> float:
+        return float(xlogy(sum_w, weights).sum() + self.expected_log_densities(theta, sum_w, stats).sum())
+
+    def of_pairs(self, stats: Any, first: Array, second: Array) -> Any:
+        """Return the statistics of pairs of components, each as one component. first, second : (p,) int."""
+        k, stats = self.n_components, stats.about_the_shift()
+        sums = {name: v[first] + v[second] for name, v in vars(stats).items() if np.shape(v)[:1] == (k,)}
+        return replace(stats, **sums)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.special import xlogy
 
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.models.collapse import mended
@@ -103,11 +102,11 @@ class OfSeenMoments(OfSeenEntries):
         new = resolved(self, self.theta(means=means, covariances=covariances), rounding)
         return mended(self, new, stats, sum_w) if theta is None else new
 
-    def expected_log_joint(self: Any, theta: Any, weights: Array, sum_w: Array, stats: Any) -> float:
+    def expected_log_densities(self: Any, theta: Any, sum_w: Array, stats: Any) -> Array:
         by = theta.means - self._points(stats.by)
         squares = self.shape.moved(stats.seen, stats.sum_x, stats.sum_xx, by)[1]
         terms = stats.seen * (np.log(theta.covariances) + LOG_2PI) + squares / theta.covariances
-        return float(xlogy(sum_w, weights).sum() - 0.5 * terms.sum())
+        return np.asarray(-0.5 * terms.sum(axis=1))
 
     def step_squares(self: Any, stats: Any, sum_w: Array, theta: Any, new: Any) -> tuple[float, ...]:
         """N_kj/N (Δμ²/v + (Δv/v)²/2), summed, for the N_kj rows in which the entry is there."""

@@ -18,7 +18,7 @@ from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
-from pipeline.models.component import Component
+from pipeline.models.component import OfSums
 from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import PROBABILITY, Field, Fields
@@ -50,7 +50,7 @@ class BernoulliStats(Additive):
 
 @stored
 @dataclass(frozen=True)
-class Bernoulli(Component):
+class Bernoulli(OfSums):
     """Bernoulli components. shift : (d,), the mean of the rows.  concentration : of the Beta prior, at least 1."""
 
     n_components: int
@@ -58,7 +58,6 @@ class Bernoulli(Component):
     concentration: float = 1.1
     fixed: tuple[str, ...] = ()
 
-    adds_up: ClassVar[bool] = True
     family: ClassVar[str] = "bernoulli"
     words: ClassVar[Words] = Words("Bernoulli mixture", "A mixture of {k} Bernoullis", location="probability")
     location: ClassVar[str] = "probabilities"
@@ -98,11 +97,6 @@ class Bernoulli(Component):
         counts = np.broadcast_to(self._seen(stats, sum_w) + 2.0 * more, before.shape)
         found = np.divide(stats.sum_x + more, counts, out=before.copy(), where=counts > 0)
         return self.theta(probabilities=found)
-
-    def expected_log_joint(self, theta: Chances, weights: Array, sum_w: Array, stats: BernoulliStats) -> float:
-        p = theta.probabilities
-        ones = xlogy(stats.sum_x, p).sum() + xlog1py(self._seen(stats, sum_w) - stats.sum_x, -p).sum()
-        return float(xlogy(sum_w, weights).sum() + ones)
 
     def expected_log_densities(self, theta: Chances, sum_w: Array, stats: BernoulliStats) -> Array:
         p = theta.probabilities

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field as Option
-from scipy.special import xlogy
 
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
@@ -28,7 +27,7 @@ from pipeline.kernels.base import GaussianProblem
 from pipeline.kernels.cholesky import Moments
 from pipeline.models.clusters import Summary, reference
 from pipeline.models.collapse import mended, pooled, without_width
-from pipeline.models.component import Pass
+from pipeline.models.component import OfSums, Pass
 from pipeline.models.covariance import SHAPES, Shape, from_covariance, full_matrix, identity
 from pipeline.models.deconvolution import OfRowsWithErrors
 from pipeline.models.family import ClusterSection
@@ -56,7 +55,7 @@ LOG_2PI = float(np.log(2.0 * np.pi))
 
 @stored
 @dataclass(frozen=True)
-class Gaussian(OfShape):
+class Gaussian(OfShape, OfSums):
     """Gaussian components. fixed : fields that stay at their initial values.  prior : None for maximum likelihood."""
 
     n_components: int
@@ -71,7 +70,6 @@ class Gaussian(OfShape):
     location: ClassVar[str] = "means"
     spread: ClassVar[str] = "covariances"
     halves: ClassVar[bool] = True
-    adds_up: ClassVar[bool] = True
     born: ClassVar[bool] = True
     impossible_advice: ClassVar[str] = (
         "Its distance from every component overflows: rescale the data (preprocess: standardize)."
@@ -225,9 +223,6 @@ class Gaussian(OfShape):
 
     def log_prior(self, theta: Gaussians) -> float:
         return 0.0 if self.prior is None else self.prior.log_density(self.shape, theta.means, theta.factors)
-
-    def expected_log_joint(self, theta: Gaussians, weights: Array, sum_w: Array, stats: GaussianStats) -> float:
-        return float(xlogy(sum_w, weights).sum() + self.expected_log_densities(theta, sum_w, stats).sum())
 
     def expected_log_densities(self, theta: Gaussians, sum_w: Array, stats: GaussianStats) -> Array:
         by, live = theta.means - self._points(stats.by), sum_w > 0

@@ -13,7 +13,6 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import BeforeValidator
 from pydantic import Field as Option
-from scipy.special import xlogy
 
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
@@ -22,7 +21,7 @@ from pipeline.config import Section
 from pipeline.kernels.base import CountsProblem
 from pipeline.kernels.counts import log_coefficients
 from pipeline.models.clusters import SearchEffort, Summary
-from pipeline.models.component import Component, Pass
+from pipeline.models.component import OfSums, Pass
 from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import LOG_SIMPLEX, Field, Fields
@@ -50,7 +49,7 @@ class CountStats(Additive):
 
 @stored
 @dataclass(frozen=True)
-class Multinomial(Component):
+class Multinomial(OfSums):
     """Multinomial components over v words. concentration : of the Dirichlet prior on each component's words, at least 1."""
 
     n_components: int
@@ -58,7 +57,6 @@ class Multinomial(Component):
     concentration: float = 1.1
     fixed: tuple[str, ...] = ()
 
-    adds_up: ClassVar[bool] = True
     family: ClassVar[str] = "multinomial"
     words: ClassVar[Words] = Words(
         name="multinomial mixture",
@@ -129,10 +127,7 @@ class Multinomial(Component):
         return self.theta(log_prob=log_prob)
 
     def expected_log_joint(self, theta: WordProbabilities, weights: Array, sum_w: Array, stats: CountStats) -> float:
-        live = sum_w > 0  # 0 log 0 = 0
-        counts = stats.sum_x[live]
-        words = np.multiply(counts, theta.log_prob[live], out=np.zeros_like(counts), where=counts > 0)
-        return float(np.sum(xlogy(sum_w, weights)) + np.sum(words) + stats.log_coefficient)
+        return super().expected_log_joint(theta, weights, sum_w, stats) + stats.log_coefficient
 
     def expected_log_densities(self, theta: WordProbabilities, sum_w: Array, stats: CountStats) -> Array:
         counts = stats.sum_x

@@ -17,7 +17,7 @@ from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.models.clusters import Summary
-from pipeline.models.component import Component
+from pipeline.models.component import OfSums
 from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture, relative_squares
 from pipeline.models.schema import POSITIVE, Field, Fields
@@ -43,7 +43,7 @@ class PoissonStats(Additive):
 
 @stored
 @dataclass(frozen=True)
-class Poisson(Component):
+class Poisson(OfSums):
     """Poisson components: d independent counts each. shift : (d,), the mean of the rows."""
 
     n_components: int
@@ -51,7 +51,6 @@ class Poisson(Component):
     concentration: float = 1.0
     fixed: tuple[str, ...] = ()
 
-    adds_up: ClassVar[bool] = True
     family: ClassVar[str] = "poisson"
     words: ClassVar[Words] = Words(name="Poisson mixture", title="A mixture of {k} Poissons", location="rate")
     location: ClassVar[str] = "rates"
@@ -91,17 +90,10 @@ class Poisson(Component):
         return Rates(np.maximum(rates, np.finfo(np.float64).tiny))
 
     def expected_log_joint(self, theta: Rates, weights: Array, sum_w: Array, stats: PoissonStats) -> float:
-        live = sum_w > 0
-        of_counts = xlogy(stats.sum_x[live], theta.rates[live]).sum() - self._expected(theta, sum_w, stats)
-        return float(xlogy(sum_w, weights).sum() + of_counts - stats.log_factorials)
+        return super().expected_log_joint(theta, weights, sum_w, stats) - stats.log_factorials
 
     def expected_log_densities(self, theta: Rates, sum_w: Array, stats: PoissonStats) -> Array:
         return (xlogy(stats.sum_x, theta.rates) - self._seen(stats, sum_w) * theta.rates).sum(axis=1)
-
-    def _expected(self, theta: Rates, sum_w: Array, stats: PoissonStats) -> float:
-        """Sum of the expected counts."""
-        live = sum_w > 0
-        return float(sum_w[live] @ theta.rates[live].sum(axis=1))
 
     def log_prior(self, theta: Rates) -> float:
         """(concentration - 1) sum_kj log lambda_kj, up to a constant."""
@@ -156,9 +148,6 @@ class IncompletePoisson(OfSeenCounts, Poisson):
         x = np.where(there, x, 0.0).astype(np.float64)
         constant = gammaln(x + 1.0).sum(axis=1)
         return x @ np.log(theta.rates).T + log_weights - there @ theta.rates.T - constant[:, None]
-
-    def _expected(self, theta: Rates, sum_w: Array, stats: Any) -> float:
-        return float((stats.seen * theta.rates).sum())
 
     def feasible(self, stats: Any, known: Any) -> IncompletePoissonStats:
         sums = super().feasible(stats, known)

@@ -16,14 +16,14 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.polynomial import Polynomial
 from pydantic import Field as Option
-from scipy.special import ive, xlogy
+from scipy.special import ive
 
 from pipeline.arrays.additive import Additive
 from pipeline.arrays.dtypes import Array, Matrix
 from pipeline.arrays.packing import stored
 from pipeline.arrays.rows import unit
 from pipeline.models.clusters import Summary
-from pipeline.models.component import Component
+from pipeline.models.component import OfSums
 from pipeline.models.family import ClusterSection
 from pipeline.models.mixture import Mixture
 from pipeline.models.schema import POSITIVE, UNIT, Field, Fields
@@ -53,14 +53,13 @@ class DirectionStats(Additive):
 
 @stored
 @dataclass(frozen=True)
-class VonMisesFisher(Component):
+class VonMisesFisher(OfSums):
     """Von Mises-Fisher components in d dimensions."""
 
     n_components: int
     dimensions: int
     fixed: tuple[str, ...] = ()
 
-    adds_up: ClassVar[bool] = True
     family: ClassVar[str] = "vmf"
     words: ClassVar[Words] = Words(
         "von Mises-Fisher mixture", "A mixture of {k} von Mises-Fisher distributions", location="direction"
@@ -119,11 +118,6 @@ class VonMisesFisher(Component):
             along = np.einsum("kd,kd->k", directions, stats.sum_x)
             kappa[live] = concentration_of(along[live] / sum_w[live], d)
         return Caps(directions, kappa)
-
-    def expected_log_joint(self, theta: Caps, weights: Array, sum_w: Array, stats: DirectionStats) -> float:
-        along = np.einsum("kd,kd->k", theta.directions, stats.sum_x)
-        per_row = self._log_scale(theta.concentrations)
-        return float(xlogy(sum_w, weights).sum() + sum_w @ per_row + theta.concentrations @ along)
 
     def expected_log_densities(self, theta: Caps, sum_w: Array, stats: DirectionStats) -> Array:
         along = np.einsum("kd,kd->k", theta.directions, stats.sum_x)
