@@ -6,7 +6,7 @@ and multiplies it with six centres, so that arithmetic, not memory, limits the s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import binding, ir
@@ -37,8 +37,8 @@ def _data(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
     return [context.make_array(kind)(context, builder, value) for kind, value in pairs]
 
 
-def _transpose_square(typing: Any, x: Any, s: Any, i: Any, reference: Any, rows: Any, t: Any) -> tuple[Any, Any]:
-    """rows[i + j, t + r] <- x[s + r, i + j] - reference[i + j] for r, j in a square. x : (n, d).  rows : (d, v)."""
+def _transpose_square(typing: Any, x: Any, s: Any, i: Any, reference: Any, rows: Any, line: Any, t: Any) -> tuple[Any, Any]:  # fmt: skip
+    """rows[line + j, t + r] <- x[s + r, i + j] - reference[i + j] for r, j in a square. x : (n, d).  rows : (lines, v)."""
     side, align = 8 * SQUARE_BYTES // x.dtype.bitwidth, x.dtype.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -68,50 +68,67 @@ def _transpose_square(typing: Any, x: Any, s: Any, i: Any, reference: Any, rows:
                         chosen = ir.Constant(ir.VectorType(ir.IntType(32), side), mask)
                         lines[at] = builder.shuffle_vector(*pair, chosen)
             step *= 2
-        for j, line in enumerate(lines):
-            builder.store(line, place(target, builder.add(args[2], whole(j)), args[5]), align=align)
+        for j, values in enumerate(lines):
+            builder.store(values, place(target, builder.add(args[5], whole(j)), args[6]), align=align)
         return context.get_dummy_value()
 
-    return types.void(x, types.intp, types.intp, reference, rows, types.intp), generate
+    return types.void(x, types.intp, types.intp, reference, rows, types.intp, types.intp), generate
 
 
-def _nearest_of_block(context: Any, builder: Any, rows: Any, element: Any, constant: Any, name_of: Any, low: Any, name: Any, out: Any = None) -> None:  # fmt: skip
-    """Compare constant(j) + sum_i element(j, i) rows[i] for each j of a block with the lowest so far, a row in each lane.
+class _Vectors(NamedTuple):
+    """Code for vectors of VECTOR_BYTES: a number of each of v rows.
 
-    rows : type and array of the rows, (d, v).  element, constant, name_of : give pointers and a number for code that reads a
-    coefficient, the sum's beginning, and what is written into the index.  low, name : pointers.  out : where the sums go as well.
+    builder : of the code.  real, kind : types of a number and of a vector.  align : of a number, bytes.
     """
-    kind, x = rows
-    v = 8 * VECTOR_BYTES // kind.dtype.bitwidth
-    real, align = context.get_data_type(kind.dtype), kind.dtype.bitwidth // 8
-    vector = ir.VectorType(real, v)
-    product = ir.FunctionType(vector, [vector] * 3)
-    fma = cgutils.get_or_insert_function(builder.module, product, f"llvm.fma.v{v}f{kind.dtype.bitwidth}")
 
-    def everywhere(value: Any) -> Any:
-        one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), v), [0] * v)
-        return builder.shuffle_vector(one, one, zeros)
+    builder: Any
+    real: Any
+    kind: Any
+    align: int
 
-    source, low, name = (builder.bitcast(pointer, vector.as_pointer()) for pointer in (x.data, low, name))
-    sums = [cgutils.alloca_once_value(builder, everywhere(builder.load(constant(j)))) for j in range(BLOCK)]
-    with cgutils.for_range(builder, builder.extract_value(x.shape, 0)) as loop:
-        row = builder.load(builder.gep(source, [loop.index]), align=align)
-        for j, total in enumerate(sums):
-            factor = everywhere(builder.load(element(j, loop.index)))
-            builder.store(builder.call(fma, [factor, row, builder.load(total)]), total)
-    lowest, number = builder.load(low, align=align), builder.load(name, align=align)
-    for j, total in enumerate(sums):
-        value = builder.load(total)
-        less = builder.fcmp_ordered("<", value, lowest)
-        lowest = builder.select(less, value, lowest)
-        number = builder.select(less, everywhere(builder.sitofp(name_of(j), real)), number)
-        if out is not None:
-            builder.store(
-                value, builder.gep(builder.bitcast(out, vector.as_pointer()), [ir.IntType(64)(j)]), align=align
-            )
-    builder.store(lowest, low, align=align)
-    builder.store(number, name, align=align)
+    @classmethod
+    def of(cls, context: Any, builder: Any, dtype: Any) -> _Vectors:
+        real = context.get_data_type(dtype)
+        return cls(builder, real, ir.VectorType(real, 8 * VECTOR_BYTES // dtype.bitwidth), dtype.bitwidth // 8)
+
+    def at(self, pointer: Any, line: Any) -> Any:
+        """A pointer to a line of an array, (lines, v)."""
+        return self.builder.gep(self.builder.bitcast(pointer, self.kind.as_pointer()), [line])
+
+    def load(self, pointer: Any, line: Any) -> Any:
+        return self.builder.load(self.at(pointer, line), align=self.align)
+
+    def store(self, value: Any, pointer: Any, line: Any) -> None:
+        self.builder.store(value, self.at(pointer, line), align=self.align)
+
+    def everywhere(self, value: Any) -> Any:
+        """A vector of equal numbers."""
+        whole, undefined = ir.IntType(32), ir.Constant(self.kind, ir.Undefined)
+        one = self.builder.insert_element(undefined, value, whole(0))
+        return self.builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(whole, self.kind.count), None))
+
+    def with_products(self, rows: Any, lines: Any, element: Any, sums: list[Any]) -> list[Any]:
+        """sums[j] + sum_i element(j, i) rows[i]. rows : pointer, (lines, v).  element : gives a pointer to a coefficient."""
+        builder, totals = self.builder, [cgutils.alloca_once_value(self.builder, value) for value in sums]
+        product, name = ir.FunctionType(self.kind, [self.kind] * 3), f"llvm.fma.v{self.kind.count}f{8 * self.align}"
+        fma = cgutils.get_or_insert_function(builder.module, product, name)
+        with cgutils.for_range(builder, lines) as loop:
+            row = self.load(rows, loop.index)
+            for j, total in enumerate(totals):
+                factor = self.everywhere(builder.load(element(j, loop.index)))
+                builder.store(builder.call(fma, [factor, row, builder.load(total)]), total)
+        return [builder.load(total) for total in totals]
+
+    def lower(self, values: list[Any], name_of: Any, low: Any, name: Any) -> None:
+        """Compare values with the lowest so far, in turn; of equal ones the first stays. low, name : pointers, (v,).  name_of : gives a whole number."""
+        builder, zero = self.builder, ir.IntType(64)(0)
+        lowest, number = self.load(low, zero), self.load(name, zero)
+        for j, value in enumerate(values):
+            less = builder.fcmp_ordered("<", value, lowest)
+            lowest = builder.select(less, value, lowest)
+            number = builder.select(less, self.everywhere(builder.sitofp(name_of(j), self.real)), number)
+        self.store(lowest, low, zero)
+        self.store(number, name, zero)
 
 
 def _update_nearest(typing: Any, rows: Any, coefficients: Any, constant: Any, first: Any, best: Any, index: Any) -> tuple[Any, Any]:  # fmt: skip
@@ -130,21 +147,29 @@ def _update_nearest(typing: Any, rows: Any, coefficients: Any, constant: Any, fi
 
 
 def _consecutive(context: Any, builder: Any, signature: Any, args: Any, out: Any) -> None:
-    """Code for the consecutive centres of a block of `update_nearest` and `bound_nearest`."""
-    whole = ir.IntType(64)
+    """Code for the consecutive centres of a block of `update_nearest` and `bound_nearest`. out : where the sums go as well."""
+    vectors, whole = _Vectors.of(context, builder, signature.args[0].dtype), ir.IntType(64)
     x, c, start, low, name = _data(context, builder, signature, args)[:5]
+    begin = [vectors.everywhere(builder.load(builder.gep(start.data, [whole(j)]))) for j in range(BLOCK)]
+    values = vectors.with_products(x.data, _lines(builder, x), _of_block(builder, c), begin)
+    vectors.lower(values, lambda j: builder.add(args[3], whole(j)), low.data, name.data)
+    if out is not None:
+        for j, value in enumerate(values):
+            vectors.store(value, out, whole(j))
+
+
+def _lines(builder: Any, array: Any) -> Any:
+    return builder.extract_value(array.shape, 0)
+
+
+def _of_block(builder: Any, coefficients: Any) -> Any:
+    """Gives a pointer to the coefficient of centre j and feature i. coefficients : array, (d, BLOCK)."""
+    whole = ir.IntType(64)
 
     def element(j: int, i: Any) -> Any:
-        return builder.gep(c.data, [builder.add(builder.mul(i, whole(BLOCK)), whole(j))])
+        return builder.gep(coefficients.data, [builder.add(builder.mul(i, whole(BLOCK)), whole(j))])
 
-    def constant(j: int) -> Any:
-        return builder.gep(start.data, [whole(j)])
-
-    def name_of(j: int) -> Any:
-        return builder.add(args[3], whole(j))
-
-    rows = signature.args[0], x
-    _nearest_of_block(context, builder, rows, element, constant, name_of, low.data, name.data, out)
+    return element
 
 
 def _bound_nearest(typing: Any, rows: Any, coefficients: Any, constant: Any, first: Any, best: Any, index: Any, out: Any) -> tuple[Any, Any]:  # fmt: skip
@@ -158,23 +183,45 @@ def _bound_nearest(typing: Any, rows: Any, coefficients: Any, constant: Any, fir
     return types.void(rows, coefficients, constant, first, best, index, out), generate
 
 
+def _add_products(typing: Any, rows: Any, coefficients: Any, sums: Any) -> tuple[Any, Any]:
+    """sums[j] += sum_i coefficients[i, j] rows[i].  rows : (p, v).  coefficients : (p, BLOCK).  sums : (BLOCK, v)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors, whole = _Vectors.of(context, builder, rows.dtype), ir.IntType(64)
+        x, c, total = _data(context, builder, signature, args)
+        begin = [vectors.load(total.data, whole(j)) for j in range(BLOCK)]
+        for j, value in enumerate(vectors.with_products(x.data, _lines(builder, x), _of_block(builder, c), begin)):
+            vectors.store(value, total.data, whole(j))
+        return context.get_dummy_value()
+
+    return types.void(rows, coefficients, sums), generate
+
+
+def _lowest_of(typing: Any, sums: Any, first: Any, best: Any, index: Any) -> tuple[Any, Any]:
+    """What `update_nearest` does once the sums are there.  sums : (BLOCK, v)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors, whole = _Vectors.of(context, builder, sums.dtype), ir.IntType(64)
+        values, low, name = _data(context, builder, signature, args)
+        lines = [vectors.load(values.data, whole(j)) for j in range(BLOCK)]
+        vectors.lower(lines, lambda j: builder.add(args[1], whole(j)), low.data, name.data)
+        return context.get_dummy_value()
+
+    return types.void(sums, types.intp, best, index), generate
+
+
 def _update_among(typing: Any, rows: Any, factors: Any, square: Any, numbers: Any, best: Any, index: Any) -> tuple[Any, Any]:  # fmt: skip
     """As `update_nearest`, with the same bits, of any centres.  factors : (k, d).  square : (k,).  numbers : (BLOCK,), int64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = _Vectors.of(context, builder, rows.dtype)
         x, c, start, which, low, name = _data(context, builder, signature, args)
-        d = builder.extract_value(x.shape, 0)
         own = [builder.load(builder.gep(which.data, [ir.IntType(64)(j)])) for j in range(BLOCK)]
-        lines = [builder.gep(c.data, [builder.mul(number, d)]) for number in own]
-
-        def element(j: int, i: Any) -> Any:
-            return builder.gep(lines[j], [i])
-
-        def constant(j: int) -> Any:
-            return builder.gep(start.data, [own[j]])
-
-        rows = signature.args[0], x
-        _nearest_of_block(context, builder, rows, element, constant, own.__getitem__, low.data, name.data)
+        lines = [builder.gep(c.data, [builder.mul(number, _lines(builder, x))]) for number in own]
+        begin = [vectors.everywhere(builder.load(builder.gep(start.data, [number]))) for number in own]
+        element = lambda j, i: builder.gep(lines[j], [i])  # noqa: E731
+        values = vectors.with_products(x.data, _lines(builder, x), element, begin)
+        vectors.lower(values, own.__getitem__, low.data, name.data)
         return context.get_dummy_value()
 
     return types.void(rows, factors, square, numbers, best, index), generate
@@ -182,17 +229,12 @@ def _update_among(typing: Any, rows: Any, factors: Any, square: Any, numbers: An
 
 def _any_reaches(typing: Any, line: Any, limit: Any) -> tuple[Any, Any]:
     """Whether line[t] > limit[t] is false for any t: NaN is not above. Both (v,)."""
-    v = 8 * VECTOR_BYTES // line.dtype.bitwidth
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = ir.VectorType(context.get_data_type(line.dtype), v).as_pointer()
-        align = line.dtype.bitwidth // 8
-        one, other = (
-            builder.load(builder.bitcast(array.data, pointer), align=align)
-            for array in _data(context, builder, signature, args)
-        )
-        found = builder.bitcast(builder.fcmp_unordered("<=", one, other), ir.IntType(v))
-        return builder.icmp_unsigned("!=", found, ir.IntType(v)(0))
+        vectors, zero = _Vectors.of(context, builder, line.dtype), ir.IntType(64)(0)
+        one, other = (vectors.load(array.data, zero) for array in _data(context, builder, signature, args))
+        kind = ir.IntType(vectors.kind.count)
+        return builder.icmp_unsigned("!=", builder.bitcast(builder.fcmp_unordered("<=", one, other), kind), kind(0))
 
     return types.boolean(line, limit), generate
 
@@ -201,19 +243,21 @@ def _any_reaches(typing: Any, line: Any, limit: Any) -> tuple[Any, Any]:
 transpose_square: Any = intrinsic(_transpose_square)
 update_nearest: Any = intrinsic(_update_nearest)
 bound_nearest: Any = intrinsic(_bound_nearest)
+add_products: Any = intrinsic(_add_products)
+lowest_of: Any = intrinsic(_lowest_of)
 update_among: Any = intrinsic(_update_among)
 any_reaches: Any = intrinsic(_any_reaches)
 
 
 @exact_kernel
-def load_group(tile: np.ndarray, first: int, reference: np.ndarray, group: np.ndarray) -> None:
-    """group, (d, lanes) <- tile[first : first + lanes] - reference, transposed."""
-    d, lanes = group.shape
+def load_group(tile: np.ndarray, first: int, reference: np.ndarray, group: np.ndarray, start: int = 0) -> None:
+    """group, (p, lanes) <- tile[first : first + lanes, start : start + p] - reference, transposed."""
+    p, lanes = group.shape
     side = SQUARE_BYTES // tile.itemsize
-    squares = d - d % side
+    squares = p - p % side
     for t in range(0, lanes, side):
         for i in range(0, squares, side):
-            transpose_square(tile, first + t, i, reference, group, t)
+            transpose_square(tile, first + t, start + i, reference, group, i, t)
     for t in range(lanes):
-        for i in range(squares, d):
-            group[i, t] = tile[first + t, i] - reference[i]
+        for i in range(squares, p):
+            group[i, t] = tile[first + t, start + i] - reference[start + i]

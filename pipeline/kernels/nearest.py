@@ -15,13 +15,14 @@ import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels.base import LloydSums
-from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, load_group, update_nearest
+from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, add_products, load_group, lowest_of, update_nearest
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
 
 DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
+PART = 2**14 // VECTOR_BYTES  # features of a vector of rows that stay in the first-level cache, while all centres are read
 
 
 def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
@@ -119,7 +120,9 @@ def _pass(
     """Write labels (unless they are known) and scores of rows, and add to the sums; return inertia and the key of labels."""
     n, d = x.shape
     lanes = VECTOR_BYTES // x.itemsize
-    rows = np.empty((TILE // lanes, d, lanes), x.dtype)
+    in_parts = d > 2 * PART
+    rows = np.empty((1, PART, lanes) if in_parts else (TILE // lanes, d, lanes), x.dtype)
+    sums = np.empty((len(square), BLOCK, lanes) if in_parts else (0, BLOCK, lanes), x.dtype)
     best, chosen = np.empty((TILE // lanes, lanes), x.dtype), np.empty(TILE, x.dtype)
     index = chosen.reshape(best.shape)
     tail = np.zeros((TILE, d), x.dtype)  # the last rows, filled up
@@ -133,14 +136,18 @@ def _pass(
                 for t in range(m):  # not tail[:m] = …: see compiling.py
                     for i in range(d):
                         tail[t, i] = x[start + t, i]
-            tile = x[start : start + TILE] if m == TILE else tail
-            for g in range(TILE // lanes):
-                load_group(tile, g * lanes, reference, rows[g])
+            tile, groups = x[start : start + TILE] if m == TILE else tail, -(-m // lanes)
             best[:] = np.inf
             chosen[:] = 0
-            for b in range(len(coefficients)):
-                for g in range(-(-m // lanes)):
-                    update_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
+            if in_parts:
+                for g in range(groups):
+                    _update_by_parts(tile, g * lanes, reference, coefficients, square, rows[0], sums, best[g], index[g])
+            else:
+                for g in range(groups):
+                    load_group(tile, g * lanes, reference, rows[g])
+                for b in range(len(coefficients)):
+                    for g in range(groups):
+                        update_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
             for t in range(m):
                 own[t] = np.int32(chosen[t])
         if weight.size:
@@ -149,6 +156,36 @@ def _pass(
         inertia += add_residuals(x[start:stop], w[:m], own, centers, score[start:stop], sum_w, sum_x)
         key += label_key(own, w, first + start, len(centers))
     return inertia, key
+
+
+@exact_kernel
+def _update_by_parts(
+    tile: np.ndarray,
+    first: int,
+    reference: np.ndarray,
+    coefficients: np.ndarray,
+    square: np.ndarray,
+    part: np.ndarray,
+    sums: np.ndarray,
+    best: np.ndarray,
+    index: np.ndarray,
+) -> None:
+    """As `update_nearest` of all blocks, with the same bits: each sum is continued from one part of the features to the next.
+
+    tile : (TILE, d), of which the rows from `first` on are compared.  part : (PART, lanes).  sums : (n_blocks, BLOCK, lanes).
+    """
+    d, lanes = tile.shape[1], part.shape[1]
+    for b in range(len(sums)):
+        for j in range(BLOCK):
+            for t in range(lanes):
+                sums[b, j, t] = square[b, j]
+    for start in range(0, d, PART):
+        stop = min(start + PART, d)
+        load_group(tile, first, reference, part[: stop - start], start)
+        for b in range(len(sums)):
+            add_products(part[: stop - start], coefficients[b, start:stop], sums[b])
+    for b in range(len(sums)):
+        lowest_of(sums[b], b * BLOCK, best, index)
 
 
 @exact_kernel
