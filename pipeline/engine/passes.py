@@ -8,7 +8,8 @@ the shards. What all tasks need (chunks, functions, kernels) is the result of on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import islice
 from threading import Event
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import dask
+from dask._task_spec import TaskRef
 from dask.callbacks import Callback
-from dask.delayed import delayed
 from dask.threaded import get as threads  # by its name Dask would import distributed to look for a client
+from dask.typing import Key
 
 from pipeline.arrays.rows import Rows
 from pipeline.config import EngineSection
@@ -35,6 +37,7 @@ from pipeline.logs import get_logger
 if TYPE_CHECKING:
     from pipeline.engine.waiting import Cluster
 
+Graph = dict[Key, Any]  # tasks
 ChunkFunction = Callable[[Rows, Kernels], Any]  # what it returns for two chunks adds
 ADDED_BYTES, MOST_LEVELS = 2**26, 4  # of the sums that one task adds, and levels of the tree that it sums
 SLOWEST = 8e6  # bytes of rows a second that one core processes in costly passes: for the first pass, not timed yet
@@ -149,7 +152,7 @@ class Engine:
         finished = None
         if store is not None:
             finished = FinishedSums(store, tasks.spans, lambda done: progress(before + done, len(wanted)))
-        with closing(self._compute(roots, tasks.names, finished, tasks.storable)) as found:
+        with closing(self._compute(tasks.graph, roots, tasks.names, finished)) as found:
             value = total(whole, stored, store, lambda span: next(found), _add_lists)
         if store is not None and finished is not None and (stored or finished.is_long):
             store.write(whole, value)  # the job may end before this pass and the next ones are in a checkpoint
@@ -165,16 +168,17 @@ class Engine:
         """Yield function(*a, kernels) for each a, in order, with a bounded number of results in memory."""
         remaining = iter(arguments)
         while wave := list(islice(remaining, 2 * self.workers)):
-            shared, stop, token = self._shared((function, self.kernels)), self._new_stop(), uuid4().hex
-            names: dict[Hashable, str] = {
+            graph, stop, token = self._shared((function, self.kernels)), self._new_stop(), uuid4().hex
+            names: dict[Key, str] = {
                 (f"{OURS}call-{token}", i): f"{type(function).__name__}{a}" for i, a in enumerate(wave)
             }
-            calls = [delayed(_call)(shared, a, stop, dask_key_name=key) for key, a in zip(names, wave, strict=True)]
-            yield from self._compute(calls, names)
+            [shared] = graph
+            graph.update({key: (_call, shared, _Opaque(a), stop) for key, a in zip(names, wave, strict=True)})
+            yield from self._compute(graph, list(names), names)
 
-    def _shared(self, value: Any) -> Any:
+    def _shared(self, value: Any) -> Graph:
         """One small task whose result all others use, with the check of a worker before its first task."""
-        return delayed(_same)(_Opaque(value, self._check), dask_key_name=f"{OURS}shared-{uuid4().hex}")
+        return {f"{OURS}shared-{uuid4().hex}": (_same, _Opaque(value, self._check))}
 
     def _new_stop(self) -> _Opaque:
         """An event that tells threads that their results are no longer wanted; None for other processes."""
@@ -183,25 +187,25 @@ class Engine:
 
     def _compute(
         self,
-        roots: list[Any],
-        names: dict[Hashable, str],
+        graph: Graph,
+        roots: list[Key],
+        names: Mapping[Key, str],
         finished: FinishedSums | None = None,
-        storable: Sequence[Any] = (),
     ) -> Generator[Any]:
-        """Yield the values of delayeds, in order. finished : records finished tasks.  storable : those it may store."""
+        """Yield the values of tasks of a graph, in order. finished : records finished tasks."""
         if self.cluster is not None:
-            return self.cluster.compute(roots, names, storable, finished)
-        return self._on_threads(roots, finished)
+            return self.cluster.compute(graph, roots, names, finished)
+        return self._on_threads(graph, roots, finished)
 
-    def _on_threads(self, roots: list[Any], finished: FinishedSums | None) -> Generator[Any]:
-        def record(key: Hashable, value: Any, *_: Any) -> None:
+    def _on_threads(self, graph: Graph, roots: list[Key], finished: FinishedSums | None) -> Generator[Any]:
+        def record(key: Key, value: Any, *_: Any) -> None:
             if finished is not None:
                 finished.add(key, value)
                 finished.update(_itself)
 
         try:
             with Callback(posttask=record) if finished is not None else nullcontext():
-                values = dask.compute(*roots, scheduler=threads, num_workers=self.workers)
+                values = threads(graph, roots, num_workers=self.workers)
         except BaseException:
             if self._stop is not None:
                 self._stop.set()  # or Ctrl-C would wait for whole shards
@@ -231,8 +235,8 @@ class _Tasks:
 
     Parameters
     ----------
-    work : delayed
-        The `_Pass`.
+    shared : dict
+        The one task that returns the `_Pass`.
     ids : sequence of int
         Chunks.
     blocks : sequence of delayeds, or None
@@ -247,15 +251,17 @@ class _Tasks:
 
     Attributes
     ----------
-    storable : list of delayeds
-        Subtrees that may be stored; `spans` has their ranges, by key.
+    graph : dict
+        Tasks by key, as Dask's specification of graphs has them: delayeds for each take ten times as long to make.
+    spans : dict
+        Ranges of the subtrees that may be stored, by key.
     names : dict
         Names of shards for messages, by key.
     """
 
     def __init__(
         self,
-        work: Any,
+        shared: Graph,
         ids: Sequence[int],
         blocks: Sequence[Any] | None,
         stop: _Opaque,
@@ -263,29 +269,30 @@ class _Tasks:
         grain: int,
         levels: int,
     ) -> None:
-        self._work, self._ids, self._blocks, self._stop = work, ids, blocks, stop
+        [self._work] = shared
+        self._ids, self._blocks, self._stop = ids, blocks, stop
         self._width, self._grain, self._levels, self._token = width, grain, levels, uuid4().hex
-        self.storable: list[Any] = []
-        self.spans: dict[Hashable, Span] = {}
-        self.names: dict[Hashable, str] = {}
+        of_blocks = {id(block.dask): block.dask for block in blocks or ()}  # blocks of one array share their graph
+        self.graph: Graph = dict(ChainMap(shared, *of_blocks.values()))
+        self.spans: dict[Key, Span] = {}
+        self.names: dict[Key, str] = {}
 
-    def subtree(self, span: Span) -> Any:
-        """Return the task that sums a subtree."""
+    def subtree(self, span: Span) -> Key:
+        """Add the task that sums a subtree, and those that it needs; return its key."""
         start, stop = span
         if stop - start <= self._width:
             ids, key = self._ids[start:stop], (f"{OURS}shard-{self._token}", start, stop)
             self.names[key] = f"chunk {ids[0]}" if len(ids) == 1 else f"chunks {ids[0]} to {ids[-1]}"
-            block = None if self._blocks is None else self._blocks[ids[0]]
-            task = delayed(_sum_shard)(self._work, _Opaque(ids), self._stop, block, dask_key_name=key)
+            # A persisted block is on the cluster and not in the graph, where its bare key would be taken for a tuple.
+            block = None if self._blocks is None else TaskRef(self._blocks[ids[0]].key)
+            self.graph[key] = (_sum_shard, self._work, _Opaque(ids), self._stop, block)
         else:
             inner = below(span, self._width, self._levels if stop - start <= self._grain else 1)
-            parts = [self.subtree(one) for one in inner]
             key = (f"{OURS}add-{self._token}", start, stop)
-            task = delayed(_add_parts)(_Opaque((span, inner)), *parts, dask_key_name=key)
+            self.graph[key] = (_add_parts, _Opaque((span, inner)), *map(self.subtree, inner))
         if stop - start >= self._grain:
-            self.storable.append(task)
-            self.spans[task.key] = span
-        return task
+            self.spans[key] = span
+        return key
 
 
 class _Opaque:
@@ -319,11 +326,11 @@ def _sum_shard(shared: _Opaque, ids: _Opaque, ended: _Opaque, block: Any = None)
         return tree_sum(results(), _add_in_place)
 
 
-def _call(shared: _Opaque, arguments: tuple[Any, ...], ended: _Opaque) -> Any:
+def _call(shared: _Opaque, arguments: _Opaque, ended: _Opaque) -> Any:
     with _in_task(shared, ended):
         _refuse_unwanted(ended.value)
         function, kernels = shared.value
-        return function(*arguments, kernels)
+        return function(*arguments.value, kernels)
 
 
 @contextmanager

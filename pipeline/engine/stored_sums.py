@@ -7,7 +7,7 @@ has the same bits whatever was finished and however large the tasks of either pa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from pipeline.engine.tree import Span, contains, halves
@@ -44,16 +44,16 @@ class FinishedSums:
         Called from time to time with the number of finished chunks.
     """
 
-    def __init__(self, store: SumStore, spans: dict[Hashable, Span], progress: Callable[[int], None]) -> None:
-        self._store, self._spans, self._progress = store, spans, progress
+    def __init__(self, store: SumStore, spans: dict[Any, Span], progress: Callable[[int], None]) -> None:
+        self._store, self.spans, self._progress = store, spans, progress
         self._keys = {span: key for key, span in spans.items()}
         self._values: dict[Span, Any] = {}
         self._stored: set[Span] = set()
         self._began = self._stored_at = self._reported_at = time.monotonic()
 
-    def add(self, key: Hashable, value: Any) -> list[Hashable]:
+    def add(self, key: Any, value: Any) -> list[Any]:
         """Record a finished task, by its value or a future of it; return the keys of tasks that another now contains."""
-        span = self._spans.get(key)
+        span = self.spans.get(key)
         if span is None:
             return []
         if any(contains(one, span) for one in self._values):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pickle import PickleBuffer
 from typing import Any, NamedTuple, TypeVar
 
-from distributed import Client, futures_of, get_worker, wait
+from distributed import Client, get_worker, wait
 from distributed.client import ClosedClientError, FutureCancelledError, FuturesCancelledError
 from distributed.comm import CommClosedError
 from distributed.core import Status
@@ -24,7 +24,7 @@ from distributed.protocol.pickle import dumps  # also classes of no module, whic
 from distributed.scheduler import KilledWorker, heartbeat_interval
 from distributed.worker import thread_state
 
-from pipeline.engine.passes import OURS
+from pipeline.engine.passes import OURS, Graph
 from pipeline.engine.stored_sums import FinishedSums
 from pipeline.errors import ClusterLost, InputError, PipelineError, StorageError
 from pipeline.logs import get_logger
@@ -43,7 +43,7 @@ STALE = 20.0  # seconds after which an answer says nothing of what happened unti
 STUCK = 1800.0  # seconds in which at least one task has to end
 TRIES = 3  # of a computation whose futures were lost, and of fetching a result
 
-Pending = dict[Hashable, Any]  # futures by key
+Pending = dict[Any, Any]  # futures by key
 
 _GONE = (FutureCancelledError, FuturesCancelledError, ClosedClientError, CommClosedError)
 _ADVICE = "The last checkpoint is intact: bring the cluster up again and use `em-pipeline resume RUN` with the same engine options."
@@ -94,7 +94,7 @@ class Cluster:
         self.patience = patience
         self.log: Callable[..., None] = lambda event, **fields: _log.warning("%s %s", event, fields)
         self._seen_workers = self._asked = time.monotonic()
-        self._recorded: set[Hashable] = set()
+        self._recorded: set[Any] = set()
         self._workers: frozenset[str] = frozenset()  # when the scheduler was last asked
         self._paused: dict[str, float] = {}  # since when, by address
         self._reported: set[str] = set()  # of the paused
@@ -109,22 +109,22 @@ class Cluster:
 
     def compute(
         self,
+        graph: Graph,
         roots: Sequence[Any],
-        names: Mapping[Hashable, str],
-        storable: Sequence[Any] = (),
+        names: Mapping[Any, str],
         finished: FinishedSums | None = None,
     ) -> Generator[Any]:
-        """Yield the values of delayeds, in order.
+        """Yield the values of tasks of a graph, in order.
 
         Parameters
         ----------
-        roots : sequence of delayeds
+        graph : dict
+            Tasks by key.
+        roots : sequence of keys
         names : mapping
             Names of tasks for messages, by key.
-        storable : sequence of delayeds
-            Tasks on the way to the roots whose sums may be stored: their futures are pending until then.
         finished : FinishedSums or None
-            Records finished tasks.
+            Records finished tasks; the futures of those that may be stored are pending until then.
 
         Raises
         ------
@@ -137,10 +137,10 @@ class Cluster:
         for _ in range(TRIES):
             self._seen_workers = time.monotonic()  # not looked at until now
             try:
-                with self._submitted(remaining, storable, finished) as pending:
+                with self._submitted(graph, remaining, finished) as pending:
                     self._recorded.clear()
                     while remaining:
-                        value = self._result([root.key for root in remaining], pending, names, finished)
+                        value = self._result(remaining, pending, names, finished)
                         remaining.pop(0)
                         yield value
                 return
@@ -178,15 +178,10 @@ class Cluster:
         return len(head) + sum(buffer.raw().nbytes for buffer in buffers)
 
     @contextmanager
-    def _submitted(
-        self, roots: Sequence[Any], storable: Sequence[Any], finished: FinishedSums | None
-    ) -> Iterator[Pending]:
+    def _submitted(self, graph: Graph, roots: Sequence[Any], finished: FinishedSums | None) -> Iterator[Pending]:
         """Submit, and yield the futures by key. Those still pending at the end are released, which cancels their tasks."""
-        persisted = self.client.persist(
-            list({one.key: one for one in (*roots, *storable)}.values()), optimize_graph=False
-        )
-        pending = {one.key: futures_of(one)[0] for one in persisted}
-        del persisted
+        keys = list(dict.fromkeys([*roots, *(() if finished is None else finished.spans)]))
+        pending = dict(zip(keys, self.client.get(graph, keys, sync=False), strict=True))
         try:
             yield pending
         except (GeneratorExit, ClusterLost, _Lost, *_GONE):  # nothing to store, or no source for it
@@ -201,7 +196,7 @@ class Cluster:
                 future.release()
 
     def _result(
-        self, keys: Sequence[Hashable], pending: Pending, names: Mapping[Hashable, str], finished: FinishedSums | None
+        self, keys: Sequence[Any], pending: Pending, names: Mapping[Any, str], finished: FinishedSums | None
     ) -> Any:
         """The value of the first of these keys, or the error of any."""
         wanted = [pending[key] for key in keys]
@@ -227,7 +222,7 @@ class Cluster:
                 )
         return self.fetch(wanted[0])
 
-    def _record(self, finished: FinishedSums, pending: Pending, roots: Sequence[Hashable]) -> None:
+    def _record(self, finished: FinishedSums, pending: Pending, roots: Sequence[Any]) -> None:
         """Record the tasks that finished since the last call, and release futures that are not needed any more."""
         for key, future in list(pending.items()):
             if future.status == "finished" and key not in self._recorded:

@@ -22,7 +22,9 @@ from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
 
 DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
-PART = 2**14 // VECTOR_BYTES  # features of a vector of rows that stay in the first-level cache, while all centres are read
+PART = (
+    2**14 // VECTOR_BYTES
+)  # features of a vector of rows that stay in the first-level cache, while all centres are read
 
 
 def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
