@@ -145,7 +145,8 @@ class Engine:
         grain = len(wanted) if store is None else max(1, 2 * len(wanted) // MOST_STORED)
         stored = set() if store is None else store.spans()
         levels = min(MOST_LEVELS, max(1, (ADDED_BYTES // self._bytes.get(kind, ADDED_BYTES)).bit_length() - 1))
-        tasks = _Tasks(self._shared(work), wanted, blocks, self._new_stop(), width, grain, levels)
+        in_place = self.cluster is None and store is None  # or Dask, or the store, may need the parts again
+        tasks = _Tasks(self._shared(work), wanted, blocks, self._new_stop(), width, grain, levels, in_place)
         roots = [tasks.subtree(span) for span in uncovered(whole, stored)]
         _log.debug("pass: %d chunks, %d tasks, %s", len(wanted), len(tasks.names), [one.__name__ for one in kind])
         before = sum(stop - start for start, stop in stored)
@@ -248,6 +249,8 @@ class _Tasks:
         Chunks of the smallest subtree that may be stored.
     levels : int
         Of the tree, that a task sums: 2^levels sums are in its worker's memory. Above the grain always 1.
+    in_place : bool
+        Whether sums of subtrees are needed once: they are added in place.
 
     Attributes
     ----------
@@ -268,8 +271,9 @@ class _Tasks:
         width: int,
         grain: int,
         levels: int,
+        in_place: bool,
     ) -> None:
-        [self._work] = shared
+        [self._work], self._add = shared, _add_in_place if in_place else _add_lists
         self._ids, self._blocks, self._stop = ids, blocks, stop
         self._width, self._grain, self._levels, self._token = width, grain, levels, uuid4().hex
         of_blocks = {id(block.dask): block.dask for block in blocks or ()}  # blocks of one array share their graph
@@ -289,7 +293,7 @@ class _Tasks:
         else:
             inner = below(span, self._width, self._levels if stop - start <= self._grain else 1)
             key = (f"{OURS}add-{self._token}", start, stop)
-            self.graph[key] = (_add_parts, _Opaque((span, inner)), *map(self.subtree, inner))
+            self.graph[key] = (_add_parts, _Opaque((span, inner, self._add)), *map(self.subtree, inner))
         if stop - start >= self._grain:
             self.spans[key] = span
         return key
@@ -359,13 +363,13 @@ def _add_lists(a: list[Any], b: list[Any]) -> list[Any]:
 
 
 def _add_parts(spans: _Opaque, *parts: list[Any]) -> list[Any]:
-    """The sum of a subtree from those of subtrees below it. spans : of the sum, and of each part."""
-    whole, inner = spans.value
-    return sum_of(whole, dict(zip(inner, parts, strict=True)), _add_lists)
+    """The sum of a subtree from those of subtrees below it. spans : of the sum, and of each part, and how two are added."""
+    whole, inner, add = spans.value
+    return sum_of(whole, dict(zip(inner, parts, strict=True)), add)
 
 
 def _add_in_place(a: list[Any], b: list[Any]) -> list[Any]:
-    """Add within a task. Between tasks Dask owns the lists, and may pass them to a task that it repeats."""
+    """Add to the first list. Where Dask may pass it to a task that it repeats, only within a task."""
     for i, y in enumerate(b):
         a[i] += y
     return a

@@ -22,15 +22,14 @@ from pipeline.arrays.tiles import tile_height, tiles
 from pipeline.kernels.base import LloydSums
 from pipeline.kernels.grouped import nearest_in_groups, settled
 from pipeline.kernels.nearest import add_residuals, label_key, move_to, nearest
-from pipeline.models.base import Attachment, Reset
-from pipeline.models.clusters import BestRows, WorstRows
-from pipeline.models.lloyd import Centers, HashedLabels, Lloyd, LloydStats
+from pipeline.models.base import Reset
+from pipeline.models.clusters import BestRows
+from pipeline.models.lloyd import Centers, Lloyd, LloydStats
 from pipeline.models.schema import Field, Fields, Support
 from pipeline.models.starts import plus_plus
 
 NEAR = 8  # groups that a row's centre is looked for in
 ENOUGH = 5  # rows for each centre: of fewer, k-means++ takes those that stay alone
-MOST_MOVED = 1024  # empty centres that move in one iteration
 SHOWN_BYTES = 2**24  # of the nearest rows of each centre, which the report shows
 
 
@@ -122,10 +121,6 @@ class Hierarchy(Lloyd):
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "groups": self.groups}
-
-    @property
-    def attachments(self) -> tuple[Attachment, ...]:
-        return WorstRows(min(self.k, MOST_MOVED)), HashedLabels()
 
     @property
     def represents(self) -> bool:  # type: ignore[override]

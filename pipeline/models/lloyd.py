@@ -1,7 +1,7 @@
 """K-means by Lloyd's iterations: each row is assigned to its nearest centre, each centre is the mean of its rows.
 
 Stopping and empty centres as in scikit-learn: each empty centre moves to the row farthest from its own centre, which leaves
-its old cluster. [Lloyd 1982; MacQueen 1967]
+its old cluster; of very many, those that are left move in the next iterations. [Lloyd 1982; MacQueen 1967]
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from pipeline.models.base import Attachment, Evidence, Expectation, Reset, Total
 from pipeline.models.clusters import ClusterModel, Labels, Removal, SearchEffort, Summary, WorstRows
 from pipeline.models.schema import Field, Fields
 from pipeline.models.words import Words
+
+LEAST_MOVED, MOVED_BYTES = 64, 2**20  # empty centres that can move in one iteration, and the bytes of rows for more
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ class Lloyd(ClusterModel):
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
-        return WorstRows(self.k), HashedLabels()  # every centre but one can be empty
+        most = max(LEAST_MOVED, MOVED_BYTES // (8 * self.n_features))
+        return WorstRows(min(self.k, most)), HashedLabels()  # every centre but one can be empty
 
     def with_components(self, k: int) -> Lloyd:
         return replace(self, k=k)
