@@ -20,6 +20,8 @@ from pipeline.kernels.compiling import exact_kernel
 BLOCK = 6  # centres: with vectors of two registers 12 sums, of 16 registers (32 with AVX-512)
 SQUARE_BYTES = 32  # side of a transposed square: one AVX register
 VECTOR_BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64  # two registers
+PART = 2**14 // VECTOR_BYTES  # features of a vector of rows that stay in the first-level cache
+PRODUCT_BYTES = 128  # that a single product takes at once
 
 
 def in_blocks(coefficients: Array, constants: Array) -> tuple[Array, Array]:
@@ -227,16 +229,63 @@ def _update_among(typing: Any, rows: Any, factors: Any, square: Any, numbers: An
     return types.void(rows, factors, square, numbers, best, index), generate
 
 
-def _any_reaches(typing: Any, line: Any, limit: Any) -> tuple[Any, Any]:
-    """Whether line[t] > limit[t] is false for any t: NaN is not above. Both (v,)."""
+def _reaching(typing: Any, line: Any, limit: Any) -> tuple[Any, Any]:
+    """For which t line[t] > limit[t] is false, bit by bit: NaN is not above. Both (v,)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors, zero = _Vectors.of(context, builder, line.dtype), ir.IntType(64)(0)
         one, other = (vectors.load(array.data, zero) for array in _data(context, builder, signature, args))
-        kind = ir.IntType(vectors.kind.count)
-        return builder.icmp_unsigned("!=", builder.bitcast(builder.fcmp_unordered("<=", one, other), kind), kind(0))
+        bits = ir.IntType(vectors.kind.count)
+        return builder.zext(builder.bitcast(builder.fcmp_unordered("<=", one, other), bits), ir.IntType(64))
 
-    return types.boolean(line, limit), generate
+    return types.uint64(line, limit), generate
+
+
+def _lowest_bit(typing: Any, bits: Any) -> tuple[Any, Any]:
+    """The place of the lowest bit that is set."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), generate
+
+
+def _product_of(typing: Any, x: Any, row: Any, reference: Any, factors: Any, j: Any) -> tuple[Any, Any]:
+    """sum_i factors[j, i] (x[row, i] - reference[i]), added up in any order.
+
+    x : (n, d), d at least what PRODUCT_BYTES hold.  factors : (k, d), or where d is no multiple of that, zeros before the last features
+    make it one: the last numbers of a line belong to the last features.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        width, real, whole = x.dtype.bitwidth // 8, context.get_data_type(x.dtype), ir.IntType(64)
+        n = PRODUCT_BYTES // width
+        kind, name = ir.VectorType(real, n), f"llvm.fma.v{n}f{8 * width}"
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+        rows, zero, lines = _data(context, builder, signature, args)
+        d, long = (builder.extract_value(array.shape, 1) for array in (rows, lines))
+        own, line = (
+            builder.gep(rows.data, [builder.mul(args[1], d)]),
+            builder.gep(lines.data, [builder.mul(args[4], long)]),
+        )
+
+        def load(pointer: Any, place: Any) -> Any:
+            return builder.load(builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer()), align=width)
+
+        total = cgutils.alloca_once_value(builder, ir.Constant(kind, [0.0] * n))
+        with cgutils.for_range(builder, builder.udiv(long, whole(n))) as loop:
+            at, last = builder.mul(loop.index, whole(n)), builder.sub(d, whole(n))
+            place = builder.select(builder.icmp_signed("<", at, last), at, last)
+            apart = builder.fsub(load(own, place), load(zero.data, place))
+            builder.store(builder.call(fma, [load(line, at), apart, builder.load(total)]), total)
+        found = builder.load(total)
+        while n > 1:
+            n //= 2
+            low, high = (ir.Constant(ir.VectorType(ir.IntType(32), n), [*range(k, k + n)]) for k in (0, n))
+            found = builder.fadd(builder.shuffle_vector(found, found, low), builder.shuffle_vector(found, found, high))
+        return builder.extract_element(found, ir.IntType(32)(0))
+
+    return x.dtype(x, types.intp, reference, factors, types.intp), generate
 
 
 # Not by decorator: numba's types would show the code generators' arguments to callers.
@@ -246,7 +295,9 @@ bound_nearest: Any = intrinsic(_bound_nearest)
 add_products: Any = intrinsic(_add_products)
 lowest_of: Any = intrinsic(_lowest_of)
 update_among: Any = intrinsic(_update_among)
-any_reaches: Any = intrinsic(_any_reaches)
+reaching: Any = intrinsic(_reaching)
+lowest_bit: Any = intrinsic(_lowest_bit)
+product_of: Any = intrinsic(_product_of)
 
 
 @exact_kernel

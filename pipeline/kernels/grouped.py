@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, load_group
+from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, load_group, update_among
 from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.nearest import DOUBTFUL
-from pipeline.kernels.nearest_bounds import among
 
 LOOK = 8  # features, after which a sum may be too large already
 
@@ -105,9 +104,28 @@ def _look_up(
             load_group(tile, 0, reference[g], rows)
             best[:] = np.inf
             index[:] = 0
-            among(rows, factors, square, places, count, best, index)
+            _among(rows, factors, square, places, count, best, index)
             for t in range(m):
                 label[order[start + t]] = np.int32(candidates[int(index[t])])
+
+
+@exact_kernel
+def _among(
+    rows: np.ndarray,
+    factors: np.ndarray,
+    square: np.ndarray,
+    near: np.ndarray,
+    count: int,
+    best: np.ndarray,
+    index: np.ndarray,
+) -> None:
+    """Update the lowest scores by those of the centres near[:count]; near ascends. More of it is overwritten."""
+    if count == 0:
+        return
+    for j in range(count, -(-count // BLOCK) * BLOCK):
+        near[j] = near[count - 1]
+    for j in range(0, count, BLOCK):
+        update_among(rows, factors, square, near[j : j + BLOCK], best, index)
 
 
 @exact_kernel

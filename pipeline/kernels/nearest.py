@@ -15,16 +15,13 @@ import scipy.sparse as sp
 
 from pipeline.arrays.dtypes import Array, compute_dtype
 from pipeline.kernels.base import LloydSums
-from pipeline.kernels.blocks import BLOCK, VECTOR_BYTES, add_products, load_group, lowest_of, update_nearest
+from pipeline.kernels.blocks import BLOCK, PART, VECTOR_BYTES, add_products, load_group, lowest_of, update_nearest
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.compiling import exact_kernel, kernel
 from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
 
 DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
-PART = (
-    2**14 // VECTOR_BYTES
-)  # features of a vector of rows that stay in the first-level cache, while all centres are read
 
 
 def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, first: int = 0) -> LloydSums:
@@ -35,7 +32,7 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     label, score = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
     weights = np.empty(0) if weight is None else weight
-    found = nearest_by_bounds(x, made.reference, made.factors, made.square, made.leading)
+    found = nearest_by_bounds(x, made.reference, made.leading)
     if found is not None:
         label = found
     search = centers, made.reference, made.blocks, made.block_squares

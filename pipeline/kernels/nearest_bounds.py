@@ -8,9 +8,8 @@ by the Cauchy-Schwarz inequality, a distance in few dimensions. [Bottesch, Bühl
 the centres differ most; whatever it is, the bound holds. From bounds is taken what rounding may have added to them and taken from
 Lloyd's own scores.
 
-Rows are sorted by the nearest of a few centres, the pivots, so that those side by side have the same centres near them. For as many rows as a
-vector has lanes all bounds are computed, then the scores of the centres of the lowest bounds, then those of all centres whose bound
-is not above the lowest score for any of these rows, in Lloyd's order and with Lloyd's bits.
+For as many rows as a vector has lanes all bounds are computed. A row's scores follow for the centre of its lowest bound and for those whose bound is
+not above the lowest score so far, each as one product, whose order of additions is not Lloyd's. Where that might matter, Lloyd's own scores decide.
 """
 
 from __future__ import annotations
@@ -20,28 +19,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.arrays.dtypes import Array
-from pipeline.arrays.tiles import TILE_BYTES
 from pipeline.kernels.blocks import (
     BLOCK,
+    PART,
+    PRODUCT_BYTES,
     VECTOR_BYTES,
-    any_reaches,
+    add_products,
     bound_nearest,
     in_blocks,
     load_group,
-    update_among,
-    update_nearest,
+    lowest_bit,
+    product_of,
+    reaching,
 )
 from pipeline.kernels.compiling import exact_kernel
 
-LEAST_FEATURES, LEAST_CENTERS, LEAST_ROWS = 128, 256, 512  # with fewer, all distances take less time (measured)
-DIRECTIONS = 48  # of Q
+LEAST_FEATURES, LEAST_CENTERS, LEAST_ROWS = 32, 64, 512  # with fewer, all distances take less time (measured)
+DIRECTIONS, LEFT = 8 * BLOCK, 0.03  # of Q at most; fewer where they leave out no more of the centres' squared lengths
 ITERATIONS = 2  # of the subspace iteration
-CENTERS_PER_PIVOT = 16
-ROWS = 256  # that are projected at once
-LOOK, EVERY = 512, 4  # rows, of which every fourth vector decides
+EVERY = 16  # one of so many vectors of rows shows whether bounds save time
 WORTH = 0.85  # of the operations of all distances
-SCAN = 16  # operations that writing a bound and comparing it takes the time of (measured, as is the next)
-FIXED = 150  # distances that a row's projection, sorting, copying and centre of lowest bound take the time of
+# What takes the time of how many operations, measured: of a row each feature, of a bound to write and compare it, of a single product, and of
+# each of its features, and of each feature of a score in Lloyd's order
+OF_FEATURE, OF_BOUND, OF_PRODUCT, OF_TERM, OF_SCORE = 16, 20, 800, 2.5, 256
 
 
 class Leading(NamedTuple):
@@ -49,30 +49,40 @@ class Leading(NamedTuple):
 
     Attributes
     ----------
-    basis : array, shape (d, q)
-    bounds, bound_constants : arrays, shapes (ceil(k / BLOCK), q + 2, BLOCK) and (ceil(k / BLOCK), BLOCK)
+    basis : array, shape (q / BLOCK, d, BLOCK)
+    bounds, constants : arrays, shapes (ceil(k / BLOCK), q + 2, BLOCK) and (ceil(k / BLOCK), BLOCK)
         A bound is a constant and the product with a row's (Qᵀy, t, |y|).
-    pivots, pivot_squares : arrays, shapes (ceil(p / BLOCK), q, BLOCK) and (ceil(p / BLOCK), BLOCK)
-        The same for distances along Q to the pivots.
+    factors : array, shape (k, at least d)
+        Minus twice the centres about the reference, as `product_of` takes them.
+    square, length : arrays, shape (k,)
+        Of the centres about the reference.
+    near, slack : float
+        See `_near` and `_slack`.
+    saves : list of bool
+        Whether bounds save time, as soon as a chunk has shown it.
     """
 
     basis: Array
     bounds: Array
-    bound_constants: Array
-    pivots: Array
-    pivot_squares: Array
+    constants: Array
+    factors: Array
+    square: Array
+    length: Array
+    near: float
+    slack: float
+    saves: list[bool]
 
 
 def leading_of(factors: Array, square: Array) -> Leading | None:
-    """Return what bounds of these centres take; None where all distances take less time. Shapes as for `nearest_by_bounds`."""
-    (k, d), q, dtype = factors.shape, DIRECTIONS, factors.dtype
+    """Return what bounds of these centres take; None where all distances take less time.
+
+    factors : (k, d), minus twice the centres about the reference.  square : (k,), of their lengths.
+    """
+    (k, d), dtype = factors.shape, factors.dtype
     if d < LEAST_FEATURES or k < LEAST_CENTERS or not np.isfinite(square).all():
         return None
-    scaled, basis = factors / np.sqrt(square.max() or 1.0), np.random.default_rng(0).normal(size=(d, q)).astype(dtype)
-    for _ in range(
-        ITERATIONS
-    ):  # whatever the orthonormal basis is, the bound holds: rounding of the products does not matter
-        basis = np.linalg.qr((scaled.T @ (scaled @ basis)).astype(np.float64))[0].astype(dtype)
+    basis = _directions(factors / np.sqrt(square.max() or 1.0))
+    q = basis.shape[1]
     c = factors.astype(np.float64) / -2.0
     along = c @ basis.astype(np.float64)
     length, length_along = np.einsum("kd,kd->k", c, c), np.einsum("kq,kq->k", along, along)
@@ -80,8 +90,26 @@ def leading_of(factors: Array, square: Array) -> Leading | None:
     loose = _loose(dtype, d, q)  # what rounding may have added to a bound is taken off
     columns = np.concatenate([-2.0 * along, -2.0 * left[:, None], -2.0 * loose * np.sqrt(length)[:, None]], axis=1)
     bounds = in_blocks(columns.astype(dtype), ((1.0 - loose) * square).astype(dtype))
-    some = slice(None, None, CENTERS_PER_PIVOT)
-    return Leading(basis, *bounds, *in_blocks(-2.0 * along[some].astype(dtype), length_along[some].astype(dtype)))
+    at_once = PRODUCT_BYTES // dtype.itemsize
+    whole = d // at_once * at_once
+    single = np.zeros((k, -(-d // at_once) * at_once), dtype)
+    single[:, :whole] = factors[:, :whole]
+    if whole < d:
+        single[:, whole - d :] = factors[:, whole:]
+    basis, _ = in_blocks(np.ascontiguousarray(basis.T), np.zeros(q, dtype))
+    return Leading(basis, *bounds, single, square, np.sqrt(length), _near(dtype, d), _slack(dtype, d), [])
+
+
+def _directions(c: Array) -> Array:
+    """Q, (d, q), the first directions those in which the centres, (k, d), differ most. Rounding does not matter: the bound holds for any."""
+    basis = np.random.default_rng(0).normal(size=(c.shape[1], min(DIRECTIONS, c.shape[1] // BLOCK * BLOCK)))
+    for _ in range(ITERATIONS):
+        basis = np.linalg.qr((c.T @ (c @ basis.astype(c.dtype))).astype(np.float64))[0]
+    along, total = c.astype(np.float64) @ basis, np.square(c, dtype=np.float64).sum()
+    squares, turn = np.linalg.eigh(along.T @ along)
+    enough = 1 + int((np.cumsum(squares[::-1]) < (1.0 - LEFT) * total).sum())
+    q = min(-(-enough // BLOCK) * BLOCK, len(squares))
+    return np.asarray((basis @ turn[:, ::-1])[:, :q].astype(c.dtype))
 
 
 def _loose(dtype: Any, d: int, q: int) -> float:
@@ -89,157 +117,159 @@ def _loose(dtype: Any, d: int, q: int) -> float:
     return (4.0 * d + 5.0 * q + 64.0) * float(np.finfo(dtype).eps)
 
 
+def _near(dtype: Any, d: int) -> float:
+    """Rounding of a score of Lloyd's, d additions, and of a single product, d / 16 or fewer, as a share of |c|² + 2 |y| |c|."""
+    return (0.6 * d + 16.0) * float(np.finfo(dtype).eps)
+
+
 def _slack(dtype: Any, d: int) -> float:
     """What rounding may take from the square of a length that Q leaves out, as a share of the square of the length."""
     return 16.0 * d * float(np.finfo(dtype).eps)
 
 
-def nearest_by_bounds(x: Array, reference: Array, factors: Array, square: Array, leading: Leading | None) -> Array | None:  # fmt: skip
-    """Return the nearest centres of rows, (n,) int32; None where that would not save time.
-
-    x : (n, d).  reference : (d,).  factors : (k, d), minus twice the centres about the reference.  square : (k,), of their lengths.
-    """
-    n, d = x.shape
-    if n < LEAST_ROWS or leading is None:
+def nearest_by_bounds(x: Array, reference: Array, leading: Leading | None) -> Array | None:
+    """Return the nearest centres of rows, (n,) int32; None where that would not save time. x : (n, d).  reference : (d,)."""
+    if len(x) < LEAST_ROWS or leading is None or False in leading.saves:
         return None
-    given, label = (reference, factors, square, leading), np.empty(n, np.int32)
-    computed = _settled(x[:: n // LOOK], *given, label, EVERY)
-    k, m = len(factors), leading.bounds.shape[1]
-    if k * (m + SCAN) + d * (computed + FIXED) > WORTH * k * d:
-        return None
-    many = TILE_BYTES // (2 * x.itemsize * m)
-    for start in range(0, n, many):
-        _settled(x[start : start + many], *given, label[start : start + many])
+    (k, _), d, q = leading.factors.shape, x.shape[1], len(leading.basis) * BLOCK
+    most = WORTH * k * d - d * (q + OF_FEATURE) - k * (q + 2 + OF_BOUND)
+    label = np.empty(len(x), np.int32)
+    for step in (1,) if leading.saves else (EVERY, 1):
+        if not _settle(x, reference, *leading[:8], most, step, label):
+            leading.saves[:] = [False]
+            return None
+        leading.saves[:] = [True]
     return label
 
 
 def bounds_bytes(k: int) -> int:
-    """Return the bytes beside tiles: bounds for a vector of rows, and the centres near them."""
-    return (VECTOR_BYTES + 8) * k
-
-
-def _settled(x: Array, reference: Array, factors: Array, square: Array, leading: Leading, label: Array, step: int = 1) -> float:  # fmt: skip
-    """Write labels, of every step-th vector of rows; return how many scores were computed for a row."""
-    projected = _projected(x, reference, leading.basis)
-    pivot = np.empty(len(x), np.int32)
-    _nearest_pivots(projected, leading.pivots, leading.pivot_squares, pivot)
-    order = np.argsort(pivot, kind="stable")
-    given = leading.bounds, leading.bound_constants, factors, square
-    found: float = _settle(x, reference, projected, order, *given, label, step)
-    return found
-
-
-def _projected(x: Array, reference: Array, basis: Array) -> Array:
-    """(n, q + 2): (Qᵀy, t, |y|) of each row."""
-    (n, d), q = x.shape, basis.shape[1]
-    out, y = np.empty((n, q + 2), x.dtype), np.empty((min(n, ROWS), d), x.dtype)
-    for start in range(0, n, ROWS):
-        some = out[start : start + ROWS]
-        rows = np.subtract(x[start : start + ROWS], reference, out=y[: len(some)])
-        length, along = np.einsum("nd,nd->n", rows, rows), rows @ basis
-        some[:, :q] = along
-        some[:, q] = np.sqrt(
-            np.maximum(length - np.einsum("nq,nq->n", along, along), 0.0) + _slack(x.dtype, d) * length
-        )
-        some[:, q + 1] = np.sqrt(length)
-    return out
-
-
-@exact_kernel
-def _nearest_pivots(projected: np.ndarray, pivots: np.ndarray, squares: np.ndarray, pivot: np.ndarray) -> None:
-    """Write the pivot that is nearest along Q, (n,) int32. Which one it is decides about the time alone."""
-    n, q = len(projected), pivots.shape[1]
-    lanes = VECTOR_BYTES // projected.itemsize
-    rows, best, index = (
-        np.zeros((q, lanes), projected.dtype),
-        np.empty(lanes, projected.dtype),
-        np.empty(lanes, projected.dtype),
-    )
-    for start in range(0, n, lanes):
-        m = min(lanes, n - start)
-        for t in range(m):
-            for i in range(q):
-                rows[i, t] = projected[start + t, i]
-        best[:] = np.inf
-        index[:] = 0
-        for b in range(len(pivots)):
-            update_nearest(rows, pivots[b], squares[b], b * BLOCK, best, index)
-        for t in range(m):
-            pivot[start + t] = np.int32(index[t])
+    """Return the bytes beside tiles: bounds for a vector of rows."""
+    return VECTOR_BYTES * k
 
 
 @exact_kernel
 def _settle(
     x: np.ndarray,
     reference: np.ndarray,
-    projected: np.ndarray,
-    order: np.ndarray,
+    basis: np.ndarray,
     bounds: np.ndarray,
     constants: np.ndarray,
     factors: np.ndarray,
     square: np.ndarray,
-    label: np.ndarray,
+    length: np.ndarray,
+    near: float,
+    slack: float,
+    most: float,
     step: int,
-) -> float:
-    """See `_settled`."""
-    (n, d), k, m = x.shape, len(square), projected.shape[1]
+    label: np.ndarray,
+) -> bool:
+    """Write the labels of every step-th vector of rows; return False as soon as that takes more than so many operations for each row."""
+    (n, d), k, q = x.shape, len(square), len(basis) * BLOCK
     lanes = VECTOR_BYTES // x.itemsize
-    groups, computed, seen = -(-n // lanes), 0, 0
-    along, tile, rows = np.empty((m, lanes), x.dtype), np.empty((lanes, d), x.dtype), np.empty((d, lanes), x.dtype)
-    best, index, limit = np.empty(lanes, x.dtype), np.empty(lanes, x.dtype), np.empty(lanes, x.dtype)
-    bound, near = np.empty((len(bounds) * BLOCK, lanes), x.dtype), np.empty(k + BLOCK, np.int64)
-    for g in range(0, groups, step):
-        for t in range(lanes):
-            row = order[min(g * lanes + t, n - 1)]  # the last rows are filled up by the last
-            for i in range(m):
-                along[i, t] = projected[row, i]
-            for i in range(d):
-                tile[t, i] = x[row, i]
-        load_group(tile, 0, reference, rows)
-        best[:] = np.inf
-        index[:] = 0
-        for b in range(len(bounds)):
-            bound_nearest(along, bounds[b], constants[b], b * BLOCK, best, index, bound[b * BLOCK : (b + 1) * BLOCK])
-        # The lowest score of those of the lowest bounds is the limit, as Lloyd computes it.
-        count = 0
-        for t in range(lanes):
-            own, known = np.int64(index[t]), False
-            for j in range(count):
-                known |= near[j] == own
-            if not known:
-                near[count] = own
-                count += 1
+    of_product, left = OF_PRODUCT + OF_TERM * d, most * (n // step)
+    part, along = np.empty((min(d, PART), lanes), x.dtype), np.empty((q + 2, lanes), x.dtype)
+    best, index, bound = (
+        np.empty(lanes, x.dtype),
+        np.empty(lanes, x.dtype),
+        np.empty((len(bounds) * BLOCK, lanes), x.dtype),
+    )
+    limit, others, own = np.empty(lanes, x.dtype), np.empty(lanes, x.dtype), np.empty(lanes, x.dtype)
+    chosen = np.empty(lanes, np.int64)
+    centers, found = (reference, factors, square, length, near), (limit, others, own, chosen)
+    for start in range(0, n, lanes * step):
+        row = min(start, n - lanes)
+        _project(x, row, reference, basis, slack, part, along)
         limit[:] = np.inf
-        among(rows, factors, square, near, count, limit, index)
-        count = 0
-        for j in range(k):
-            if any_reaches(bound[j], limit):
-                near[count] = j
-                count += 1
+        others[:] = np.inf
+        own[:] = np.inf
+        chosen[:] = -1
         best[:] = np.inf
-        index[:] = 0
-        among(rows, factors, square, near, count, best, index)
-        for t in range(min(lanes, n - g * lanes)):
-            label[order[g * lanes + t]] = np.int32(index[t])
-        computed += count
-        seen += 1
-    return computed / seen
+        index[:] = -1
+        for b in range(len(bounds)):
+            place = b * BLOCK
+            bound_nearest(along, bounds[b], constants[b], place, best, index, bound[place : place + BLOCK])
+        for t in range(lanes):
+            if index[t] >= 0:
+                _compare(x, row, t, int(index[t]), along[q + 1, t], centers, found)
+                left -= of_product
+        for j in range(k):
+            some = reaching(bound[j], limit)
+            while some != 0:
+                t = lowest_bit(some)
+                some &= some - np.uint64(1)
+                if j != int(index[t]):
+                    _compare(x, row, t, j, along[q + 1, t], centers, found)
+                    left -= of_product
+            if left < 0:
+                return False
+        for t in range(lanes):
+            if chosen[t] < 0 or not others[t] > limit[t]:
+                left -= OF_SCORE * d * _choose_by_scores(x, row, t, bound, centers, found)
+            label[row + t] = np.int32(chosen[t])
+    return True
 
 
 @exact_kernel
-def among(
-    rows: np.ndarray,
-    factors: np.ndarray,
-    square: np.ndarray,
-    near: np.ndarray,
-    count: int,
-    best: np.ndarray,
-    index: np.ndarray,
+def _project(
+    x: np.ndarray, row: int, reference: np.ndarray, basis: np.ndarray, slack: float, part: np.ndarray, along: np.ndarray
 ) -> None:
-    """Update the lowest scores by those of the centres near[:count], ascending; more of near is overwritten."""
-    if count == 0:
-        return
-    for j in range(count, -(-count // BLOCK) * BLOCK):
-        near[j] = near[count - 1]
-    for j in range(0, count, BLOCK):
-        update_among(rows, factors, square, near[j : j + BLOCK], best, index)
+    """Write (Qᵀy, t, |y|) of a vector of rows, (q + 2, lanes). part : overwritten."""
+    d, (m, lanes) = x.shape[1], along.shape
+    along[:] = 0.0
+    for i in range(0, d, PART):
+        stop = min(i + PART, d)
+        load_group(x, row, reference, part[: stop - i], i)
+        for b in range(len(basis)):
+            add_products(part[: stop - i], basis[b, i:stop], along[b * BLOCK : (b + 1) * BLOCK])
+        for j in range(stop - i):
+            for t in range(lanes):
+                along[m - 1, t] += part[j, t] * part[j, t]
+    for i in range(m - 2):
+        for t in range(lanes):
+            along[m - 2, t] += along[i, t] * along[i, t]
+    for t in range(lanes):
+        whole = along[m - 1, t]
+        along[m - 2, t] = np.sqrt(max(whole - along[m - 2, t], 0.0) + slack * whole)
+        along[m - 1, t] = np.sqrt(whole)
+
+
+@exact_kernel
+def _compare(x: np.ndarray, row: int, t: int, j: int, size: float, centers: Any, found: Any) -> None:
+    """Compare row t of a vector with centre j.
+
+    found : for each row what Lloyd's score of the chosen centre is at most, the limit; what those of the others are at least; what it is at
+    least itself; and the chosen centre.
+    """
+    (reference, factors, square, length, near), (limit, others, own, chosen) = centers, found
+    score = square[j] + product_of(x, row + t, reference, factors, j)
+    error = near * (square[j] + 2.0 * size * length[j])
+    most, least = score + error, score - error
+    if not least > -np.inf:  # NaN as well
+        least = -np.inf
+    if most < limit[t]:
+        others[t] = min(others[t], own[t])
+        limit[t], own[t], chosen[t] = most, least, j
+    else:
+        others[t] = min(others[t], least)
+
+
+@exact_kernel
+def _choose_by_scores(x: np.ndarray, row: int, t: int, bound: np.ndarray, centers: Any, found: Any) -> int:
+    """Choose for row t by Lloyd's scores of the centres whose bounds the limit leaves; return how many these are."""
+    (reference, factors, square, _, _), (limit, _, _, chosen) = centers, found
+    d, (k, width) = x.shape[1], factors.shape
+    filled = width - d  # zeros before the last features
+    whole = width - PRODUCT_BYTES // x.itemsize if filled else d
+    least, count = x.dtype.type(np.inf), 0
+    chosen[t] = 0
+    for j in range(k):
+        if not bound[j, t] > limit[t]:
+            score = square[j]
+            for i in range(whole):
+                score += factors[j, i] * (x[row + t, i] - reference[i])
+            for i in range(whole, d):
+                score += factors[j, filled + i] * (x[row + t, i] - reference[i])
+            if score < least:
+                least, chosen[t] = score, j
+            count += 1
+    return count
