@@ -1,4 +1,4 @@
 """The version of the arithmetic."""
 
-NUMERICS = 27
+NUMERICS = 28
 """Raised when the bits of results change on purpose; a run of another value cannot be resumed."""

@@ -1,4 +1,4 @@
-"""A Lloyd pass in memory, over rows without structure and over MNIST, against scikit-learn, faiss and dask-ml."""
+"""A Lloyd pass in memory, over rows without structure, patches of pictures and MNIST, against scikit-learn, faiss and dask-ml."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from benchmarks.common import (
     one_pass,
 )
 from benchmarks.mnist import pictures
+from benchmarks.patches import PICTURES, STRIDE, all_rows
 from pipeline.data.chunks import Chunks
+from pipeline.data.patch import Patch
+from pipeline.data.sources.images import ImagesSection
 from pipeline.engine.passes import Engine
 from pipeline.models.lloyd import Lloyd
 
 # d, K, rows: at least so many times faster than scikit-learn
-CASES = {(64, 200, 2**20): 1.3, (64, 1000, 2**19): 3.0, (8, 20, 2**23): 1.5}
-MNIST = {100: 8.0, 979: 5.0}  # K: the same, after MNIST_ITERATIONS from random rows
-MNIST_ITERATIONS = 10
+CASES = {(64, 200, 2**20): 1.3, (64, 1000, 2**19): 1.3, (8, 20, 2**23): 1.5}
+PATCHES = {1000: 3.0}  # K: the same, after ITERATIONS from random rows
+MNIST = {100: 8.0, 979: 5.0}
+ITERATIONS = 10
 QUICK_ROWS = 2**15
 
 
@@ -111,19 +115,22 @@ PEERS: dict[str, Callable[[np.ndarray, np.ndarray], Way]] = {
 
 
 def kmeans(setting: Setting) -> Iterator[Record]:
-    """Float32 rows: without structure, centres drawn from them; and pictures of digits, with centres on their way."""
+    """Float32 rows: without structure, centres drawn from them; and patches and pictures of digits, with centres on their way."""
     for (d, k, n_full), target in CASES.items():
         n = setting.pick(n_full, QUICK_ROWS)
         rng = np.random.default_rng(0)
         x = rng.standard_normal((n, d), dtype=np.float32)
         centers = x[rng.choice(n, k, replace=False)]
         yield from _against_peers(setting, f"d={d} K={k} float32", x, centers, target)
-    digits = pictures(setting).astype(np.float32)
-    for k, target in MNIST.items():
-        start = digits[np.random.default_rng(0).choice(len(digits), k, replace=False)]
-        run = fitted(Engine(workers=THREADS), *_problem(digits, start), setting.pick(MNIST_ITERATIONS, 1))
-        centers = run.params.centers.astype(np.float32)
-        yield from _against_peers(setting, f"MNIST d=784 K={k} float32", digits, centers, target)
+    patch = Patch(size=(8, 8), stride=setting.pick(STRIDE, 40), remove_mean=False)
+    patches = all_rows(ImagesSection(path=str(setting.real(PICTURES)), patch=patch).open_chunks())
+    real = {"patches": (patches, PATCHES), "MNIST": (pictures(setting).astype(np.float32), MNIST)}
+    for name, (x, targets) in real.items():
+        for k, target in targets.items():
+            start = x[np.random.default_rng(0).choice(len(x), k, replace=False)]
+            run = fitted(Engine(workers=THREADS), *_problem(x, start), setting.pick(ITERATIONS, 1))
+            centers = run.params.centers.astype(np.float32)
+            yield from _against_peers(setting, f"{name} d={x.shape[1]} K={k} float32", x, centers, target)
 
 
 def _against_peers(setting: Setting, case: str, x: np.ndarray, centers: np.ndarray, target: float) -> Iterator[Record]:
