@@ -1,4 +1,4 @@
-"""Two innermost steps of K-means, written as vector instructions: transposing squares, and rows against six centres.
+"""The innermost steps of K-means, written as vector instructions: transposing squares, rows against six centres, and single products.
 
 From loops over arrays a compiler does not keep a block of sums in registers. Here a step loads one feature of many rows
 and multiplies it with six centres, so that arithmetic, not memory, limits the speed: as in a large matrix product.
@@ -221,7 +221,10 @@ def _update_among(typing: Any, rows: Any, factors: Any, square: Any, numbers: An
         own = [builder.load(builder.gep(which.data, [ir.IntType(64)(j)])) for j in range(BLOCK)]
         lines = [builder.gep(c.data, [builder.mul(number, _lines(builder, x))]) for number in own]
         begin = [vectors.everywhere(builder.load(builder.gep(start.data, [number]))) for number in own]
-        element = lambda j, i: builder.gep(lines[j], [i])  # noqa: E731
+
+        def element(j: int, i: Any) -> Any:
+            return builder.gep(lines[j], [i])
+
         values = vectors.with_products(x.data, _lines(builder, x), element, begin)
         vectors.lower(values, own.__getitem__, low.data, name.data)
         return context.get_dummy_value()

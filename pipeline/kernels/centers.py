@@ -45,7 +45,8 @@ class Prepared(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes."""
-        return self.factors.nbytes + self.blocks.nbytes + self.square.nbytes + self.block_squares.nbytes
+        arrays = {id(each): each for each in (*self, *(self.leading or ())) if isinstance(each, np.ndarray)}
+        return sum(each.nbytes for each in arrays.values())
 
 
 _known: dict[tuple[int, bytes, str, bool], Prepared] = {}

@@ -91,11 +91,10 @@ def leading_of(factors: Array, square: Array) -> Leading | None:
     columns = np.concatenate([-2.0 * along, -2.0 * left[:, None], -2.0 * loose * np.sqrt(length)[:, None]], axis=1)
     bounds = in_blocks(columns.astype(dtype), ((1.0 - loose) * square).astype(dtype))
     at_once = PRODUCT_BYTES // dtype.itemsize
-    whole = d // at_once * at_once
-    single = np.zeros((k, -(-d // at_once) * at_once), dtype)
-    single[:, :whole] = factors[:, :whole]
+    single, whole = factors, d // at_once * at_once
     if whole < d:
-        single[:, whole - d :] = factors[:, whole:]
+        single = np.zeros((k, whole + at_once), dtype)
+        single[:, :whole], single[:, whole - d :] = factors[:, :whole], factors[:, whole:]
     basis, _ = in_blocks(np.ascontiguousarray(basis.T), np.zeros(q, dtype))
     return Leading(basis, *bounds, single, square, np.sqrt(length), _near(dtype, d), _slack(dtype, d), [])
 

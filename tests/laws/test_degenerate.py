@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pipeline import KMeans
 from pipeline.arrays.rows import Rows
 from pipeline.config import Preprocess
 from pipeline.data.chunks import Chunks
@@ -165,6 +166,16 @@ def test_as_many_components_as_rows_ends(covariance_type):
         for component in {event.reset.component for event in events}:
             mine = [event.reset.done for event in events if event.reset.component == component]
             assert mine == sorted(mine, reverse=True), "once it stays, it stays"
+
+
+def test_very_many_empty_centres_move_in_more_than_one_iteration():
+    """Of 100 empty centres in 2,100 features 64 move at once, the others in the next iteration: none stays empty."""
+    x = np.random.default_rng(0).normal(size=(260, 2100)).astype(np.float32)
+    start = np.concatenate([x[:20], 1e3 + np.arange(100.0)[:, None] + np.zeros(2100)])
+    given = {"init": start, "n_init": 1, "method": "em", "tol": 0}
+    with pytest.warns(UserWarning, match="84"):
+        KMeans(120, **given, max_iter=1).fit(x)
+    assert len(np.unique(KMeans(120, **given, max_iter=2).fit(x).labels_)) == 120
 
 
 def test_an_empty_component_with_fixed_covariances_is_reset():
