@@ -6,7 +6,7 @@ import pytest
 from pipeline import KMeans, keyed
 from pipeline.kernels import centers as kernel_centers
 from pipeline.kernels import nearest, nearest_bounds
-from pipeline.kernels.blocks import BLOCK
+from pipeline.kernels.blocks import BLOCK, PART
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.cpu import KERNELS
 from pipeline.kernels.nearest import TILE, add_residuals
@@ -15,7 +15,17 @@ from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
 SIZES = [
     (n, d, k)
     for n in (1, TILE - 1, 2 * TILE + 3)
-    for d, k in [(1, 1), (1, BLOCK), (2, BLOCK + 1), (4, 8), (16, 17), (17, 5), (64, 300), (100, 257)]
+    for d, k in [
+        (1, 1),
+        (1, BLOCK),
+        (2, BLOCK + 1),
+        (4, 8),
+        (16, 17),
+        (17, 5),
+        (64, 300),
+        (100, 257),
+        (2 * PART + 3, 8),
+    ]
 ]
 
 
@@ -64,7 +74,7 @@ def test_sums_are_those_of_the_labels(n, d, k, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("d", [1, 3, 16, 17, 64])
+@pytest.mark.parametrize("d", [1, 3, 16, 17, 64, 2 * PART + 1])
 def test_ties_go_to_the_lowest_centre(d, dtype):
     """Centres given several times, anywhere among the others, are chosen where they stand first."""
     x, weight, centers, shift = problem(700, d, 90, dtype)
@@ -75,7 +85,7 @@ def test_ties_go_to_the_lowest_centre(d, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("d", [3, 40])
+@pytest.mark.parametrize("d", [3, 40, 2 * PART + 1])
 def test_a_row_is_computed_alike_wherever_it_stands(d, dtype):
     """Its label and distance have the same bits alone, among other rows, and at other places of a tile."""
     x, weight, centers, shift = problem(600, d, 33, dtype)

@@ -33,6 +33,9 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
     weights = np.empty(0) if weight is None else weight
     found = nearest_by_bounds(x, made.reference, made.leading)
+    if found is None and d > 2 * PART and n >= VECTOR_BYTES // x.itemsize:
+        found = label
+        _label_by_parts(x, made.reference, made.blocks, made.block_squares, label)
     if found is not None:
         label = found
     search = centers, made.reference, made.blocks, made.block_squares
@@ -119,9 +122,7 @@ def _pass(
     """Write labels (unless they are known) and scores of rows, and add to the sums; return inertia and the key of labels."""
     n, d = x.shape
     lanes = VECTOR_BYTES // x.itemsize
-    in_parts = d > 2 * PART
-    rows = np.empty((1, PART, lanes) if in_parts else (TILE // lanes, d, lanes), x.dtype)
-    sums = np.empty((len(square), BLOCK, lanes) if in_parts else (0, BLOCK, lanes), x.dtype)
+    rows = np.empty((TILE // lanes, d, lanes), x.dtype)
     best, chosen = np.empty((TILE // lanes, lanes), x.dtype), np.empty(TILE, x.dtype)
     index = chosen.reshape(best.shape)
     tail = np.zeros((TILE, d), x.dtype)  # the last rows, filled up
@@ -136,17 +137,13 @@ def _pass(
                     for i in range(d):
                         tail[t, i] = x[start + t, i]
             tile, groups = x[start : start + TILE] if m == TILE else tail, -(-m // lanes)
+            for g in range(groups):
+                load_group(tile, g * lanes, reference, rows[g])
             best[:] = np.inf
             chosen[:] = 0
-            if in_parts:
+            for b in range(len(coefficients)):
                 for g in range(groups):
-                    _update_by_parts(tile, g * lanes, reference, coefficients, square, rows[0], sums, best[g], index[g])
-            else:
-                for g in range(groups):
-                    load_group(tile, g * lanes, reference, rows[g])
-                for b in range(len(coefficients)):
-                    for g in range(groups):
-                        update_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
+                    update_nearest(rows[g], coefficients[b], square[b], b * BLOCK, best[g], index[g])
             for t in range(m):
                 own[t] = np.int32(chosen[t])
         if weight.size:
@@ -158,33 +155,34 @@ def _pass(
 
 
 @exact_kernel
-def _update_by_parts(
-    tile: np.ndarray,
-    first: int,
-    reference: np.ndarray,
-    coefficients: np.ndarray,
-    square: np.ndarray,
-    part: np.ndarray,
-    sums: np.ndarray,
-    best: np.ndarray,
-    index: np.ndarray,
+def _label_by_parts(
+    x: np.ndarray, reference: np.ndarray, coefficients: np.ndarray, square: np.ndarray, label: np.ndarray
 ) -> None:
-    """As `update_nearest` of all blocks, with the same bits: each sum is continued from one part of the features to the next.
+    """Write labels, with the bits of `_pass`: each sum is continued from one part of the features, which stays near, to the next.
 
-    tile : (TILE, d), of which the rows from `first` on are compared.  part : (PART, lanes).  sums : (n_blocks, BLOCK, lanes).
+    x : (n, d), n at least the lanes of a vector.
     """
-    d, lanes = tile.shape[1], part.shape[1]
-    for b in range(len(sums)):
-        for j in range(BLOCK):
-            for t in range(lanes):
-                sums[b, j, t] = square[b, j]
-    for start in range(0, d, PART):
-        stop = min(start + PART, d)
-        load_group(tile, first, reference, part[: stop - start], start)
+    n, d = x.shape
+    lanes = VECTOR_BYTES // x.itemsize
+    part, sums = np.empty((PART, lanes), x.dtype), np.empty((len(square), BLOCK, lanes), x.dtype)
+    best, index = np.empty(lanes, x.dtype), np.empty(lanes, x.dtype)
+    for start in range(0, n, lanes):
+        row = min(start, n - lanes)
         for b in range(len(sums)):
-            add_products(part[: stop - start], coefficients[b, start:stop], sums[b])
-    for b in range(len(sums)):
-        lowest_of(sums[b], b * BLOCK, best, index)
+            for j in range(BLOCK):
+                for t in range(lanes):
+                    sums[b, j, t] = square[b, j]
+        for i in range(0, d, PART):
+            stop = min(i + PART, d)
+            load_group(x, row, reference, part[: stop - i], i)
+            for b in range(len(sums)):
+                add_products(part[: stop - i], coefficients[b, i:stop], sums[b])
+        best[:] = np.inf
+        index[:] = 0
+        for b in range(len(sums)):
+            lowest_of(sums[b], b * BLOCK, best, index)
+        for t in range(lanes):
+            label[row + t] = np.int32(index[t])
 
 
 @exact_kernel
