@@ -101,10 +101,10 @@ class Counting(Cluster):
 
     tasks = 0
 
-    def compute(self, roots: Any, *rest: Any) -> Any:
+    def compute(self, graph: Any, *rest: Any) -> Any:
         """As in passes."""
-        self.tasks = len({key for root in roots for key in root.dask})
-        return super().compute(roots, *rest)
+        self.tasks = len(graph)
+        return super().compute(graph, *rest)
 
 
 def workers(address: str, count: int, folder: str) -> None:
