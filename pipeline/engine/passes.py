@@ -255,7 +255,7 @@ class _Tasks:
     Attributes
     ----------
     graph : dict
-        Tasks by key, as Dask's specification of graphs has them: delayeds for each take ten times as long to make.
+        Tasks by key, as Dask's specification of graphs has them: making delayeds took most of the driver's time.
     spans : dict
         Ranges of the subtrees that may be stored, by key.
     names : dict

@@ -18,7 +18,7 @@ from pipeline.kernels.base import LloydSums
 from pipeline.kernels.blocks import BLOCK, PART, VECTOR_BYTES, add_products, load_group, lowest_of, update_nearest
 from pipeline.kernels.centers import prepared
 from pipeline.kernels.compiling import exact_kernel, kernel
-from pipeline.kernels.nearest_bounds import LEAST_ROWS, nearest_by_bounds
+from pipeline.kernels.nearest_bounds import may_save, nearest_by_bounds
 
 DOUBTFUL = 16  # times eps: a score is a sum of two terms, each rounded to eps of the squared distance
 TILE = 256  # rows, transposed: a block of centres is read once for all of them
@@ -28,18 +28,19 @@ def lloyd_pass(x: Array, weight: Array | None, centers: Array, shift: Array, fir
     """See `Kernels.lloyd_pass`."""
     x = np.ascontiguousarray(x, compute_dtype(x.dtype))
     (k, d), n = centers.shape, len(x)
-    made = prepared(centers, shift, x.dtype, n >= LEAST_ROWS)
+    made = prepared(centers, shift, x.dtype, may_save(n, k, d))
     label, score = np.empty(n, np.int32), np.empty(n)
     sum_w, sum_x = np.zeros(k), np.zeros((k, d))
     weights = np.empty(0) if weight is None else weight
     found = nearest_by_bounds(x, made.reference, made.leading)
-    if found is None and d > 2 * PART and n >= VECTOR_BYTES // x.itemsize:
-        found = label
-        _label_by_parts(x, made.reference, made.blocks, made.block_squares, label)
+    known = found is not None
     if found is not None:
         label = found
+    elif d > 2 * PART and n >= VECTOR_BYTES // x.itemsize:
+        _label_by_parts(x, made.reference, made.blocks, made.block_squares, label)
+        known = True
     search = centers, made.reference, made.blocks, made.block_squares
-    inertia, key = _pass(x, weights, first, *search, found is not None, label, score, sum_w, sum_x)
+    inertia, key = _pass(x, weights, first, *search, known, label, score, sum_w, sum_x)
     apart = _are_told_apart(made.square) if x.itemsize == 8 else np.zeros(k, np.bool_)
     largest = float(made.square.max())
     if not apart.all() and _corrected(x, weights, centers, shift, made.reference, label, score, apart, largest):

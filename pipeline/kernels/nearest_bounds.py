@@ -35,6 +35,7 @@ from pipeline.kernels.blocks import (
 from pipeline.kernels.compiling import exact_kernel
 
 LEAST_FEATURES, LEAST_CENTERS, LEAST_ROWS = 32, 64, 512  # with fewer, all distances take less time (measured)
+LEAST_PRODUCTS = 10**9  # of all distances of a chunk: preparing bounds takes the time of 5e7 to 3e8 in each pass
 DIRECTIONS, LEFT = 8 * BLOCK, 0.03  # of Q at most; fewer where they leave out no more of the centres' squared lengths
 ITERATIONS = 2  # of the subspace iteration
 EVERY = 16  # one of so many vectors of rows shows whether bounds save time
@@ -128,9 +129,9 @@ def _slack(dtype: Any, d: int) -> float:
 
 def nearest_by_bounds(x: Array, reference: Array, leading: Leading | None) -> Array | None:
     """Return the nearest centres of rows, (n,) int32; None where that would not save time. x : (n, d).  reference : (d,)."""
-    if len(x) < LEAST_ROWS or leading is None or False in leading.saves:
+    if leading is None or False in leading.saves or not may_save(len(x), len(leading.square), x.shape[1]):
         return None
-    (k, _), d, q = leading.factors.shape, x.shape[1], len(leading.basis) * BLOCK
+    k, d, q = len(leading.square), x.shape[1], len(leading.basis) * BLOCK
     most = WORTH * k * d - d * (q + OF_FEATURE) - k * (q + 2 + OF_BOUND)
     label = np.empty(len(x), np.int32)
     for step in (1,) if leading.saves else (EVERY, 1):
@@ -139,6 +140,11 @@ def nearest_by_bounds(x: Array, reference: Array, leading: Leading | None) -> Ar
             return None
         leading.saves[:] = [True]
     return label
+
+
+def may_save(n: int, k: int, d: int) -> bool:
+    """Whether a chunk has enough rows, and enough to compute, for bounds to save time."""
+    return n >= LEAST_ROWS and n * k * d >= LEAST_PRODUCTS
 
 
 def bounds_bytes(k: int) -> int:
